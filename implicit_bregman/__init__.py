@@ -1,0 +1,36 @@
+"""Implicit layers z = h(x; θ) ∈ crit(f_θ(·; x) + γφ + ι_C), solved and differentiated at the critical point."""
+
+from implicit_bregman import adjoints, solvers
+from implicit_bregman.adjoints import AdjointReport
+from implicit_bregman.critical_point import attach_gradient, find_critical_point
+from implicit_bregman.energy import Energy, QuadraticEnergy
+from implicit_bregman.legendre import LegendreFunction, geometries, geometry
+from implicit_bregman.majorization import Certificate, certify
+from implicit_bregman.nn import BregmanDEQ, BregmanLinear, EuclideanLinear, FeedForward, StandardLinear
+from implicit_bregman.solution import Solution
+from implicit_bregman.status import ConvergenceWarning, Status
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AdjointReport",
+    "BregmanDEQ",
+    "BregmanLinear",
+    "Certificate",
+    "ConvergenceWarning",
+    "Energy",
+    "EuclideanLinear",
+    "FeedForward",
+    "LegendreFunction",
+    "QuadraticEnergy",
+    "Solution",
+    "StandardLinear",
+    "Status",
+    "adjoints",
+    "attach_gradient",
+    "certify",
+    "find_critical_point",
+    "geometries",
+    "geometry",
+    "solvers",
+]

@@ -1,0 +1,50 @@
+"""Contract of the adjoints: how dL/dz becomes dL/dθ."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from implicit_bregman.objective import Objective
+from implicit_bregman.settings import Settings
+from implicit_bregman.solvers.base import Outcome, Solver
+
+
+@dataclass
+class AdjointReport:
+    """How the backward solve went; filled in by `backward()`.
+
+    Attributes:
+        status: `Status` values, (B,), or None before the backward pass.
+        residual: relative residual of the adjoint system, (B,).
+        iterations: products with the operator, (B,); 0 for a direct solve.
+    """
+
+    status: Int[Tensor, " batch"] | None = None
+    residual: Float[Tensor, " batch"] | None = None
+    iterations: Int[Tensor, " batch"] | None = None
+
+
+@dataclass(frozen=True)
+class Adjoint(Settings):
+    """How the solution is differentiated."""
+
+    @abstractmethod
+    def solve(
+        self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver
+    ) -> tuple[Outcome, Float[Tensor, "batch d"], AdjointReport]:
+        """Find the critical point from y⁰ = `dual`, and its value with this adjoint's gradient attached."""
+
+    def attach(self, objective: Objective, outcome: Outcome, dual: Float[Tensor, "batch d"]) -> Attached:
+        """The value of `outcome` with this adjoint's gradient.
+
+        Raises:
+            TypeError: if the adjoint differentiates a run of its own (`Unrolled`).
+        """
+        raise TypeError(f"{type(self).__name__} differentiates its own iterations, not a given iterate")
+
+
+Attached = tuple[Tensor, AdjointReport]

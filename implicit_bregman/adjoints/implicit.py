@@ -1,0 +1,139 @@
+"""Implicit differentiation at the critical point (Problem 2.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from implicit_bregman.adjoints.base import Adjoint, AdjointReport
+from implicit_bregman.adjoints.system import METHODS, solve_adjoint_system
+from implicit_bregman.linearization import Linearization, linearize, linearize_on_free_set
+from implicit_bregman.objective import Objective
+from implicit_bregman.settings import FAILURE_MODES, check_choice, check_count, check_positive
+from implicit_bregman.solvers.base import Outcome, Solver
+from implicit_bregman.status import report_failures
+
+
+@dataclass(frozen=True)
+class Implicit(Adjoint):
+    """dL/dθ = −vᵀ ∂_θ∇f(z; x), where v solves the (symmetric) adjoint system at the critical point.
+
+    The gradient with respect to z⁰ is 0: an isolated critical point does not move with the start.
+
+    Args:
+        method: "cg" (symmetric W), "gmres" (any W), "dense" (one factorization per sample or per free set), or
+            "auto": dense for small d and at polished points, else CG, or GMRES where W is not symmetric.
+        tol: relative residual of the adjoint system. Default 1e-12 in float64, 1e-6 in float32.
+        max_iter: bound on products with the operator.
+        on_failure: "warn" (once), "raise" or "ignore" when a backward solve fails.
+
+    Raises:
+        TypeError: for an unknown setting.
+        ValueError: for an impossible one.
+    """
+
+    method: str = "auto"
+    tol: float | None = None
+    max_iter: int = 5000
+    on_failure: str = "warn"
+
+    def __post_init__(self) -> None:
+        """Refuse impossible settings."""
+        check_choice("method", self.method, METHODS)
+        if self.tol is not None:
+            check_positive("tol", self.tol)
+        check_count("max_iter", self.max_iter)
+        check_choice("on_failure", self.on_failure, FAILURE_MODES)
+
+    def solve(
+        self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver
+    ) -> tuple[Outcome, Float[Tensor, "batch d"], AdjointReport]:
+        """Solve with `solver`, then attach the implicit gradient."""
+        outcome = solver.solve(objective, dual)
+        value, report = self.attach(objective, outcome, dual)
+        return outcome, value, report
+
+    def attach(
+        self, objective: Objective, outcome: Outcome, dual: Float[Tensor, "batch d"]
+    ) -> tuple[Float[Tensor, "batch d"], AdjointReport]:
+        """The value of `outcome` with the implicit gradient at that point, converged or not."""
+        report = AdjointReport()
+        z = outcome.point.value.detach()
+        # −∇f at fixed z: its derivatives in x and θ are all that the chain rule needs besides v.
+        force = -objective.energy.gradient(z)
+        if not (torch.is_grad_enabled() and (force.requires_grad or dual.requires_grad)):
+            return z, report
+        system = linearize_outcome(objective, outcome)
+        value = _AttachImplicit.apply(z, force, dual, _Backward(self, system, report))
+        return value, report
+
+
+def linearize_outcome(objective: Objective, outcome: Outcome) -> Linearization:
+    """The adjoint system where a solver stopped: exact on the free set of polished samples, scaled elsewhere."""
+    point = outcome.point
+    hessian = objective.energy.hessian(point.value)
+    scaled = linearize(
+        hessian, objective.geometry, objective.regularization, point.dual, point.next_dual, point.step
+    )
+    exact = linearize_on_free_set(hessian, outcome.free, point.value.dtype)
+    polished = outcome.polished[:, None]
+    return Linearization(
+        hessian,
+        torch.where(polished, exact.slope, scaled.slope),
+        torch.where(polished, exact.shift, scaled.shift),
+    )
+
+
+@dataclass(frozen=True)
+class _Backward:
+    """What the backward pass needs besides tensors."""
+
+    adjoint: Implicit
+    system: Linearization
+    report: AdjointReport
+
+
+class _AttachImplicit(torch.autograd.Function):
+    """z ↦ z, whose backward turns dL/dz into v = dL/d(−∇f)."""
+
+    @staticmethod
+    def forward(
+        value: Tensor, force: Tensor, initial: Tensor, backward: _Backward
+    ) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        backward: _Backward = inputs[3]
+        ctx.adjoint, ctx.report = backward.adjoint, backward.report
+        # Saved, not just held, so that autograd counts, offloads and frees these tensors as its own.
+        tensors, ctx.rebuild_hessian = backward.system.hessian.pack()
+        ctx.save_for_backward(backward.system.slope, backward.system.shift, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "the implicit adjoint cannot be differentiated twice (create_graph=True or torch.func.grad): "
+                "use adjoint=Unrolled(steps=...) for second derivatives"
+            )
+        slope, shift, *rest = ctx.saved_tensors
+        system = Linearization(ctx.rebuild_hessian(*rest), slope, shift)
+        adjoint: Implicit = ctx.adjoint
+        v, status, residual, iterations = solve_adjoint_system(
+            system, gradient, adjoint.method, adjoint.tol, adjoint.max_iter
+        )
+        ctx.report.status, ctx.report.residual, ctx.report.iterations = status, residual, iterations
+        report_failures("implicit adjoint", status, adjoint.on_failure)
+        initial = torch.zeros_like(gradient) if ctx.needs_input_grad[2] else None
+        return None, v, initial, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        raise RuntimeError(
+            "the implicit adjoint has no forward mode (jvp): use adjoint=Unrolled(steps=...), or backward()"
+        )

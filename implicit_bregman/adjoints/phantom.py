@@ -1,0 +1,92 @@
+"""Approximate gradients: a few steps differentiated at the solution."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from implicit_bregman.adjoints.base import Adjoint, AdjointReport
+from implicit_bregman.objective import Objective
+from implicit_bregman.settings import check_count, check_positive
+from implicit_bregman.solvers.base import Outcome, Solver
+
+
+@dataclass(frozen=True)
+class Phantom(Adjoint):
+    """The phantom gradient: differentiate `steps` damped MM steps y ← (1 − λ)y + λy⁺ made at the solution.
+
+    Geng, Zhang, Bai, Wang and Lin, "On training implicit models" (2021), in dual coordinates. The value stays the
+    solver's. Biased; with steps → ∞ and a contraction it tends to the implicit gradient.
+
+    Args:
+        steps: number of steps differentiated.
+        damping: λ in (0, 1].
+
+    Raises:
+        TypeError: for an unknown setting.
+        ValueError: for an impossible one.
+    """
+
+    steps: int = 5
+    damping: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse impossible settings."""
+        check_count("steps", self.steps)
+        check_positive("damping", self.damping)
+        if self.damping > 1:
+            raise ValueError(f"damping must be in (0, 1], got {self.damping}")
+
+    def solve(
+        self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver
+    ) -> tuple[Outcome, Float[Tensor, "batch d"], AdjointReport]:
+        """Solve with `solver`, then attach the approximate gradient."""
+        outcome = solver.solve(objective, dual)
+        value, report = self.attach(objective, outcome, dual)
+        return outcome, value, report
+
+    def attach(
+        self, objective: Objective, outcome: Outcome, dual: Float[Tensor, "batch d"]
+    ) -> tuple[Float[Tensor, "batch d"], AdjointReport]:
+        """The value of `outcome` with the gradient of the damped steps."""
+        return attach_steps(objective, outcome, self.steps, self.damping), AdjointReport()
+
+
+@dataclass(frozen=True)
+class OneStep(Adjoint):
+    """Differentiate one MM step at the solution, as if the solution it starts from were constant.
+
+    Bolte, Pauwels and Vaiter, "One-step differentiation of iterative algorithms" (2023). Exact for a method that
+    converges superlinearly; for MM its relative error is about the rate of convergence.
+    """
+
+    def solve(
+        self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver
+    ) -> tuple[Outcome, Float[Tensor, "batch d"], AdjointReport]:
+        """Solve with `solver`, then attach the approximate gradient."""
+        outcome = solver.solve(objective, dual)
+        value, report = self.attach(objective, outcome, dual)
+        return outcome, value, report
+
+    def attach(
+        self, objective: Objective, outcome: Outcome, dual: Float[Tensor, "batch d"]
+    ) -> tuple[Float[Tensor, "batch d"], AdjointReport]:
+        """The value of `outcome` with the gradient of one step."""
+        return attach_steps(objective, outcome, 1, 1.0), AdjointReport()
+
+
+def attach_steps(objective: Objective, outcome: Outcome, steps: int, damping: float) -> Float[Tensor, "batch d"]:
+    """The value of `outcome`, with the derivative of `steps` damped MM steps from there."""
+    value = outcome.point.value.detach()
+    if not torch.is_grad_enabled():
+        return value
+    start = outcome.point.dual.detach()
+    dual = start
+    for _ in range(steps):
+        moved = objective.iterate(dual, outcome.point.step)
+        dual = moved if damping == 1 else torch.lerp(dual, moved, damping)
+    reached = objective.geometry.activation(dual)
+    return value + (reached - reached.detach())

@@ -1,0 +1,175 @@
+"""Solving the adjoint system, with a status per sample."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient
+from implicit_bregman.linalg.gmres import gmres
+from implicit_bregman.linalg.masked import solve_on_free_set
+from implicit_bregman.linearization import Linearization
+from implicit_bregman.status import Status
+
+METHODS = ("auto", "cg", "gmres", "dense")
+
+#: Relative residual asked of the adjoint system, by precision.
+DEFAULT_TOL = {torch.float32: 1e-6, torch.float64: 1e-12}
+#: Up to this width a factorization per sample is cheaper than iterating.
+_SMALL = 64
+#: Up to this width a system that CG found indefinite is factorized instead.
+_LARGEST_DENSE = 1024
+#: Rounds of refinement with a float64 residual.
+_REFINEMENTS = 4
+
+AdjointSolution = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def solve_adjoint_system(
+    system: Linearization, gradient: Float[Tensor, "batch d"], method: str, tol: float | None, max_iter: int
+) -> tuple[
+    Float[Tensor, "batch d"], Int[Tensor, " batch"], Float[Tensor, " batch"], Int[Tensor, " batch"]
+]:
+    """v = dL/dc from g = dL/dz; rows of g that are not finite give v = 0 and the status INVALID_INPUT.
+
+    Returns:
+        v (B, d), status (B,), relative residual (B,), iterations (B,).
+    """
+    usable = torch.isfinite(gradient.sum(-1))
+    g = torch.where(usable[:, None], gradient, 0.0)
+    target = DEFAULT_TOL[g.dtype] if tol is None else tol
+    shared = system.hessian.matrix is not None
+    if method == "dense" and not shared:
+        raise ValueError('adjoint method "dense" needs a quadratic energy: use method="cg"')
+    if method == "cg" and not system.hessian.symmetric:
+        raise ValueError('adjoint method "cg" needs a symmetric weight: use method="gmres" or "auto"')
+    direct = shared and (method == "dense" or (method == "auto" and _is_cheap(system)))
+    v, solved, residual, iterations = _direct(system, g) if direct else _iterate(system, g, method, target, max_iter)
+    finite = torch.isfinite(v.sum(-1))
+    status = torch.where(solved, int(Status.CONVERGED), int(Status.MAX_ITER))
+    status = torch.where(finite, status, int(Status.SINGULAR))
+    status = torch.where(usable, status, int(Status.INVALID_INPUT))
+    return torch.where(finite[:, None], v, 0.0).to(gradient.dtype), status, residual, iterations
+
+
+def _is_cheap(system: Linearization) -> bool:
+    return system.slope.shape[-1] <= _SMALL or _on_free_sets(system)
+
+
+def _on_free_sets(system: Linearization) -> bool:
+    """Whether every sample's system is the free block of H and the identity (all samples are polished)."""
+    slope, shift = system.slope, system.shift
+    return bool((((slope == 1) & (shift == 0)) | ((slope == 0) & (shift == 1))).all())
+
+
+def _direct(system: Linearization, g: Tensor) -> AdjointSolution:
+    """Factorizations in float64: one per free set where all samples are polished, else one per sample."""
+    none = torch.zeros(len(g), dtype=torch.int64, device=g.device)
+    symmetric = system.hessian.symmetric
+    if _on_free_sets(system):
+        matrix = system.hessian.matrix
+        assert matrix is not None  # the caller has checked
+        free = system.slope > 0
+        v, solved = solve_on_free_set(matrix.double().mT, free, g.double(), symmetric)
+        if not bool(solved.all()):  # a saddle: regular, but not positive definite
+            rows = (~solved).nonzero().squeeze(-1)
+            again, regular = solve_on_free_set(matrix.double().mT, free[rows], g[rows].double(), False)
+            v, solved = v.index_copy(0, rows, again), solved.index_copy(0, rows, regular)
+        v = torch.where(solved[:, None], v, torch.nan)
+    else:
+        v = torch.cat([_factorize(system, g, rows) for rows in system.chunks()]) if len(g) else g.double()
+        solved = torch.isfinite(v.sum(-1))
+    return v, solved, _residual(system, v, g), none
+
+
+def _factorize(system: Linearization, g: Tensor, rows: slice) -> Tensor:
+    """v for a part of the batch; NaN where the system is singular."""
+    slope, right = system.slope[rows].double(), g[rows].double()[:, :, None]
+    if system.hessian.symmetric:
+        root = slope.sqrt()
+        matrix = system.dense(True, rows, torch.float64)
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        v = root * torch.cholesky_solve(root[:, :, None] * right, factor).squeeze(-1)
+        if not bool((info != 0).any()):
+            return v
+        general, bad = torch.linalg.solve_ex(matrix, root[:, :, None] * right)
+        general = torch.where((bad == 0)[:, None], root * general.squeeze(-1), torch.nan)
+        return torch.where((info == 0)[:, None], v, general)
+    u, bad = torch.linalg.solve_ex(system.dense(False, rows, torch.float64), right)
+    return torch.where((bad == 0)[:, None], slope * u.squeeze(-1), torch.nan)
+
+
+def _residual(system: Linearization, v: Tensor, g: Tensor) -> Float[Tensor, " batch"]:
+    """‖(shift/D₊ + Hᵀ) v − g‖ over the coordinates with D₊ > 0, relative to ‖g‖."""
+    slope, shift = system.slope.to(v.dtype), system.shift.to(v.dtype)
+    inside = slope > 0
+    # D₊ times the equation: no division by a slope that may be tiny.
+    left = shift * v + slope * system.hessian.product(v, transpose=True)
+    error = torch.where(inside, left - slope * g, 0.0)
+    size = torch.linalg.vector_norm(slope * g, dim=-1)
+    return (torch.linalg.vector_norm(error, dim=-1) / torch.where(size > 0, size, 1.0)).to(g.dtype)
+
+
+def _iterate(
+    system: Linearization, g: Tensor, method: str, tol: float, max_iter: int
+) -> AdjointSolution:
+    """CG on the symmetric form, or GMRES, refined with float64 residuals where H is a matrix."""
+    symmetric = system.hessian.symmetric and method != "gmres"
+    diagonal = system.diagonal()
+    root = system.slope.sqrt()
+    operator = system.apply_symmetric if symmetric else system.apply
+    wide = torch.float64 if system.hessian.matrix is not None else g.dtype
+    rhs = (root if symmetric else torch.ones_like(root)).to(wide) * g.to(wide)
+    solve = conjugate_gradient if symmetric else gmres
+
+    total = torch.zeros_like(rhs)
+    residual, norm = rhs, torch.linalg.vector_norm(rhs, dim=-1)
+    safe = torch.where(norm > 0, norm, 1.0)
+    iterations = torch.zeros(len(g), dtype=torch.int64, device=g.device)
+    positive = torch.ones(len(g), dtype=torch.bool, device=g.device)
+    done = norm == 0
+    # One round where nothing can be gained: float64, or a Hessian that is not a matrix.
+    for _ in range(_REFINEMENTS if wide != g.dtype else 1):
+        size = torch.linalg.vector_norm(residual, dim=-1)
+        scale = torch.where(done | (size == 0), 1.0, size)[:, None]
+        right = torch.where(done[:, None], 0.0, residual / scale).to(g.dtype)
+        part: LinearSolution = solve(
+            operator, right, lambda r: r / diagonal, max(tol, _reach(g.dtype)), max_iter
+        )
+        total = total + scale * part.value.to(wide)
+        iterations, positive = iterations + part.iterations, positive & part.positive
+        residual = rhs - operator(total)
+        done = torch.linalg.vector_norm(residual, dim=-1) <= tol * safe
+        if bool(done.all()):
+            break
+    scaling = (root if symmetric else system.slope).to(wide)
+    v, relative = scaling * total, torch.linalg.vector_norm(residual, dim=-1) / safe
+    solved = done | (part.converged & (relative <= 10 * tol))
+    if not bool(positive.all()):
+        v, solved = _replace_indefinite(system, g, v, solved, positive, tol, max_iter)
+    return v, solved, relative.to(g.dtype), iterations
+
+
+def _reach(dtype: torch.dtype) -> float:
+    """The relative residual that one iterative solve can reach in this precision."""
+    return 64 * float(torch.finfo(dtype).eps)
+
+
+def _replace_indefinite(
+    system: Linearization,
+    g: Tensor,
+    v: Tensor,
+    solved: Tensor,
+    positive: Bool[Tensor, " batch"],
+    tol: float,
+    max_iter: int,
+) -> tuple[Tensor, Tensor]:
+    """Solve again, by a method that needs no positive curvature, the samples at which CG met a negative one."""
+    rows = (~positive).nonzero().squeeze(-1)
+    part = Linearization(system.hessian.select(rows), system.slope[rows], system.shift[rows])
+    if system.hessian.matrix is not None and g.shape[-1] <= _LARGEST_DENSE:
+        again, regular, _, _ = _direct(part, g[rows])
+    else:
+        again, regular, _, _ = _iterate(part, g[rows], "gmres", tol, max_iter)
+    return v.index_copy(0, rows, again.to(v.dtype)), solved.index_copy(0, rows, regular)

@@ -1,0 +1,115 @@
+"""Refusing what cannot be solved, before anything is computed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from implicit_bregman.energy.base import BoundEnergy, Energy
+from implicit_bregman.energy.quadratic import QuadraticEnergy
+from implicit_bregman.legendre import LegendreFunction
+
+
+def check_regularization(regularization: float) -> float:
+    """γ as a float.
+
+    Raises:
+        ValueError: unless it is a finite number ≥ 0.
+    """
+    if isinstance(regularization, Tensor) or not (regularization >= 0 and math.isfinite(regularization)):
+        raise ValueError(f"regularization must be a finite number >= 0, got {regularization!r}")
+    return float(regularization)
+
+
+def check_input(energy: Energy, x: Tensor) -> int:
+    """d, the width of z, for an input that fits the energy.
+
+    Raises:
+        TypeError: unless x is a floating-point tensor.
+        ValueError: if its last dimension, dtype or device does not fit the energy.
+    """
+    if not isinstance(energy, Energy):
+        raise TypeError(f"energy must be an Energy, got {type(energy).__name__}: subclass implicit_bregman.Energy")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    if not x.is_floating_point():
+        raise TypeError(f"x must be a floating-point tensor, got {x.dtype}: call x.float()")
+    if x.dim() == 0:
+        raise ValueError("x must have at least one dimension, the features; got a 0-d tensor")
+    if isinstance(energy, QuadraticEnergy) and x.shape[-1] != energy.in_features:
+        raise ValueError(
+            f"x must have {energy.in_features} features in its last dimension, got shape {tuple(x.shape)}"
+        )
+    half = x.dtype.itemsize == 2
+    for name, tensor in [*energy.named_parameters(), *energy.named_buffers()]:
+        if not tensor.is_floating_point():
+            continue
+        if tensor.device != x.device:
+            raise ValueError(f"x is on {x.device}, but {name} of the energy is on {tensor.device}: move one of them")
+        if tensor.dtype.itemsize == 2 and not isinstance(energy, QuadraticEnergy):
+            raise ValueError(f"{name} of the energy is {tensor.dtype}: only a QuadraticEnergy can be half precision")
+        if tensor.dtype != x.dtype and not (half and torch.is_autocast_enabled(x.device.type)):
+            raise ValueError(f"x is {x.dtype}, but {name} of the energy is {tensor.dtype}: convert one of them")
+    return x.shape[-1] if energy.features is None else energy.features
+
+
+def check_initial(initial: Tensor, shape: Sequence[int], like: Tensor) -> None:
+    """A start that fits the batch.
+
+    Raises:
+        TypeError: unless it is a floating-point tensor.
+        ValueError: if its shape or device does not fit.
+    """
+    if not isinstance(initial, Tensor) or not initial.is_floating_point():
+        kind = initial.dtype if isinstance(initial, Tensor) else type(initial).__name__
+        raise TypeError(f"initial must be a floating-point tensor or a Solution, got {kind}")
+    if tuple(initial.shape) != tuple(shape):
+        raise ValueError(f"initial must have shape {tuple(shape)}, got {tuple(initial.shape)}")
+    if initial.device != like.device:
+        raise ValueError(f"initial is on {initial.device}, but x is on {like.device}: move one of them")
+
+
+def check_existence(energy: BoundEnergy, geometry: LegendreFunction, regularization: float) -> None:
+    """Refuse a quadratic objective that is provably unbounded below on C.
+
+    Raises:
+        ValueError: naming the direction of descent and the remedies.
+    """
+    hessian = energy.shared_hessian
+    lo, hi = geometry.domain
+    if hessian is None or not energy.symmetric or (math.isfinite(lo) and math.isfinite(hi)):
+        return
+    # Far out, γφ adds this much curvature.
+    growth = regularization * geometry.curvature_at_infinity if regularization else 0.0
+    if math.isinf(growth):
+        return
+    ray = "along a coordinate axis"
+    if math.isinf(lo) and math.isinf(hi):
+        least, ray = torch.linalg.eigvalsh(hessian)[0], "along an eigenvector of W"
+    else:
+        least = torch.minimum(hessian.diagonal().min(), hessian.mean() * len(hessian))
+    rounding = 64 * torch.finfo(hessian.dtype).eps * float(hessian.abs().max()) * len(hessian)
+    if float(least) + growth < -rounding:
+        raise ValueError(
+            f"the objective is unbounded below on the domain {geometry.domain} of {geometry.name} ({ray} its "
+            f"curvature is {float(least) + growth:.3g}): use weight='convex', a larger regularization, or a "
+            "geometry with a bounded domain"
+        )
+
+
+def refuse_transforms(x: Tensor) -> None:
+    """Refuse to run inside torch.func transforms and forward-mode AD.
+
+    Raises:
+        RuntimeError: naming what to do instead.
+    """
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            "find_critical_point does not run inside torch.func transforms (vmap, grad, jvp, jacrev, ...): "
+            "it is batched already, and gradients come from backward() or torch.autograd.grad"
+        )
+    if torch.autograd.forward_ad.unpack_dual(x).tangent is not None:
+        raise RuntimeError("find_critical_point has no forward mode (jvp): use backward() or torch.autograd.grad")

@@ -1,0 +1,46 @@
+"""The command `implicit-bregman`. Everything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+EXTRA = ("typer", "rich", "numpy", "scipy", "sklearn", "matplotlib")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: What follows the program's name; default: what the shell gave.
+
+    Returns:
+        Exit code: 0, or 2 with one line on stderr for bad input, or 130 after Ctrl-C.
+    """
+    try:
+        from implicit_bregman.experiments.commands import run
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in EXTRA:
+            raise
+        return fail(f"{error.name} is not installed; pip install 'implicit-bregman[experiments]'")
+    try:
+        return run(sys.argv[1:] if arguments is None else list(arguments))
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in EXTRA:
+            raise
+        return fail(f"{error.name} is not installed; pip install 'implicit-bregman[experiments]'")
+    except (ValueError, OSError) as error:
+        return fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted, nothing was written", file=sys.stderr)
+        return 130
+
+
+def fail(message: str) -> int:
+    """Print a one-line error and return the exit code of bad input."""
+    print(f"implicit-bregman: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

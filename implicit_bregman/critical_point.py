@@ -1,0 +1,182 @@
+"""The one function that joins geometry, energy, majorization, solver and adjoint."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from implicit_bregman.adjoints import Adjoint, Unrolled, adjoint_named
+from implicit_bregman.checks import (
+    check_existence,
+    check_input,
+    check_initial,
+    check_regularization,
+    refuse_transforms,
+)
+from implicit_bregman.energy.base import Energy
+from implicit_bregman.legendre import LegendreFunction, geometry as lookup
+from implicit_bregman.majorization import automatic_step
+from implicit_bregman.objective import Objective
+from implicit_bregman.solution import Solution
+from implicit_bregman.solvers import MM, Outcome, Solver, solver_named
+from implicit_bregman.status import Status, report_failures
+
+
+@torch.compiler.disable
+def find_critical_point(
+    energy: Energy,
+    geometry: str | LegendreFunction,
+    x: Float[Tensor, "*batch n"],
+    initial: Float[Tensor, "*batch d"] | Solution | None = None,
+    regularization: float = 0.0,
+    solver: str | Solver = "auto",
+    adjoint: str | Adjoint = "implicit",
+) -> Solution:
+    """h(x; θ) ∈ crit(f_θ(·; x) + γφ + ι_C), the limit of MM from z⁰ (Problem 2.1), or z_L (Problem 2.2).
+
+    Each sample stops by its own residual and is then left alone. Half-precision inputs and parameters are lifted
+    to float32 and the value is returned in x's precision; under autocast the solve runs in the parameters'
+    precision. `torch.compile` breaks the graph here. vmap and forward mode are refused.
+
+    Args:
+        energy: f.
+        geometry: φ, by name or instance.
+        x: input, (B, n) with any leading shape B.
+        initial: z⁰, (B, d), in int C; or a `Solution`, whose dual is taken. None: ρ(0).
+        regularization: γ ≥ 0.
+        solver: a name ("auto", "mm", "anderson", "broyden") or an instance.
+        adjoint: a name ("implicit", "phantom", "one_step", "unrolled") or an instance.
+
+    Raises:
+        TypeError: for tensors that are not floating point, or arguments of the wrong kind.
+        ValueError: for shapes, dtypes or devices that do not fit, a start outside int C, unknown names, or an
+            objective that is provably unbounded below.
+        RuntimeError: if a sample fails and the solver's `on_failure` is "raise", or inside `torch.func` transforms.
+    """
+    phi = lookup(geometry)
+    how = adjoint_named(adjoint)
+    method = _solver_for(solver, how)
+    refuse_transforms(x)
+    gamma = check_regularization(regularization)
+    features = check_input(energy, x)
+    batch, result_dtype = x.shape[:-1], x.dtype
+    with torch.autocast(x.device.type, enabled=False):
+        flat = _lift(x, energy).reshape(batch.numel(), x.shape[-1])
+        dual, usable = _start(phi, initial, flat, batch, features)
+        clean = torch.isfinite(flat).all(-1) & usable
+        flat = torch.where(clean[:, None], flat, 0.0)
+        objective = _objective(energy, phi, flat, gamma)
+        outcome, value, report = how.solve(objective, torch.where(clean[:, None], dual, 0.0), method)
+        status = torch.where(clean, outcome.status, int(Status.INVALID_INPUT))
+        report_failures("find_critical_point", status, method.on_failure)
+        value = torch.where(clean[:, None], value, torch.nan)
+        return _solution(outcome, value.to(result_dtype) if result_dtype.itemsize == 2 and not _autocast(x) else value,
+                         status, batch, report)
+
+
+@torch.compiler.disable
+def attach_gradient(
+    energy: Energy,
+    geometry: str | LegendreFunction,
+    x: Float[Tensor, "*batch n"],
+    dual: Float[Tensor, "*batch d"],
+    regularization: float = 0.0,
+    adjoint: str | Adjoint = "implicit",
+) -> Float[Tensor, "*batch d"]:
+    """ρ(dual) with the gradient that an adjoint computes at that iterate, converged or not.
+
+    It measures how far the gradient is off along the iterations of a solver.
+
+    Args:
+        energy: f.
+        geometry: φ, by name or instance.
+        x: input, (B, n).
+        dual: the iterate y, (B, d).
+        regularization: γ ≥ 0.
+        adjoint: `Implicit`, `Phantom` or `OneStep`, by name or instance.
+
+    Raises:
+        TypeError: for `Unrolled`, which has iterates of its own.
+        ValueError: for shapes or dtypes that do not fit.
+    """
+    phi = lookup(geometry)
+    how = adjoint_named(adjoint)
+    features = check_input(energy, x)
+    if dual.shape != (*x.shape[:-1], features):
+        raise ValueError(f"dual must have shape {(*x.shape[:-1], features)}, got {tuple(dual.shape)}")
+    rows = dual.reshape(-1, features).detach()
+    objective = _objective(energy, phi, x.reshape(-1, x.shape[-1]), check_regularization(regularization))
+    point = objective.evaluate(rows, objective.initial_step(rows))
+    count = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+    outcome = Outcome(point, count, count, count + 1, count > 0, torch.ones_like(rows, dtype=torch.bool), None)
+    value, _ = how.attach(objective, outcome, rows)
+    return value.reshape(dual.shape)
+
+
+def _solver_for(solver: str | Solver, adjoint: Adjoint) -> Solver:
+    return MM() if isinstance(adjoint, Unrolled) and solver == "auto" else solver_named(solver)
+
+
+def _autocast(x: Tensor) -> bool:
+    return torch.is_autocast_enabled(x.device.type)
+
+
+def _lift(x: Tensor, energy: Energy) -> Tensor:
+    """x in the precision of the solve: the parameters' under autocast, never less than float32."""
+    if x.dtype.itemsize == 2:
+        own = next((p.dtype for p in energy.parameters() if p.is_floating_point()), torch.float32)
+        return x.to(own if own.itemsize > 2 else torch.float32)
+    return x
+
+
+def _start(
+    phi: LegendreFunction, initial: Tensor | Solution | None, flat: Tensor, batch: torch.Size, features: int
+) -> tuple[Tensor, Tensor]:
+    """y⁰, (B, d), and which samples have a usable one, (B,)."""
+    all_usable = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
+    if initial is None:
+        return flat.new_zeros(len(flat), features), all_usable
+    if isinstance(initial, Solution):
+        check_initial(initial.dual, (*batch, features), flat)
+        return initial.dual.detach().reshape(len(flat), features).to(flat.dtype), all_usable
+    check_initial(initial, (*batch, features), flat)
+    rows = initial.reshape(len(flat), features).to(flat.dtype)
+    usable = torch.isfinite(rows).all(-1)
+    outside = usable[:, None] & ~phi.is_interior(rows)
+    if bool(outside.any()):
+        raise ValueError(
+            f"initial must lie in the interior of the domain {phi.domain} of {phi.name}, got entries such as "
+            f"{float(rows[outside][0]):g}: map it there first, for example with geometry.activation"
+        )
+    middle = phi.activation(torch.zeros_like(rows))
+    return phi.inverse_activation(torch.where(usable[:, None], rows, middle)), usable
+
+
+def _objective(energy: Energy, phi: LegendreFunction, flat: Tensor, gamma: float) -> Objective:
+    bound = energy.bind(flat)
+    check_existence(bound, phi, gamma)
+    return Objective(bound, phi, gamma, automatic_step(bound.curvature, phi))
+
+
+def _solution(
+    outcome: Outcome, value: Tensor, status: Tensor, batch: torch.Size, report: object
+) -> Solution:
+    point = outcome.point
+
+    def shaped(rows: Tensor) -> Tensor:
+        return rows.reshape(*batch, *rows.shape[1:])
+
+    return Solution(
+        value=shaped(value),
+        dual=shaped(point.dual.detach()),
+        residual=shaped(torch.where(status == Status.INVALID_INPUT, torch.nan, point.residual)),
+        iterations=shaped(outcome.iterations),
+        evaluations=shaped(outcome.evaluations),
+        status=shaped(status),
+        objective=None if point.objective is None else shaped(point.objective),
+        polished=shaped(outcome.polished),
+        step=shaped(point.step.squeeze(-1)),
+        trace=outcome.trace,
+        adjoint=report,  # type: ignore[arg-type]
+    )

@@ -1,0 +1,6 @@
+"""What is minimised: the energy f_θ(z; x)."""
+
+from implicit_bregman.energy.base import BoundEnergy, Energy, Evaluation
+from implicit_bregman.energy.quadratic import QuadraticEnergy
+
+__all__ = ["BoundEnergy", "Energy", "Evaluation", "QuadraticEnergy"]

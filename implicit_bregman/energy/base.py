@@ -1,0 +1,250 @@
+"""What is minimised: f_θ(z; x), its gradient and its Hessian-vector product."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """f and ∇f at one batch of points.
+
+    Attributes:
+        value: f(z; x), (B,), or None for a field that is no gradient.
+        gradient: ∇f(z; x), (B, d).
+        scale: 1 + the size of the terms that make up the gradient, (B,): what its rounding error and the
+            relative residual are measured against.
+    """
+
+    value: Tensor | None
+    gradient: Tensor
+    scale: Tensor
+
+
+class Hessian(ABC):
+    """∇²f at a batch of points, as a linear map. It holds tensors only, so that autograd can keep them.
+
+    Attributes:
+        matrix: the Hessian as a matrix, (d, d), where all samples share one; else None.
+        symmetric: whether it is symmetric.
+    """
+
+    matrix: Tensor | None
+    symmetric: bool
+
+    @abstractmethod
+    def product(self, v: Float[Tensor, "batch d"], transpose: bool = False) -> Float[Tensor, "batch d"]:
+        """∇²f v or its transpose; in v's precision where there is a matrix, else in the energy's own."""
+
+    @abstractmethod
+    def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Hessian]]:
+        """Its tensors, and a function that makes the same map from them and holds none itself."""
+
+    @abstractmethod
+    def select(self, index: Int[Tensor, " kept"]) -> Hessian:
+        """The map for some of the samples."""
+
+
+class BoundEnergy(ABC):
+    """An energy at a fixed input x: what the solvers and the adjoints see. All batches are (B, d).
+
+    Attributes:
+        dtype: the precision of the samples.
+        symmetric: whether the Hessian is symmetric, that is, whether there is an objective.
+        affine: whether the gradient is affine in z (a quadratic energy), so that one linear solve on the free
+            block of coordinates gives a critical point exactly.
+        curvature: an upper bound of the largest eigenvalue of the Hessian (a 0-d tensor), or None if none is
+            known. For an unsymmetric Hessian, the reciprocal of its cocoercivity constant.
+    """
+
+    dtype: torch.dtype
+    symmetric: bool
+    affine: bool
+    curvature: Tensor | None
+
+    @abstractmethod
+    def evaluate(self, z: Float[Tensor, "batch d"]) -> Evaluation:
+        """f, ∇f and the size of its terms at z."""
+
+    @abstractmethod
+    def gradient(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """∇f(z; x), differentiable in z and in the parameters where grad mode is on."""
+
+    @abstractmethod
+    def hessian(self, z: Float[Tensor, "batch d"]) -> Hessian:
+        """∇²f(z; x), as a linear map."""
+
+    @property
+    def shared_hessian(self) -> Float[Tensor, "d d"] | None:
+        """The Hessian, where it is one constant matrix for all samples; else None."""
+        return None
+
+    @abstractmethod
+    def is_strictly_convex(self, curvature: float, strictly: bool) -> bool:
+        """Whether f + γφ is known to be strictly convex, where φ adds at least `curvature` = γσ.
+
+        Args:
+            curvature: γσ ≥ 0.
+            strictly: whether γ > 0, so that a convex f is enough.
+        """
+
+    @abstractmethod
+    def double(self) -> BoundEnergy:
+        """The same energy in float64, where it can be had (`affine`)."""
+
+    @abstractmethod
+    def select(self, index: Int[Tensor, " kept"]) -> BoundEnergy:
+        """The same energy for some of the samples."""
+
+
+class Energy(nn.Module):
+    """A learnable objective f_θ(z; x), one number per sample. Subclass it and write `value`; nothing else is needed.
+
+    The gradient and the Hessian-vector product come from autograd, also inside `torch.inference_mode()`. A
+    subclass that knows an upper bound of its curvature (the largest eigenvalue of ∇²f over C, for every x)
+    overrides `curvature_bound`: MM then takes a fixed step; without it the step is found by backtracking,
+    per sample.
+
+    Args:
+        features: d, the width of z. None: as wide as x.
+        convex: state that f(·; x) is convex for every x and θ. It lets the accelerated solvers skip the
+            precautions that keep them in MM's own basin. A wrong statement costs those guarantees.
+    """
+
+    def __init__(self, features: int | None = None, *, convex: bool = False) -> None:
+        super().__init__()
+        if features is not None and features < 1:
+            raise ValueError(f"features must be at least 1, got {features}")
+        self.features = features
+        self.convex = convex
+
+    def value(self, z: Float[Tensor, "*batch d"], x: Tensor) -> Float[Tensor, "*batch"]:
+        """f_θ(z; x), one number per sample. To be written by the subclass."""
+        raise TypeError(f"{type(self).__name__} must define value(z, x): an Energy is its value")
+
+    def forward(self, z: Float[Tensor, "*batch d"], x: Tensor) -> Float[Tensor, "*batch"]:
+        """The same as `value`, so that hooks and `torch.compile` see a normal module."""
+        return self.value(z, x)
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether there is an objective; only a "free" quadratic energy has none."""
+        return True
+
+    def curvature_range(self) -> tuple[Tensor | None, Tensor | float | None]:
+        """Least and largest curvature of f that are known: bounds of the eigenvalues of ∇²f, or None."""
+        return None, self.curvature_bound()
+
+    def curvature_bound(self) -> Tensor | float | None:
+        """An upper bound of the largest eigenvalue of ∇²f(·; x), or None (the default) if none is known."""
+        return None
+
+    def gradient(self, z: Float[Tensor, "*batch d"], x: Tensor) -> Float[Tensor, "*batch d"]:
+        """∇f_θ(z; x), differentiable again (in z and θ) where grad mode is on."""
+        return self._value_and_gradient(z, x)[1]
+
+    def hessian_product(
+        self, z: Float[Tensor, "*batch d"], x: Tensor, v: Float[Tensor, "*batch d"]
+    ) -> Float[Tensor, "*batch d"]:
+        """∇²f_θ(z; x) v, by differentiating the gradient once more. Not differentiable again."""
+        with torch.inference_mode(False), torch.enable_grad():
+            leaf = _normal(z).detach().requires_grad_()
+            gradient = self._value_and_gradient(leaf, _normal(x))[1]
+            if not gradient.requires_grad:  # f is linear in z
+                return torch.zeros_like(v)
+            (product,) = torch.autograd.grad(gradient, leaf, _normal(v).detach(), allow_unused=True)
+        return torch.zeros_like(v) if product is None else product.detach()
+
+    def bind(self, x: Tensor) -> BoundEnergy:
+        """This energy at the input x, (B, n), as the solvers see it."""
+        return _BoundByAutograd(self, x)
+
+    def _value_and_gradient(self, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        differentiable = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.enable_grad():
+            point = _normal(z)
+            if not (differentiable and point.requires_grad):
+                point = point.detach().requires_grad_()
+            value = self.value(point, _normal(x))
+            if value.shape != z.shape[:-1]:
+                raise ValueError(
+                    f"{type(self).__name__}.value must return one number per sample, shape {tuple(z.shape[:-1])}, "
+                    f"got {tuple(value.shape)}: sum over the features only"
+                )
+            if not value.requires_grad:
+                return value, torch.zeros_like(point)
+            (gradient,) = torch.autograd.grad(
+                value.sum(), point, create_graph=differentiable, allow_unused=True
+            )
+        return value, torch.zeros_like(point) if gradient is None else gradient
+
+
+class _BoundByAutograd(BoundEnergy):
+    """A user's energy at a fixed input."""
+
+    symmetric = True
+    affine = False
+
+    def __init__(self, energy: Energy, x: Tensor, curvature: Tensor | None = None) -> None:
+        self.energy = energy
+        self.x = x
+        self.dtype = x.dtype
+        if curvature is None:
+            bound = energy.curvature_bound()
+            if bound is not None:
+                curvature = torch.as_tensor(bound, dtype=x.dtype, device=x.device).detach()
+        self.curvature = curvature
+
+    def evaluate(self, z: Tensor) -> Evaluation:
+        with torch.no_grad():
+            value, gradient = self.energy._value_and_gradient(z, self.x)
+        gradient = gradient.detach()
+        return Evaluation(value.detach(), gradient, 1 + gradient.abs().amax(-1))
+
+    def gradient(self, z: Tensor) -> Tensor:
+        return self.energy.gradient(z, self.x)
+
+    def hessian(self, z: Tensor) -> Hessian:
+        return _HessianByAutograd(self.energy, self.x, z)
+
+    def is_strictly_convex(self, curvature: float, strictly: bool) -> bool:
+        return self.energy.convex
+
+    def double(self) -> BoundEnergy:
+        raise TypeError("only a quadratic energy has a float64 twin")
+
+    def select(self, index: Tensor) -> BoundEnergy:
+        return _BoundByAutograd(self.energy, self.x[index], self.curvature)
+
+
+class _HessianByAutograd(Hessian):
+    """The Hessian of a user's energy."""
+
+    matrix = None
+    symmetric = True
+
+    def __init__(self, energy: Energy, x: Tensor, z: Tensor) -> None:
+        self.energy = energy
+        self.x = x
+        self.z = z
+
+    def product(self, v: Tensor, transpose: bool = False) -> Tensor:
+        return self.energy.hessian_product(self.z, self.x, v.to(self.z.dtype)).to(v.dtype)
+
+    def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Hessian]]:
+        return (self.x.detach(), self.z.detach()), partial(_HessianByAutograd, self.energy)
+
+    def select(self, index: Tensor) -> Hessian:
+        return _HessianByAutograd(self.energy, self.x[index], self.z[index])
+
+
+def _normal(tensor: Tensor) -> Tensor:
+    """A copy that autograd accepts, if the tensor was made in inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor

@@ -1,0 +1,184 @@
+"""The commands behind `implicit-bregman`: options, progress bar, files."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+import implicit_bregman
+from implicit_bregman.experiments.files import writable_folder, write_all
+
+# Narrower than any table: where the output is no terminal, nothing is wrapped.
+FILE_WIDTH = 200
+
+app = typer.Typer(
+    name="implicit-bregman",
+    help="Neural layers whose output is a critical point of a learnable objective.",
+    add_completion=False,
+)
+# typer.BadParameter is one kind of usage error; its base class is all of them, in every version of typer.
+USAGE_ERROR: type[Any] = typer.BadParameter.__bases__[0]
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line and return its exit code.
+
+    Raises:
+        ValueError: For mistakes on the command line and for everything that a command refuses.
+        OSError: For files that cannot be read or written.
+    """
+    try:
+        result = app(args=arguments or ["--help"], prog_name="implicit-bregman", standalone_mode=False)
+    except USAGE_ERROR as error:
+        raise ValueError(f"{error.format_message()} (see --help)") from None
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    return result if isinstance(result, int) else 0
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"implicit-bregman {implicit_bregman.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def compare(
+    dataset: Annotated[str, typer.Option(help="digits, spirals, mnist or fashion.")] = "digits",
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with the IDX files of mnist and fashion.")
+    ] = None,
+    train_size: Annotated[int | None, typer.Option(help="Use only so many training samples.")] = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            help="Rows, separated by commas, for example implicit,one-step,unrolled-10,truncated-5-of-50."
+        ),
+    ] = None,
+    geometry: Annotated[str, typer.Option(help="Name of the geometry.")] = "tanh",
+    regularization: Annotated[float, typer.Option(help="γ, the weight of φ in the objective.")] = 0.0,
+    weight: Annotated[str, typer.Option(help="Kind of W: convex, symmetric or free.")] = "convex",
+    width: Annotated[int, typer.Option(help="Width of the representation.")] = 64,
+    epochs: Annotated[int, typer.Option(help="Budget of steps, in epochs.")] = 20,
+    seconds: Annotated[
+        float | None,
+        typer.Option(help="Budget of time, seconds of training; default: what the first implicit row takes."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Samples per training step.")] = 64,
+    learning_rate: Annotated[float, typer.Option(help="Adam's learning rate.")] = 3e-3,
+    tol: Annotated[
+        float | None, typer.Option(help="Tolerance of the solvers that a row names; default: theirs.")
+    ] = None,
+    max_iter: Annotated[
+        int | None, typer.Option(help="Largest number of iterations of these solvers; default: theirs.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="First seed.")] = 0,
+    seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 5,
+    device: Annotated[str, typer.Option(help="PyTorch device, for example cpu or cuda.")] = "cpu",
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("compare-results"),
+) -> None:
+    """Train one model per way of differentiating it: accuracy, gradient error, time and memory."""
+    from implicit_bregman.experiments.compare import CompareSettings, check, run_comparison
+    from implicit_bregman.experiments.methods import default_rows
+    from implicit_bregman.experiments.plots import comparison_figures
+    from implicit_bregman.experiments.report import to_csv, to_json, to_markdown, to_tables
+
+    names = default_rows() if rows is None else tuple(name.strip() for name in rows.split(","))
+    given = {**locals(), "rows": names}
+    settings = CompareSettings(**{item.name: given[item.name] for item in fields(CompareSettings)})
+    data = check(settings)
+    folder = writable_folder(out)
+    with _progress() as progress:
+        comparison = run_comparison(settings, data, progress)
+    figures = comparison_figures(comparison)
+    captions = {name: caption for name, (_, caption) in figures.items()}
+    texts = {
+        "results.json": to_json(comparison),
+        "results.csv": to_csv(comparison),
+        "report.md": to_markdown(comparison, captions),
+    }
+    contents = {name: text.encode() for name, text in texts.items()}
+    written = write_all(folder, contents | {name: png for name, (png, _) in figures.items()})
+    _print(*to_tables(comparison))
+    _print(f"Written to {folder}: {', '.join(path.name for path in written)}")
+
+
+@app.command()
+def convergence(
+    problem: Annotated[str | None, typer.Option(help="Name of the problem, see --list.")] = None,
+    list_problems: Annotated[bool, typer.Option("--list", help="List the problems and stop.")] = False,
+    solvers: Annotated[str | None, typer.Option(help="Solvers, separated by commas; default: all.")] = None,
+    tol: Annotated[float, typer.Option(help="Tolerance of the relative residual.")] = 1e-11,
+    max_iter: Annotated[int, typer.Option(help="Largest number of iterations.")] = 1000,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("convergence-results"),
+) -> None:
+    """Follow residual, objective and gradient error of every solver, iteration by iteration, in float64."""
+    from implicit_bregman.experiments.convergence import (
+        DEFAULT_PROBLEM,
+        ConvergenceSettings,
+        default_solvers,
+        find_problem,
+        run_convergence,
+        to_csv,
+        to_json,
+        to_table,
+    )
+    from implicit_bregman.experiments.plots import convergence_figure
+    from implicit_bregman.experiments.problems import collection
+
+    if list_problems:
+        _print("\n".join(item.name for item in collection()))
+        return
+    names = default_solvers() if solvers is None else tuple(name.strip() for name in solvers.split(","))
+    settings = ConvergenceSettings(problem or DEFAULT_PROBLEM, names, tol, max_iter)
+    chosen = find_problem(settings.problem)
+    folder = writable_folder(out)
+    with _progress() as progress:
+        result = run_convergence(settings, chosen, progress)
+    contents = {
+        "convergence.json": to_json(result).encode(),
+        "convergence.csv": to_csv(result).encode(),
+        "convergence.png": convergence_figure(result),
+    }
+    written = write_all(folder, contents)
+    _print(to_table(result))
+    _print(f"Written to {folder}: {', '.join(path.name for path in written)}")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[float, str], None]]:
+    """A progress bar on stderr, and the function that moves it."""
+    bar = Progress(
+        TextColumn("{task.percentage:3.0f} %"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(elapsed_when_finished=False),
+        TextColumn("{task.description}"),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("starting", total=1.0)
+        yield lambda share, text: bar.update(task, completed=share, description=text)
+
+
+def _print(*parts: object) -> None:
+    console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
+    for part in parts:
+        console.print(part, soft_wrap=isinstance(part, str), highlight=False, markup=False)

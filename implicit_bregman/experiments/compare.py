@@ -1,0 +1,299 @@
+"""Implicit versus unrolled: one model, one budget, one row per way to solve and to differentiate."""
+
+from __future__ import annotations
+
+import math
+import platform
+import statistics
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import implicit_bregman
+from implicit_bregman import ConvergenceWarning
+from implicit_bregman.experiments.data import Dataset, load_dataset
+from implicit_bregman.experiments.gradients import GradientCheck, compare_gradient, reference_gradients
+from implicit_bregman.experiments.memory import activation_bytes, peak_bytes
+from implicit_bregman.experiments.methods import Method, default_rows, make_methods
+from implicit_bregman.experiments.model import Classifier
+from implicit_bregman.experiments.results import COLUMNS, Comparison, Row, statistic
+from implicit_bregman.experiments.training import Recipe, State, TrainingRun, steps_per_epoch, train
+
+GRADIENT_SAMPLES = 64
+
+Progress = Callable[[float, str], None]
+"""Called with the share of all the work that is done, in 0 … 1, and what is being done."""
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """Everything that a comparison depends on. The defaults are those of `implicit-bregman compare`.
+
+    Attributes:
+        dataset: Name of the data set, see `load_dataset`.
+        data_dir: Folder with IDX files, for "mnist" and "fashion".
+        train_size: Number of training samples to use; None: all.
+        device: PyTorch device.
+        seed: First seed; `seeds` seeds are used: seed, seed + 1, …
+        seeds: Number of seeds. A seed sets the initial parameters and the order of the batches.
+        epochs: Epochs of the budget "equal steps".
+        seconds: Seconds of training of the budget "equal time"; None: for each seed, what the reference row
+            took for the budget of steps.
+        geometry: Name of the geometry.
+        regularization: γ ≥ 0.
+        weight: Kind of W: "convex", "symmetric" or "free".
+        width: d, the width of the representation.
+        batch_size: Samples per step.
+        learning_rate: Adam's constant learning rate.
+        tol: Tolerance of the named solvers; None: their default.
+        max_iter: Largest number of iterations of the named solvers; None: their default.
+        rows: Names of the rows, see `make_methods`. The first implicit one is the reference.
+    """
+
+    dataset: str = "digits"
+    data_dir: Path | None = None
+    train_size: int | None = None
+    device: str = "cpu"
+    seed: int = 0
+    seeds: int = 5
+    epochs: int = 20
+    seconds: float | None = None
+    geometry: str = "tanh"
+    regularization: float = 0.0
+    weight: str = "convex"
+    width: int = 64
+    batch_size: int = 64
+    learning_rate: float = 3e-3
+    tol: float | None = None
+    max_iter: int | None = None
+    rows: tuple[str, ...] = field(default_factory=default_rows)
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "epochs", "width", "batch_size", "train_size", "max_iter"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        for name in ("learning_rate", "seconds", "tol"):
+            value = getattr(self, name)
+            if value is not None and not (0 < value < math.inf):
+                raise ValueError(f"{name} must be positive and finite, got {value}")
+        if not 0 <= self.regularization < math.inf:
+            raise ValueError(f"regularization must be finite and >= 0, got {self.regularization}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be >= 0, got {self.seed}")
+        make_methods(self.rows, self.tol, self.max_iter)
+
+    def methods(self) -> tuple[Method, ...]:
+        """The rows."""
+        return make_methods(self.rows, self.tol, self.max_iter)
+
+
+@dataclass
+class _Measured:
+    """What one method gave, one entry per seed."""
+
+    runs: list[TrainingRun] = field(default_factory=list)
+    checks: list[GradientCheck | None] = field(default_factory=list)
+    held: list[int] = field(default_factory=list)
+    peaks: list[int | None] = field(default_factory=list)
+
+
+def find_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ValueError: If the name is unknown or the device is not there.
+    """
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"device {name!r} is not available ({reason}); use --device cpu") from None
+    return device
+
+
+def check(settings: CompareSettings) -> Dataset:
+    """Find out, before any work, what stands in the way: names, device, data files.
+
+    Returns:
+        The data, on the device.
+
+    Raises:
+        ValueError: For unknown names, bad data files or an unavailable device.
+        FileNotFoundError: For missing data files.
+    """
+    device = find_device(settings.device)
+    Classifier(
+        2, 2, 2, geometry=settings.geometry, weight=settings.weight, regularization=settings.regularization
+    )
+    data = load_dataset(settings.dataset, settings.data_dir, settings.seed)
+    return data.limited(settings.train_size).to(device)
+
+
+def run_comparison(
+    settings: CompareSettings,
+    data: Dataset | None = None,
+    progress: Progress = lambda share, text: None,
+) -> Comparison:
+    """Train one model per method and seed, from the same parameters on the same batches, and measure.
+
+    Every row has two budgets. *Equal steps*: `epochs` epochs. *Equal time*: the same number of seconds spent
+    in training steps (evaluations and measurements not counted) for all rows of a seed, `seconds` or else
+    what the reference row took for its steps; a faster row trains on, a slower one is judged at its last step
+    that ended in time.
+
+    Gradients, memory and peak memory are measured for all rows at the same parameters: those of the reference
+    row after the budget of steps.
+
+    Args:
+        settings: What to compare.
+        data: The data, on the device; None: `check(settings)`.
+        progress: Told about the progress.
+
+    Returns:
+        The results.
+
+    Raises:
+        ValueError: For unknown names, bad data files or an unavailable device.
+        FileNotFoundError: For missing data files.
+    """
+    data = check(settings) if data is None else data
+    methods = settings.methods()
+    reference = next((method for method in methods if method.family == "implicit"), methods[0])
+    ordered = [reference, *(method for method in methods if method is not reference)]
+    measured = {method.name: _Measured() for method in methods}
+    budgets: list[float] = []
+    steps = settings.epochs * steps_per_epoch(len(data.train_y), settings.batch_size)
+
+    with warnings.catch_warnings():
+        # The column `converged` reports what these warnings would say once per run.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        total = settings.seeds * len(methods)
+        for number, seed in enumerate(range(settings.seed, settings.seed + settings.seeds)):
+            seconds = settings.seconds
+            for position, method in enumerate(ordered):
+                done, text = number * len(methods) + position, f"seed {seed}, {method.name}"
+                progress(done / total, text)
+                recipe = Recipe(steps, seconds, settings.batch_size, settings.learning_rate, seed)
+                run = train(
+                    _model(settings, data, method, seed),
+                    data,
+                    recipe,
+                    lambda share, done=done, text=text: progress((done + share) / total, text),
+                )
+                measured[method.name].runs.append(run)
+                if position == 0 and seconds is None:
+                    seconds = run.at_steps.seconds
+            assert seconds is not None
+            budgets.append(seconds)
+            state = measured[reference.name].runs[-1].state
+            _measure(settings, data, ordered, seed, state, measured)
+    progress(1.0, "done")
+    return Comparison(
+        settings=_shown_settings(settings),
+        environment=_environment(data.train_x.device),
+        facts=_facts(settings, data, steps, budgets),
+        reference=reference.name,
+        rows=tuple(_row(method, measured[method.name]) for method in methods),
+    )
+
+
+def _model(settings: CompareSettings, data: Dataset, method: Method, seed: int) -> Classifier:
+    model = Classifier(
+        data.features,
+        settings.width,
+        data.classes,
+        geometry=settings.geometry,
+        weight=settings.weight,
+        regularization=settings.regularization,
+        seed=seed,
+    ).to(data.train_x.device)
+    model.layer.solver = method.solver
+    model.layer.adjoint = method.adjoint
+    return model
+
+
+def _measure(
+    settings: CompareSettings,
+    data: Dataset,
+    methods: Sequence[Method],
+    seed: int,
+    state: State,
+    measured: dict[str, _Measured],
+) -> None:
+    """Gradient, memory and peak memory of every method at the parameters `state`."""
+    few_x, few_y = data.train_x[:GRADIENT_SAMPLES], data.train_y[:GRADIENT_SAMPLES]
+    batch_x, batch_y = data.train_x[: settings.batch_size], data.train_y[: settings.batch_size]
+    truth = None
+    for method in methods:
+        model = _model(settings, data, method, seed)
+        model.load_state_dict(state)
+        if truth is None:
+            truth = reference_gradients(model, few_x, few_y)
+        entry = measured[method.name]
+        entry.checks.append(compare_gradient(model, few_x, few_y, truth))
+        entry.held.append(activation_bytes(model, lambda model=model: _loss(model, batch_x, batch_y)))
+        step = lambda model=model: _loss(model, batch_x, batch_y).backward()  # noqa: E731
+        entry.peaks.append(peak_bytes(step, batch_x.device))
+
+
+def _loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(model(x), y)
+
+
+def _row(method: Method, measured: _Measured) -> Row:
+    runs, checks = measured.runs, measured.checks
+    per_seed: dict[str, Sequence[float | None]] = {
+        "accuracy_at_steps": [run.at_steps.test_accuracy for run in runs],
+        "loss_at_steps": [run.at_steps.train_loss for run in runs],
+        "accuracy_at_time": [run.at_time.test_accuracy for run in runs],
+        "loss_at_time": [run.at_time.train_loss for run in runs],
+        "steps_at_time": [run.at_time.steps for run in runs],
+        "gradient_error": [None if check is None else check.error for check in checks],
+        "gradient_cosine": [None if check is None else check.cosine for check in checks],
+        "iterations": [run.iterations for run in runs],
+        "converged": [run.converged if method.solves else None for run in runs],
+        "step_ms": [run.step_ms for run in runs],
+        "activation_bytes": measured.held,
+        "peak_bytes": measured.peaks,
+    }
+    columns = {column.key: statistic(per_seed[column.key]) for column in COLUMNS}
+    return Row(method.name, method.family, method.depth, columns, tuple(run.curve for run in runs))
+
+
+def _shown_settings(settings: CompareSettings) -> dict[str, object]:
+    shown = asdict(settings)
+    shown["data_dir"] = None if settings.data_dir is None else str(settings.data_dir)
+    shown["rows"] = list(settings.rows)
+    return shown
+
+
+def _environment(device: torch.device) -> dict[str, object]:
+    return {
+        "implicit_bregman": implicit_bregman.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _facts(
+    settings: CompareSettings, data: Dataset, steps: int, budgets: Sequence[float]
+) -> dict[str, object]:
+    return {
+        "train_samples": len(data.train_y),
+        "test_samples": len(data.test_y),
+        "features": data.features,
+        "classes": data.classes,
+        "steps": steps,
+        "seconds_per_seed": list(budgets),
+        "seconds_mean": statistics.fmean(budgets),
+        "gradient_samples": min(GRADIENT_SAMPLES, len(data.train_y)),
+    }

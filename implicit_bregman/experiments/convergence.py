@@ -1,0 +1,372 @@
+"""Residual, objective and gradient error of every solver, iteration by iteration, on one problem."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from implicit_bregman import (
+    ConvergenceWarning,
+    QuadraticEnergy,
+    Solution,
+    attach_gradient,
+    find_critical_point,
+)
+from implicit_bregman.adjoints import Implicit, Unrolled
+from implicit_bregman.experiments.gradients import gradient_check
+from implicit_bregman.experiments.methods import torchdeq_installed
+from implicit_bregman.experiments.oracle import (
+    Reference,
+    reference_gradient,
+    reference_solution,
+    weight_gradient,
+)
+from implicit_bregman.experiments.problems import Problem, collection
+from implicit_bregman.experiments.results import finite
+from implicit_bregman.solvers import MM, Anderson, Broyden, Solver, TorchDEQ, Trace
+
+SOLVERS = ("mm", "anderson", "broyden", "torchdeq")
+UNROLLED = "unrolled"
+DEFAULT_PROBLEM = "convex-tanh-d40-cond100-active0.05-gamma0"
+GRADIENT_POINTS = 40  # iterations, evenly spread on a log scale, at which the gradient is computed
+
+Curve = tuple[tuple[int, float], ...]
+"""Pairs of an iteration and a value."""
+
+
+@dataclass(frozen=True)
+class ConvergenceSettings:
+    """What to run.
+
+    Attributes:
+        problem: Name of a problem of the collection.
+        solvers: Names of solvers, from "mm", "anderson", "broyden" and "torchdeq".
+        tol: Tolerance of the relative residual.
+        max_iter: Largest number of iterations.
+    """
+
+    problem: str = DEFAULT_PROBLEM
+    solvers: tuple[str, ...] = field(default_factory=lambda: default_solvers())
+    tol: float = 1e-11
+    max_iter: int = 1000
+
+    def __post_init__(self) -> None:
+        if not 0 < self.tol < math.inf:
+            raise ValueError(f"tol must be positive and finite, got {self.tol}")
+        if self.max_iter < 1:
+            raise ValueError(f"max_iter must be at least 1, got {self.max_iter}")
+        if not self.solvers:
+            raise ValueError(f"no solvers: name at least one of {', '.join(SOLVERS)}")
+        for name in self.solvers:
+            if name not in SOLVERS:
+                raise ValueError(f"unknown solver {name!r}; the known ones are {', '.join(SOLVERS)}")
+        if "torchdeq" in self.solvers and not torchdeq_installed():
+            raise ValueError("solver 'torchdeq' needs the package torchdeq: pip install torchdeq")
+
+
+@dataclass(frozen=True)
+class SolverCurves:
+    """What one solver did.
+
+    Attributes:
+        name: The solver, or "unrolled" for the gradient through all MM steps.
+        residual: Largest relative residual of any sample, per iteration.
+        objective: Largest F(z) − F(best point any solver found) of any sample, relative to 1 + |F|; empty
+            where W has no objective.
+        gradient_error: ‖g − g*‖ / ‖g*‖ per iteration, g the derivative of a random linear loss in W and c;
+            empty where the exact one is not known.
+        iterations: Mean number of iterations of a sample.
+        evaluations: Mean number of evaluations of ∇f of a sample.
+        converged: Share of the samples that converged.
+    """
+
+    name: str
+    residual: Curve
+    objective: Curve
+    gradient_error: Curve
+    iterations: float
+    evaluations: float
+    converged: float
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """A finished run.
+
+    Attributes:
+        settings: What was run.
+        problem: Facts about the problem.
+        solvers: One entry per solver, and the unrolled gradient.
+    """
+
+    settings: ConvergenceSettings
+    problem: dict[str, object]
+    solvers: tuple[SolverCurves, ...]
+
+
+def default_solvers() -> tuple[str, ...]:
+    """All solvers; torchdeq's only where torchdeq is installed."""
+    return tuple(name for name in SOLVERS if name != "torchdeq" or torchdeq_installed())
+
+
+def find_problem(name: str) -> Problem:
+    """The problem of that name.
+
+    Raises:
+        ValueError: If there is none; the message says how to list them.
+    """
+    for problem in collection():
+        if problem.name == name:
+            return problem
+    raise ValueError(f"unknown problem {name!r}; `implicit-bregman convergence --list` shows the known ones")
+
+
+def run_convergence(
+    settings: ConvergenceSettings,
+    problem: Problem | None = None,
+    progress: Callable[[float, str], None] = lambda share, text: None,
+) -> Convergence:
+    """Run every solver on the problem, in float64 and with the finishing polish off, and follow it.
+
+    Args:
+        settings: What to run.
+        problem: The problem; None: `find_problem(settings.problem)`.
+        progress: Told the share of the work that is done and what is being done.
+
+    Returns:
+        The curves.
+
+    Raises:
+        ValueError: For an unknown problem or settings that a solver refuses.
+    """
+    problem = find_problem(settings.problem) if problem is None else problem
+    case = _Case.of(problem)
+    traces = []
+    names = settings.solvers
+    with warnings.catch_warnings():
+        # The share of converged samples is part of the result.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for position, name in enumerate(names):
+            progress(position / (2 * len(names) + 1), f"{name}: solving")
+            traces.append(case.solve(_solver(name, settings)))
+        best = _best_objective(traces)
+        found = []
+        for position, (name, solution) in enumerate(zip(names, traces, strict=True)):
+            progress((len(names) + position) / (2 * len(names) + 1), f"{name}: gradients")
+            found.append(case.curves(name, solution, best))
+        progress(2 * len(names) / (2 * len(names) + 1), "unrolled: gradients")
+        longest = max(len(curves.residual) - 1 for curves in found)
+        found.append(case.unrolled(longest))
+    progress(1.0, "done")
+    return Convergence(settings, _facts(problem), tuple(found))
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A problem, its exact answer, and a random linear loss ⟨cotangent, z⟩, differentiated in W and c."""
+
+    problem: Problem
+    reference: Reference | None
+    exact: Tensor | None
+    cotangent: Tensor
+
+    @classmethod
+    def of(cls, problem: Problem) -> _Case:
+        generator = torch.Generator().manual_seed(0)
+        cotangent = torch.randn(problem.offset.shape, generator=generator, dtype=torch.float64)
+        geometry, gamma = problem.geometry, problem.regularization
+        try:
+            reference = reference_solution(problem.weight, problem.offset, geometry, gamma)
+            kept = reference.reached
+            value, active = reference.value[kept], reference.active[kept]
+            adjoint = reference_gradient(
+                problem.weight, problem.offset[kept], value, active, geometry, gamma, cotangent[kept]
+            )
+        except (
+            RuntimeError,
+            ValueError,
+        ):  # the oracle has no answer here; residuals and objectives still have
+            return cls(problem, None, None, cotangent)
+        exact = torch.cat([weight_gradient(adjoint, value).reshape(-1), adjoint.reshape(-1)])
+        return cls(problem, reference, exact if len(value) else None, cotangent)
+
+    def solve(self, solver: Solver) -> Solution:
+        """The solution with its trace, from the default start."""
+        energy = QuadraticEnergy.from_matrices(self.problem.weight)
+        return find_critical_point(
+            energy,
+            self.problem.geometry,
+            self.problem.offset,
+            regularization=self.problem.regularization,
+            solver=solver,
+        )
+
+    def curves(self, name: str, solution: Solution, best: Tensor | None) -> SolverCurves:
+        """What is plotted of one solver."""
+        trace = _trace_of(solution)
+        residual = _filled(trace.residual).amax(-1)
+        objective: Curve = ()
+        if best is not None:
+            gap = (_filled(trace.objective) - best) / (1 + best.abs())
+            objective = _numbered(gap.amax(-1).tolist())
+        duals = _filled(trace.dual)
+        errors = []
+        if self.exact is not None:
+            errors = [(k, self._implicit_error(duals[k])) for k in _spread(len(duals) - 1)]
+        return SolverCurves(
+            name=name,
+            residual=_numbered(residual.tolist()),
+            objective=objective,
+            gradient_error=tuple(errors),
+            iterations=float(solution.iterations.double().mean()),
+            evaluations=float(solution.evaluations.double().mean()),
+            converged=float(solution.converged.double().mean()),
+        )
+
+    def unrolled(self, longest: int) -> SolverCurves:
+        """The gradient through L MM steps, for comparison."""
+        errors = (
+            [] if self.exact is None else [(k, self._unrolled_error(k)) for k in _spread(longest) if k > 0]
+        )
+        return SolverCurves(UNROLLED, (), (), tuple(errors), longest, longest, 0.0)
+
+    def _implicit_error(self, dual: Tensor) -> float:
+        energy, leaves = self._leaves()
+        value = attach_gradient(
+            energy,
+            self.problem.geometry,
+            leaves[1],
+            dual,
+            regularization=self.problem.regularization,
+            adjoint=Implicit(on_failure="ignore"),
+        )
+        return self._error(value, leaves)
+
+    def _unrolled_error(self, steps: int) -> float:
+        energy, leaves = self._leaves()
+        solution = find_critical_point(
+            energy,
+            self.problem.geometry,
+            leaves[1],
+            regularization=self.problem.regularization,
+            adjoint=Unrolled(steps=steps),
+        )
+        return self._error(solution.value, leaves)
+
+    def _leaves(self) -> tuple[QuadraticEnergy, tuple[Tensor, Tensor]]:
+        weight = self.problem.weight.clone().requires_grad_()
+        offset = self.problem.offset.clone().requires_grad_()
+        return QuadraticEnergy.from_matrices(weight), (weight, offset)
+
+    def _error(self, value: Tensor, leaves: tuple[Tensor, Tensor]) -> float:
+        assert self.reference is not None
+        assert self.exact is not None
+        kept = self.reference.reached
+        loss = (self.cotangent[kept] * value[kept]).sum()
+        by_weight, by_offset = torch.autograd.grad(loss, leaves)
+        return gradient_check(
+            torch.cat([by_weight.reshape(-1), by_offset[kept].reshape(-1)]), self.exact
+        ).error
+
+
+def _solver(name: str, settings: ConvergenceSettings) -> Solver:
+    tol, max_iter = settings.tol, settings.max_iter
+    if name == "torchdeq":
+        return TorchDEQ("anderson", tol=tol, max_iter=max_iter, trace=True)
+    kind = {"mm": MM, "anderson": Anderson, "broyden": Broyden}[name]
+    return kind(tol=tol, max_iter=max_iter, trace=True)
+
+
+def _trace_of(solution: Solution) -> Trace:
+    if solution.trace is None:
+        raise ValueError("the solver recorded no trace: construct it with trace=True")
+    return solution.trace
+
+
+def _best_objective(solutions: Sequence[Solution]) -> Tensor | None:
+    """The smallest objective that any solver saw, per sample; None where there is no objective."""
+    objectives = [_filled(_trace_of(solution).objective).amin(0) for solution in solutions]
+    best = torch.stack(objectives).amin(0)
+    return best if bool(torch.isfinite(best).all()) else None
+
+
+def _filled(trace: Tensor) -> Tensor:
+    """A trace in which a sample that has stopped keeps its last value instead of NaN."""
+    rows = list(trace.unbind(0))
+    for k in range(1, len(rows)):
+        rows[k] = torch.where(torch.isnan(rows[k]), rows[k - 1], rows[k])
+    return torch.stack(rows)
+
+
+def _numbered(values: Sequence[float]) -> Curve:
+    return tuple(enumerate(values))
+
+
+def _spread(last: int) -> list[int]:
+    """0, `last`, and whole numbers in between, evenly spread on a log scale."""
+    points = torch.logspace(0, math.log10(max(last, 1)), GRADIENT_POINTS, dtype=torch.float64).round()
+    return sorted({0, last, *(min(int(point), last) for point in points)})
+
+
+def _facts(problem: Problem) -> dict[str, object]:
+    return {
+        "name": problem.name,
+        "kind": problem.kind,
+        "geometry": repr(problem.geometry),
+        "features": problem.offset.shape[1],
+        "samples": problem.offset.shape[0],
+        "condition": problem.condition,
+        "active_share": problem.active_share,
+        "regularization": problem.regularization,
+    }
+
+
+def to_table(result: Convergence) -> Table:
+    """The ends of the curves, for the terminal."""
+    table = Table(title=str(result.problem["name"]), header_style="bold")
+    for title in ("solver", "iterations", "evaluations", "converged [%]", "residual", "gradient error"):
+        table.add_column(title, justify="left" if title == "solver" else "right")
+    for curves in result.solvers:
+        if curves.name == UNROLLED:
+            continue
+        table.add_row(
+            curves.name,
+            f"{curves.iterations:.1f}",
+            f"{curves.evaluations:.1f}",
+            f"{100 * curves.converged:.1f}",
+            *(f"{curve[-1][1]:.1e}" if curve else "–" for curve in (curves.residual, curves.gradient_error)),
+        )
+    return table
+
+
+def to_json(result: Convergence) -> str:
+    """Settings, problem and curves."""
+    document = {
+        "format": 1,
+        "settings": asdict(result.settings),
+        "problem": result.problem,
+        "solvers": [finite(asdict(curves)) for curves in result.solvers],
+    }
+    return json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def to_csv(result: Convergence) -> str:
+    """One line per solver and iteration; an empty cell where a quantity was not computed."""
+    target = io.StringIO()
+    writer = csv.writer(target, lineterminator="\n")
+    writer.writerow(["solver", "iteration", "residual", "objective_gap", "gradient_error"])
+    for curves in result.solvers:
+        columns = [dict(curve) for curve in (curves.residual, curves.objective, curves.gradient_error)]
+        for iteration in sorted(set().union(*columns)):
+            cells = [repr(column[iteration]) if iteration in column else "" for column in columns]
+            writer.writerow([curves.name, iteration, *cells])
+    return target.getvalue()

@@ -1,0 +1,224 @@
+"""Figures for a paper: PNG at column width, in colours that colour-blind readers can tell apart."""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from implicit_bregman.experiments.convergence import UNROLLED, Convergence
+from implicit_bregman.experiments.results import Comparison, Row
+
+COLUMN_WIDTH = 3.5  # inches, one column of a two-column paper
+DPI = 300
+
+# Okabe and Ito's palette
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#F0E442",
+    "#0072B2",
+    "#D55E00",
+    "#CC79A7",
+)
+STYLES = {
+    "unrolled": (BLUE, "-", "o"),
+    "truncated": (PURPLE, "", "D"),
+    "implicit": (RED, "-", "s"),
+    "implicit-mm": (ORANGE, "-.", "^"),
+    "implicit-anderson": (GREEN, "--", "v"),
+    "implicit-broyden": (SKY, (0, (5, 1)), "P"),
+    "implicit-torchdeq": (PURPLE, (0, (1, 1)), "X"),
+    "one-step": (BLACK, ":", "*"),
+    "phantom": (GREEN, (0, (3, 1, 1, 1)), "h"),
+}
+_RC = {
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+}
+
+
+def comparison_figures(comparison: Comparison) -> dict[str, tuple[bytes, str]]:
+    """The figures of a comparison.
+
+    Returns:
+        File name → PNG file and caption. The figures over L are there only if rows are unrolled.
+    """
+    steps = f"{comparison.facts['steps']} training steps"
+    figures: dict[str, tuple[bytes, str]] = {}
+    if any(row.family == "unrolled" for row in comparison.rows):
+        # All solvers end at the same point, so that only their cost differs.
+        learned, all_rows = _levels(comparison, all_solvers=False), _levels(comparison, all_solvers=True)
+        with _figure(2, 4.3, sharex=True) as (figure, axes):
+            _against_depth(comparison, axes[0], "accuracy_at_steps", 100.0, learned)
+            _against_depth(comparison, axes[1], "gradient_error", 1.0, learned)
+            axes[0].set_ylabel("test accuracy [%]")
+            axes[1].set(ylabel="relative gradient error", yscale="log")
+            _finish_depth(figure, axes)
+            caption = f"Test accuracy after {steps}, and relative error of the gradient, against L"
+            figures["accuracy_and_gradient.png"] = (_png(figure), caption)
+        with _figure(2, 4.6, sharex=True) as (figure, axes):
+            _against_depth(comparison, axes[0], "activation_bytes", 1e-3, all_rows)
+            _against_depth(comparison, axes[1], "step_ms", 1.0, all_rows)
+            axes[0].set(ylabel="activation memory [kB]", yscale="log")
+            axes[1].set(ylabel="time per training step [ms]", yscale="log")
+            _finish_depth(figure, axes)
+            caption = "Memory held for the backward pass, and time of a training step, against L"
+            figures["memory_and_time.png"] = (_png(figure), caption)
+    with _figure(2, 4.6) as (figure, axes):
+        _training(comparison, axes)
+        _legend(figure, axes[0])
+        caption = f"Training loss against steps and against seconds, up to {steps}; mean over the seeds"
+        figures["training.png"] = (_png(figure), caption)
+    return figures
+
+
+def convergence_figure(result: Convergence) -> bytes:
+    """Residual, objective and gradient error against the iteration, one line per solver, as a PNG file."""
+    with _figure(3, 2.7, columns=2) as (figure, axes):
+        for curves in result.solvers:
+            color, line, _ = STYLES[curves.name if curves.name == UNROLLED else f"implicit-{curves.name}"]
+            for axis, curve in zip(
+                axes, (curves.residual, curves.objective, curves.gradient_error), strict=True
+            ):
+                shown = [(max(k, 0.7), value) for k, value in curve if value > 0]
+                if shown:
+                    axis.plot(*zip(*shown, strict=True), color=color, linestyle=line, label=curves.name)
+        labels = ("relative residual", "objective above the best", "relative gradient error")
+        for axis, label in zip(axes, labels, strict=True):
+            axis.set(xscale="log", yscale="log", xlabel="iteration", ylabel=label)
+        handles = {
+            label: handle
+            for axis in axes
+            for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
+        return _png(figure)
+
+
+@contextmanager
+def _figure(
+    panels: int, height: float, columns: int = 1, sharex: bool = False
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure as wide as so many columns of the paper: panels stacked in one column, side by side in two."""
+    with rc_context(_RC):
+        figure = Figure(figsize=(COLUMN_WIDTH * columns, height), dpi=DPI, layout="constrained")
+        FigureCanvasAgg(figure)
+        rows, wide = (panels, 1) if columns == 1 else (1, panels)
+        yield figure, list(figure.subplots(rows, wide, squeeze=False, sharex=sharex).flat)
+
+
+def _png(figure: Figure) -> bytes:
+    target = io.BytesIO()
+    figure.savefig(target, format="png", dpi=DPI)
+    return target.getvalue()
+
+
+def _levels(comparison: Comparison, all_solvers: bool) -> list[Row]:
+    """The rows without an L, which are drawn as levels."""
+    return [
+        row
+        for row in comparison.rows
+        if row.depth is None and (all_solvers or row.family != "implicit" or row.name == comparison.reference)
+    ]
+
+
+def _against_depth(
+    comparison: Comparison, axis: Axes, key: str, factor: float, levels: Sequence[Row]
+) -> None:
+    """One quantity against L: a line for unrolled rows, markers for truncated ones, levels for the others."""
+    for row in levels:
+        mean, spread = row.mean(key), row.spread(key)
+        if mean is not None:
+            color, line, _ = STYLES[row.name]
+            axis.axhline(factor * mean, color=color, linestyle=line, label=row.name)
+            if row.name == comparison.reference and spread is not None:
+                lower, upper = factor * (mean - spread), factor * (mean + spread)
+                axis.axhspan(lower, upper, color=color, alpha=0.15, linewidth=0)
+    unrolled = [row for row in comparison.rows if row.family == "unrolled" and row.mean(key) is not None]
+    unrolled.sort(key=lambda row: row.depth or 0)
+    _points(axis, unrolled, "unrolled", key, factor, "unrolled, L steps")
+    for row in comparison.rows:
+        if row.family == "truncated" and row.mean(key) is not None:
+            _points(axis, [row], "truncated", key, factor, row.name)
+
+
+def _points(axis: Axes, rows: Sequence[Row], style: str, key: str, factor: float, label: str) -> None:
+    color, line, marker = STYLES[style]
+    means = [factor * (row.mean(key) or 0.0) for row in rows]
+    spreads = [factor * (row.spread(key) or 0.0) for row in rows]
+    axis.errorbar(
+        [row.depth or 0 for row in rows],
+        means,
+        # On a logarithmic axis a bar must not reach 0.
+        yerr=[[min(s, 0.9 * m) for m, s in zip(means, spreads, strict=True)], spreads],
+        color=color,
+        linestyle=line,
+        marker=marker,
+        capsize=2,
+        label=label,
+        zorder=3,
+    )
+
+
+def _finish_depth(figure: Figure, axes: Sequence[Axes]) -> None:
+    for axis in axes:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axis.xaxis.set_minor_formatter(NullFormatter())
+    axes[-1].set_xlabel("number of unrolled MM steps L")
+    _legend(figure, axes[0])
+
+
+def _legend(figure: Figure, axis: Axes) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
+
+
+def _training(comparison: Comparison, axes: Sequence[Axes]) -> None:
+    depths = _some_depths(comparison)
+    unrolled = [row for row in comparison.rows if row.family == "unrolled" and row.depth in depths]
+    for row in [*_levels(comparison, all_solvers=False), *sorted(unrolled, key=lambda row: row.depth or 0)]:
+        if row.depth is None:
+            (color, line, _), alpha = STYLES[row.name], 1.0
+        else:
+            color, line, alpha = BLUE, "-", 0.25 + 0.75 * (depths.index(row.depth) + 1) / len(depths)
+        points = list(zip(*row.curves, strict=True))
+        steps = [at[0].steps for at in points]
+        seconds = [statistics.fmean(point.seconds for point in at) for at in points]
+        losses = [statistics.fmean(point.train_loss for point in at) for at in points]
+        for axis, horizontal in zip(axes, (steps, seconds), strict=True):
+            axis.plot(horizontal, losses, color=color, linestyle=line, alpha=alpha, label=row.name)
+    axes[0].set_xlabel("training steps")
+    axes[1].set(xlabel="training time [s]", xscale="log")
+    for axis in axes:
+        axis.set(ylabel="training loss [nats]", yscale="log")
+
+
+def _some_depths(comparison: Comparison) -> list[int]:
+    """At most four depths, evenly spread, so that the lines can be told apart."""
+    depths = sorted(row.depth or 0 for row in comparison.rows if row.family == "unrolled")
+    if len(depths) <= 4:
+        return depths
+    return [depths[i * (len(depths) - 1) // 3] for i in range(4)]

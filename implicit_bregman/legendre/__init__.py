@@ -1,0 +1,27 @@
+"""What C and φ are: the Legendre function, the catalogue, box changes."""
+
+from implicit_bregman.legendre.base import LegendreFunction
+from implicit_bregman.legendre.bounded import ISRU, Arctan, Sigmoid, Sin, Tanh
+from implicit_bregman.legendre.box import Box
+from implicit_bregman.legendre.halfline import Bent, Exp, Softplus
+from implicit_bregman.legendre.line import Arcsinh, Identity
+from implicit_bregman.legendre.registry import geometries, geometry
+from implicit_bregman.legendre.scaled_tanh import ScaledTanh
+
+__all__ = [
+    "ISRU",
+    "Arcsinh",
+    "Arctan",
+    "Bent",
+    "Box",
+    "Exp",
+    "Identity",
+    "LegendreFunction",
+    "ScaledTanh",
+    "Sigmoid",
+    "Sin",
+    "Softplus",
+    "Tanh",
+    "geometries",
+    "geometry",
+]

@@ -1,0 +1,375 @@
+"""Legendre functions on a bounded interval (Table 1)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from implicit_bregman.legendre import divergences
+from implicit_bregman.legendre._elementary import HALF_PI, HALF_PI_REST, hypot1, log1p_square, softplus
+from implicit_bregman.legendre.box import BoundedLegendreFunction, Place
+
+
+@dataclass(frozen=True)
+class ISRU(BoundedLegendreFunction):
+    """φ(z) = −√(λ² − z²) on [−λ, λ] with scale λ, ρ(y) = λy/√(1 + y²)."""
+
+    scale: float = 1.0
+
+    name: ClassVar[str] = "isru"
+
+    @property
+    def domain(self) -> tuple[float, float]:
+        return -self.scale, self.scale
+
+    @property
+    def strong_convexity(self) -> float:
+        return 1.0 / self.scale
+
+    def _dual_at_gap(self, gap: float) -> float:
+        return math.sqrt(0.5 * self.scale / gap)
+
+    def _activation(self, y: Tensor) -> Tensor:
+        lo, hi = self._bounds[y.dtype]
+        return (y / hypot1(y) * self.scale).clamp(lo, hi)
+
+    def _lower_gap(self, y: Tensor) -> Tensor:
+        h = hypot1(y)
+        small = 1.0 / h / (h + y.abs())
+        return self.scale * torch.where(y < 0, small, 1.0 + y / h)
+
+    def _inverse_at(self, z: Place) -> Tensor:
+        return z.offset / torch.sqrt(z.below * z.above)
+
+    def _potential_at(self, z: Place) -> Tensor:
+        return -torch.sqrt(z.below * z.above)
+
+    def _conjugate(self, y: Tensor) -> Tensor:
+        return self.scale * hypot1(y)
+
+    def _conjugate_excess(self, y: Tensor) -> Tensor:
+        return self.scale / (hypot1(y) + y.abs())
+
+    def _dual_potential(self, y: Tensor) -> Tensor:
+        return -self.scale / hypot1(y)
+
+    def _curvature(self, y: Tensor) -> Tensor:
+        return hypot1(y).pow(3) / self.scale
+
+    def _log_curvature(self, y: Tensor) -> Tensor:
+        return 1.5 * log1p_square(y) - math.log(self.scale)
+
+    def _slope(self, y: Tensor) -> Tensor:
+        return hypot1(y).reciprocal().pow(3) * self.scale
+
+    def _log_curvature_slope(self, y: Tensor) -> Tensor:
+        h = hypot1(y)
+        return 3.0 * (y / h) / h
+
+    def _divergence_at(self, u: Place, v: Place, d: Tensor) -> Tensor:
+        root_u, root_v = torch.sqrt(u.below * u.above), torch.sqrt(v.below * v.above)
+        mixed = 0.5 * (u.above * v.below + u.below * v.above) + root_u * root_v
+        return ((self.scale * d) ** 2 / root_v / mixed).where(d != 0.0, 0.0)
+
+    def _dual_divergence(self, p: Tensor, q: Tensor, d: Tensor) -> Tensor:
+        return self.scale * divergences.isru_dual(p, q, d)
+
+
+@dataclass(frozen=True)
+class Sigmoid(BoundedLegendreFunction):
+    """φ(z) = z log z + (1 − z) log(1 − z) on [0, 1], ρ(y) = 1/(1 + e⁻ʸ)."""
+
+    name: ClassVar[str] = "sigmoid"
+
+    @property
+    def domain(self) -> tuple[float, float]:
+        return 0.0, 1.0
+
+    @property
+    def strong_convexity(self) -> float:
+        return 4.0
+
+    def _dual_at_gap(self, gap: float) -> float:
+        return max(0.0, -math.log(gap))
+
+    def _activation(self, y: Tensor) -> Tensor:
+        return torch.sigmoid(y)
+
+    def _offset(self, y: Tensor) -> Tensor:
+        return 0.5 * torch.tanh(0.5 * y)
+
+    def _lower_gap(self, y: Tensor) -> Tensor:
+        return torch.sigmoid(y)
+
+    def _inverse_at(self, z: Place) -> Tensor:
+        near = 2.0 * torch.atanh(2.0 * z.offset.clamp(-0.25, 0.25))
+        return torch.where(z.offset.abs() <= 0.25, near, torch.log(z.below) - torch.log(z.above))
+
+    def _potential_at(self, z: Place) -> Tensor:
+        gap = torch.minimum(z.below, z.above)
+        return torch.xlogy(gap, gap) + torch.special.xlog1py(1.0 - gap, -gap)
+
+    def _conjugate(self, y: Tensor) -> Tensor:
+        return softplus(y)
+
+    def _conjugate_excess(self, y: Tensor) -> Tensor:
+        return torch.log1p(torch.exp(-y.abs()))
+
+    def _dual_potential(self, y: Tensor) -> Tensor:
+        # φ is even about 1/2, so that only y ≥ 0 matters: −log(1 + e⁻ʸ) − y e⁻ʸ/(1 + e⁻ʸ).
+        size = y.abs()
+        return -(torch.log1p(torch.exp(-size)) + size * torch.sigmoid(-size))
+
+    def _curvature(self, y: Tensor) -> Tensor:
+        return 2.0 + 2.0 * torch.cosh(y)
+
+    def _log_curvature(self, y: Tensor) -> Tensor:
+        size = y.abs()
+        return torch.add(size, torch.log1p(torch.exp(-size)), alpha=2.0)
+
+    def _slope(self, y: Tensor) -> Tensor:
+        return torch.sigmoid(y) * torch.sigmoid(-y)
+
+    def _log_curvature_slope(self, y: Tensor) -> Tensor:
+        return torch.tanh(0.5 * y)
+
+    def _divergence_at(self, u: Place, v: Place, d: Tensor) -> Tensor:
+        lower = divergences.entropy(u.below, v.below, d)
+        return lower + divergences.entropy(u.above, v.above, -d)
+
+    def _dual_divergence(self, p: Tensor, q: Tensor, d: Tensor) -> Tensor:
+        return divergences.sigmoid_dual(p, q, d)
+
+
+@dataclass(frozen=True)
+class Tanh(BoundedLegendreFunction):
+    """φ(z) = ½[(1 + z) log(1 + z) + (1 − z) log(1 − z)] on [−1, 1], ρ(y) = tanh y."""
+
+    name: ClassVar[str] = "tanh"
+
+    @property
+    def domain(self) -> tuple[float, float]:
+        return -1.0, 1.0
+
+    @property
+    def strong_convexity(self) -> float:
+        return 1.0
+
+    def _dual_at_gap(self, gap: float) -> float:
+        return max(0.0, -0.5 * math.log(0.5 * gap))
+
+    def _activation(self, y: Tensor) -> Tensor:
+        return torch.tanh(y)
+
+    def _lower_gap(self, y: Tensor) -> Tensor:
+        return 2.0 * torch.sigmoid(2.0 * y)
+
+    def _inverse_at(self, z: Place) -> Tensor:
+        near = torch.atanh(z.offset.clamp(-0.5, 0.5))
+        far = 0.5 * (torch.log(z.below) - torch.log(z.above))
+        return torch.where(z.offset.abs() <= 0.5, near, far)
+
+    def _potential_at(self, z: Place) -> Tensor:
+        offset = z.offset.clamp(-0.5, 0.5)
+        near = offset * torch.atanh(offset) + 0.5 * torch.log1p(-offset * offset)
+        far = 0.5 * (torch.xlogy(z.below, z.below) + torch.xlogy(z.above, z.above))
+        return torch.where(z.offset.abs() <= 0.5, near, far)
+
+    def _conjugate(self, y: Tensor) -> Tensor:
+        size = y.abs()
+        near = 0.5 * torch.log1p(torch.sinh(size.clamp(max=1.0)).square())
+        return torch.where(size <= 1.0, near, size + self._conjugate_excess(y))
+
+    def _conjugate_excess(self, y: Tensor) -> Tensor:
+        return torch.log1p(torch.exp(-2.0 * y.abs())) - math.log(2.0)
+
+    def _dual_potential(self, y: Tensor) -> Tensor:
+        size = y.abs()
+        small = size.clamp(max=1.0)
+        near = small * torch.tanh(small) - 0.5 * torch.log1p(torch.sinh(small).square())
+        far = math.log(2.0) - 2.0 * size * torch.sigmoid(-2.0 * size) - torch.log1p(torch.exp(-2.0 * size))
+        return torch.where(size <= 1.0, near, far)
+
+    def _curvature(self, y: Tensor) -> Tensor:
+        return torch.cosh(y).square()
+
+    def _log_curvature(self, y: Tensor) -> Tensor:
+        twice = 2.0 * y.abs()
+        log_sum = torch.log1p(torch.exp(-twice)) - math.log(2.0)
+        return torch.add(twice, log_sum, alpha=2.0)
+
+    def _slope(self, y: Tensor) -> Tensor:
+        return torch.cosh(y).reciprocal().square()
+
+    def _log_curvature_slope(self, y: Tensor) -> Tensor:
+        return 2.0 * torch.tanh(y)
+
+    def _divergence_at(self, u: Place, v: Place, d: Tensor) -> Tensor:
+        lower = divergences.entropy(u.below, v.below, d)
+        return 0.5 * (lower + divergences.entropy(u.above, v.above, -d))
+
+    def _dual_divergence(self, p: Tensor, q: Tensor, d: Tensor) -> Tensor:
+        return divergences.sigmoid_dual(2.0 * p, 2.0 * q, 2.0 * d)
+
+
+@dataclass(frozen=True)
+class Arctan(BoundedLegendreFunction):
+    """φ(z) = −log cos z on [−π/2, π/2], ρ(y) = arctan y; φ = ∞ at both ends."""
+
+    name: ClassVar[str] = "arctan"
+
+    @property
+    def domain(self) -> tuple[float, float]:
+        return -math.pi / 2, math.pi / 2
+
+    @property
+    def strong_convexity(self) -> float:
+        return 1.0
+
+    def _dual_at_gap(self, gap: float) -> float:
+        return 1.0 / gap
+
+    def _place(self, z: Tensor) -> Place:
+        half_pi, rest = HALF_PI[z.dtype], HALF_PI_REST[z.dtype]
+        return Place(z, (half_pi + z) + rest, (half_pi - z) + rest)
+
+    def _activation(self, y: Tensor) -> Tensor:
+        lo, hi = self._bounds[y.dtype]
+        return torch.atan(y).clamp(lo, hi)
+
+    def _lower_gap(self, y: Tensor) -> Tensor:
+        return torch.atan2(torch.ones_like(y), -y)
+
+    def _inverse_at(self, z: Place) -> Tensor:
+        near = torch.tan(z.offset.clamp(-math.pi / 4, math.pi / 4))
+        far = torch.tan(torch.minimum(z.below, z.above)).reciprocal().copysign(z.offset)
+        return torch.where(z.offset.abs() <= math.pi / 4, near, far)
+
+    def _potential_at(self, z: Place) -> Tensor:
+        near = -0.5 * torch.log1p(-torch.sin(z.offset.clamp(-math.pi / 4, math.pi / 4)).square())
+        far = -torch.log(torch.sin(torch.minimum(z.below, z.above)))
+        return torch.where(z.offset.abs() <= math.pi / 4, near, far)
+
+    def _conjugate(self, y: Tensor) -> Tensor:
+        return y * torch.atan(y) - 0.5 * log1p_square(y)
+
+    def _conjugate_excess(self, y: Tensor) -> Tensor:
+        size = y.abs()
+        return -size * torch.atan2(torch.ones_like(y), size) - 0.5 * log1p_square(y)
+
+    def _dual_potential(self, y: Tensor) -> Tensor:
+        return 0.5 * log1p_square(y)
+
+    def _curvature(self, y: Tensor) -> Tensor:
+        return 1.0 + y * y
+
+    def _log_curvature(self, y: Tensor) -> Tensor:
+        return log1p_square(y)
+
+    def _slope(self, y: Tensor) -> Tensor:
+        return (1.0 + y * y).reciprocal()
+
+    def _log_curvature_slope(self, y: Tensor) -> Tensor:
+        h = hypot1(y)
+        return 2.0 * (y / h) / h
+
+    def _divergence_at(self, u: Place, v: Place, d: Tensor) -> Tensor:
+        gap_u, gap_v = torch.minimum(u.below, u.above), torch.minimum(v.below, v.above)
+        return divergences.arctan_primal(gap_u, gap_v, u.offset, v.offset, d)
+
+    def _dual_divergence(self, p: Tensor, q: Tensor, d: Tensor) -> Tensor:
+        return divergences.arctan_dual(p, q, d)
+
+
+@dataclass(frozen=True)
+class Sin(BoundedLegendreFunction):
+    """φ(z) = √(1 − z²) + z arcsin z on [−1, 1]; ρ(y) = sin y for |y| ≤ π/2 and ±1 beyond.
+
+    Not Legendre: φ' is finite at the bounds. ρ is the Bregman projection, and a dual beyond ±π/2 stands for the same
+    point as ±π/2 (`project_dual`), where the slope is 0. `log_curvature` stops there at its value for the distance
+    π/2 − |y| ~ eps, instead of rising to infinity.
+    """
+
+    name: ClassVar[str] = "sin"
+
+    @property
+    def is_legendre(self) -> bool:
+        return False
+
+    @property
+    def domain(self) -> tuple[float, float]:
+        return -1.0, 1.0
+
+    @property
+    def strong_convexity(self) -> float:
+        return 1.0
+
+    def project_dual(self, y: Tensor) -> Tensor:
+        half_pi = HALF_PI[y.dtype]
+        return y.clamp(-half_pi, half_pi)
+
+    def _saturation(self, dtype: torch.dtype, bound: float, side: int) -> float:
+        return HALF_PI[dtype]
+
+    def _activation(self, y: Tensor) -> Tensor:
+        return torch.sin(self.project_dual(y))
+
+    def _lower_gap(self, y: Tensor) -> Tensor:
+        y = self.project_dual(y)
+        return 2.0 * torch.sin(0.5 * ((HALF_PI[y.dtype] + y) + HALF_PI_REST[y.dtype])).square()
+
+    def _inverse_at(self, z: Place) -> Tensor:
+        return torch.atan2(z.offset, torch.sqrt(z.below * z.above))
+
+    def _potential_at(self, z: Place) -> Tensor:
+        root = torch.sqrt(z.below * z.above)
+        return root + z.offset * torch.atan2(z.offset, root)
+
+    def _conjugate(self, y: Tensor) -> Tensor:
+        clamped = self.project_dual(y)
+        return (y - clamped).abs() - self._cosine(clamped)
+
+    def _conjugate_excess(self, y: Tensor) -> Tensor:
+        clamped = self.project_dual(y)
+        return -clamped.abs() - self._cosine(clamped)
+
+    def _dual_potential(self, y: Tensor) -> Tensor:
+        y = self.project_dual(y)
+        return y * torch.sin(y) + self._cosine(y)
+
+    def _cosine(self, y: Tensor) -> Tensor:
+        """cos y of a clamped y: the rounded π/2 counts as the exact one, also where it lies above it."""
+        return functional.threshold(torch.cos(y), 1e-16, 0.0)
+
+    def _curvature(self, y: Tensor) -> Tensor:
+        return self._slope(y).reciprocal()
+
+    def _log_curvature(self, y: Tensor) -> Tensor:
+        return -torch.log(torch.cos(self.project_dual(y)).clamp(min=abs(HALF_PI_REST[y.dtype])))
+
+    def _slope(self, y: Tensor) -> Tensor:
+        return self._cosine(self.project_dual(y))
+
+    def _log_curvature_slope(self, y: Tensor) -> Tensor:
+        inside = y.abs() < HALF_PI[y.dtype]
+        return torch.where(inside, torch.tan(torch.where(inside, y, 0.0)), 0.0)
+
+    def _divergence_at(self, u: Place, v: Place, d: Tensor) -> Tensor:
+        root_u, root_v = torch.sqrt(u.below * u.above), torch.sqrt(v.below * v.above)
+        # sin and cos of p − q; for equal signs the sine is rewritten so that it does not cancel.
+        crossed = u.offset * root_v + v.offset * root_u
+        apart = u.offset * root_v - v.offset * root_u
+        together = d * (u.offset + v.offset) / crossed
+        same_side = (u.offset * v.offset > 0) & (crossed != 0)
+        sine = torch.where(same_side, together, apart)
+        angle = torch.atan2(sine, root_u * root_v + u.offset * v.offset)
+        return divergences.sin_from_angle(root_u, u.offset, angle)
+
+    def _dual_divergence(self, p: Tensor, q: Tensor, d: Tensor) -> Tensor:
+        cosine = torch.sin((HALF_PI[p.dtype] - p.abs()) + HALF_PI_REST[p.dtype]).clamp(min=0.0)
+        return divergences.sin_from_angle(cosine, torch.sin(p), -d)

@@ -1,0 +1,230 @@
+"""Legendre functions on the half line [0, ∞)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from implicit_bregman.legendre import divergences
+from implicit_bregman.legendre._elementary import asinh, softplus
+from implicit_bregman.legendre.base import LegendreFunction
+from implicit_bregman.legendre.series import (
+    dilogarithm_exp,
+    negative_dilogarithm,
+    softplus_potential_small,
+)
+
+
+@dataclass(frozen=True)
+class Softplus(LegendreFunction):
+    """ρ(y) = log(1 + e^(βy))/β with sharpness β on [0, ∞); φ(z) = z²/2 + (Li₂(e^(−βz)) − π²/6)/β² (Table 1)."""
+
+    sharpness: float = 1.0
+
+    name: ClassVar[str] = "softplus"
+    curvature_at_infinity: ClassVar[float] = 1.0
+
+    @property
+    def domain(self) -> tuple[float, float]:
+        return 0.0, math.inf
+
+    @property
+    def strong_convexity(self) -> float:
+        return 1.0
+
+    def _dual_at_gap(self, gap: float) -> float:
+        return max(0.0, -math.log(gap * self.sharpness) / self.sharpness)
+
+    def _activation(self, y: Tensor) -> Tensor:
+        return functional.softplus(y, beta=self.sharpness, threshold=40.0)
+
+    def _inverse_activation(self, z: Tensor) -> Tensor:
+        x = z * self.sharpness
+        near = torch.log(torch.expm1(x.clamp(max=0.5)))
+        far = x + torch.log1p(-torch.exp(-x.clamp(min=0.5)))
+        return torch.where(x < 0.5, near, far) / self.sharpness
+
+    def _potential(self, z: Tensor) -> Tensor:
+        x = z * self.sharpness
+        near = softplus_potential_small(x.clamp(max=2.0))
+        far = 0.5 * x * x - math.pi**2 / 6 + dilogarithm_exp(x.clamp(min=2.0))
+        return torch.where(x <= 2.0, near, far) / self.sharpness**2
+
+    def _conjugate(self, y: Tensor) -> Tensor:
+        x = y * self.sharpness
+        tail = negative_dilogarithm(-x.abs())
+        return torch.where(x > 0, math.pi**2 / 6 + 0.5 * x * x - tail, tail) / self.sharpness**2
+
+    def _dual_potential(self, y: Tensor) -> Tensor:
+        x = y * self.sharpness
+        size = x.abs()
+        tail = negative_dilogarithm(-size)
+        # For x > 0, x ρ − φ* with ρ = x + softplus(−x) written out.
+        above = 0.5 * x * x - math.pi**2 / 6 + size * softplus(-size) + tail
+        return torch.where(x > 0, above, -size * softplus(-size) - tail) / self.sharpness**2
+
+    def _curvature(self, y: Tensor) -> Tensor:
+        return 1.0 + torch.exp(-self.sharpness * y)
+
+    def _log_curvature(self, y: Tensor) -> Tensor:
+        return softplus(-self.sharpness * y)
+
+    def _slope(self, y: Tensor) -> Tensor:
+        return torch.sigmoid(self.sharpness * y)
+
+    def _log_curvature_slope(self, y: Tensor) -> Tensor:
+        return -self.sharpness * torch.sigmoid(-self.sharpness * y)
+
+    def _divergence(self, u: Tensor, v: Tensor, d: Tensor) -> Tensor:
+        b = self.sharpness
+        return divergences.softplus_primal(b * u, b * v, b * d) / b**2
+
+    def _dual_divergence(self, p: Tensor, q: Tensor, d: Tensor) -> Tensor:
+        b = self.sharpness
+        return divergences.softplus_dual(b * p, b * q, b * d) / b**2
+
+
+@dataclass(frozen=True)
+class Exp(LegendreFunction):
+    """φ(z) = z log z − z on [0, ∞), ρ(y) = eʸ (Boltzmann-Shannon entropy); σ = 0.
+
+    ρ and its slope stop at the largest number of the dtype instead of overflowing.
+    """
+
+    name: ClassVar[str] = "exp"
+    curvature_at_infinity: ClassVar[float] = 0.0
+
+    @property
+    def domain(self) -> tuple[float, float]:
+        return 0.0, math.inf
+
+    @property
+    def strong_convexity(self) -> float:
+        return 0.0
+
+    def _dual_at_gap(self, gap: float) -> float:
+        return -math.log(gap)
+
+    def _activation(self, y: Tensor) -> Tensor:
+        return torch.exp(y).clamp(max=torch.finfo(y.dtype).max)
+
+    def _inverse_activation(self, z: Tensor) -> Tensor:
+        return torch.log(z)
+
+    def _potential(self, z: Tensor) -> Tensor:
+        return torch.xlogy(z, z) - z
+
+    def _conjugate(self, y: Tensor) -> Tensor:
+        return torch.exp(y)
+
+    def _dual_potential(self, y: Tensor) -> Tensor:
+        return torch.exp(y) * (y - 1.0)
+
+    def _curvature(self, y: Tensor) -> Tensor:
+        return torch.exp(-y)
+
+    def _log_curvature(self, y: Tensor) -> Tensor:
+        return -y
+
+    def _slope(self, y: Tensor) -> Tensor:
+        return self._activation(y)
+
+    def _log_curvature_slope(self, y: Tensor) -> Tensor:
+        return torch.full_like(y, -1.0)
+
+    def _divergence(self, u: Tensor, v: Tensor, d: Tensor) -> Tensor:
+        return divergences.entropy(u, v, d)
+
+    def _dual_divergence(self, p: Tensor, q: Tensor, d: Tensor) -> Tensor:
+        return divergences.exp_dual(p, q, d)
+
+
+@dataclass(frozen=True)
+class Bent(LegendreFunction):
+    """ρ(y) = (y + √(y² + p))/2 with smoothness p on [0, ∞): a smooth ReLU; φ(z) = z²/2 − (p/4) log z."""
+
+    smoothness: float = 1.0
+
+    name: ClassVar[str] = "bent"
+    curvature_at_infinity: ClassVar[float] = 1.0
+
+    @property
+    def domain(self) -> tuple[float, float]:
+        return 0.0, math.inf
+
+    @property
+    def strong_convexity(self) -> float:
+        return 1.0
+
+    def _dual_at_gap(self, gap: float) -> float:
+        return max(0.0, 0.25 * self.smoothness / gap - gap)
+
+    def _root(self, y: Tensor) -> Tensor:
+        """√(y² + p) without overflow."""
+        return torch.hypot(y, y.new_full((), math.sqrt(self.smoothness)))
+
+    def _half_line(self, y: Tensor, root: Tensor) -> Tensor:
+        """ρ(y) = max(y, 0) + ρ(−|y|), a sum of positive terms."""
+        return y.clamp(min=0.0) + 0.5 * self.smoothness / (y.abs() + root)
+
+    def _activation(self, y: Tensor) -> Tensor:
+        return self._half_line(y, self._root(y))
+
+    def _inverse_activation(self, z: Tensor) -> Tensor:
+        return z - 0.25 * self.smoothness / z
+
+    def _potential(self, z: Tensor) -> Tensor:
+        return 0.5 * z * z - 0.25 * self.smoothness * torch.log(z)
+
+    def _conjugate(self, y: Tensor) -> Tensor:
+        p = self.smoothness
+        rho = self._activation(y)
+        return 0.5 * rho * rho + 0.25 * p * (self._log_activation(y) - 1.0)
+
+    def _dual_potential(self, y: Tensor) -> Tensor:
+        rho = self._activation(y)
+        return 0.5 * rho * rho - 0.25 * self.smoothness * self._log_activation(y)
+
+    def _log_activation(self, y: Tensor) -> Tensor:
+        """log ρ(y), also where ρ(y) itself underflows."""
+        size = torch.log(0.5 * y.abs() + 0.5 * self._root(y))
+        return torch.where(y > 0, size, math.log(0.25 * self.smoothness) - size)
+
+    def _log_ratio(self, y: Tensor) -> Tensor:
+        """log of (ρ(y)/(√p/2))², = 2 arsinh(y/√p)."""
+        return 2.0 * asinh(y / math.sqrt(self.smoothness))
+
+    def _curvature(self, y: Tensor) -> Tensor:
+        return self._slope(y).reciprocal()
+
+    def _log_curvature(self, y: Tensor) -> Tensor:
+        return softplus(-self._log_ratio(y))
+
+    def _slope(self, y: Tensor) -> Tensor:
+        root = self._root(y)
+        return self._half_line(y, root) / root
+
+    def _log_curvature_slope(self, y: Tensor) -> Tensor:
+        root = self._root(y)
+        return -2.0 * self._half_line(-y, root) / root / root
+
+    def _divergence(self, u: Tensor, v: Tensor, d: Tensor) -> Tensor:
+        return 0.5 * d * d + 0.25 * self.smoothness * divergences.bent_gap(u / v, d / v)
+
+    def _dual_divergence(self, p: Tensor, q: Tensor, d: Tensor) -> Tensor:
+        root_p, root_q = self._root(p), self._root(q)
+        u, v = self._half_line(p, root_p), self._half_line(q, root_q)
+        # ρ(p)/ρ(q) and ρ(p) − ρ(q) from the larger of ρ(±y), since the smaller may underflow.
+        size_p, size_q = 0.5 * p.abs() + 0.5 * root_p, 0.5 * q.abs() + 0.5 * root_q
+        quarter = 0.25 * self.smoothness
+        rising = torch.where(q > 0, size_p / size_q, size_p * (size_q / quarter))
+        falling = torch.where(q > 0, quarter / size_p / size_q, size_q / size_p)
+        ratio = torch.where(p > 0, rising, falling)
+        scaled = -d / (root_p + root_q)
+        step = scaled * (u + v)
+        return 0.5 * step * step + quarter * divergences.bent_gap(ratio, scaled * (ratio + 1.0))

@@ -1,0 +1,81 @@
+"""Conjugate gradients for a batch of symmetric positive definite systems, each with its own stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LinearSolution:
+    """Result of a batched linear solve.
+
+    Attributes:
+        value: the solutions, (B, d).
+        residual: ‖b − Ax‖₂ / ‖b‖₂ as the method saw it, (B,); 0 where b = 0.
+        iterations: products with A that each sample took, (B,).
+        converged: (B,).
+        positive: False where a direction of non-positive curvature was met, (B,). Such a sample has stopped.
+    """
+
+    value: Tensor
+    residual: Float[Tensor, " batch"]
+    iterations: Int[Tensor, " batch"]
+    converged: Bool[Tensor, " batch"]
+    positive: Bool[Tensor, " batch"]
+
+
+def conjugate_gradient(
+    operator: Callable[[Tensor], Tensor],
+    rhs: Float[Tensor, "batch d"],
+    preconditioner: Callable[[Tensor], Tensor],
+    tol: float,
+    max_iter: int,
+) -> LinearSolution:
+    """Preconditioned CG on A x = b for each row of `rhs`, starting from 0.
+
+    A sample that has converged, or has met non-positive curvature, is left alone: its later updates are zero.
+
+    Args:
+        operator: v ↦ A v for a whole batch.
+        rhs: b, (B, d).
+        preconditioner: r ↦ M⁻¹ r, symmetric positive definite.
+        tol: bound on ‖b − Ax‖₂ / ‖b‖₂.
+        max_iter: bound on the number of products.
+    """
+    x = torch.zeros_like(rhs)
+    r = rhs.clone()
+    norm_b = torch.linalg.vector_norm(rhs, dim=-1)
+    target = tol * norm_b
+    z = preconditioner(r)
+    p = z
+    rz = (r * z).sum(-1)
+    norm_r = norm_b
+    iterations = torch.zeros_like(norm_b, dtype=torch.int64)
+    positive = torch.ones_like(norm_b, dtype=torch.bool)
+    active = norm_r > target
+    for _ in range(max_iter):
+        if not bool(active.any()):
+            break
+        product = operator(p)
+        curvature = (p * product).sum(-1)
+        positive = positive & ~(active & ~(curvature > 0))
+        active = active & positive
+        iterations = iterations + active
+        # Divisions of samples that have stopped are by 1, so that 0/0 never appears.
+        alpha = torch.where(active, rz / torch.where(active, curvature, 1.0), 0.0)[:, None]
+        x = x + alpha * p
+        r = r - alpha * product
+        z = preconditioner(r)
+        rz_next = (r * z).sum(-1)
+        beta = torch.where(active, rz_next / torch.where(rz > 0, rz, 1.0), 0.0)[:, None]
+        p = z + beta * p
+        rz = rz_next
+        norm_r = torch.linalg.vector_norm(r, dim=-1)
+        active = active & (norm_r > target)
+    relative = norm_r / torch.where(norm_b > 0, norm_b, 1.0)
+    return LinearSolution(x, relative, iterations, positive & (norm_r <= target), positive)

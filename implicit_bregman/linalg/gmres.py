@@ -1,0 +1,82 @@
+"""Restarted GMRES for a batch of general systems, each with its own stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from implicit_bregman.linalg.cg import LinearSolution
+
+
+def gmres(
+    operator: Callable[[Tensor], Tensor],
+    rhs: Float[Tensor, "batch d"],
+    preconditioner: Callable[[Tensor], Tensor],
+    tol: float,
+    max_iter: int,
+    restart: int = 50,
+) -> LinearSolution:
+    """Right-preconditioned GMRES(restart) on A x = b for each row of `rhs`, starting from 0.
+
+    Args:
+        operator: v ↦ A v for a whole batch.
+        rhs: b, (B, d).
+        preconditioner: r ↦ M⁻¹ r.
+        tol: bound on ‖b − Ax‖₂ / ‖b‖₂.
+        max_iter: bound on the number of products, restarts included.
+        restart: number of basis vectors kept, each (B, d).
+    """
+    norm_b = torch.linalg.vector_norm(rhs, dim=-1)
+    safe_b = torch.where(norm_b > 0, norm_b, 1.0)
+    target = tol * norm_b
+    x = torch.zeros_like(rhs)
+    r, norm_r = rhs, norm_b
+    iterations = torch.zeros_like(norm_b, dtype=torch.int64)
+    active = norm_r > target
+    used = 0
+    while used < max_iter and bool(active.any()):
+        steps = min(restart, max_iter - used, rhs.shape[-1])
+        update, taken = _cycle(operator, preconditioner, r, norm_r, steps)
+        x = torch.where(active[:, None], x + update, x)
+        iterations = iterations + torch.where(active, taken, 0)
+        used += steps
+        r = rhs - operator(x)
+        before, norm_r = norm_r, torch.linalg.vector_norm(r, dim=-1)
+        # A cycle that gains nothing will gain nothing again: stop such a sample instead of turning in a circle.
+        active = active & (norm_r > target) & (norm_r < 0.999 * before)
+    return LinearSolution(x, norm_r / safe_b, iterations, norm_r <= target, torch.ones_like(active))
+
+
+def _cycle(
+    operator: Callable[[Tensor], Tensor],
+    preconditioner: Callable[[Tensor], Tensor],
+    r: Tensor,
+    norm_r: Tensor,
+    steps: int,
+) -> tuple[Tensor, Tensor]:
+    """One Arnoldi cycle; the least-squares problem is solved once at its end."""
+    batch = len(r)
+    tiny = torch.finfo(r.dtype).tiny
+    basis = [r / norm_r.clamp_min(tiny)[:, None]]
+    hessenberg = r.new_zeros(batch, steps + 1, steps)
+    for j in range(steps):
+        w = operator(preconditioner(basis[j]))
+        for _ in range(2):  # a second pass of Gram-Schmidt keeps the basis orthogonal in single precision
+            stacked = torch.stack(basis, 1)
+            projection = (stacked @ w[:, :, None]).squeeze(-1)
+            w = w - (projection[:, None, :] @ stacked).squeeze(1)
+            hessenberg[:, : j + 1, j] += projection
+        norm_w = torch.linalg.vector_norm(w, dim=-1)
+        hessenberg[:, j + 1, j] = norm_w
+        # At a breakdown the space is invariant; a zero vector then adds nothing.
+        ended = norm_w <= torch.finfo(r.dtype).eps * hessenberg[:, : j + 2, j].abs().amax(-1)
+        basis.append(torch.where(ended[:, None], 0.0, w / norm_w.clamp_min(tiny)[:, None]))
+    right = torch.zeros_like(hessenberg[:, :, 0])
+    right[:, 0] = norm_r
+    # The pseudo-inverse copes with the zero columns that follow a breakdown.
+    coefficients = (torch.linalg.pinv(hessenberg) @ right[:, :, None]).squeeze(-1)
+    combined = (coefficients[:, None, :] @ torch.stack(basis[:steps], 1)).squeeze(1)
+    return preconditioner(combined), torch.full_like(norm_r, steps, dtype=torch.int64)

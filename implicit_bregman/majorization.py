@@ -1,0 +1,152 @@
+"""Majorization-minimization in the geometry of φ: one step, the step-size rule, the descent certificate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from implicit_bregman.legendre import LegendreFunction, geometry as lookup
+
+if TYPE_CHECKING:
+    from implicit_bregman.energy.base import Energy
+
+
+def mm_step(
+    geometry: LegendreFunction,
+    dual: Float[Tensor, "*batch d"],
+    gradient: Float[Tensor, "*batch d"],
+    step: Float[Tensor, "*#batch #d"],
+    regularization: float,
+) -> Float[Tensor, "*batch d"]:
+    """y⁺ = (y − τ∇f) / (1 + τγ): the minimiser of ⟨∇f, ·⟩ + γφ + D_φ(·, z)/τ over C, in dual coordinates.
+
+    With γ = 0 and τ = 1 this is the paper's Bregman layer (Definition 4.3). Where φ is not Legendre (sin) the
+    result is projected back onto the range of ∇φ.
+
+    Args:
+        geometry: φ.
+        dual: y = ∇φ(z), (B, d).
+        gradient: ∇f(z), (B, d).
+        step: τ > 0, broadcastable to (B, d).
+        regularization: γ ≥ 0.
+    """
+    moved = dual - step * gradient
+    if regularization:
+        moved = moved / (1 + step * regularization)
+    return geometry.project_dual(moved)
+
+
+def automatic_step(curvature: Tensor | None, geometry: LegendreFunction) -> Tensor | None:
+    """τ = min(1, σ/λ_max(∇²f)), detached; None (backtrack) where no bound or no σ > 0 is known."""
+    sigma = geometry.strong_convexity
+    if curvature is None or sigma <= 0:
+        return None
+    return (sigma / curvature.detach().clamp_min(torch.finfo(curvature.dtype).tiny)).clamp_max(1.0)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is guaranteed of MM on F = f + γφ + ι_C.
+
+    Attributes:
+        step: τ, or None where it is found by backtracking (each step then descends by test, not by theorem).
+        curvature_bound: λ_max(∇²f), for the quadratic energy λ_max(−W); None if unknown. For a non-symmetric W
+            the reciprocal of its cocoercivity constant, or ‖W‖₂ if it is not monotone.
+        curvature_least: λ_min(∇²f) (of the symmetric part); None if unknown.
+        strong_convexity: σ = inf φ''.
+        has_objective: whether W is symmetric; without an objective nothing can descend.
+        majorizes: whether the MM surrogate lies above f everywhere on C: τ λ_max ≤ σ.
+        descends: whether every step is guaranteed not to raise F: τ λ_max ≤ 2σ.
+        unique: whether there is at most one critical point.
+        converges: whether the iterates are guaranteed to converge (C bounded or F coercive taken for granted).
+        rate: factor by which D_φ(z*, z) is guaranteed to shrink per step; None if no rate is known beforehand.
+            For γ = 0 the rate depends on the solution and is not known beforehand.
+    """
+
+    step: float | None
+    curvature_bound: float | None
+    curvature_least: float | None
+    strong_convexity: float
+    has_objective: bool
+    majorizes: bool
+    descends: bool
+    unique: bool
+    converges: bool
+    rate: float | None
+
+    def __str__(self) -> str:
+        def shown(value: float | None) -> str:
+            return "unknown" if value is None else f"{value:.6g}"
+
+        return (
+            f"step {'by backtracking' if self.step is None else shown(self.step)}, largest curvature "
+            f"{shown(self.curvature_bound)}, sigma {self.strong_convexity:.6g}: "
+            f"{'majorizes' if self.majorizes else 'no majorant'}, "
+            f"{'descends' if self.descends else 'descent not guaranteed'}, rate {shown(self.rate)}"
+        )
+
+
+def certify(
+    energy: Energy, geometry: str | LegendreFunction, regularization: float = 0.0, step: float | None = None
+) -> Certificate:
+    """What can be said of MM before a single step is made.
+
+    For symmetric W, f(z) − f(z⁺) = D(z, z⁺)/τ + D(z⁺, z)/τ + ½ dzᵀW dz ≥ (σ/τ − λ_max(−W)/2)‖dz‖², so the
+    surrogate majorizes iff τ λ_max(−W) ≤ σ (for equal coordinates), and f still falls up to 2σ. This replaces
+    Proposition 4.1 and Theorem 5.1 of the paper, whose conditions are not sufficient as printed.
+
+    Args:
+        energy: f.
+        geometry: φ, by name or instance.
+        regularization: γ ≥ 0.
+        step: τ to be judged; default the automatic one, min(1, σ/λ_max).
+
+    Raises:
+        ValueError: if `regularization` is negative or `step` is not positive.
+    """
+    phi = lookup(geometry)
+    if not (regularization >= 0 and math.isfinite(regularization)):
+        raise ValueError(f"regularization must be finite and >= 0, got {regularization}")
+    if step is not None and not (step > 0 and math.isfinite(step)):
+        raise ValueError(f"step must be positive and finite, got {step}")
+    lowest, curvature = energy.curvature_range()
+    symmetric = energy.symmetric
+    tau = step
+    if tau is None:
+        automatic = automatic_step(None if curvature is None else torch.as_tensor(curvature), phi)
+        tau = None if automatic is None else float(automatic)
+    bound = None if curvature is None else float(curvature)
+    least = None if lowest is None else float(lowest)
+    sigma = phi.strong_convexity
+    slack = 1 + 1e-6  # τ = σ/λ_max was rounded
+    known = bound is not None and tau is not None
+    majorizes = known and symmetric and tau * bound <= sigma * slack  # type: ignore[operator]
+    descends = symmetric and (tau is None or (known and tau * bound <= 2 * sigma * slack))  # type: ignore[operator]
+    weak = _relative_weak_convexity(least, energy.convex, phi)
+    monotone = symmetric or (least is not None and least > 0)
+    # γ > 0 also needs the surrogate to majorize: the rate below is that of relative smoothness.
+    rate = None
+    if weak is not None and symmetric and majorizes and tau is not None and regularization > weak:
+        rate = (1 + tau * weak) / (1 + tau * regularization)
+    unique = (weak is not None and monotone and (weak < regularization or weak < 0)) or (
+        least is not None and least > 0
+    )
+    strict = known and tau * bound < 2 * sigma  # type: ignore[operator]
+    converges = phi.is_legendre and (strict or tau is None) and (symmetric or (least is not None and least > 0))
+    return Certificate(
+        tau, bound, least, sigma, symmetric, bool(majorizes), bool(descends), bool(unique), bool(converges), rate
+    )
+
+
+def _relative_weak_convexity(least: float | None, convex: bool, phi: LegendreFunction) -> float | None:
+    """ω such that f + ωφ is convex (negative: f is strongly convex relative to φ); None if unknown."""
+    if least is None:
+        return 0.0 if convex else None
+    if least >= 0:
+        return -least / phi.max_curvature if math.isfinite(phi.max_curvature) else 0.0
+    return -least / phi.strong_convexity if phi.strong_convexity > 0 else math.inf

@@ -1,0 +1,176 @@
+"""The deep-equilibrium layer."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from implicit_bregman.adjoints import Adjoint, Unrolled, adjoint_named
+from implicit_bregman.checks import check_regularization
+from implicit_bregman.critical_point import find_critical_point
+from implicit_bregman.energy import QuadraticEnergy
+from implicit_bregman.legendre import LegendreFunction, geometry as lookup
+from implicit_bregman.majorization import Certificate, certify
+from implicit_bregman.settings import check_choice
+from implicit_bregman.solution import Solution
+from implicit_bregman.solvers import Solver, solver_named
+
+INJECTIONS = ("linear", "initial")
+
+
+class BregmanDEQ(nn.Module):
+    """z = h(x; θ), the critical point of −½ zᵀWz − (Ux + b)ᵀz + γφ(z) on C: a weight-tied Bregman network of
+    infinite depth (Problem 2.1), or of depth L with `adjoint=adjoints.Unrolled(steps=L)` (Problem 2.2).
+
+    With γ = 0 and a convex energy the limit is the solution of a box-constrained quadratic program, in which φ has
+    chosen only the box; γ > 0 makes z = ρ((Wz + Ux + b)/γ), the usual weight-tied DEQ.
+
+    Args:
+        in_features: n, the width of x.
+        out_features: d, the width of z.
+        geometry: φ, by name or instance.
+        weight: "convex" (W ≺ 0, one critical point), "symmetric" or "free"; see `QuadraticEnergy`.
+        regularization: γ ≥ 0.
+        solver: a name or an instance from `implicit_bregman.solvers`.
+        adjoint: a name or an instance from `implicit_bregman.adjoints`.
+        injection: how x enters. "linear": through the offset Ux + b. "initial": as z⁰ = x (the paper's Definition
+            2.2; n = d, x in int C), with the learned offset b alone. The limit of MM then forgets x wholly
+            (convex) or up to the choice of a basin (symmetric, free), so "initial" with a convex weight is
+            refused unless the adjoint is `Unrolled`, and warns otherwise.
+        bias: whether to learn b.
+        margin: for "convex", the least eigenvalue that −W can have.
+        device, dtype: where and in which precision the parameters are made.
+
+    Attributes:
+        energy: the `QuadraticEnergy`.
+        solver, adjoint, regularization: may be assigned at any time.
+        last_solution: the `Solution` of the last call, detached; None before the first.
+
+    Shape:
+        x (*, n) → z (*, d).
+
+    Raises:
+        ValueError: for unknown names, widths below 1, γ < 0, or an injection that cannot work.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        geometry: str | LegendreFunction = "tanh",
+        weight: str = "convex",
+        regularization: float = 0.0,
+        solver: str | Solver = "auto",
+        adjoint: str | Adjoint = "implicit",
+        injection: str = "linear",
+        *,
+        bias: bool = True,
+        margin: float = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, width in (("in_features", in_features), ("out_features", out_features)):
+            if width < 1:
+                raise ValueError(f"{name} must be at least 1, got {width}")
+        check_choice("injection", injection, INJECTIONS)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.geometry = lookup(geometry)
+        self.regularization = check_regularization(regularization)
+        self.solver: str | Solver = solver
+        self.adjoint: str | Adjoint = adjoint
+        self.injection = injection
+        solver_named(solver)
+        self._check_injection(weight)
+        self._warn_of_linear_map()
+        self.energy = QuadraticEnergy(
+            out_features, in_features, weight, bias=bias, margin=margin, device=device, dtype=dtype
+        )
+        if injection == "initial":
+            self.energy.input_weight = None
+        self.last_solution: Solution | None = None
+
+    def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
+        """z = h(x; θ)."""
+        return self.solve(x).value
+
+    def solve(self, x: Float[Tensor, "*batch n"], initial: Float[Tensor, "*batch d"] | Solution | None = None) -> Solution:
+        """The same as calling the layer, with everything known about the solve.
+
+        Args:
+            x: input, (*, n).
+            initial: z⁰, (*, d), in int C, or a `Solution` to start from; default ρ(0). Not with
+                `injection="initial"`, where x is the start.
+
+        Raises:
+            ValueError: for an input that does not fit; see `find_critical_point`.
+        """
+        if self.injection == "initial":
+            if initial is not None:
+                raise ValueError('initial cannot be given with injection="initial": x is the start')
+            # The offset is b alone: an input of zeros, added to b, carries the shape.
+            initial, x = x, torch.zeros_like(x)
+        solution = find_critical_point(
+            self.energy, self.geometry, x, initial, self.regularization, self.solver, self.adjoint
+        )
+        self.last_solution = solution.detach()
+        return solution
+
+    def certificate(self) -> Certificate:
+        """What is guaranteed of MM at the present weights; see `certify`."""
+        return certify(self.energy, self.geometry, self.regularization)
+
+    def extra_repr(self) -> str:
+        """Everything that is not a submodule."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, geometry={self.geometry!r}, "
+            f"regularization={self.regularization}, solver={self.solver!r}, adjoint={self.adjoint!r}, "
+            f"injection={self.injection!r}"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave the last solution behind: it belongs to a call, not to the layer."""
+        return {**self.__dict__, "last_solution": None}
+
+    def _check_injection(self, weight: str) -> None:
+        unrolled = isinstance(adjoint_named(self.adjoint), Unrolled)
+        if self.injection == "linear" or unrolled:
+            if self.injection == "initial":
+                self._check_widths()
+            return
+        self._check_widths()
+        if weight == "convex":
+            raise ValueError(
+                'injection="initial" with weight="convex" makes h constant, because the critical point is unique: '
+                'use injection="linear", or adjoint=adjoints.Unrolled(steps=...)'
+            )
+        warnings.warn(
+            f'injection="initial" with weight="{weight}" makes h piecewise constant in x: nothing upstream of this '
+            'layer can train. Use injection="linear" unless that is what you study.',
+            UserWarning,
+            stacklevel=3,
+        )
+
+    def _check_widths(self) -> None:
+        if self.in_features != self.out_features:
+            raise ValueError(
+                f'injection="initial" takes x as the start, so in_features = {self.in_features} must equal '
+                f"out_features = {self.out_features}"
+            )
+
+    def _warn_of_linear_map(self) -> None:
+        lo, hi = self.geometry.domain
+        unrolled = isinstance(adjoint_named(self.adjoint), Unrolled)
+        if self.regularization == 0 and math.isinf(lo) and math.isinf(hi) and not unrolled:
+            warnings.warn(
+                f"with regularization=0 and the unbounded domain of {self.geometry.name} the layer is the linear map "
+                "-W^-1 (Ux + b): use regularization > 0 or a geometry with a bound",
+                UserWarning,
+                stacklevel=3,
+            )

@@ -1,0 +1,227 @@
+"""The feed-forward layers that the paper compares (Sec. 6.1): standard, Euclidean, Bregman."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from implicit_bregman.legendre import LegendreFunction, geometry as lookup
+from implicit_bregman.settings import check_choice
+
+KINDS = ("standard", "euclidean", "bregman")
+
+
+class StandardLinear(nn.Linear):
+    """z⁺ = ρ(Wz + b).
+
+    Args:
+        in_features: n, the width of z.
+        out_features: d, the width of z⁺.
+        geometry: φ, whose ρ = ∇φ* is the activation, by name or instance.
+        bias: whether to learn b.
+        device, dtype: where and in which precision the parameters are made.
+
+    Shape:
+        (*, n) → (*, d).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        geometry: str | LegendreFunction = "tanh",
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        for name, width in (("in_features", in_features), ("out_features", out_features)):
+            if width < 1:
+                raise ValueError(f"{name} must be at least 1, got {width}")
+        self.geometry = lookup(geometry)
+        super().__init__(in_features, out_features, bias, device, dtype)
+
+    def forward(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
+        """z⁺."""
+        return self.geometry.activation(self.geometry.project_dual(self.dual(_checked(z, self.in_features))))
+
+    def dual(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
+        """ρ⁻¹(z⁺)."""
+        return super().forward(z)
+
+    def extra_repr(self) -> str:
+        """Widths, bias and geometry."""
+        return f"{super().extra_repr()}, geometry={self.geometry!r}"
+
+
+class _WithOffset(StandardLinear):
+    """A layer that adds something of z: where the widths differ, z goes through a row-stochastic map first.
+
+    Row i of the map averages the inputs in the i-th of d equal parts of [0, n), so that a point of C stays in C; it
+    is the identity where n = d. It is not learned.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        geometry: str | LegendreFunction = "tanh",
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, geometry, bias, device, dtype)
+        averages = None if in_features == out_features else _averages(in_features, out_features).to(self.weight)
+        self.averages: Tensor | None
+        self.register_buffer("averages", averages, persistent=False)
+
+    def offset(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
+        """z itself, or its averages where the widths differ."""
+        return z if self.averages is None else nn.functional.linear(z, self.averages)
+
+
+class EuclideanLinear(_WithOffset):
+    """z⁺ = ρ(z + Wz + b): the same as `StandardLinear`, parametrized around the identity.
+
+    Args:
+        in_features: n, the width of z.
+        out_features: d, the width of z⁺. Where it differs from n, the z that is added is averaged.
+        geometry: φ, by name or instance.
+        bias: whether to learn b.
+        device, dtype: where and in which precision the parameters are made.
+
+    Shape:
+        (*, n) → (*, d).
+    """
+
+    def dual(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
+        """ρ⁻¹(z⁺)."""
+        return self.offset(z) + super().dual(z)
+
+
+class BregmanLinear(_WithOffset):
+    """z⁺ = ρ(ρ⁻¹(z) + Wz + b), the Bregman feed-forward layer (Definition 4.3).
+
+    Args:
+        in_features: n, the width of z.
+        out_features: d, the width of z⁺. Where it differs from n, the z inside ρ⁻¹ is averaged.
+        geometry: φ, by name or instance.
+        bias: whether to learn b.
+        device, dtype: where and in which precision the parameters are made.
+
+    Shape:
+        z (*, n), in C, → z⁺ (*, d), in C. An entry on the boundary counts as the nearest float inside: its ρ⁻¹ is
+        large, not infinite.
+
+    Raises:
+        ValueError: if an entry of z lies outside C (in `forward`).
+    """
+
+    def forward(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
+        """z⁺."""
+        return self.geometry.activation(self.enter(z))
+
+    def enter(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
+        """ρ⁻¹(z⁺) for a z that may come from anywhere: it is checked to lie in C."""
+        _checked(z, self.in_features)
+        lo, hi = self.geometry.bounds(z.dtype)
+        if bool(((z < lo) | (z > hi)).any()):
+            raise ValueError(
+                f"z must lie in the domain {self.geometry.domain} of {self.geometry.name}, got entries from "
+                f"{float(z.min()):g} to {float(z.max()):g}: map it there first, for example with geometry.activation"
+            )
+        return self.geometry.project_dual(self.dual(z))
+
+    def dual(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
+        """ρ⁻¹(z) + Wz + b."""
+        return self._inverse(self.offset(z)) + super().dual(z)
+
+    def carry(
+        self, y: Float[Tensor, "*batch n"], z: Float[Tensor, "*batch n"]
+    ) -> Float[Tensor, "*batch d"]:
+        """ρ⁻¹(z) + Wz + b for z = ρ(y): where the widths agree, y itself stands for ρ⁻¹(z), without rounding."""
+        return y + super().dual(z) if self.averages is None else self.dual(z)
+
+    def _inverse(self, z: Tensor) -> Tensor:
+        """ρ⁻¹ of z, with duals beyond saturation cut off (and no gradient there)."""
+        y_lo, y_hi = self.geometry.saturated_dual(z.dtype)
+        lo, hi = self.geometry.bounds(z.dtype)
+        inside = (z > lo) & (z < hi)
+        middle = self.geometry.activation(torch.zeros((), dtype=z.dtype, device=z.device))
+        y = self.geometry.inverse_activation(torch.where(inside, z, middle)).clamp(y_lo, y_hi)
+        return y.masked_fill(z <= lo, y_lo).masked_fill(z >= hi, y_hi)
+
+
+class FeedForward(nn.Sequential):
+    """A network of the layers of Sec. 6.1; with `kind="bregman"` it carries y = ρ⁻¹(z) between equal widths.
+
+    Args:
+        widths: n₀, n₁, …, n_L.
+        geometry: φ, by name or instance.
+        kind: "standard", "euclidean" or "bregman".
+        bias: whether to learn biases.
+        device, dtype: where and in which precision the parameters are made.
+
+    Shape:
+        (*, n₀) → (*, n_L).
+
+    Raises:
+        ValueError: for fewer than two widths or an unknown kind.
+    """
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        geometry: str | LegendreFunction = "tanh",
+        kind: str = "bregman",
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        check_choice("kind", kind, KINDS)
+        if len(widths) < 2:
+            raise ValueError(f"widths must name the input and at least one layer, got {list(widths)}")
+        layer = {"standard": StandardLinear, "euclidean": EuclideanLinear, "bregman": BregmanLinear}[kind]
+        phi = lookup(geometry)
+        super().__init__(
+            *(layer(n, d, phi, bias, device, dtype) for n, d in zip(widths[:-1], widths[1:], strict=True))
+        )
+        self.kind = kind
+        self.geometry = phi
+
+    def forward(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
+        """The output of the last layer."""
+        return self.layer_outputs(z)[-1]
+
+    def layer_outputs(self, z: Float[Tensor, "*batch n"]) -> list[Float[Tensor, "*batch width"]]:
+        """The output of every layer, in order."""
+        outputs = []
+        y: Tensor | None = None
+        for layer in self:
+            assert isinstance(layer, StandardLinear)
+            if isinstance(layer, BregmanLinear):
+                y = layer.enter(z) if y is None else self.geometry.project_dual(layer.carry(y, z))
+                z = self.geometry.activation(y)
+            else:
+                z = layer(z)
+            outputs.append(z)
+        return outputs
+
+
+def _averages(n: int, d: int) -> Tensor:
+    """Row-stochastic (d, n): row i averages [i n/d, (i + 1) n/d) of the inputs, in float64."""
+    edges = torch.linspace(0, n, d + 1, dtype=torch.float64)
+    cells = torch.arange(n, dtype=torch.float64)
+    overlap = torch.minimum(edges[1:, None], cells + 1) - torch.maximum(edges[:-1, None], cells)
+    weights = overlap.clamp_min(0)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def _checked(z: Tensor, width: int) -> Tensor:
+    if not z.is_floating_point():
+        raise TypeError(f"the input must be a floating-point tensor, got {z.dtype}: call .float()")
+    if z.shape[-1] != width:
+        raise ValueError(f"the input must have {width} features in its last dimension, got shape {tuple(z.shape)}")
+    return z

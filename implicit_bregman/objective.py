@@ -1,0 +1,195 @@
+"""The objective F = f_θ(·; x) + γφ + ι_C at a fixed input, in dual coordinates y = ∇φ(z)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from implicit_bregman.energy.base import BoundEnergy
+from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.majorization import mm_step
+
+Rows = TypeVar("Rows", bound="RowsOfTensors")
+
+
+class RowsOfTensors:
+    """A dataclass whose fields are tensors with one row per sample, or None."""
+
+    def select(self: Rows, index: Int[Tensor, " kept"]) -> Rows:
+        """The rows of some samples."""
+        return replace(self, **{name: rows[index] for name, rows in self._tensors()})  # type: ignore[type-var]
+
+    def where(self: Rows, mask: Bool[Tensor, " batch"], other: Rows) -> Rows:
+        """Rows of `self` where `mask` holds, of `other` elsewhere."""
+        merged = {}
+        for name, rows in self._tensors():
+            column = mask.reshape(-1, *[1] * (rows.dim() - 1))
+            merged[name] = torch.where(column, rows, getattr(other, name))
+        return replace(self, **merged)  # type: ignore[type-var]
+
+    def replace_rows(self: Rows, index: Int[Tensor, " some"], other: Rows) -> Rows:
+        """These rows, with those of some samples replaced by the rows of `other`."""
+        merged = {name: rows.index_copy(0, index, getattr(other, name)) for name, rows in self._tensors()}
+        return replace(self, **merged)  # type: ignore[type-var]
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        pairs = [(field.name, getattr(self, field.name)) for field in fields(self)]  # type: ignore[arg-type]
+        return [(name, value) for name, value in pairs if value is not None]
+
+
+@dataclass(frozen=True)
+class Point(RowsOfTensors):
+    """An iterate, what was computed there, and its next MM iterate.
+
+    Attributes:
+        dual, value: y and z = ρ(y), (B, d).
+        gradient: ∇f(z; x), (B, d).
+        objective: F(z), (B,), or None where there is no objective.
+        residual: ‖Π_C(z − ∇f − γy) − z‖∞ relative to 1 + the size of the terms of ∇f, (B,).
+        scale: that 1 + size, (B,).
+        step: τ, (B, 1).
+        next_dual: the MM iterate after this one, (B, d).
+    """
+
+    dual: Tensor
+    value: Tensor
+    gradient: Tensor
+    objective: Tensor | None
+    residual: Tensor
+    scale: Tensor
+    step: Tensor
+    next_dual: Tensor
+
+    @property
+    def finite(self) -> Bool[Tensor, " batch"]:
+        """Whether everything that the next step depends on is finite."""
+        # A sum is not finite as soon as one term is not; overflow of a sum of finite terms is divergence as well.
+        return torch.isfinite(self.next_dual.sum(-1) + self.value.sum(-1) + self.residual)
+
+
+class Objective:
+    """F = f + γφ + ι_C for a batch of samples.
+
+    Args:
+        energy: f at the batch's inputs.
+        geometry: φ and C.
+        regularization: γ ≥ 0.
+        step: τ, a 0-d tensor, or None where no curvature bound is known and MM has to backtrack.
+        unique: whether F is known to have one critical point only; default: found from the energy.
+    """
+
+    def __init__(
+        self,
+        energy: BoundEnergy,
+        geometry: LegendreFunction,
+        regularization: float,
+        step: Tensor | None,
+        unique: bool | None = None,
+    ) -> None:
+        self.energy = energy
+        self.geometry = geometry
+        self.regularization = regularization
+        self.step = step
+        self.unique = (
+            energy.is_strictly_convex(regularization * geometry.strong_convexity, regularization > 0)
+            if unique is None
+            else unique
+        )
+
+    @property
+    def backtracks(self) -> bool:
+        """Whether the MM step has to be found per sample."""
+        return self.step is None
+
+    def initial_step(self, like: Float[Tensor, "batch d"]) -> Float[Tensor, "batch 1"]:
+        """τ for the first step of each sample, (B, 1)."""
+        return like.new_ones(len(like), 1) if self.step is None else self.step.to(like.dtype).expand(len(like), 1)
+
+    def evaluate(self, dual: Float[Tensor, "batch d"], step: Float[Tensor, "batch 1"]) -> Point:
+        """Everything that solvers need to know of the iterate `dual`: one evaluation of ∇f."""
+        geometry, gamma = self.geometry, self.regularization
+        with torch.no_grad():
+            z = geometry.activation(dual)
+            at = self.energy.evaluate(z)
+            total = at.gradient + gamma * dual if gamma else at.gradient
+            lo, hi = geometry.bounds(z.dtype)
+            residual = ((z - total).clamp(lo, hi) - z).abs().amax(-1) / at.scale
+            objective = at.value
+            if objective is not None and gamma:
+                objective = objective + gamma * geometry.dual_potential(dual).sum(-1)
+            next_dual = mm_step(geometry, dual, at.gradient, step, gamma)
+        return Point(dual, z, at.gradient, objective, residual, at.scale, step, next_dual)
+
+    def restep(self, point: Point, step: Float[Tensor, "batch 1"]) -> Point:
+        """The same iterate with another τ: no new evaluation of ∇f."""
+        next_dual = mm_step(self.geometry, point.dual, point.gradient, step, self.regularization)
+        return replace(point, step=step, next_dual=next_dual)
+
+    def iterate(self, dual: Float[Tensor, "batch d"], step: Float[Tensor, "batch 1"]) -> Float[Tensor, "batch d"]:
+        """One MM step that autograd can follow."""
+        gradient = self.energy.gradient(self.geometry.activation(dual))
+        return mm_step(self.geometry, dual, gradient, step, self.regularization)
+
+    def increase(self, old: Point, new: Point) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """F(new) − F(old), and the rounding error that this difference may have, each (B,).
+
+        The trapezoidal rule ½⟨∇f(old) + ∇f(new), Δz⟩ does not cancel. It is exact for a quadratic f, and elsewhere
+        good enough where the values differ by less than their rounding error.
+        """
+        eps = torch.finfo(old.value.dtype).eps
+        move = new.value - old.value
+        terms = 0.5 * (old.gradient + new.gradient) * move
+        amount, noise = terms.sum(-1), 4 * eps * (terms.abs().sum(-1) + old.scale * move.abs().sum(-1))
+        if self.regularization:
+            before = self.geometry.dual_potential(old.dual)
+            after = self.geometry.dual_potential(new.dual)
+            amount = amount + self.regularization * (after - before).sum(-1)
+            noise = noise + 4 * eps * self.regularization * (after.abs() + before.abs()).sum(-1)
+        if self.energy.affine:
+            return amount, noise
+        assert old.objective is not None and new.objective is not None
+        difference = new.objective - old.objective
+        uncertain = _value_noise(old, new)
+        clear = difference.abs() > 4 * uncertain
+        return torch.where(clear, difference, amount), torch.where(clear, uncertain, noise)
+
+    def majorized(self, old: Point, new: Point) -> Bool[Tensor, " batch"]:
+        """Whether the surrogate at `old` lies above f at `new`, (B,): the test of backtracking."""
+        eps = torch.finfo(old.value.dtype).eps
+        move = new.value - old.value
+        divergence = self.geometry.dual_divergence(new.dual, old.dual)
+        allowed = divergence / old.step.squeeze(-1)
+        # f(z⁺) − f(z) − ⟨∇f(z), Δz⟩ = ½⟨∇f(z⁺) − ∇f(z), Δz⟩ for a quadratic f, which does not cancel
+        excess = 0.5 * ((new.gradient - old.gradient) * move).sum(-1)
+        noise = 4 * eps * old.scale * move.abs().sum(-1)
+        if not self.energy.affine:
+            assert old.objective is not None and new.objective is not None
+            slope = old.gradient + self.regularization * old.dual
+            by_value = new.objective - old.objective - (slope * move).sum(-1) - self.regularization * divergence
+            excess = torch.where(allowed > 100 * _value_noise(old, new), by_value, excess)
+        return excess <= allowed + noise
+
+    def degenerate(self, point: Point, margin: float) -> Bool[Tensor, " batch"]:
+        """Whether a coordinate is at a bound with a multiplier that cannot be told from 0, (B,)."""
+        if self.regularization and self.geometry.is_legendre:
+            return torch.zeros_like(point.residual, dtype=torch.bool)
+        lo, hi = self.geometry.bounds(point.value.dtype)
+        gap = torch.minimum(point.value - lo, hi - point.value)
+        slack = (margin * point.scale)[:, None]
+        multiplier = point.gradient + self.regularization * point.dual
+        return ((gap <= slack) & (multiplier.abs() <= slack)).any(-1)
+
+    def select(self, index: Int[Tensor, " kept"]) -> Objective:
+        """The objective of some of the samples."""
+        return Objective(self.energy.select(index), self.geometry, self.regularization, self.step, self.unique)
+
+
+def _value_noise(old: Point, new: Point) -> Tensor:
+    """The rounding error of a difference of two objective values, (B,)."""
+    assert old.objective is not None and new.objective is not None
+    eps = torch.finfo(old.value.dtype).eps
+    return 4 * eps * (old.objective.abs() + new.objective.abs() + old.scale)

@@ -1,0 +1,69 @@
+"""What `find_critical_point` returns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from implicit_bregman.adjoints.base import AdjointReport
+from implicit_bregman.solvers.base import Trace
+from implicit_bregman.status import Status
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A batch of critical points, and how they were found.
+
+    Attributes:
+        value: z, (B, d), in C; the only field that carries gradient. NaN for samples with the status INVALID_INPUT.
+        dual: y with z = ρ(y), (B, d); always finite.
+        residual: ‖Π_C(z − ∇f − γy) − z‖∞, relative to 1 + the size of the terms of ∇f, (B,).
+        iterations: steps of the solver, (B,).
+        evaluations: evaluations of ∇f, the polish's included, (B,).
+        status: `Status` values, (B,).
+        objective: F(z), (B,); None where W is not symmetric.
+        polished: whether the point was found exactly by the KKT polish, (B,).
+        step: τ, (B,).
+        trace: residual, objective and dual per iteration, if the solver was asked for it.
+        adjoint: how the backward solve went; filled in by `backward()`.
+    """
+
+    value: Float[Tensor, "*batch d"]
+    dual: Float[Tensor, "*batch d"]
+    residual: Float[Tensor, "*batch"]
+    iterations: Int[Tensor, "*batch"]
+    evaluations: Int[Tensor, "*batch"]
+    status: Int[Tensor, "*batch"]
+    objective: Float[Tensor, "*batch"] | None
+    polished: Bool[Tensor, "*batch"]
+    step: Float[Tensor, "*batch"]
+    trace: Trace | None
+    adjoint: AdjointReport
+
+    @property
+    def converged(self) -> Bool[Tensor, "*batch"]:
+        """Whether the residual is within the tolerance, (B,)."""
+        return (self.status == Status.CONVERGED) | (self.status == Status.DEGENERATE)
+
+    @property
+    def message(self) -> str:
+        """How many samples ended how, and what to do about the failed ones."""
+        counts = Counter(self.status.flatten().tolist())
+        return "\n".join(f"{count} x {Status(code).name}: {Status(code).text}" for code, count in sorted(counts.items()))
+
+    def detach(self) -> Solution:
+        """The same, without gradient."""
+        return replace(self, value=self.value.detach())
+
+    def __repr__(self) -> str:
+        counts = Counter(self.status.flatten().tolist())
+        ends = ", ".join(f"{Status(code).name} {count}" for code, count in sorted(counts.items()))
+        worst = float(self.residual.max()) if self.residual.numel() else 0.0
+        most = int(self.iterations.max()) if self.iterations.numel() else 0
+        return (
+            f"Solution(value={tuple(self.value.shape)} {self.value.dtype}, status=[{ends}], "
+            f"largest residual={worst:.2e}, most iterations={most})"
+        )

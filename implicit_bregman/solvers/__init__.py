@@ -1,0 +1,10 @@
+"""From z⁰ to the critical point: MM, Anderson, Broyden, and the torchdeq package's solvers."""
+
+from implicit_bregman.solvers.anderson import Anderson
+from implicit_bregman.solvers.base import Outcome, Solver, Trace
+from implicit_bregman.solvers.broyden import Broyden
+from implicit_bregman.solvers.mm import MM
+from implicit_bregman.solvers.registry import solver_named
+from implicit_bregman.solvers.torchdeq import TorchDEQ
+
+__all__ = ["MM", "Anderson", "Broyden", "Outcome", "Solver", "TorchDEQ", "Trace", "solver_named"]

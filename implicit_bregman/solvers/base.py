@@ -1,0 +1,112 @@
+"""Settings and contract of the iterative solvers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from implicit_bregman.objective import Objective, Point
+from implicit_bregman.settings import FAILURE_MODES, Settings, check_choice, check_count, check_positive
+
+#: The residual a solve has to reach, by precision. Errors are about the residual times the condition number.
+DEFAULT_TOL = {torch.float32: 1e-6, torch.float64: 1e-11}
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What happened at every iteration k = 0, 1, …, K − 1 (NaN where a sample had already stopped).
+
+    Attributes:
+        residual: (K, B).
+        objective: F, (K, B); NaN where there is no objective.
+        dual: y, (K, B, d).
+    """
+
+    residual: Float[Tensor, "steps batch"]
+    objective: Float[Tensor, "steps batch"]
+    dual: Float[Tensor, "steps batch d"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a solver found, one row per sample.
+
+    Attributes:
+        point: the last accepted iterate.
+        status: `Status` values, (B,).
+        iterations: steps of the solver, (B,).
+        evaluations: evaluations of ∇f, the polish's included, (B,).
+        polished: whether the result is a polished point, (B,).
+        free: for polished samples, which coordinates are not at a bound, (B, d).
+        trace: if the solver was asked for it.
+    """
+
+    point: Point
+    status: Int[Tensor, " batch"]
+    iterations: Int[Tensor, " batch"]
+    evaluations: Int[Tensor, " batch"]
+    polished: Bool[Tensor, " batch"]
+    free: Bool[Tensor, "batch d"]
+    trace: Trace | None
+
+
+@dataclass(frozen=True)
+class Solver(Settings):
+    """What all solvers can be told.
+
+    Args:
+        tol: bound on the residual ‖Π_C(z − ∇f − γy) − z‖∞, relative to 1 + the size of the terms of ∇f. Default
+            1e-11 in float64 and 1e-6 in float32.
+        max_iter: bound on the number of iterations.
+        polish: for γ = 0 and quadratic f, finish with an exact solve on the free coordinates once the active set
+            has been identified. Without it, geometries whose iterates approach an active bound slowly (arctan,
+            bent, isru) do not reach small residuals.
+        trace: record residual, objective and iterate of every iteration. Polish is then off.
+        on_failure: "warn" (once), "raise" or "ignore" when a sample fails.
+
+    Raises:
+        TypeError: for an unknown setting.
+        ValueError: for an impossible one.
+    """
+
+    tol: float | None = None
+    max_iter: int = 5000
+    polish: bool = True
+    trace: bool = False
+    on_failure: str = "warn"
+
+    def __post_init__(self) -> None:
+        """Refuse impossible settings."""
+        if self.tol is not None:
+            check_positive("tol", self.tol)
+        check_count("max_iter", self.max_iter)
+        check_choice("on_failure", self.on_failure, FAILURE_MODES)
+        for name in ("polish", "trace"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+
+    def tolerance(self, dtype: torch.dtype) -> float:
+        """`tol`, or its default for this precision."""
+        return DEFAULT_TOL[dtype] if self.tol is None else self.tol
+
+    @property
+    def polishes(self) -> bool:
+        """Whether a polish may be tried."""
+        return self.polish and not self.trace
+
+    @abstractmethod
+    def solve(self, objective: Objective, dual: Float[Tensor, "batch d"]) -> Outcome:
+        """Go from `dual` to a critical point of `objective`, each sample until its own stop."""
+
+
+class Memory(Protocol):
+    """What an accelerated method remembers of the past, one row per sample."""
+
+    def select(self, index: Int[Tensor, " kept"]) -> Memory:
+        """The memory of some of the samples."""
+        ...

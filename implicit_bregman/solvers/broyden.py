@@ -1,0 +1,103 @@
+"""Broyden's method in dual coordinates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from implicit_bregman.objective import Objective, Point, RowsOfTensors
+from implicit_bregman.settings import check_count
+from implicit_bregman.solvers.base import Outcome, Solver
+from implicit_bregman.solvers.loop import run
+
+
+@dataclass(frozen=True)
+class Broyden(Solver):
+    """Limited-memory Broyden updates of the inverse Jacobian, mapping primal residuals to dual steps.
+
+    The unknown is y; the equation is r(y) = ρ(y⁺) − ρ(y) = 0, which vanishes also at an active bound, where y⁺ − y
+    does not. The estimate starts from the MM step (r ↦ y⁺ − y) and receives one rank-one update per step so that
+    it maps the last change of r to minus the last change of y ("bad" Broyden: the update that only needs inner
+    products of residuals, in which saturated coordinates weigh nothing). Proposals that raise the objective
+    (without one: the residual) above the last few are replaced by MM steps and the updates are forgotten.
+
+    Args:
+        memory: number of updates kept; when it is full the updates start anew.
+        tol, max_iter, polish, trace, on_failure: see `Solver`.
+    """
+
+    memory: int = 30
+
+    def __post_init__(self) -> None:
+        """Refuse impossible settings."""
+        super().__post_init__()
+        check_count("memory", self.memory)
+
+    def solve(self, objective: Objective, dual: Float[Tensor, "batch d"]) -> Outcome:
+        """Iterate from `dual` until each sample has stopped."""
+        return run(self, objective, dual, _RankOneUpdates(self.memory))
+
+
+@dataclass(frozen=True)
+class _Estimate(RowsOfTensors):
+    """The inverse Jacobian: the MM step plus Σ left_i ⟨right_i, ·⟩; rows not yet filled are 0.
+
+    Attributes:
+        dual, residual, step: the last y, r = ρ(y⁺) − ρ(y) and y⁺ − y, (b, d).
+        left, right: (b, m, d).
+        count: updates held, (b,).
+    """
+
+    dual: Tensor
+    residual: Tensor
+    step: Tensor
+    left: Tensor
+    right: Tensor
+    count: Tensor
+
+
+class _RankOneUpdates:
+    """Broyden's proposals."""
+
+    def __init__(self, memory: int) -> None:
+        self.memory = memory
+
+    def start(self, objective: Objective, point: Point) -> _Estimate:
+        zero = torch.zeros_like(point.value)
+        empty = point.value.new_zeros(len(zero), self.memory, zero.shape[-1])
+        count = torch.zeros(len(zero), dtype=torch.int64, device=zero.device)
+        return _Estimate(zero, zero, zero, empty, empty, count)
+
+    def propose(
+        self, objective: Objective, memory: _Estimate, point: Point, fresh: Bool[Tensor, " batch"]
+    ) -> tuple[_Estimate, Tensor]:
+        residual = objective.geometry.activation(point.next_dual) - point.value
+        step = point.next_dual - point.dual
+        fresh = fresh | (memory.count >= self.memory)
+        keep = ~fresh
+        left, right = keep[:, None, None] * memory.left, keep[:, None, None] * memory.right
+        count = keep * memory.count
+
+        # Secant: the new estimate has to map Δr to −Δy; the old one maps it to Δstep + Σ left_i ⟨right_i, Δr⟩.
+        change = residual - memory.residual
+        norm = (change * change).sum(-1)
+        usable = keep & (norm > 0)
+        safe = torch.where(usable, norm, 1.0)[:, None]
+        mapped = (step - memory.step) + _apply(left, right, change)
+        new_left = torch.where(usable[:, None], -(point.dual - memory.dual) - mapped, 0.0)
+        new_right = torch.where(usable[:, None], change / safe, 0.0)
+        slot = torch.nn.functional.one_hot(count, self.memory).to(step.dtype)[:, :, None]
+        left, right = left + slot * new_left[:, None], right + slot * new_right[:, None]
+        estimate = replace(
+            memory, dual=point.dual, residual=residual, step=step, left=left, right=right, count=count + usable
+        )
+        return estimate, objective.geometry.project_dual(point.next_dual + _apply(left, right, residual))
+
+
+def _apply(left: Tensor, right: Tensor, vector: Tensor) -> Tensor:
+    """Σ left_i ⟨right_i, vector⟩ per sample."""
+    weights = right @ vector[:, :, None]
+    return (left * weights).sum(1)

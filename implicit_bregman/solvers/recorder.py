@@ -1,0 +1,99 @@
+"""Where the loop writes its results: one row per sample of the whole batch."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from implicit_bregman.objective import Point
+from implicit_bregman.solvers.base import Outcome, Trace
+
+
+class Counted(Protocol):
+    """Rows of the whole batch, and what they have cost."""
+
+    @property
+    def index(self) -> Int[Tensor, " batch"]:
+        """Rows in the whole batch."""
+        ...
+
+    @property
+    def evaluations(self) -> Int[Tensor, " batch"]:
+        """Evaluations of ∇f."""
+        ...
+
+
+class Recorder:
+    """Collects finished samples, and the trace if one is wanted.
+
+    Args:
+        start: the first iterates of the whole batch.
+        trace: whether to keep residual, objective and iterate of every iteration.
+    """
+
+    def __init__(self, start: Point, trace: bool) -> None:
+        self._rows = {
+            field.name: None if getattr(start, field.name) is None else torch.empty_like(getattr(start, field.name))
+            for field in fields(start)
+        }
+        batch, device = len(start.value), start.value.device
+        self._status = torch.zeros(batch, dtype=torch.int64, device=device)
+        self._iterations = torch.zeros_like(self._status)
+        self._evaluations = torch.zeros_like(self._status)
+        self._polished = torch.zeros(batch, dtype=torch.bool, device=device)
+        self._free = torch.ones(start.value.shape, dtype=torch.bool, device=device)
+        self._batch = batch
+        self._trace: list[tuple[Tensor, Tensor, Tensor]] | None = [] if trace else None
+
+    def record(self, index: Int[Tensor, " running"], point: Point) -> None:
+        """Add one iteration to the trace."""
+        if self._trace is None:
+            return
+        missing = torch.full((self._batch,), torch.nan, dtype=point.value.dtype, device=point.value.device)
+        residual, objective = missing.clone(), missing.clone()
+        dual = missing[:, None].repeat(1, point.value.shape[-1])
+        residual[index] = point.residual
+        if point.objective is not None:
+            objective[index] = point.objective
+        dual[index] = point.dual
+        self._trace.append((residual, objective, dual))
+
+    def finish(
+        self,
+        who: Counted,
+        point: Point,
+        status: Int[Tensor, " done"],
+        iterations: int,
+        free: Bool[Tensor, "done d"] | None,
+    ) -> None:
+        """Write out samples that have stopped; `free` is given for polished ones."""
+        index = who.index
+        for name, rows in self._rows.items():
+            if rows is not None:
+                rows[index] = getattr(point, name)
+        self._status[index] = status
+        self._iterations[index] = iterations
+        self._evaluations[index] = who.evaluations
+        if free is not None:
+            self._polished[index] = True
+            self._free[index] = free
+
+    def outcome(self) -> Outcome:
+        """Everything, once all samples have stopped."""
+        trace = None
+        if self._trace is not None:
+            residual, objective, dual = (torch.stack(column) for column in zip(*self._trace, strict=True))
+            trace = Trace(residual, objective, dual)
+        return Outcome(
+            Point(**self._rows),  # type: ignore[arg-type]
+            self._status,
+            self._iterations,
+            self._evaluations,
+            self._polished,
+            self._free,
+            trace,
+        )

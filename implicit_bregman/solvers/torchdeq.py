@@ -1,0 +1,217 @@
+"""The solvers of the torchdeq package, driven on the dual map."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from implicit_bregman.objective import Objective, Point
+from implicit_bregman.settings import check_choice
+from implicit_bregman.solvers.base import Outcome, Solver, Trace
+from implicit_bregman.solvers.polish import can_polish, polish
+from implicit_bregman.status import Status
+
+METHODS = ("anderson", "broyden", "fixed_point_iter")
+#: What this library sets itself; everything else in torchdeq's signature may be given as an option.
+_OURS = {"func", "x0", "max_iter", "tol", "stop_mode", "indexing", "return_final", "kwargs"}
+
+
+@dataclass(frozen=True)
+class TorchDEQ(Solver):
+    """A solver of torchdeq 0.1, run on y ↦ y⁺, as a baseline.
+
+    torchdeq stops on the norm of y⁺ − y over the whole batch, which never vanishes where a bound is active, and it
+    returns NaN on z-iterates that leave C. Here it iterates y, and each sample keeps the first iterate whose
+    residual (the same as for every other solver) is within `tol`; torchdeq is stopped when all samples have one.
+    A singular system inside torchdeq ends the run with the best iterates so far.
+
+    Args:
+        method: "anderson", "broyden" or "fixed_point_iter".
+        options: torchdeq's own settings of that method, for example {"m": 6, "lam": 1e-4, "tau": 1.0} for
+            "anderson".
+        tol, max_iter, polish, trace, on_failure: see `Solver`. `max_iter` bounds torchdeq's iterations.
+
+    Raises:
+        ImportError: if torchdeq is not installed.
+        TypeError: for an unknown option of torchdeq's method.
+        ValueError: for an unknown method.
+    """
+
+    method: str = "anderson"
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    max_iter: int = 500
+
+    def __init__(
+        self,
+        method: str = "anderson",
+        *,
+        options: Mapping[str, Any] | None = None,
+        tol: float | None = None,
+        max_iter: int = 500,
+        polish: bool = True,
+        trace: bool = False,
+        on_failure: str = "warn",
+    ) -> None:
+        settings = {
+            "method": method,
+            "options": MappingProxyType(dict(options or {})),
+            "tol": tol,
+            "max_iter": max_iter,
+            "polish": polish,
+            "trace": trace,
+            "on_failure": on_failure,
+        }
+        for name, value in settings.items():
+            object.__setattr__(self, name, value)
+        self.__post_init__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by the arguments: a read-only mapping cannot be pickled itself."""
+        return _rebuild, (self.method, dict(self.options), self.tol, self.max_iter, self.polish, self.trace, self.on_failure)
+
+    def __post_init__(self) -> None:
+        """Refuse impossible settings."""
+        super().__post_init__()
+        check_choice("method", self.method, METHODS)
+        known = [name for name in inspect.signature(_torchdeq(self.method)).parameters if name not in _OURS]
+        for name in self.options:
+            if name not in known:
+                raise TypeError(f"torchdeq's {self.method} has no option {name!r}; its options are {', '.join(known)}")
+
+    def solve(self, objective: Objective, dual: Float[Tensor, "batch d"]) -> Outcome:
+        """Run torchdeq from `dual` until each sample has an iterate within the tolerance, or max_iter."""
+        if len(dual) == 0:
+            return _Watch(objective, dual, 1.0, self.trace).outcome()
+        watch = _Watch(objective, dual, self.tolerance(dual.dtype), self.trace)
+        with torch.no_grad():
+            try:
+                # tol = 0: torchdeq's own test, which is not per sample, never ends the run.
+                _torchdeq(self.method)(watch, dual.detach(), max_iter=self.max_iter, tol=0.0, **self.options)
+            except (_AllDone, torch.linalg.LinAlgError):
+                pass
+            if self.polishes and can_polish(objective) and objective.unique:
+                watch.polish()
+        return watch.outcome()
+
+
+def _rebuild(
+    method: str, options: dict[str, Any], tol: float | None, max_iter: int, polish: bool, trace: bool, on_failure: str
+) -> TorchDEQ:
+    return TorchDEQ(
+        method, options=options, tol=tol, max_iter=max_iter, polish=polish, trace=trace, on_failure=on_failure
+    )
+
+
+def _torchdeq(method: str) -> Callable[..., Any]:
+    try:
+        from torchdeq.solver import anderson, broyden, fp_iter
+    except ImportError:
+        raise ImportError(
+            "the TorchDEQ solver needs the torchdeq package: pip install 'implicit-bregman[experiments]'"
+        ) from None
+    functions: dict[str, Callable[..., Any]] = {
+        "anderson": anderson.anderson_solver,
+        "broyden": broyden.broyden_solver,
+        "fixed_point_iter": fp_iter.fixed_point_iter,
+    }
+    return functions[method]
+
+
+class _AllDone(Exception):
+    """Every sample has an iterate within the tolerance."""
+
+
+class _Watch:
+    """The dual map as torchdeq sees it; it remembers each sample's first good, or else best, iterate."""
+
+    def __init__(self, objective: Objective, dual: Tensor, tol: float, trace: bool) -> None:
+        self.objective = objective
+        self.tol = tol
+        self.step = objective.initial_step(dual)
+        self.calls = 0
+        self.best: Point | None = None
+        self.start = dual
+        self.at = torch.zeros(len(dual), dtype=torch.int64, device=dual.device)
+        self.done = torch.zeros(len(dual), dtype=torch.bool, device=dual.device)
+        self.extra = torch.zeros_like(self.at)
+        self.polished = torch.zeros_like(self.done)
+        self.degenerate = torch.zeros_like(self.done)
+        self.free = torch.ones_like(dual, dtype=torch.bool)
+        self.rows: list[tuple[Tensor, Tensor, Tensor]] | None = [] if trace else None
+
+    def __call__(self, dual: Tensor) -> Tensor:
+        finite = torch.isfinite(dual.sum(-1))
+        # What torchdeq has driven to infinity is looked at from its best iterate, so that nothing here is NaN.
+        known = self.start if self.best is None else self.best.dual
+        seen = self.objective.geometry.project_dual(torch.where(finite[:, None], dual, known))
+        point = self.objective.evaluate(seen, self.step)
+        if self.objective.backtracks and self.best is not None:
+            good = self.objective.majorized(self.objective.restep(self.best, self.step), point) & finite
+            self.step = torch.where(good[:, None], self.step, 0.5 * self.step)
+            point = self.objective.restep(point, self.step)
+        self._record(point)
+        if self.best is None:
+            self.best = point
+        else:
+            better = (point.residual < self.best.residual) & ~self.done & point.finite
+            self.best = point.where(better, self.best)
+            self.at = torch.where(better, self.calls, self.at)
+        self.calls += 1
+        self.done = self.done | (self.best.residual <= self.tol)
+        if bool(self.done.all()):
+            raise _AllDone
+        return torch.where(finite[:, None], point.next_dual, dual)
+
+    def _record(self, point: Point) -> None:
+        if self.rows is not None:
+            stopped = self.done
+            objective = point.objective if point.objective is not None else torch.full_like(point.residual, torch.nan)
+            self.rows.append(
+                (
+                    point.residual.masked_fill(stopped, torch.nan),
+                    objective.masked_fill(stopped, torch.nan),
+                    point.dual.masked_fill(stopped[:, None], torch.nan),
+                )
+            )
+
+    def polish(self) -> None:
+        """Finish exactly, where the active set of the best iterate is right."""
+        assert self.best is not None
+        found = polish(self.objective, self.best, self.tol)
+        ok = found.accepted
+        changed = replace(
+            self.best,
+            value=found.value,
+            dual=found.dual,
+            next_dual=found.dual,
+            gradient=found.gradient.to(found.value.dtype),
+            residual=found.residual,
+        )
+        if self.best.objective is not None:
+            changed = replace(changed, objective=self.best.objective + self.objective.increase(self.best, changed)[0])
+        self.best = changed.where(ok, self.best)
+        self.done, self.polished = self.done | ok, ok
+        self.free = torch.where(ok[:, None], found.free, self.free)
+        self.degenerate = found.degenerate
+        self.extra = found.tries
+
+    def outcome(self) -> Outcome:
+        """Everything, after torchdeq has returned."""
+        point = self.best if self.best is not None else self.objective.evaluate(self.start, self.step)
+        status = torch.where(self.done, int(Status.CONVERGED), int(Status.MAX_ITER))
+        at_bound = self.done & ~self.polished & self.objective.degenerate(point, 10 * self.tol)
+        status = torch.where(self.degenerate | at_bound, int(Status.DEGENERATE), status)
+        iterations = torch.where(self.done & ~self.polished, self.at, max(self.calls - 1, 0))
+        trace = None
+        if self.rows:
+            residual, objective, dual = (torch.stack(column) for column in zip(*self.rows, strict=True))
+            trace = Trace(residual, objective, dual)
+        calls = torch.full_like(self.at, self.calls)
+        return Outcome(point, status, iterations, calls + self.extra, self.polished, self.free, trace)

@@ -1,0 +1,149 @@
+"""Data sets: what is loaded, and what is said about files that are missing or damaged."""
+
+import gzip
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+
+from implicit_bregman.experiments.data import load_dataset
+
+PIXELS = (3, 2)
+
+
+def idx(magic: int, *shape: int, top: int = 256) -> bytes:
+    """An IDX file of that shape, its values counting up."""
+    size = 1
+    for extent in shape:
+        size *= extent
+    return struct.pack(f">{1 + len(shape)}I", magic, *shape) + bytes(7 * k % top for k in range(size))
+
+
+def write_set(folder: Path, zipped: bool = False, train: int = 12, test: int = 5) -> None:
+    """The four files of a tiny set."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", train), ("t10k", test)):
+        for name, content in (
+            (f"{split}-images-idx3-ubyte", idx(2051, count, *PIXELS)),
+            (f"{split}-labels-idx1-ubyte", idx(2049, count, top=10)),
+        ):
+            if zipped:
+                (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+            else:
+                (folder / name).write_bytes(content)
+
+
+def test_digits_are_split_once_and_for_all() -> None:
+    data, again = load_dataset("digits"), load_dataset("digits", seed=1)
+    assert data.train_x.shape == (1438, 64)
+    assert data.test_x.shape == (359, 64)
+    assert (data.classes, data.features) == (10, 64)
+    assert torch.equal(data.test_x, again.test_x)
+    assert torch.equal(data.train_y, again.train_y)
+    share = data.test_y.bincount() / (data.test_y.bincount() + data.train_y.bincount())
+    assert torch.all((share - 0.2).abs() < 0.01)
+
+
+@pytest.mark.parametrize("name", ["digits", "spirals"])
+def test_features_are_centred_and_share_one_scale(name: str) -> None:
+    data = load_dataset(name)
+    assert data.train_x.dtype == torch.float32
+    torch.testing.assert_close(data.train_x.mean(0), torch.zeros(data.features), atol=1e-5, rtol=0)
+    torch.testing.assert_close(data.train_x.square().mean(), torch.tensor(1.0), atol=1e-5, rtol=0)
+
+
+def test_no_training_sample_is_a_test_sample() -> None:
+    data = load_dataset("digits")
+    assert torch.cdist(data.test_x, data.train_x).min() > 0
+
+
+def test_spirals_depend_on_the_seed_alone() -> None:
+    assert torch.equal(load_dataset("spirals", seed=3).train_x, load_dataset("spirals", seed=3).train_x)
+    assert not torch.equal(load_dataset("spirals", seed=3).train_x, load_dataset("spirals", seed=4).train_x)
+
+
+def test_limited_takes_the_same_samples_every_time() -> None:
+    data = load_dataset("digits")
+    few = data.limited(50)
+    assert few.train_x.shape == (50, 64)
+    assert torch.equal(few.train_x, data.limited(50).train_x)
+    assert torch.equal(few.train_x[:20], data.limited(20).train_x)
+    assert torch.equal(few.test_x, data.test_x)
+    assert data.limited(10**6) is data
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize(
+    ("name", "below"),
+    [("mnist", "MNIST/raw"), ("fashion", "FashionMNIST/raw"), ("mnist", "MNIST"), ("mnist", "")],
+)
+def test_idx_files_are_found_and_read(tmp_path: Path, name: str, below: str, zipped: bool) -> None:
+    write_set(tmp_path / below, zipped)
+    data = load_dataset(name, tmp_path)
+    assert data.train_x.shape == (12, 6)
+    assert data.test_x.shape == (5, 6)
+    assert data.train_y.tolist() == [7 * k % 10 for k in range(12)]
+    raw = torch.tensor([[7.0 * k % 256 for k in range(6 * i, 6 * i + 6)] for i in range(12)])
+    centred = raw - raw.mean(0)
+    torch.testing.assert_close(data.train_x, centred / centred.square().mean().sqrt(), atol=1e-5, rtol=1e-5)
+
+
+def test_each_set_has_its_own_folder(tmp_path: Path) -> None:
+    write_set(tmp_path / "MNIST/raw", train=12)
+    write_set(tmp_path / "FashionMNIST/raw", train=20)
+    assert len(load_dataset("mnist", tmp_path).train_y) == 12
+    assert len(load_dataset("fashion", tmp_path).train_y) == 20
+
+
+def test_unknown_name_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"'imagenet'.*digits, spirals, mnist, fashion"):
+        load_dataset("imagenet")
+
+
+def test_idx_sets_need_a_folder() -> None:
+    with pytest.raises(ValueError, match=r"'mnist'.*--data-dir.*download"):
+        load_dataset("mnist")
+
+
+@pytest.mark.parametrize("missing", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+def test_a_missing_file_is_named_with_where_it_was_looked_for(tmp_path: Path, missing: str) -> None:
+    write_set(tmp_path / "MNIST/raw")
+    (tmp_path / "MNIST/raw" / missing).unlink()
+    with pytest.raises(FileNotFoundError) as caught:
+        load_dataset("mnist", tmp_path)
+    message = str(caught.value)
+    assert missing in message
+    assert str(tmp_path / "MNIST/raw") in message
+    assert "download=True" in message
+    assert "\n" not in message
+
+
+def test_a_missing_folder_is_named_with_all_the_places(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        load_dataset("fashion", tmp_path / "nowhere")
+    for place in ("nowhere/FashionMNIST/raw", "nowhere/FashionMNIST", "nowhere/raw"):
+        assert place in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "complaint"),
+    [
+        ("train-images-idx3-ubyte", idx(2051, 12, *PIXELS)[:-3], "truncated"),
+        ("train-images-idx3-ubyte", idx(2051, 12, *PIXELS) + b"x", "72"),
+        ("train-images-idx3-ubyte", idx(2049, 12), "magic number 2049 instead of 2051"),
+        ("train-images-idx3-ubyte", b"", "too few"),
+        ("train-images-idx3-ubyte", idx(2051, 11, *PIXELS), "11 images but .* 12 labels"),
+        ("t10k-labels-idx1-ubyte", idx(2049, 5), "above 9"),
+        ("t10k-images-idx3-ubyte", idx(2051, 5, 2, 2), "pixels"),
+        ("t10k-images-idx3-ubyte", gzip.compress(idx(2051, 5, *PIXELS))[:-9], "damaged gzip"),
+        ("t10k-images-idx3-ubyte", gzip.compress(bytes(100))[:12] + b"\xff" * 30, "damaged gzip"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, file: str, content: bytes, complaint: str) -> None:
+    write_set(tmp_path)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ValueError, match=complaint) as caught:
+        load_dataset("mnist", tmp_path)
+    assert "\n" not in str(caught.value)
+    assert complaint == "pixels" or file in str(caught.value)
