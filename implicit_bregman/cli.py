@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+INTERRUPTED = 130
 EXTRA = ("typer", "rich", "numpy", "scipy", "sklearn", "matplotlib")
 
 
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return fail(f"{error.name} is not installed; pip install 'implicit-bregman[experiments]'")
     try:
-        return run(sys.argv[1:] if arguments is None else list(arguments))
+        code = run(sys.argv[1:] if arguments is None else list(arguments))
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in EXTRA:
             raise
@@ -32,8 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return fail(str(error))
     except KeyboardInterrupt:
-        print("interrupted, nothing was written", file=sys.stderr)
-        return 130
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        print("implicit-bregman: interrupted, nothing was written", file=sys.stderr)
+    return code
 
 
 def fail(message: str) -> int:

@@ -11,9 +11,6 @@ from torch import Tensor
 from implicit_bregman.energy.base import Hessian
 from implicit_bregman.legendre import LegendreFunction
 
-#: Elements of a batch of dense matrices that are held at once.
-_CHUNK = 2**24
-
 
 @dataclass(frozen=True)
 class Linearization:
@@ -67,12 +64,6 @@ class Linearization:
         diagonal = self.shift + self.slope * self.hessian.matrix.diagonal().to(self.slope.dtype)
         size = diagonal.abs().amax(-1, keepdim=True)
         return torch.where(diagonal > 1e-6 * size, diagonal, torch.where(size > 0, size, 1.0))
-
-    def chunks(self) -> list[slice]:
-        """Slices of the batch whose dense matrices fit into a bounded amount of memory."""
-        batch, d = self.slope.shape
-        rows = max(1, _CHUNK // (d * d))
-        return [slice(start, start + rows) for start in range(0, batch, rows)]
 
 
 def linearize(

@@ -77,7 +77,7 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         ("nope", "nope"),
         ("compare --nope 1", "--nope"),
         ("compare --epochs", "--epochs"),
-        ("compare --epochs many", "many"),
+        ("compare --epochs many", "--epochs"),
         ("compare --epochs 0", "epochs must be at least 1"),
         ("compare --seeds 0", "seeds must be at least 1"),
         ("compare --tol 0", "tol must be positive"),

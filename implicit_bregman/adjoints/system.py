@@ -8,6 +8,7 @@ from torch import Tensor
 
 from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient
 from implicit_bregman.linalg.gmres import gmres
+from implicit_bregman.linalg.chunks import chunks
 from implicit_bregman.linalg.masked import solve_on_free_set
 from implicit_bregman.linearization import Linearization
 from implicit_bregman.status import Status
@@ -78,7 +79,7 @@ def _direct(system: Linearization, g: Tensor) -> AdjointSolution:
             v, solved = v.index_copy(0, rows, again), solved.index_copy(0, rows, regular)
         v = torch.where(solved[:, None], v, torch.nan)
     else:
-        v = torch.cat([_factorize(system, g, rows) for rows in system.chunks()]) if len(g) else g.double()
+        v = torch.cat([_factorize(system, g, rows) for rows in chunks(system.slope)]) if len(g) else g.double()
         solved = torch.isfinite(v.sum(-1))
     return v, solved, _residual(system, v, g), none
 

@@ -16,7 +16,12 @@ from torch import Tensor, nn
 import implicit_bregman
 from implicit_bregman import ConvergenceWarning
 from implicit_bregman.experiments.data import Dataset, load_dataset
-from implicit_bregman.experiments.gradients import GradientCheck, compare_gradient, reference_gradients
+from implicit_bregman.experiments.gradients import (
+    GradientCheck,
+    ReferenceGradient,
+    compare_gradient,
+    reference_gradients,
+)
 from implicit_bregman.experiments.memory import activation_bytes, peak_bytes
 from implicit_bregman.experiments.methods import Method, default_rows, make_methods
 from implicit_bregman.experiments.model import Classifier
@@ -102,6 +107,19 @@ class _Measured:
     peaks: list[int | None] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Progress of one part of many equal ones."""
+
+    progress: Progress
+    before: int
+    total: int
+    text: str
+
+    def __call__(self, share: float) -> None:
+        self.progress((self.before + share) / self.total, self.text)
+
+
 def find_device(name: str) -> torch.device:
     """The device of that name.
 
@@ -173,26 +191,24 @@ def run_comparison(
     with warnings.catch_warnings():
         # The column `converged` reports what these warnings would say once per run.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        total = settings.seeds * len(methods)
         for number, seed in enumerate(range(settings.seed, settings.seed + settings.seeds)):
             seconds = settings.seconds
             for position, method in enumerate(ordered):
-                done, text = number * len(methods) + position, f"seed {seed}, {method.name}"
-                progress(done / total, text)
+                before = number * len(methods) + position
+                part = _Part(progress, before, settings.seeds * len(methods), f"seed {seed}, {method.name}")
+                part(0.0)
                 recipe = Recipe(steps, seconds, settings.batch_size, settings.learning_rate, seed)
-                run = train(
-                    _model(settings, data, method, seed),
-                    data,
-                    recipe,
-                    lambda share, done=done, text=text: progress((done + share) / total, text),
-                )
+                run = train(_model(settings, data, method, seed), data, recipe, part)
                 measured[method.name].runs.append(run)
-                if position == 0 and seconds is None:
-                    seconds = run.at_steps.seconds
-            assert seconds is not None
-            budgets.append(seconds)
+                if position == 0:
+                    seconds = run.at_steps.seconds if seconds is None else seconds
+                    budgets.append(seconds)
             state = measured[reference.name].runs[-1].state
-            _measure(settings, data, ordered, seed, state, measured)
+            truth = _truth(settings, data, reference, seed, state)
+            for method in ordered:
+                model = _model(settings, data, method, seed)
+                model.load_state_dict(state)
+                _measure(model, data, settings.batch_size, truth, measured[method.name])
     progress(1.0, "done")
     return Comparison(
         settings=_shown_settings(settings),
@@ -218,28 +234,24 @@ def _model(settings: CompareSettings, data: Dataset, method: Method, seed: int) 
     return model
 
 
+def _truth(
+    settings: CompareSettings, data: Dataset, method: Method, seed: int, state: State
+) -> ReferenceGradient | None:
+    """The exact gradient at the parameters `state`."""
+    model = _model(settings, data, method, seed)
+    model.load_state_dict(state)
+    return reference_gradients(model, data.train_x[:GRADIENT_SAMPLES], data.train_y[:GRADIENT_SAMPLES])
+
+
 def _measure(
-    settings: CompareSettings,
-    data: Dataset,
-    methods: Sequence[Method],
-    seed: int,
-    state: State,
-    measured: dict[str, _Measured],
+    model: Classifier, data: Dataset, batch_size: int, truth: ReferenceGradient | None, measured: _Measured
 ) -> None:
-    """Gradient, memory and peak memory of every method at the parameters `state`."""
-    few_x, few_y = data.train_x[:GRADIENT_SAMPLES], data.train_y[:GRADIENT_SAMPLES]
-    batch_x, batch_y = data.train_x[: settings.batch_size], data.train_y[: settings.batch_size]
-    truth = None
-    for method in methods:
-        model = _model(settings, data, method, seed)
-        model.load_state_dict(state)
-        if truth is None:
-            truth = reference_gradients(model, few_x, few_y)
-        entry = measured[method.name]
-        entry.checks.append(compare_gradient(model, few_x, few_y, truth))
-        entry.held.append(activation_bytes(model, lambda model=model: _loss(model, batch_x, batch_y)))
-        step = lambda model=model: _loss(model, batch_x, batch_y).backward()  # noqa: E731
-        entry.peaks.append(peak_bytes(step, batch_x.device))
+    """Gradient, memory and peak memory of a method at the parameters of `model`."""
+    x, y = data.train_x[:GRADIENT_SAMPLES], data.train_y[:GRADIENT_SAMPLES]
+    measured.checks.append(compare_gradient(model, x, y, truth))
+    x, y = data.train_x[:batch_size], data.train_y[:batch_size]
+    measured.held.append(activation_bytes(model, lambda: _loss(model, x, y)))
+    measured.peaks.append(peak_bytes(lambda: _loss(model, x, y).backward(), x.device))
 
 
 def _loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ from implicit_bregman.solvers import MM, Anderson, Broyden, Solver, TorchDEQ, Tr
 
 SOLVERS = ("mm", "anderson", "broyden", "torchdeq")
 UNROLLED = "unrolled"
-DEFAULT_PROBLEM = "convex-tanh-d40-cond100-active0.05-gamma0"
+DEFAULT_PROBLEM = "convex-tanh-d16-condition100-active0.25-regularization0-stiffness1"
 GRADIENT_POINTS = 40  # iterations, evenly spread on a log scale, at which the gradient is computed
 
 Curve = tuple[tuple[int, float], ...]

@@ -6,6 +6,7 @@ import importlib.util
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from implicit_bregman.adjoints import Implicit, OneStep, Phantom, Unrolled
 from implicit_bregman.solvers import MM, Anderson, Broyden, TorchDEQ
@@ -15,6 +16,7 @@ Adjoint = Implicit | OneStep | Phantom | Unrolled
 
 UNROLLED_DEPTHS = (1, 2, 5, 10, 20, 50, 100)
 TRUNCATED = (5, 50)  # differentiate the last 5 of 50 steps
+TORCHDEQ_MAX_ITER = 50  # torchdeq's own default
 
 _UNROLLED = re.compile(r"unrolled-([1-9]\d*)")
 _TRUNCATED = re.compile(r"truncated-([1-9]\d*)-of-([1-9]\d*)")
@@ -60,7 +62,8 @@ def make_methods(
 
     Args:
         names: "implicit" (the layer's own choice of solver), "implicit-mm", "implicit-anderson",
-            "implicit-broyden", "implicit-torchdeq" (torchdeq's Anderson), "one-step", "phantom",
+            "implicit-broyden", "implicit-torchdeq" (torchdeq's Anderson, without polish and by default within
+            torchdeq's own 50 iterations), "one-step", "phantom",
             "unrolled-L" or "truncated-K-of-L" with whole numbers K ≤ L.
         tol: Tolerance of the named solvers; None: the solvers' default.
         max_iter: Largest number of iterations of the named solvers; None: the solvers' default.
@@ -75,11 +78,13 @@ def make_methods(
         raise ValueError("no rows: name at least one, for example implicit,unrolled-10")
     if len(set(names)) != len(names):
         raise ValueError(f"a row is named twice in {','.join(names)}")
-    settings = {key: value for key, value in (("tol", tol), ("max_iter", max_iter)) if value is not None}
+    settings: dict[str, Any] = {
+        key: value for key, value in (("tol", tol), ("max_iter", max_iter)) if value is not None
+    }
     return tuple(_make(name, settings) for name in names)
 
 
-def _make(name: str, settings: dict[str, float | int]) -> Method:
+def _make(name: str, settings: dict[str, Any]) -> Method:
     if name == "implicit":
         return Method(name, "implicit", "auto", Implicit())
     if name in _SOLVERS:
@@ -87,7 +92,9 @@ def _make(name: str, settings: dict[str, float | int]) -> Method:
     if name == "implicit-torchdeq":
         if not torchdeq_installed():
             raise ValueError("row 'implicit-torchdeq' needs the package torchdeq: pip install torchdeq")
-        return Method(name, "implicit", TorchDEQ("anderson", **settings), Implicit())
+        # As torchdeq runs it: within its own number of iterations, without this library's finish.
+        settings = {"max_iter": TORCHDEQ_MAX_ITER, **settings}
+        return Method(name, "implicit", TorchDEQ("anderson", polish=False, **settings), Implicit())
     if name == "one-step":
         return Method(name, "one-step", "auto", OneStep())
     if name == "phantom":

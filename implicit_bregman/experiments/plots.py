@@ -6,6 +6,7 @@ import io
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -41,7 +42,7 @@ STYLES = {
     "one-step": (BLACK, ":", "*"),
     "phantom": (GREEN, (0, (3, 1, 1, 1)), "h"),
 }
-_RC = {
+_RC: dict[Any, Any] = {
     "font.size": 8,
     "axes.labelsize": 8,
     "legend.fontsize": 7,

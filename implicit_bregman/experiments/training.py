@@ -153,6 +153,7 @@ def train(
         if at_steps is None:
             losses.append(loss)
             solution = model.layer.last_solution
+            assert solution is not None
             iterations.append(solution.iterations.float().mean())
             converged.append(solution.converged.float().mean())
         if recipe.seconds is not None and at_time is None and elapsed > recipe.seconds:

@@ -92,7 +92,7 @@ class LegendreFunction(ABC):
         return _apply(self, "curvature", y)
 
     def log_curvature(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """log φ''(ρ(y)), finite for every finite y."""
+        """log φ''(ρ(y)): finite wherever the dtype can hold it (it grows like |y| at most)."""
         return _apply(self, "log_curvature", y)
 
     def slope(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -105,10 +105,15 @@ class LegendreFunction(ABC):
 
     def project_dual(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The dual point of the same ρ(y) nearest to 0: y itself if φ is Legendre."""
+        check_dtype(y, "argument")
+        return self._project_dual(y)
+
+    def _project_dual(self, y: Tensor) -> Tensor:
         return y
 
     def is_interior(self, z: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         """Whether z lies strictly inside C and is finite, elementwise."""
+        check_dtype(z, "argument")
         lo, hi = self.domain
         return (z > lo) & (z < hi)
 
@@ -136,10 +141,10 @@ class LegendreFunction(ABC):
 
     def saturated_dual(self, dtype: torch.dtype) -> tuple[float, float]:
         """Finite duals (y_lo, y_hi) with |ρ(y) − bound| ≤ eps·max(1, |bound|); ∓√(largest number) at an infinite end."""
-        lo, hi = self.domain
-        return -self._saturation(dtype, lo, -1), self._saturation(dtype, hi, 1)
+        lo, hi = self.bounds(dtype)
+        return -self._saturation(dtype, lo), self._saturation(dtype, hi)
 
-    def _saturation(self, dtype: torch.dtype, bound: float, side: int) -> float:
+    def _saturation(self, dtype: torch.dtype, bound: float) -> float:
         info = torch.finfo(dtype)
         if math.isinf(bound):
             return float(info.max) ** 0.5
@@ -313,7 +318,7 @@ def _apply_divergence(phi: LegendreFunction, left: Tensor, right: Tensor, dual: 
 
 def _divergence_terms(phi: LegendreFunction, left: Tensor, right: Tensor, dual: bool) -> Tensor:
     if dual:
-        p, q = phi.project_dual(left), phi.project_dual(right)
+        p, q = phi._project_dual(left), phi._project_dual(right)
         return phi._dual_divergence(p, q, q - p).clamp(min=0.0)
     return phi._divergence(left, right, left - right).clamp(min=0.0)
 
@@ -350,15 +355,19 @@ def real_float(value: float, argument: str) -> float:
     return float(value)
 
 
-def _round_down(value: float, dtype: torch.dtype) -> float:
-    """The largest number of `dtype` not above `value`, infinities kept."""
+def round_nearest(value: float, dtype: torch.dtype) -> float:
+    """The number of `dtype` nearest to `value`; infinities kept, and an overflow cut to the largest number."""
     if dtype == torch.float64 or math.isinf(value):
         return value
     limit = float(torch.finfo(dtype).max)
-    if abs(value) > limit:
-        return limit if value > 0 else -math.inf
-    (rounded,) = struct.unpack("<f", struct.pack("<f", value))
+    (rounded,) = struct.unpack("<f", struct.pack("<f", max(-limit, min(limit, value))))
+    return float(rounded)
+
+
+def _round_down(value: float, dtype: torch.dtype) -> float:
+    """The largest number of `dtype` not above `value`."""
+    rounded = round_nearest(value, dtype)
     if rounded <= value:
-        return float(rounded)
+        return rounded
     (bits,) = struct.unpack("<i", struct.pack("<f", rounded))
     return float(struct.unpack("<f", struct.pack("<i", bits - 1 if rounded > 0 else bits + 1))[0])

@@ -222,6 +222,7 @@ class Arctan(BoundedLegendreFunction):
     """φ(z) = −log cos z on [−π/2, π/2], ρ(y) = arctan y; φ = ∞ at both ends."""
 
     name: ClassVar[str] = "arctan"
+    _end_rest: ClassVar[float] = HALF_PI_REST[torch.float64]
 
     @property
     def domain(self) -> tuple[float, float]:
@@ -233,10 +234,6 @@ class Arctan(BoundedLegendreFunction):
 
     def _dual_at_gap(self, gap: float) -> float:
         return 1.0 / gap
-
-    def _place(self, z: Tensor) -> Place:
-        half_pi, rest = HALF_PI[z.dtype], HALF_PI_REST[z.dtype]
-        return Place(z, (half_pi + z) + rest, (half_pi - z) + rest)
 
     def _activation(self, y: Tensor) -> Tensor:
         lo, hi = self._bounds[y.dtype]
@@ -309,18 +306,18 @@ class Sin(BoundedLegendreFunction):
     def strong_convexity(self) -> float:
         return 1.0
 
-    def project_dual(self, y: Tensor) -> Tensor:
+    def _project_dual(self, y: Tensor) -> Tensor:
         half_pi = HALF_PI[y.dtype]
         return y.clamp(-half_pi, half_pi)
 
-    def _saturation(self, dtype: torch.dtype, bound: float, side: int) -> float:
-        return HALF_PI[dtype]
+    def _dual_at_gap(self, gap: float) -> float:
+        return math.pi / 2
 
     def _activation(self, y: Tensor) -> Tensor:
-        return torch.sin(self.project_dual(y))
+        return torch.sin(self._project_dual(y))
 
     def _lower_gap(self, y: Tensor) -> Tensor:
-        y = self.project_dual(y)
+        y = self._project_dual(y)
         return 2.0 * torch.sin(0.5 * ((HALF_PI[y.dtype] + y) + HALF_PI_REST[y.dtype])).square()
 
     def _inverse_at(self, z: Place) -> Tensor:
@@ -331,15 +328,15 @@ class Sin(BoundedLegendreFunction):
         return root + z.offset * torch.atan2(z.offset, root)
 
     def _conjugate(self, y: Tensor) -> Tensor:
-        clamped = self.project_dual(y)
+        clamped = self._project_dual(y)
         return (y - clamped).abs() - self._cosine(clamped)
 
     def _conjugate_excess(self, y: Tensor) -> Tensor:
-        clamped = self.project_dual(y)
+        clamped = self._project_dual(y)
         return -clamped.abs() - self._cosine(clamped)
 
     def _dual_potential(self, y: Tensor) -> Tensor:
-        y = self.project_dual(y)
+        y = self._project_dual(y)
         return y * torch.sin(y) + self._cosine(y)
 
     def _cosine(self, y: Tensor) -> Tensor:
@@ -350,10 +347,10 @@ class Sin(BoundedLegendreFunction):
         return self._slope(y).reciprocal()
 
     def _log_curvature(self, y: Tensor) -> Tensor:
-        return -torch.log(torch.cos(self.project_dual(y)).clamp(min=abs(HALF_PI_REST[y.dtype])))
+        return -torch.log(torch.cos(self._project_dual(y)).clamp(min=abs(HALF_PI_REST[y.dtype])))
 
     def _slope(self, y: Tensor) -> Tensor:
-        return self._cosine(self.project_dual(y))
+        return self._cosine(self._project_dual(y))
 
     def _log_curvature_slope(self, y: Tensor) -> Tensor:
         inside = y.abs() < HALF_PI[y.dtype]

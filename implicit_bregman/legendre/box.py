@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from implicit_bregman.legendre.base import LegendreFunction, real_float
+from implicit_bregman.legendre.base import SUPPORTED_DTYPES, LegendreFunction, real_float, round_nearest
 
 
 class Place(NamedTuple):
@@ -27,12 +27,31 @@ class Place(NamedTuple):
 class BoundedLegendreFunction(LegendreFunction):
     """A Legendre function on [lo, hi], symmetric about the centre: ρ(−y) − m = m − ρ(y)."""
 
+    # What the float64 `hi` lacks to the upper end, should that be no float64; the lower one is its mirror image.
+    _end_rest: ClassVar[float] = 0.0
+    # (lo, hi) rounded to the dtype, and what each then lacks.
+    _ends: ClassVar[dict[torch.dtype, tuple[float, float]]]
+    _rests: ClassVar[dict[torch.dtype, tuple[float, float]]]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        lo, hi = self.domain
+        ends = {dtype: (round_nearest(lo, dtype), round_nearest(hi, dtype)) for dtype in SUPPORTED_DTYPES}
+        rests = {t: (lo - low - self._end_rest, hi - high + self._end_rest) for t, (low, high) in ends.items()}
+        object.__setattr__(self, "_ends", ends)
+        object.__setattr__(self, "_rests", rests)
+
     def to_box(self, lo: float, hi: float) -> LegendreFunction:
         return self if (lo, hi) == self.domain else Box(self, lo, hi)
 
     def _place(self, z: Tensor) -> Place:
-        lo, hi = self.domain
-        return Place(z - 0.5 * (lo + hi), z - lo, hi - z)
+        (lo, hi), (lo_rest, hi_rest) = self._ends[z.dtype], self._rests[z.dtype]
+        below, above = z - lo, hi - z
+        # In two steps, since near the bound the first difference is exact.
+        below = below - lo_rest if lo_rest else below
+        above = above + hi_rest if hi_rest else above
+        centre = 0.5 * (lo + hi)
+        return Place(z - centre if centre else z, below, above)
 
     def _inverse_activation(self, z: Tensor) -> Tensor:
         return self._inverse_at(self._place(z))
@@ -101,15 +120,11 @@ class AffineImage(BoundedLegendreFunction):
         lo, hi = self.domain
         return 0.5 * (lo + hi)
 
-    def _saturation(self, dtype: torch.dtype, bound: float, side: int) -> float:
-        gap = 0.125 * float(torch.finfo(dtype).eps) * max(1.0, abs(bound))
-        source_lo, source_hi = self._source.domain
-        if not self._source.is_legendre:
-            return self._source._saturation(dtype, source_hi, side) / self._dual_scale
+    def _dual_at_gap(self, gap: float) -> float:
         return self._source._dual_at_gap(gap / self._scale) / self._dual_scale
 
-    def project_dual(self, y: Tensor) -> Tensor:
-        return self._source.project_dual(y) if self._dual_scale == 1.0 else y
+    def _project_dual(self, y: Tensor) -> Tensor:
+        return self._source._project_dual(y) if self._dual_scale == 1.0 else y
 
     def _scaled(self, y: Tensor) -> Tensor:
         return y if self._dual_scale == 1.0 else y * self._dual_scale

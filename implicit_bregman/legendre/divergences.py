@@ -32,9 +32,12 @@ def entropy(u: Tensor, v: Tensor, d: Tensor) -> Tensor:
     x = d / v
     small = x.abs() <= _RELATIVE_STEP
     near = v * taylor_remainder(lambda t: x * x / (1.0 + t * x), v.dtype)
-    unit = torch.special.xlog1py(1.0 + x, x) - x
-    # The quotient overflows when v is subnormal or 0.
-    far = torch.where(torch.isinf(x), u * (torch.log(u) - torch.log(v)) - d, v * unit)
+    # 1 + x = u/v, whose relative error is smaller from u and v below 1 and from x above. The quotient overflows when
+    # v is subnormal or 0.
+    falling = torch.xlogy(u, u / v) - d
+    rising = v * ((1.0 + x) * torch.log1p(x) - x)
+    steep = u * (torch.log(u) - torch.log(v)) - d
+    far = torch.where(x < 0.0, falling, torch.where(torch.isinf(x), steep, rising))
     return torch.where(small, near, far).where(d != 0.0, 0.0)
 
 
@@ -132,6 +135,7 @@ def arctan_primal(gap_u: Tensor, gap_v: Tensor, u: Tensor, v: Tensor, d: Tensor)
     middle = taylor_remainder(lambda t: (d / torch.cos(v + t * d)).square(), d.dtype)
     slope = torch.tan(gap_v).reciprocal().copysign(v)
     far = torch.log(torch.sin(gap_v) / torch.sin(gap_u)) - slope * d
+    far = torch.where(gap_v == 0.0, math.inf, far)
     return torch.where(short, near, torch.where(centred, middle, far)).where(d != 0.0, 0.0)
 
 
@@ -176,4 +180,5 @@ def sin_from_angle(cosine: Tensor, sine: Tensor, d: Tensor) -> Tensor:
 def bent_gap(ratio: Tensor, x: Tensor) -> Tensor:
     """x − log(1 + x) for x > −1, given 1 + x without rounding."""
     near = taylor_remainder(lambda t: (x / (1.0 + t * x)).square(), x.dtype)
-    return torch.where(x.abs() <= _RELATIVE_STEP, near, x - torch.log(ratio))
+    far = torch.where(torch.isinf(x), x, x - torch.log(ratio))
+    return torch.where(x.abs() <= _RELATIVE_STEP, near, far)

@@ -214,7 +214,8 @@ class Bent(LegendreFunction):
         return -2.0 * self._half_line(-y, root) / root / root
 
     def _divergence(self, u: Tensor, v: Tensor, d: Tensor) -> Tensor:
-        return 0.5 * d * d + 0.25 * self.smoothness * divergences.bent_gap(u / v, d / v)
+        gap = divergences.bent_gap(u / v, d / v).where(d != 0.0, 0.0)
+        return 0.5 * d * d + 0.25 * self.smoothness * gap
 
     def _dual_divergence(self, p: Tensor, q: Tensor, d: Tensor) -> Tensor:
         root_p, root_q = self._root(p), self._root(q)

@@ -7,10 +7,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from implicit_bregman.linalg.cg import conjugate_gradient
+from implicit_bregman.linalg.chunks import chunks
 from implicit_bregman.linalg.gmres import gmres
 
-#: Up to this many (free sets × width) per sample, factorizing every free set is cheaper than iterating.
-_DENSE_WORK = 1024
+#: Beyond this width, with a free set for every sample, iterating is cheaper than factorizing.
+_LARGEST_DENSE = 512
 
 
 def solve_on_free_set(
@@ -21,7 +22,7 @@ def solve_on_free_set(
 ) -> tuple[Float[Tensor, "batch d"], Bool[Tensor, " batch"]]:
     """x with x_A = 0 and (A x)_F = b_F, F the free set of each sample and A the shared matrix.
 
-    Samples with the same free set share one factorization. For a symmetric matrix A_FF must be positive definite.
+    For a symmetric matrix A_FF must be positive definite. Samples that share a free set share one factorization.
 
     Args:
         matrix: A, (d, d).
@@ -32,15 +33,18 @@ def solve_on_free_set(
     Returns:
         x, (B, d), and whether each sample could be solved: A_FF ≻ 0 for a symmetric A, nonsingular otherwise.
     """
+    if len(free) == 0:
+        return torch.zeros_like(rhs), free.any(-1)
     sets, owner = torch.unique(free, dim=0, return_inverse=True)
-    if len(sets) * matrix.shape[0] <= _DENSE_WORK * max(len(free), 1):
-        return _dense(matrix, sets, owner, rhs, symmetric)
+    if 8 * len(sets) <= len(free):
+        return _by_set(matrix, sets, owner, rhs, symmetric)
+    if matrix.shape[0] <= _LARGEST_DENSE:
+        return _by_sample(matrix, free, rhs, symmetric)
     return _iterative(matrix, free, rhs, symmetric)
 
 
-def _dense(
-    matrix: Tensor, sets: Tensor, owner: Tensor, rhs: Tensor, symmetric: bool
-) -> tuple[Tensor, Tensor]:
+def _by_set(matrix: Tensor, sets: Tensor, owner: Tensor, rhs: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """One factorization per set, of its free block alone."""
     x = torch.zeros_like(rhs)
     solved = torch.ones(len(rhs), dtype=torch.bool, device=rhs.device)
     for number, mask in enumerate(sets):
@@ -48,23 +52,39 @@ def _dense(
         columns = mask.nonzero().squeeze(-1)
         if len(columns) == 0:
             continue
-        block = matrix[columns][:, columns]
-        right = rhs[rows][:, columns].mT
-        if symmetric:
-            factor, info = torch.linalg.cholesky_ex(block)
-            part = torch.cholesky_solve(right, factor)
-        else:
-            part, info = torch.linalg.solve_ex(block, right)
-        good = (info == 0) & torch.isfinite(part).all(0)
+        part, good = _solve(matrix[columns][:, columns], rhs[rows][:, columns].mT, symmetric)
+        good = good & torch.isfinite(part).all(0)
         solved[rows] = good
         x[rows[:, None], columns] = torch.where(good, part, 0.0).mT
     return x, solved
 
 
+def _by_sample(matrix: Tensor, free: Tensor, rhs: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """One batched factorization, with the identity in place of the active rows and columns."""
+    values, goods = [], []
+    for rows in chunks(free):
+        mask = free[rows].to(rhs.dtype)
+        system = mask[:, :, None] * matrix * mask[:, None, :] + torch.diag_embed(1 - mask)
+        part, good = _solve(system, (mask * rhs[rows])[:, :, None], symmetric)
+        part = part.squeeze(-1)
+        good = good & torch.isfinite(part).all(-1)
+        values.append(torch.where(good[:, None], mask * part, 0.0))
+        goods.append(good)
+    return torch.cat(values), torch.cat(goods)
+
+
+def _solve(system: Tensor, rhs: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Cholesky or LU, and whether it succeeded."""
+    if symmetric:
+        factor, info = torch.linalg.cholesky_ex(system)
+        return torch.cholesky_solve(rhs, factor), info == 0
+    solution, info = torch.linalg.solve_ex(system, rhs)
+    return solution, info == 0
+
+
 def _iterative(matrix: Tensor, free: Tensor, rhs: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
     mask = free.to(rhs.dtype)
-    diagonal = torch.where(free, matrix.diagonal(), 1.0)
-    diagonal = torch.where(diagonal > 0, diagonal, 1.0)
+    diagonal = torch.where(free & (matrix.diagonal() > 0), matrix.diagonal(), 1.0)
 
     def operator(v: Tensor) -> Tensor:
         return mask * ((mask * v) @ matrix.mT) + (1 - mask) * v

@@ -62,7 +62,8 @@ class Solver(Settings):
     Args:
         tol: bound on the residual ‖Π_C(z − ∇f − γy) − z‖∞, relative to 1 + the size of the terms of ∇f. Default
             1e-11 in float64 and 1e-6 in float32.
-        max_iter: bound on the number of iterations.
+        max_iter: bound on the number of iterations. The default is generous because only samples that need them
+            make them: MM may take thousands of steps past a saddle where W is indefinite.
         polish: for γ = 0 and quadratic f, finish with an exact solve on the free coordinates once the active set
             has been identified. Without it, geometries whose iterates approach an active bound slowly (arctan,
             bent, isru) do not reach small residuals.
@@ -75,7 +76,7 @@ class Solver(Settings):
     """
 
     tol: float | None = None
-    max_iter: int = 5000
+    max_iter: int = 20_000
     polish: bool = True
     trace: bool = False
     on_failure: str = "warn"

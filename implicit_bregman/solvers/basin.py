@@ -1,64 +1,93 @@
-"""Has MM entered the basin it will end in? Only then may a faster solver take over where there are several."""
+"""Proof that MM, from an iterate, can only converge to a given critical point.
+
+Where F has several critical points, h is MM's own limit. A faster way to it is open as soon as that limit is certain.
+MM with τ λ_max(∇²f) ≤ σ minimises a convex majorant in every step, so F is nowhere on the segment from one iterate to
+the next above its value at the first: the iterates never leave the connected component of {F ≤ F(z_k)} they are in.
+If that component lies in a ball that contains one critical point, it is the limit.
+"""
 
 from __future__ import annotations
 
+import math
+
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.linearization import linearize
+from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.linalg.chunks import chunks
 from implicit_bregman.objective import Objective, Point
+from implicit_bregman.solvers.finish import Finished
 
-#: How much the log-curvature of a free coordinate may change over the Newton step.
-_CURVATURE_CHANGE = 0.5
-#: The Newton step's largest entry, relative to the scale of z.
-_STEP_SIZE = 0.1
-
-
-def can_test_basin(objective: Objective) -> bool:
-    """Whether the second-order test below exists: it needs an objective and a shared Hessian."""
-    return objective.energy.symmetric and objective.energy.shared_hessian is not None
+#: Radii that are tried, as multiples of the distance between iterate and limit.
+_RADII = (1.05, 1.6, 2.5, 4.0, 8.0, 20.0, 100.0)
 
 
-def newton_radius(
-    objective: Objective, point: Point
-) -> tuple[Bool[Tensor, " batch"], Float[Tensor, " batch"]]:
-    """Whether each iterate lies in a strictly convex neighbourhood of a minimum, and how far that minimum is.
-
-    An iterate passes if the Hessian in mirror coordinates is positive definite there, the Newton step is short, and
-    the curvature of φ hardly changes over it. MM then contracts towards the minimum that Newton's step points to.
-
-    Returns:
-        passed, (B,), and the length ‖Δz‖₂ of the Newton step, (B,).
-    """
-    model = linearize(
-        objective.energy.hessian(point.value),
-        objective.geometry,
-        objective.regularization,
-        point.dual,
-        point.next_dual,
-        point.step,
+def can_certify(objective: Objective) -> bool:
+    """Whether the certificate below exists: it needs an objective, a shared Hessian and a step that majorizes."""
+    return (
+        objective.energy.symmetric and objective.energy.shared_hessian is not None and not objective.backtracks
     )
-    force = -(point.gradient + objective.regularization * point.dual)
-    root = model.slope.sqrt()
-    length = torch.zeros_like(point.residual)
-    passed = torch.zeros_like(point.residual, dtype=torch.bool)
-    for rows in model.chunks():
-        factor, info = torch.linalg.cholesky_ex(model.dense(True, rows, point.value.dtype))
-        p = torch.cholesky_solve((root[rows] * force[rows])[:, :, None], factor).squeeze(-1)
-        move = root[rows] * p
-        steps = torch.where(root[rows] > 0, p / torch.where(root[rows] > 0, root[rows], 1.0), 0.0)
-        there = objective.geometry.log_curvature(point.dual[rows] + steps)
-        change = (there - objective.geometry.log_curvature(point.dual[rows])).abs()
-        # Coordinates on their way to a bound move by one MM step in the dual: their curvature has to change.
-        free = model.shift[rows] * point.step[rows] < 0.1
-        short = move.abs().amax(-1) <= _STEP_SIZE * (1 + point.value[rows].abs().amax(-1))
-        steady = torch.where(free, change, 0.0).amax(-1) <= _CURVATURE_CHANGE
-        passed[rows] = (info == 0) & short & steady
-        length[rows] = torch.linalg.vector_norm(move, dim=-1)
-    return passed & torch.isfinite(length), length
 
 
-def next_test(iteration: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
-    """When to test again: at intervals that grow with the iteration, so that tests cost a bounded share."""
-    return iteration + (iteration // 2).clamp_min(8)
+def certified_radius(objective: Objective, point: Point, limit: Finished) -> Float[Tensor, " batch"]:
+    """The radius of a ball round `limit` that holds MM for ever and no other critical point, (B,); 0 if unproven.
+
+    Write d = z − limit, H = ∇²f, m for the multipliers at the limit and κ for a lower bound of γφ'' in the ball of
+    radius R round it. In the ball F(z) − F(limit) ≥ ½ dᵀMd and ⟨F'(z), d⟩ ≥ dᵀMd with M = H + diag(κ + m/R). Hence
+    M ≻ μI with μ ≥ 0 leaves no other critical point in the ball, and ½μR² bounds F − F(limit) from below on its
+    surface: an iterate inside with a smaller F stays inside.
+
+    Args:
+        objective: F.
+        point: the iterates.
+        limit: critical points that passed their test; rows that did not are refused.
+    """
+    geometry, gamma = objective.geometry, objective.regularization
+    matrix = objective.energy.double().shared_hessian
+    assert matrix is not None  # can_certify
+    dual = point.dual.double()
+    shift = geometry.activation(dual) - limit.exact
+    distance = torch.linalg.vector_norm(shift, dim=-1)
+    multiplier = limit.gradient + gamma * limit.exact_dual
+    multiplier = torch.where(limit.free, 0.0, multiplier.abs())
+    excess = 0.5 * (shift * (shift @ matrix)).sum(-1) + (multiplier * shift.abs()).sum(-1)
+    if gamma:
+        excess = excess + gamma * geometry.dual_divergence(dual, limit.exact_dual)
+
+    radius = torch.zeros_like(distance)
+    open_ = limit.accepted & torch.isfinite(excess)
+    for factor in _RADII:
+        rows = (open_ & (radius == 0)).nonzero().squeeze(-1)
+        if len(rows) == 0:
+            break
+        reach = factor * distance[rows].clamp_min(1e-8)
+        diagonal = multiplier[rows] / reach[:, None]
+        if gamma:
+            diagonal = diagonal + gamma * _least_curvature(geometry, limit.exact[rows], reach[:, None])
+        # A margin keeps rounding from proving anything.
+        mu = (2 * excess[rows] / reach.square()).clamp_min(0) * 1.01 + 1e-12
+        held = _positive_definite(matrix, diagonal - mu[:, None])
+        radius[rows] = torch.where(held, reach, 0.0)
+    return radius.to(point.value.dtype)
+
+
+def _positive_definite(matrix: Tensor, diagonal: Tensor) -> Bool[Tensor, " batch"]:
+    """Whether A + diag(diagonal) ≻ 0, one A for all samples."""
+    parts = [torch.linalg.cholesky_ex(matrix + torch.diag_embed(diagonal[rows])) for rows in chunks(diagonal)]
+    return torch.cat([part.info for part in parts]) == 0
+
+
+def _least_curvature(
+    geometry: LegendreFunction, centre: Float[Tensor, "batch d"], radius: Float[Tensor, "batch 1"]
+) -> Float[Tensor, "batch d"]:
+    """The least φ'' within `radius` of `centre`; φ'' grows away from the middle of C, from +∞ on a half-line."""
+    lo, hi = geometry.domain
+    if math.isfinite(lo) and math.isfinite(hi):
+        flattest = 0.5 * (lo + hi)
+    else:
+        flattest = hi if math.isfinite(lo) else (lo if math.isfinite(hi) else 0.0)
+    nearest = torch.full_like(centre, flattest).clamp(centre - radius, centre + radius)
+    # At the bound itself φ'' is infinite (or undefined): step inside.
+    bounds = geometry.bounds(torch.float64)
+    return geometry.curvature(geometry.inverse_activation(nearest.clamp(*bounds)).clamp(-1e150, 1e150))

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from implicit_bregman.objective import Objective, Point, RowsOfTensors
 from implicit_bregman.solvers.base import Outcome, Solver
-from implicit_bregman.solvers.basin import can_test_basin, newton_radius, next_test
-from implicit_bregman.solvers.polish import Polished, PolishSchedule, can_polish, polish
+from implicit_bregman.solvers.basin import can_certify, certified_radius
+from implicit_bregman.solvers.finish import Finished, can_finish, finish
 from implicit_bregman.solvers.recorder import Recorder
 from implicit_bregman.status import Status
 
@@ -26,6 +26,12 @@ _PATIENCE = 100
 _WINDOW = 5
 #: Without an objective, the residual may exceed the worst of the window by this factor.
 _RESIDUAL_GROWTH = 2.0
+#: The iteration at which the critical point ahead is looked for the first time; later at growing intervals.
+_FIRST_FINISH = 3
+#: The residual from which on Newton's method takes over where γ > 0 and there is one critical point.
+_NEWTON_FROM = 1e-4
+#: The residual from which on a field without objective is accelerated, where it may have several zeros.
+_NEAR = 1e-3
 #: Smallest step that backtracking tries before it gives up.
 _LEAST_STEP = 2.0**-60
 
@@ -52,25 +58,27 @@ class _Progress(RowsOfTensors):
         index: their rows in the whole batch, (b,).
         evaluations: (b,).
         best: smallest residual so far, (b,).
+        shortest: smallest dual step ‖y⁺ − y‖∞ so far, (b,): for γ > 0 it goes on falling where the residual is
+            held up by the distance to a bound.
         idle: iterations since the last progress, (b,).
         window: the last merits (F relative to the start, or the residual where there is no objective), (b, w).
         restart: whether the next step has to be MM's own and the past forgotten, (b,).
         free_to_run: whether proposals may be followed: F has one critical point, or MM is in its basin, (b,).
-        anchor, radius: where the basin was entered and how far from there proposals may go, (b, d), (b,).
-        test_at: the iteration of the next basin test, (b,).
+        anchor, radius: the critical point that MM is certain to reach, and how far from it proposals may go,
+            (b, d), (b,).
         lost: whether MM's own step led to something that is not finite, (b,).
     """
 
     index: Tensor
     evaluations: Tensor
     best: Tensor
+    shortest: Tensor
     idle: Tensor
     window: Tensor
     restart: Tensor
     free_to_run: Tensor
     anchor: Tensor
     radius: Tensor
-    test_at: Tensor
     lost: Tensor
 
 
@@ -89,6 +97,10 @@ def run(
         return _Run(solver, objective, dual.detach(), accelerator).result()
 
 
+def _dual_step(point: Point) -> Tensor:
+    return (point.next_dual - point.dual).abs().amax(-1)
+
+
 class _Run:
     def __init__(
         self, solver: Solver, objective: Objective, dual: Tensor, accelerator: Accelerator | None
@@ -101,21 +113,18 @@ class _Run:
         self.limit = 1 / torch.finfo(dual.dtype).eps * (1 + self.point.value.abs().amax(-1))
         self.progress = self._start(self.point)
         self.memory = None if accelerator is None else accelerator.start(objective, self.point)
-        self.schedule = (
-            PolishSchedule.start(len(dual), dual.device) if solver.polishes and can_polish(objective) else None
-        )
-        self.tests_basin = not objective.unique and can_test_basin(objective)
+        self.finishes = solver.polishes and can_finish(objective) and (objective.unique or can_certify(objective))
+        self.certifies = not objective.unique and can_certify(objective)
+        self.finish_at = _FIRST_FINISH
         self.recorder = Recorder(self.point, trace=solver.trace)
 
     def result(self) -> Outcome:
         iteration = 0
         while len(self.progress.index):
             self.recorder.record(self.progress.index, self.point)
-            if self.tests_basin:
-                self._test_basin(iteration)
-            if self.schedule is not None:
-                self.schedule = self.schedule.update(self.objective, self.point)
-                self._polish(self.schedule.due & self.progress.free_to_run, iteration)
+            if iteration >= self.finish_at:
+                self.finish_at = iteration + max(3, iteration // 2)
+                self._look_ahead(torch.ones_like(self.progress.restart), iteration)
             self._stop(iteration)
             if len(self.progress.index):
                 self._step()
@@ -130,13 +139,13 @@ class _Run:
             index=torch.arange(len(like), device=like.device),
             evaluations=count + 1,
             best=like.clone(),
+            shortest=_dual_step(point),
             idle=count,
             window=window[:, None].expand(-1, _WINDOW),
             restart=torch.ones_like(like, dtype=torch.bool),
             free_to_run=torch.full_like(like, self.objective.unique, dtype=torch.bool),
             anchor=point.value,
             radius=torch.full_like(like, torch.inf),
-            test_at=count + 8,
             lost=torch.zeros_like(like, dtype=torch.bool),
         )
 
@@ -159,12 +168,14 @@ class _Run:
         new = self.objective.evaluate(candidate, point.step)
         merit, accepted = self._judge(new, proposed)
         fell = merit < progress.window[:, -1] if not self._merit_is_residual else torch.zeros_like(accepted)
-        improved = (new.residual < 0.999 * progress.best) & accepted
+        length = _dual_step(new)
+        improved = (new.residual < 0.999 * progress.best) | (length < 0.999 * progress.shortest)
         self.progress = replace(
             progress,
             evaluations=progress.evaluations + 1,
             best=torch.where(accepted, torch.minimum(progress.best, new.residual), progress.best),
-            idle=torch.where(improved | (fell & accepted), 0, progress.idle + 1),
+            shortest=torch.where(accepted, torch.minimum(progress.shortest, length), progress.shortest),
+            idle=torch.where((improved | fell) & accepted, 0, progress.idle + 1),
             window=torch.where(
                 accepted[:, None], torch.cat([progress.window[:, 1:], merit[:, None]], 1), progress.window
             ),
@@ -196,54 +207,67 @@ class _Run:
             plain = torch.ones_like(proposed)
         return merit, torch.where(proposed, accepted, plain) & new.finite
 
-    # Basin and polish -----------------------------------------------------------------------------------------
+    # Finishing ------------------------------------------------------------------------------------------------
 
-    def _test_basin(self, iteration: int) -> None:
-        progress = self.progress
-        due = ~progress.free_to_run & (progress.test_at <= iteration)
-        if not bool(due.any()):
+    def _look_ahead(self, due: Bool[Tensor, " batch"], iteration: int) -> None:
+        """Find the critical points that the iterates point to.
+
+        Where such a point passes its test and is certain to be MM's limit, the sample is finished there, or, if
+        the solver does not polish, set free to run towards it.
+        """
+        if not self.finishes and not self.certifies:
+            if not self.objective.energy.symmetric:
+                self._free_near_equilibrium()
             return
+        if self.objective.regularization and self.objective.unique:
+            # Newton's steps cost a factorization each: worth it close to the end, or where all else fails.
+            due = due & ((self.point.residual <= _NEWTON_FROM) | (self.progress.idle >= _PATIENCE))
         rows = due.nonzero().squeeze(-1)
-        passed, length = newton_radius(self.objective.select(rows), self.point.select(rows))
-        entered = rows[passed]
-        free, anchor, radius = progress.free_to_run.clone(), progress.anchor.clone(), progress.radius.clone()
-        free[entered] = True
-        anchor[entered] = self.point.value[entered]
-        radius[entered] = 3 * length[passed]
-        test_at = torch.where(due, next_test(torch.full_like(progress.test_at, iteration)), progress.test_at)
-        self.progress = replace(progress, free_to_run=free, anchor=anchor, radius=radius, test_at=test_at)
-
-    def _polish(self, due: Bool[Tensor, " batch"], iteration: int) -> None:
-        """Polish the samples that are due; those that pass leave the batch."""
-        if self.schedule is None or not bool(due.any()):
-            return
-        rows = due.nonzero().squeeze(-1)
-        found = polish(self.objective.select(rows), self.point.select(rows), self.tol)
-        evaluations = self.progress.evaluations.clone()
-        evaluations[rows] += found.tries
-        self.progress = replace(self.progress, evaluations=evaluations)
-        near = torch.linalg.vector_norm(found.value - self.progress.anchor[rows], dim=-1)
-        accepted = found.accepted & (near <= self.progress.radius[rows])
-        refused = torch.zeros_like(due)
-        refused[rows[~accepted]] = True
-        self.schedule = self.schedule.failed(refused)
-        self._finish_polished(rows[accepted], found.select(accepted.nonzero().squeeze(-1)), iteration)
-
-    def _finish_polished(self, rows: Int[Tensor, " done"], found: Polished, iteration: int) -> None:
         if len(rows) == 0:
             return
-        point = self.point.select(rows)
-        objective = self.objective.select(rows)
-        final = replace(point, value=found.value, dual=found.dual, gradient=found.gradient.to(point.value.dtype))
-        final = replace(final, residual=found.residual, next_dual=found.dual)
+        objective, point = self.objective.select(rows), self.point.select(rows)
+        found = finish(objective, point, self.tol)
+        sure = found.accepted
+        self.progress = replace(
+            self.progress, evaluations=self.progress.evaluations.index_add(0, rows, found.tries)
+        )
+        if self.certifies:
+            radius = certified_radius(objective, point, found)
+            sure = sure & (radius > 0)
+            known = rows[sure]
+            progress = self.progress
+            self.progress = replace(
+                progress,
+                free_to_run=progress.free_to_run.index_fill(0, known, True),
+                anchor=progress.anchor.index_copy(0, known, found.value[sure]),
+                radius=progress.radius.index_copy(0, known, radius[sure]),
+            )
+        if self.finishes:
+            self._finish(rows[sure], found.select(sure.nonzero().squeeze(-1)), iteration)
+
+    def _free_near_equilibrium(self) -> None:
+        """Without an objective nothing can be proved: let the proposals start once MM is near an equilibrium."""
+        near = self.point.residual <= _NEAR
+        self.progress = replace(self.progress, free_to_run=self.progress.free_to_run | near)
+
+    def _finish(self, rows: Int[Tensor, " done"], found: Finished, iteration: int) -> None:
+        if len(rows) == 0:
+            return
+        point, objective = self.point.select(rows), self.objective.select(rows)
+        final = replace(
+            point,
+            value=found.value,
+            dual=found.dual,
+            next_dual=found.dual,
+            gradient=found.gradient.to(found.value.dtype),
+            residual=found.residual,
+        )
         if point.objective is not None:
-            increase, _ = objective.increase(point, final)
-            final = replace(final, objective=point.objective + increase)
+            final = replace(final, objective=point.objective + objective.increase(point, final)[0])
         status = torch.where(found.degenerate, int(Status.DEGENERATE), int(Status.CONVERGED))
-        self.recorder.finish(self.progress.select(rows), final, status, iteration, found.free)
-        done = torch.zeros(len(self.progress.index), dtype=torch.bool, device=rows.device)
-        done[rows] = True
-        self._keep(~done)
+        free = None if objective.regularization else found.free
+        self.recorder.finish(self.progress.select(rows), final, status, iteration, free)
+        self._keep(torch.ones_like(self.progress.restart).index_fill(0, rows, False))
 
     # Stop -----------------------------------------------------------------------------------------------------
 
@@ -266,10 +290,9 @@ class _Run:
         done = status >= 0
         if not bool(done.any()):
             return
-        if self.schedule is not None:
-            last_chance = done & ~converged & ~running_away & progress.free_to_run
+        if self.finishes:
             before = progress.index
-            self._polish(last_chance, iteration)
+            self._look_ahead(done & ~converged & ~running_away, iteration)
             left = torch.isin(before, self.progress.index)
             status, done = status[left], done[left]
             if len(status) == 0:
@@ -290,5 +313,3 @@ class _Run:
         self.limit = self.limit[index]
         if self.memory is not None:
             self.memory = self.memory.select(index)
-        if self.schedule is not None:
-            self.schedule = self.schedule.select(index)

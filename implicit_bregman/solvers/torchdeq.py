@@ -15,7 +15,7 @@ from torch import Tensor
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.settings import check_choice
 from implicit_bregman.solvers.base import Outcome, Solver, Trace
-from implicit_bregman.solvers.polish import can_polish, polish
+from implicit_bregman.solvers.finish import can_finish, finish
 from implicit_bregman.status import Status
 
 METHODS = ("anderson", "broyden", "fixed_point_iter")
@@ -96,8 +96,8 @@ class TorchDEQ(Solver):
                 _torchdeq(self.method)(watch, dual.detach(), max_iter=self.max_iter, tol=0.0, **self.options)
             except (_AllDone, torch.linalg.LinAlgError):
                 pass
-            if self.polishes and can_polish(objective) and objective.unique:
-                watch.polish()
+            if self.polishes and can_finish(objective) and objective.unique:
+                watch.finish()
         return watch.outcome()
 
 
@@ -142,6 +142,7 @@ class _Watch:
         self.done = torch.zeros(len(dual), dtype=torch.bool, device=dual.device)
         self.extra = torch.zeros_like(self.at)
         self.polished = torch.zeros_like(self.done)
+        self.finished = torch.zeros_like(self.done)
         self.degenerate = torch.zeros_like(self.done)
         self.free = torch.ones_like(dual, dtype=torch.bool)
         self.rows: list[tuple[Tensor, Tensor, Tensor]] | None = [] if trace else None
@@ -181,10 +182,10 @@ class _Watch:
                 )
             )
 
-    def polish(self) -> None:
+    def finish(self) -> None:
         """Finish exactly, where the active set of the best iterate is right."""
         assert self.best is not None
-        found = polish(self.objective, self.best, self.tol)
+        found = finish(self.objective, self.best, self.tol)
         ok = found.accepted
         changed = replace(
             self.best,
@@ -197,7 +198,9 @@ class _Watch:
         if self.best.objective is not None:
             changed = replace(changed, objective=self.best.objective + self.objective.increase(self.best, changed)[0])
         self.best = changed.where(ok, self.best)
-        self.done, self.polished = self.done | ok, ok
+        self.done = self.done | ok
+        self.finished = ok
+        self.polished = ok & (self.objective.regularization == 0)
         self.free = torch.where(ok[:, None], found.free, self.free)
         self.degenerate = found.degenerate
         self.extra = found.tries
@@ -206,9 +209,9 @@ class _Watch:
         """Everything, after torchdeq has returned."""
         point = self.best if self.best is not None else self.objective.evaluate(self.start, self.step)
         status = torch.where(self.done, int(Status.CONVERGED), int(Status.MAX_ITER))
-        at_bound = self.done & ~self.polished & self.objective.degenerate(point, 10 * self.tol)
+        at_bound = self.done & ~self.finished & self.objective.degenerate(point, 10 * self.tol)
         status = torch.where(self.degenerate | at_bound, int(Status.DEGENERATE), status)
-        iterations = torch.where(self.done & ~self.polished, self.at, max(self.calls - 1, 0))
+        iterations = torch.where(self.done & ~self.finished, self.at, max(self.calls - 1, 0))
         trace = None
         if self.rows:
             residual, objective, dual = (torch.stack(column) for column in zip(*self.rows, strict=True))

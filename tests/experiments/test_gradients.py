@@ -42,7 +42,7 @@ def check(model: Classifier, x: Tensor, y: Tensor, adjoint: object, solver: obje
 
 
 @pytest.mark.parametrize("regularization", [0.0, 0.3])
-@pytest.mark.parametrize("geometry", ["tanh", "sigmoid", "sin", "arctan", "softplus", "identity"])
+@pytest.mark.parametrize("geometry", ["tanh", "sigmoid", "sin", "arctan", "softplus", "bent"])
 def test_implicit_is_exact_in_float64(geometry: str, regularization: float) -> None:
     found = check(*make_model(geometry, regularization), ib.adjoints.Implicit())
     assert found.error < 1e-6
@@ -62,7 +62,7 @@ def test_every_solver_gives_the_same_gradient() -> None:
 
 def test_unrolled_is_wrong_when_short_and_right_when_long() -> None:
     model, x, y = make_model()
-    errors = [check(model, x, y, ib.adjoints.Unrolled(steps=steps)).error for steps in (1, 5, 400)]
+    errors = [check(model, x, y, ib.adjoints.Unrolled(steps=steps)).error for steps in (1, 5, 1000)]
     assert errors[0] > 0.3
     assert errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-6

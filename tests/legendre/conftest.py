@@ -162,9 +162,9 @@ class Case:
         """Largest |y| at which the oracle is compared."""
         single = dtype == torch.float32
         if self.family in ("sigmoid", "softplus", "tanh", "exp", "scaled_tanh"):
-            return (30.0 if single else 200.0) / getattr(self.geometry, "sharpness", 1.0)
+            return (30.0 if single else 100.0) / getattr(self.geometry, "sharpness", 1.0)
         if self.family == "sin":
-            return math.pi / 2
+            return 1.5707  # at the rounded π/2 the slope is 0 by definition
         return 1e5 if single else 1e9
 
 
@@ -214,3 +214,9 @@ with mpmath.workdps(200):
 def case(request: pytest.FixtureRequest) -> Case:
     """Every Legendre function of the catalogue and boxes of the bounded ones."""
     return request.param
+
+
+@pytest.fixture
+def cases() -> dict[str, Case]:
+    """The case of every name of the catalogue, with default parameters."""
+    return {case.geometry.name: case for case in reversed(CASES)}

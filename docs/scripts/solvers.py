@@ -1,0 +1,71 @@
+"""The table "Measured" on the page about choosing: evaluations of the gradient of f, per solver and problem.
+
+Run
+
+    python docs/scripts/solvers.py
+
+It needs the extra `experiments`, prints the table in Markdown and takes well under a minute on one core. Counts
+may differ by a few between machines and versions of PyTorch.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import implicit_bregman as ib
+from implicit_bregman.experiments.problems import Problem, collection
+from implicit_bregman.solvers import MM, Anderson, Broyden, Solver, TorchDEQ
+
+MAX_ITER = 1000
+
+
+def chosen_problems() -> list[tuple[str, Problem]]:
+    """Five of the collection: one per kind of difficulty."""
+    wanted = [
+        ("convex, tanh, some bounds active", "convex", "tanh", 40, 0.0),
+        ("convex, arctan, a quarter active", "convex", "arctan", 16, 0.0),
+        ("convex, sigmoid, γ = 0.05", "convex", "sigmoid", 32, 0.05),
+        ("indefinite, tanh, γ = 0.03", "indefinite", "tanh", 16, 0.03),
+        ("not symmetric, sigmoid, γ = 0.2", "free", "sigmoid", 32, 0.2),
+    ]
+    problems = []
+    for title, kind, geometry, width, regularization in wanted:
+        fitting = [
+            problem
+            for problem in collection()
+            if (problem.kind, problem.geometry.name, problem.weight.shape[0]) == (kind, geometry, width)
+            and problem.regularization == regularization
+        ]
+        problems.append((title, max(fitting, key=lambda problem: problem.condition)))
+    return problems
+
+
+def cell(problem: Problem, solver: Solver) -> str:
+    """Mean number of evaluations, or the largest residual if a sample did not converge."""
+    energy = ib.QuadraticEnergy.from_matrices(problem.weight)
+    s = ib.find_critical_point(
+        energy, problem.geometry, problem.offset, regularization=problem.regularization, solver=solver
+    )
+    if bool(s.converged.all()):
+        return f"{float(s.evaluations.double().mean()):.0f}"
+    return f"(residual {float(s.residual.max()):.0e})"
+
+
+def main() -> None:
+    """Print the table."""
+    print("| problem | width | condition | polish | `MM` | `Anderson` | `Broyden` | `TorchDEQ("anderson")` |")
+    print("| --- |" + " --- |" * 7)
+    for title, problem in chosen_problems():
+        width, condition = problem.weight.shape[0], f"{problem.condition:g}"
+        for polish in (False, True) if problem.regularization == 0 else (False,):
+            solvers: list[Solver] = [kind(max_iter=MAX_ITER, polish=polish) for kind in (MM, Anderson, Broyden)]
+            solvers.append(TorchDEQ("anderson", max_iter=MAX_ITER, polish=polish))
+            shown = ("on" if polish else "off") if problem.regularization == 0 else "–"
+            cells = [title, str(width), condition, shown, *(cell(problem, solver) for solver in solvers)]
+            print(f"| {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ib.ConvergenceWarning)
+        main()
