@@ -40,9 +40,7 @@ def check_input(energy: Energy, x: Tensor) -> int:
     if x.dim() == 0:
         raise ValueError("x must have at least one dimension, the features; got a 0-d tensor")
     if isinstance(energy, QuadraticEnergy) and x.shape[-1] != energy.in_features:
-        raise ValueError(
-            f"x must have {energy.in_features} features in its last dimension, got shape {tuple(x.shape)}"
-        )
+        raise ValueError(f"x must have {energy.in_features} features in its last dimension, got shape {tuple(x.shape)}")
     half = x.dtype.itemsize == 2
     for name, tensor in [*energy.named_parameters(), *energy.named_buffers()]:
         if not tensor.is_floating_point():

@@ -9,13 +9,15 @@ from torch import Tensor
 from implicit_bregman.adjoints import Adjoint, Unrolled, adjoint_named
 from implicit_bregman.checks import (
     check_existence,
-    check_input,
     check_initial,
+    check_input,
     check_regularization,
     refuse_transforms,
 )
+from implicit_bregman.compilation import uncompiled
 from implicit_bregman.energy.base import Energy
-from implicit_bregman.legendre import LegendreFunction, geometry as lookup
+from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.majorization import automatic_step
 from implicit_bregman.objective import Objective
 from implicit_bregman.solution import Solution
@@ -23,7 +25,7 @@ from implicit_bregman.solvers import MM, Outcome, Solver, solver_named
 from implicit_bregman.status import Status, report_failures
 
 
-@torch.compiler.disable
+@uncompiled
 def find_critical_point(
     energy: Energy,
     geometry: str | LegendreFunction,
@@ -60,7 +62,9 @@ def find_critical_point(
     refuse_transforms(x)
     gamma = check_regularization(regularization)
     features = check_input(energy, x)
-    batch, result_dtype = x.shape[:-1], x.dtype
+    batch = x.shape[:-1]
+    # Under autocast a half-precision x is a matter of the layer before; the parameters' precision is what counts.
+    result_dtype = torch.float32 if torch.is_autocast_enabled(x.device.type) else x.dtype
     with torch.autocast(x.device.type, enabled=False):
         flat = _lift(x, energy).reshape(batch.numel(), x.shape[-1])
         dual, usable = _start(phi, initial, flat, batch, features)
@@ -71,11 +75,12 @@ def find_critical_point(
         status = torch.where(clean, outcome.status, int(Status.INVALID_INPUT))
         report_failures("find_critical_point", status, method.on_failure)
         value = torch.where(clean[:, None], value, torch.nan)
-        return _solution(outcome, value.to(result_dtype) if result_dtype.itemsize == 2 and not _autocast(x) else value,
-                         status, batch, report)
+        if result_dtype.itemsize == 2:
+            value = value.to(result_dtype)
+        return _solution(outcome, value, status, batch, report)
 
 
-@torch.compiler.disable
+@uncompiled
 def attach_gradient(
     energy: Energy,
     geometry: str | LegendreFunction,
@@ -118,10 +123,6 @@ def _solver_for(solver: str | Solver, adjoint: Adjoint) -> Solver:
     return MM() if isinstance(adjoint, Unrolled) and solver == "auto" else solver_named(solver)
 
 
-def _autocast(x: Tensor) -> bool:
-    return torch.is_autocast_enabled(x.device.type)
-
-
 def _lift(x: Tensor, energy: Energy) -> Tensor:
     """x in the precision of the solve: the parameters' under autocast, never less than float32."""
     if x.dtype.itemsize == 2:
@@ -159,9 +160,7 @@ def _objective(energy: Energy, phi: LegendreFunction, flat: Tensor, gamma: float
     return Objective(bound, phi, gamma, automatic_step(bound.curvature, phi))
 
 
-def _solution(
-    outcome: Outcome, value: Tensor, status: Tensor, batch: torch.Size, report: object
-) -> Solution:
+def _solution(outcome: Outcome, value: Tensor, status: Tensor, batch: torch.Size, report: object) -> Solution:
     point = outcome.point
 
     def shaped(rows: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.legendre import LegendreFunction, geometry as lookup
+from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import geometry as lookup
 
 if TYPE_CHECKING:
     from implicit_bregman.energy.base import Energy
@@ -139,7 +140,16 @@ def certify(
     strict = known and tau * bound < 2 * sigma  # type: ignore[operator]
     converges = phi.is_legendre and (strict or tau is None) and (symmetric or (least is not None and least > 0))
     return Certificate(
-        tau, bound, least, sigma, symmetric, bool(majorizes), bool(descends), bool(unique), bool(converges), rate
+        tau,
+        bound,
+        least,
+        sigma,
+        symmetric,
+        bool(majorizes),
+        bool(descends),
+        bool(unique),
+        bool(converges),
+        rate,
     )
 
 

@@ -151,9 +151,7 @@ class Objective:
             noise = noise + 4 * eps * self.regularization * (after.abs() + before.abs()).sum(-1)
         if self.energy.affine:
             return amount, noise
-        assert old.objective is not None and new.objective is not None
-        difference = new.objective - old.objective
-        uncertain = _value_noise(old, new)
+        difference, uncertain = _value_difference(old, new)
         clear = difference.abs() > 4 * uncertain
         return torch.where(clear, difference, amount), torch.where(clear, uncertain, noise)
 
@@ -167,10 +165,10 @@ class Objective:
         excess = 0.5 * ((new.gradient - old.gradient) * move).sum(-1)
         noise = 4 * eps * old.scale * move.abs().sum(-1)
         if not self.energy.affine:
-            assert old.objective is not None and new.objective is not None
+            difference, uncertain = _value_difference(old, new)
             slope = old.gradient + self.regularization * old.dual
-            by_value = new.objective - old.objective - (slope * move).sum(-1) - self.regularization * divergence
-            excess = torch.where(allowed > 100 * _value_noise(old, new), by_value, excess)
+            by_value = difference - (slope * move).sum(-1) - self.regularization * divergence
+            excess = torch.where(allowed > 100 * uncertain, by_value, excess)
         return excess <= allowed + noise
 
     def degenerate(self, point: Point, margin: float) -> Bool[Tensor, " batch"]:
@@ -188,8 +186,10 @@ class Objective:
         return Objective(self.energy.select(index), self.geometry, self.regularization, self.step, self.unique)
 
 
-def _value_noise(old: Point, new: Point) -> Tensor:
-    """The rounding error of a difference of two objective values, (B,)."""
-    assert old.objective is not None and new.objective is not None
+def _value_difference(old: Point, new: Point) -> tuple[Tensor, Tensor]:
+    """F(new) − F(old) from the values, and its rounding error, each (B,)."""
+    if old.objective is None or new.objective is None:
+        raise TypeError("there is no objective to compare: a field without one must be affine")
     eps = torch.finfo(old.value.dtype).eps
-    return 4 * eps * (old.objective.abs() + new.objective.abs() + old.scale)
+    noise = 4 * eps * (old.objective.abs() + new.objective.abs() + old.scale)
+    return new.objective - old.objective, noise

@@ -52,7 +52,9 @@ class Solution:
     def message(self) -> str:
         """How many samples ended how, and what to do about the failed ones."""
         counts = Counter(self.status.flatten().tolist())
-        return "\n".join(f"{count} x {Status(code).name}: {Status(code).text}" for code, count in sorted(counts.items()))
+        return "\n".join(
+            f"{count} x {Status(code).name}: {Status(code).text}" for code, count in sorted(counts.items())
+        )
 
     def detach(self) -> Solution:
         """The same, without gradient."""

@@ -44,12 +44,9 @@ _TEXTS = {
     ),
     Status.TRUNCATED: "stopped after the asked-for number of steps (Unrolled); not a failure",
     Status.MAX_ITER: (
-        "the tolerance was not reached within max_iter: raise max_iter or tol, leave polish on, "
-        "or use a faster solver"
+        "the tolerance was not reached within max_iter: raise max_iter or tol, leave polish on, or use a faster solver"
     ),
-    Status.STALLED: (
-        "neither the residual nor the objective improves any more: raise tol, or compute in float64"
-    ),
+    Status.STALLED: ("neither the residual nor the objective improves any more: raise tol, or compute in float64"),
     Status.DIVERGED: (
         "the iterates are running away, so the objective may have no minimum: use weight='convex', "
         "a larger regularization, or a geometry with a bounded domain"

@@ -4,8 +4,8 @@ Run
 
     python docs/scripts/solvers.py
 
-It needs the extra `experiments`, prints the table in Markdown and takes well under a minute on one core. Counts
-may differ by a few between machines and versions of PyTorch.
+It needs the extra `experiments`, prints the table in Markdown and takes well under a minute on one core.
+Counts may differ by a few between machines and versions of PyTorch.
 """
 
 from __future__ import annotations
@@ -53,15 +53,18 @@ def cell(problem: Problem, solver: Solver) -> str:
 
 def main() -> None:
     """Print the table."""
-    print("| problem | width | condition | polish | `MM` | `Anderson` | `Broyden` | `TorchDEQ("anderson")` |")
+    print('| problem | width | condition | polish | `MM` | `Anderson` | `Broyden` | `TorchDEQ("anderson")` |')
     print("| --- |" + " --- |" * 7)
     for title, problem in chosen_problems():
         width, condition = problem.weight.shape[0], f"{problem.condition:g}"
-        for polish in (False, True) if problem.regularization == 0 else (False,):
-            solvers: list[Solver] = [kind(max_iter=MAX_ITER, polish=polish) for kind in (MM, Anderson, Broyden)]
-            solvers.append(TorchDEQ("anderson", max_iter=MAX_ITER, polish=polish))
-            shown = ("on" if polish else "off") if problem.regularization == 0 else "–"
-            cells = [title, str(width), condition, shown, *(cell(problem, solver) for solver in solvers)]
+        for polish in (False, True):
+            solvers = (
+                MM(max_iter=MAX_ITER, polish=polish),
+                Anderson(max_iter=MAX_ITER, polish=polish),
+                Broyden(max_iter=MAX_ITER, polish=polish),
+                TorchDEQ("anderson", max_iter=MAX_ITER, polish=polish),
+            )
+            cells = [title, str(width), condition, "on" if polish else "off", *(cell(problem, solver) for solver in solvers)]
             print(f"| {' | '.join(cells)} |")
 
 

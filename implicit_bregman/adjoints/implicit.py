@@ -76,9 +76,7 @@ def linearize_outcome(objective: Objective, outcome: Outcome) -> Linearization:
     """The adjoint system where a solver stopped: exact on the free set of polished samples, scaled elsewhere."""
     point = outcome.point
     hessian = objective.energy.hessian(point.value)
-    scaled = linearize(
-        hessian, objective.geometry, objective.regularization, point.dual, point.next_dual, point.step
-    )
+    scaled = linearize(hessian, objective.geometry, objective.regularization, point.dual, point.next_dual, point.step)
     exact = linearize_on_free_set(hessian, outcome.free, point.value.dtype)
     polished = outcome.polished[:, None]
     return Linearization(
@@ -101,9 +99,7 @@ class _AttachImplicit(torch.autograd.Function):
     """z ↦ z, whose backward turns dL/dz into v = dL/d(−∇f)."""
 
     @staticmethod
-    def forward(
-        value: Tensor, force: Tensor, initial: Tensor, backward: _Backward
-    ) -> Tensor:
+    def forward(value: Tensor, force: Tensor, initial: Tensor, backward: _Backward) -> Tensor:
         return value.clone()
 
     @staticmethod
@@ -124,9 +120,10 @@ class _AttachImplicit(torch.autograd.Function):
         slope, shift, *rest = ctx.saved_tensors
         system = Linearization(ctx.rebuild_hessian(*rest), slope, shift)
         adjoint: Implicit = ctx.adjoint
-        v, status, residual, iterations = solve_adjoint_system(
-            system, gradient, adjoint.method, adjoint.tol, adjoint.max_iter
-        )
+        with torch.autocast(gradient.device.type, enabled=False):
+            v, status, residual, iterations = solve_adjoint_system(
+                system, gradient, adjoint.method, adjoint.tol, adjoint.max_iter
+            )
         ctx.report.status, ctx.report.residual, ctx.report.iterations = status, residual, iterations
         report_failures("implicit adjoint", status, adjoint.on_failure)
         initial = torch.zeros_like(gradient) if ctx.needs_input_grad[2] else None

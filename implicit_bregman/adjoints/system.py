@@ -7,8 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient
-from implicit_bregman.linalg.gmres import gmres
 from implicit_bregman.linalg.chunks import chunks
+from implicit_bregman.linalg.gmres import gmres
 from implicit_bregman.linalg.masked import solve_on_free_set
 from implicit_bregman.linearization import Linearization
 from implicit_bregman.status import Status
@@ -29,9 +29,7 @@ AdjointSolution = tuple[Tensor, Tensor, Tensor, Tensor]
 
 def solve_adjoint_system(
     system: Linearization, gradient: Float[Tensor, "batch d"], method: str, tol: float | None, max_iter: int
-) -> tuple[
-    Float[Tensor, "batch d"], Int[Tensor, " batch"], Float[Tensor, " batch"], Int[Tensor, " batch"]
-]:
+) -> tuple[Float[Tensor, "batch d"], Int[Tensor, " batch"], Float[Tensor, " batch"], Int[Tensor, " batch"]]:
     """v = dL/dc from g = dL/dz; rows of g that are not finite give v = 0 and the status INVALID_INPUT.
 
     Returns:
@@ -112,9 +110,7 @@ def _residual(system: Linearization, v: Tensor, g: Tensor) -> Float[Tensor, " ba
     return (torch.linalg.vector_norm(error, dim=-1) / torch.where(size > 0, size, 1.0)).to(g.dtype)
 
 
-def _iterate(
-    system: Linearization, g: Tensor, method: str, tol: float, max_iter: int
-) -> AdjointSolution:
+def _iterate(system: Linearization, g: Tensor, method: str, tol: float, max_iter: int) -> AdjointSolution:
     """CG on the symmetric form, or GMRES, refined with float64 residuals where H is a matrix."""
     symmetric = system.hessian.symmetric and method != "gmres"
     diagonal = system.diagonal()
@@ -135,9 +131,7 @@ def _iterate(
         size = torch.linalg.vector_norm(residual, dim=-1)
         scale = torch.where(done | (size == 0), 1.0, size)[:, None]
         right = torch.where(done[:, None], 0.0, residual / scale).to(g.dtype)
-        part: LinearSolution = solve(
-            operator, right, lambda r: r / diagonal, max(tol, _reach(g.dtype)), max_iter
-        )
+        part: LinearSolution = solve(operator, right, lambda r: r / diagonal, max(tol, _reach(g.dtype)), max_iter)
         total = total + scale * part.value.to(wide)
         iterations, positive = iterations + part.iterations, positive & part.positive
         residual = rhs - operator(total)

@@ -180,9 +180,7 @@ class Energy(nn.Module):
                 )
             if not value.requires_grad:
                 return value, torch.zeros_like(point)
-            (gradient,) = torch.autograd.grad(
-                value.sum(), point, create_graph=differentiable, allow_unused=True
-            )
+            (gradient,) = torch.autograd.grad(value.sum(), point, create_graph=differentiable, allow_unused=True)
         return value, torch.zeros_like(point) if gradient is None else gradient
 
 

@@ -55,14 +55,13 @@ class QuadraticEnergy(Energy):
         n = features if in_features is None else in_features
         if n < 1:
             raise ValueError(f"in_features must be at least 1, got {n}")
-        factory = {"device": device, "dtype": dtype}
         self.in_features = n
         if weight == "convex":
-            self.weight_map: nn.Module = ConvexWeight(features, margin, **factory)
+            self.weight_map: nn.Module = ConvexWeight(features, margin, device, dtype)
         elif weight == "symmetric":
-            self.weight_map = SymmetricWeight(features, **factory)
+            self.weight_map = SymmetricWeight(features, device, dtype)
         elif weight == "free":
-            self.weight_map = FreeWeight(features, **factory)
+            self.weight_map = FreeWeight(features, device, dtype)
         else:
             raise ValueError(f"weight must be one of {', '.join(WEIGHTS)}, got {weight!r}")
         entries = nn.Parameter(torch.empty(features, n, device=device, dtype=dtype))

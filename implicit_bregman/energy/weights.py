@@ -16,14 +16,15 @@ class ConvexWeight(nn.Module):
     """
 
     symmetric = True
-    convex = True
 
-    def __init__(self, features: int, margin: float, **factory: object) -> None:
+    def __init__(
+        self, features: int, margin: float, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> None:
         super().__init__()
         if not margin > 0:
             raise ValueError(f"margin must be positive, got {margin}: it bounds -W away from 0")
         self.margin = margin
-        self.factor = nn.Parameter(torch.empty(features, features, **factory))  # type: ignore[arg-type]
+        self.factor = nn.Parameter(torch.empty(features, features, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -42,11 +43,10 @@ class SymmetricWeight(nn.Module):
     """W = (P + Pᵀ)/2: symmetric, possibly indefinite."""
 
     symmetric = True
-    convex = False
 
-    def __init__(self, features: int, **factory: object) -> None:
+    def __init__(self, features: int, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         super().__init__()
-        self.entries = nn.Parameter(torch.empty(features, features, **factory))  # type: ignore[arg-type]
+        self.entries = nn.Parameter(torch.empty(features, features, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -62,11 +62,10 @@ class FreeWeight(nn.Module):
     """W = P, any matrix: equilibria exist, an objective does not."""
 
     symmetric = False
-    convex = False
 
-    def __init__(self, features: int, **factory: object) -> None:
+    def __init__(self, features: int, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
         super().__init__()
-        self.entries = nn.Parameter(torch.empty(features, features, **factory))  # type: ignore[arg-type]
+        self.entries = nn.Parameter(torch.empty(features, features, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -81,11 +80,11 @@ class FreeWeight(nn.Module):
 class GivenWeight(nn.Module):
     """A matrix that somebody else owns; gradients flow to it."""
 
-    convex = False
+    matrix: Tensor
 
     def __init__(self, matrix: Float[Tensor, "d d"]) -> None:
         super().__init__()
-        self.symmetric = bool(torch.equal(matrix, matrix.mT) or torch.allclose(matrix, matrix.mT, **_rounding(matrix)))
+        self.symmetric = _is_symmetric(matrix)
         hold(self, "matrix", matrix)
 
     def forward(self) -> Float[Tensor, "d d"]:
@@ -101,10 +100,11 @@ def hold(module: nn.Module, name: str, tensor: Tensor | None) -> None:
         module.register_buffer(name, tensor)
 
 
-def _rounding(matrix: Tensor) -> dict[str, float]:
-    """Tolerances that let through a matrix that is symmetric up to rounding."""
-    eps = torch.finfo(matrix.dtype).eps
-    return {"rtol": 4 * eps, "atol": 4 * eps * float(matrix.detach().abs().max()) if matrix.numel() else 0.0}
+def _is_symmetric(matrix: Tensor) -> bool:
+    """Whether a matrix equals its transpose up to rounding."""
+    with torch.no_grad():
+        rounding = 4 * torch.finfo(matrix.dtype).eps * matrix.abs().max()
+        return bool((matrix - matrix.mT).abs().max() <= rounding)
 
 
 def _negative_with_noise(entries: nn.Parameter) -> None:

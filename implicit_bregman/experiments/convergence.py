@@ -281,7 +281,7 @@ class _Case:
 def _solver(name: str, settings: ConvergenceSettings) -> Solver:
     tol, max_iter = settings.tol, settings.max_iter
     if name == "torchdeq":
-        return TorchDEQ("anderson", tol=tol, max_iter=max_iter, trace=True)
+        return TorchDEQ(method="anderson", tol=tol, max_iter=max_iter, trace=True)
     kind = {"mm": MM, "anderson": Anderson, "broyden": Broyden}[name]
     return kind(tol=tol, max_iter=max_iter, trace=True)
 

@@ -20,7 +20,7 @@ TORCHDEQ_MAX_ITER = 50  # torchdeq's own default
 
 _UNROLLED = re.compile(r"unrolled-([1-9]\d*)")
 _TRUNCATED = re.compile(r"truncated-([1-9]\d*)-of-([1-9]\d*)")
-_SOLVERS = {"implicit-mm": MM, "implicit-anderson": Anderson, "implicit-broyden": Broyden}
+_SOLVERS = {"implicit-anderson": Anderson, "implicit-broyden": Broyden, "implicit-mm": MM}
 _FIXED = ("implicit", *_SOLVERS, "implicit-torchdeq", "one-step", "phantom")
 
 
@@ -49,9 +49,12 @@ class Method:
 
 
 def default_rows() -> tuple[str, ...]:
-    """Names of the rows of the whole comparison; the torchdeq row only where torchdeq is installed."""
+    """Names of the rows of the whole comparison; the torchdeq row only where torchdeq is installed.
+
+    "implicit" is left out: the layer's own choice of solver is one of the named ones.
+    """
     last, of = TRUNCATED
-    known = [name for name in _FIXED if name != "implicit-torchdeq" or torchdeq_installed()]
+    known = [name for name in _FIXED[1:] if name != "implicit-torchdeq" or torchdeq_installed()]
     return (*known, f"truncated-{last}-of-{of}", *(f"unrolled-{depth}" for depth in UNROLLED_DEPTHS))
 
 
@@ -94,7 +97,7 @@ def _make(name: str, settings: dict[str, Any]) -> Method:
             raise ValueError("row 'implicit-torchdeq' needs the package torchdeq: pip install torchdeq")
         # As torchdeq runs it: within its own number of iterations, without this library's finish.
         settings = {"max_iter": TORCHDEQ_MAX_ITER, **settings}
-        return Method(name, "implicit", TorchDEQ("anderson", polish=False, **settings), Implicit())
+        return Method(name, "implicit", TorchDEQ(method="anderson", polish=False, **settings), Implicit())
     if name == "one-step":
         return Method(name, "one-step", "auto", OneStep())
     if name == "phantom":

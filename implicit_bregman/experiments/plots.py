@@ -102,12 +102,15 @@ def convergence_figure(result: Convergence) -> bytes:
             for axis, curve in zip(
                 axes, (curves.residual, curves.objective, curves.gradient_error), strict=True
             ):
-                shown = [(max(k, 0.7), value) for k, value in curve if value > 0]
+                shown = [(k, value) for k, value in curve if value > 0]
                 if shown:
                     axis.plot(*zip(*shown, strict=True), color=color, linestyle=line, label=curves.name)
+        figure.get_layout_engine().set(wspace=0.06)
         labels = ("relative residual", "objective above the best", "relative gradient error")
         for axis, label in zip(axes, labels, strict=True):
-            axis.set(xscale="log", yscale="log", xlabel="iteration", ylabel=label)
+            axis.set_xscale("symlog", linthresh=1)  # the start, iteration 0, has a place
+            axis.set_xlim(left=-0.05)
+            axis.set(yscale="log", xlabel="iteration", ylabel=label)
         handles = {
             label: handle
             for axis in axes
@@ -144,6 +147,11 @@ def _levels(comparison: Comparison, all_solvers: bool) -> list[Row]:
     ]
 
 
+def _style(row: Row, comparison: Comparison) -> tuple[Any, Any, str]:
+    """Colour, line and marker of a row; the reference stands out."""
+    return STYLES["implicit" if row.name == comparison.reference else row.name]
+
+
 def _against_depth(
     comparison: Comparison, axis: Axes, key: str, factor: float, levels: Sequence[Row]
 ) -> None:
@@ -151,7 +159,7 @@ def _against_depth(
     for row in levels:
         mean, spread = row.mean(key), row.spread(key)
         if mean is not None:
-            color, line, _ = STYLES[row.name]
+            color, line, _ = _style(row, comparison)
             axis.axhline(factor * mean, color=color, linestyle=line, label=row.name)
             if row.name == comparison.reference and spread is not None:
                 lower, upper = factor * (mean - spread), factor * (mean + spread)
@@ -202,7 +210,7 @@ def _training(comparison: Comparison, axes: Sequence[Axes]) -> None:
     unrolled = [row for row in comparison.rows if row.family == "unrolled" and row.depth in depths]
     for row in [*_levels(comparison, all_solvers=False), *sorted(unrolled, key=lambda row: row.depth or 0)]:
         if row.depth is None:
-            (color, line, _), alpha = STYLES[row.name], 1.0
+            (color, line, _), alpha = _style(row, comparison), 1.0
         else:
             color, line, alpha = BLUE, "-", 0.25 + 0.75 * (depths.index(row.depth) + 1) / len(depths)
         points = list(zip(*row.curves, strict=True))

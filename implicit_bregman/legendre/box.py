@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from implicit_bregman.legendre.base import SUPPORTED_DTYPES, LegendreFunction, real_float, round_nearest
+from implicit_bregman.legendre.arguments import SUPPORTED_DTYPES, real_float
+from implicit_bregman.legendre.base import LegendreFunction
+from implicit_bregman.legendre.rounding import round_nearest
 
 
 class Place(NamedTuple):
@@ -24,14 +26,15 @@ class Place(NamedTuple):
     above: Tensor
 
 
+@dataclass(frozen=True)
 class BoundedLegendreFunction(LegendreFunction):
     """A Legendre function on [lo, hi], symmetric about the centre: ρ(−y) − m = m − ρ(y)."""
 
     # What the float64 `hi` lacks to the upper end, should that be no float64; the lower one is its mirror image.
     _end_rest: ClassVar[float] = 0.0
     # (lo, hi) rounded to the dtype, and what each then lacks.
-    _ends: ClassVar[dict[torch.dtype, tuple[float, float]]]
-    _rests: ClassVar[dict[torch.dtype, tuple[float, float]]]
+    _ends: dict[torch.dtype, tuple[float, float]] = field(init=False, repr=False, compare=False)
+    _rests: dict[torch.dtype, tuple[float, float]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,6 +90,7 @@ class BoundedLegendreFunction(LegendreFunction):
         """φ*(y) − max(lo·y, hi·y), without cancellation for large |y|."""
 
 
+@dataclass(frozen=True)
 class AffineImage(BoundedLegendreFunction):
     """ρ(y) = m + s ρ₀(b y) − …: a bounded function ρ₀ moved to another interval, with the dual scaled by b.
 

@@ -211,7 +211,8 @@ class Bent(LegendreFunction):
 
     def _log_curvature_slope(self, y: Tensor) -> Tensor:
         root = self._root(y)
-        return -2.0 * self._half_line(-y, root) / root / root
+        # The public ρ, since |y| would cost its derivative at 0.
+        return -2.0 * self.activation(-y) / root / root
 
     def _divergence(self, u: Tensor, v: Tensor, d: Tensor) -> Tensor:
         gap = divergences.bent_gap(u / v, d / v).where(d != 0.0, 0.0)

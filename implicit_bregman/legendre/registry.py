@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 
 from implicit_bregman.legendre.base import LegendreFunction
-from implicit_bregman.legendre.bounded import ISRU, Arctan, Sigmoid, Sin, Tanh
 from implicit_bregman.legendre.halfline import Bent, Exp, Softplus
 from implicit_bregman.legendre.line import Arcsinh, Identity
 from implicit_bregman.legendre.scaled_tanh import ScaledTanh
+from implicit_bregman.legendre.sigmoidal import ISRU, Sigmoid, Tanh
+from implicit_bregman.legendre.trigonometric import Arctan, Sin
 
 _CATALOGUE: dict[str, type[LegendreFunction]] = {
     function.name: function

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from implicit_bregman.legendre.base import positive_float
-from implicit_bregman.legendre.bounded import Tanh
+from implicit_bregman.legendre.arguments import positive_float
 from implicit_bregman.legendre.box import AffineImage, BoundedLegendreFunction
+from implicit_bregman.legendre.sigmoidal import Tanh
 
 _TANH = Tanh()
 

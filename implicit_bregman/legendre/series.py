@@ -69,9 +69,9 @@ def _gauss_jacobi(count: int) -> list[tuple[float, float]]:
     # Jacobi polynomials with exponents (1, 0) on [−1, 1].
     diagonal = [-1.0 / ((2 * k + 1) * (2 * k + 3)) for k in range(count)]
     off = [math.sqrt(k * (k + 1)) / (2 * k + 1) for k in range(1, count)]
-    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+    matrix = torch.diag(torch.tensor(diagonal, dtype=torch.float64, device="cpu"))
     if off:
-        band = torch.tensor(off, dtype=torch.float64)
+        band = torch.tensor(off, dtype=torch.float64, device="cpu")
         matrix += torch.diag(band, 1) + torch.diag(band, -1)
     nodes, vectors = torch.linalg.eigh(matrix)
     # ∫ (1 − t) dt = 1/2 is the total weight.

@@ -14,7 +14,8 @@ from implicit_bregman.adjoints import Adjoint, Unrolled, adjoint_named
 from implicit_bregman.checks import check_regularization
 from implicit_bregman.critical_point import find_critical_point
 from implicit_bregman.energy import QuadraticEnergy
-from implicit_bregman.legendre import LegendreFunction, geometry as lookup
+from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.majorization import Certificate, certify
 from implicit_bregman.settings import check_choice
 from implicit_bregman.solution import Solution
@@ -24,8 +25,10 @@ INJECTIONS = ("linear", "initial")
 
 
 class BregmanDEQ(nn.Module):
-    """z = h(x; θ), the critical point of −½ zᵀWz − (Ux + b)ᵀz + γφ(z) on C: a weight-tied Bregman network of
-    infinite depth (Problem 2.1), or of depth L with `adjoint=adjoints.Unrolled(steps=L)` (Problem 2.2).
+    """The deep-equilibrium layer z = h(x; θ), a critical point of −½ zᵀWz − (Ux + b)ᵀz + γφ(z) on C.
+
+    It is a weight-tied Bregman network of infinite depth (Problem 2.1), or of depth L with
+    `adjoint=adjoints.Unrolled(steps=L)` (Problem 2.2).
 
     With γ = 0 and a convex energy the limit is the solution of a box-constrained quadratic program, in which φ has
     chosen only the box; γ > 0 makes z = ρ((Wz + Ux + b)/γ), the usual weight-tied DEQ.
@@ -100,7 +103,9 @@ class BregmanDEQ(nn.Module):
         """z = h(x; θ)."""
         return self.solve(x).value
 
-    def solve(self, x: Float[Tensor, "*batch n"], initial: Float[Tensor, "*batch d"] | Solution | None = None) -> Solution:
+    def solve(
+        self, x: Float[Tensor, "*batch n"], initial: Float[Tensor, "*batch d"] | Solution | None = None
+    ) -> Solution:
         """The same as calling the layer, with everything known about the solve.
 
         Args:

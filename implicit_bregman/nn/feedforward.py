@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from implicit_bregman.legendre import LegendreFunction, geometry as lookup
+from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.settings import check_choice
 
 KINDS = ("standard", "euclidean", "bregman")
@@ -138,9 +140,7 @@ class BregmanLinear(_WithOffset):
         """ρ⁻¹(z) + Wz + b."""
         return self._inverse(self.offset(z)) + super().dual(z)
 
-    def carry(
-        self, y: Float[Tensor, "*batch n"], z: Float[Tensor, "*batch n"]
-    ) -> Float[Tensor, "*batch d"]:
+    def carry(self, y: Float[Tensor, "*batch n"], z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
         """ρ⁻¹(z) + Wz + b for z = ρ(y): where the widths agree, y itself stands for ρ⁻¹(z), without rounding."""
         return y + super().dual(z) if self.averages is None else self.dual(z)
 
@@ -185,9 +185,7 @@ class FeedForward(nn.Sequential):
             raise ValueError(f"widths must name the input and at least one layer, got {list(widths)}")
         layer = {"standard": StandardLinear, "euclidean": EuclideanLinear, "bregman": BregmanLinear}[kind]
         phi = lookup(geometry)
-        super().__init__(
-            *(layer(n, d, phi, bias, device, dtype) for n, d in zip(widths[:-1], widths[1:], strict=True))
-        )
+        super().__init__(*(layer(n, d, phi, bias, device, dtype) for n, d in pairwise(widths)))
         self.kind = kind
         self.geometry = phi
 

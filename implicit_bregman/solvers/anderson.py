@@ -102,7 +102,7 @@ def least_squares_weights(
     gram = unit @ unit.mT
     empty = (length == 0).double()
     gram = gram + torch.diag_embed(empty + ridge + torch.finfo(columns.dtype).eps)
-    right = (unit @ target.double()[:, :, None])
+    right = unit @ target.double()[:, :, None]
     factor, info = torch.linalg.cholesky_ex(gram)
     weights = torch.cholesky_solve(right, factor).squeeze(-1)
     usable = (info == 0)[:, None] & torch.isfinite(weights)

@@ -55,7 +55,7 @@ class Outcome:
     trace: Trace | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Solver(Settings):
     """What all solvers can be told.
 

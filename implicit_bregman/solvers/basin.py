@@ -25,9 +25,7 @@ _RADII = (1.05, 1.6, 2.5, 4.0, 8.0, 20.0, 100.0)
 
 def can_certify(objective: Objective) -> bool:
     """Whether the certificate below exists: it needs an objective, a shared Hessian and a step that majorizes."""
-    return (
-        objective.energy.symmetric and objective.energy.shared_hessian is not None and not objective.backtracks
-    )
+    return objective.energy.symmetric and objective.energy.shared_hessian is not None and not objective.backtracks
 
 
 def certified_radius(objective: Objective, point: Point, limit: Finished) -> Float[Tensor, " batch"]:

@@ -92,7 +92,13 @@ class _RankOneUpdates:
         slot = torch.nn.functional.one_hot(count, self.memory).to(step.dtype)[:, :, None]
         left, right = left + slot * new_left[:, None], right + slot * new_right[:, None]
         estimate = replace(
-            memory, dual=point.dual, residual=residual, step=step, left=left, right=right, count=count + usable
+            memory,
+            dual=point.dual,
+            residual=residual,
+            step=step,
+            left=left,
+            right=right,
+            count=count + usable,
         )
         return estimate, objective.geometry.project_dual(point.next_dual + _apply(left, right, residual))
 

@@ -102,9 +102,7 @@ def _dual_step(point: Point) -> Tensor:
 
 
 class _Run:
-    def __init__(
-        self, solver: Solver, objective: Objective, dual: Tensor, accelerator: Accelerator | None
-    ) -> None:
+    def __init__(self, solver: Solver, objective: Objective, dual: Tensor, accelerator: Accelerator | None) -> None:
         self.solver = solver
         self.objective = objective
         self.accelerator = accelerator
@@ -201,10 +199,7 @@ class _Run:
             below = merit <= progress.window.amax(-1)
         near = torch.linalg.vector_norm(new.value - progress.anchor, dim=-1) <= progress.radius
         accepted = below & near
-        if self.objective.backtracks:
-            plain = self.objective.majorized(old, new)
-        else:
-            plain = torch.ones_like(proposed)
+        plain = self.objective.majorized(old, new) if self.objective.backtracks else torch.ones_like(proposed)
         return merit, torch.where(proposed, accepted, plain) & new.finite
 
     # Finishing ------------------------------------------------------------------------------------------------
@@ -228,9 +223,7 @@ class _Run:
         objective, point = self.objective.select(rows), self.point.select(rows)
         found = finish(objective, point, self.tol)
         sure = found.accepted
-        self.progress = replace(
-            self.progress, evaluations=self.progress.evaluations.index_add(0, rows, found.tries)
-        )
+        self.progress = replace(self.progress, evaluations=self.progress.evaluations.index_add(0, rows, found.tries))
         if self.certifies:
             radius = certified_radius(objective, point, found)
             sure = sure & (radius > 0)

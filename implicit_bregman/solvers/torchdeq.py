@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -48,38 +48,11 @@ class TorchDEQ(Solver):
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     max_iter: int = 500
 
-    def __init__(
-        self,
-        method: str = "anderson",
-        *,
-        options: Mapping[str, Any] | None = None,
-        tol: float | None = None,
-        max_iter: int = 500,
-        polish: bool = True,
-        trace: bool = False,
-        on_failure: str = "warn",
-    ) -> None:
-        settings = {
-            "method": method,
-            "options": MappingProxyType(dict(options or {})),
-            "tol": tol,
-            "max_iter": max_iter,
-            "polish": polish,
-            "trace": trace,
-            "on_failure": on_failure,
-        }
-        for name, value in settings.items():
-            object.__setattr__(self, name, value)
-        self.__post_init__()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by the arguments: a read-only mapping cannot be pickled itself."""
-        return _rebuild, (self.method, dict(self.options), self.tol, self.max_iter, self.polish, self.trace, self.on_failure)
-
     def __post_init__(self) -> None:
         """Refuse impossible settings."""
         super().__post_init__()
         check_choice("method", self.method, METHODS)
+        object.__setattr__(self, "options", dict(self.options))
         known = [name for name in inspect.signature(_torchdeq(self.method)).parameters if name not in _OURS]
         for name in self.options:
             if name not in known:
@@ -87,26 +60,16 @@ class TorchDEQ(Solver):
 
     def solve(self, objective: Objective, dual: Float[Tensor, "batch d"]) -> Outcome:
         """Run torchdeq from `dual` until each sample has an iterate within the tolerance, or max_iter."""
-        if len(dual) == 0:
-            return _Watch(objective, dual, 1.0, self.trace).outcome()
         watch = _Watch(objective, dual, self.tolerance(dual.dtype), self.trace)
+        if len(dual) == 0:
+            return watch.outcome()
         with torch.no_grad():
-            try:
+            with suppress(_AllDone, torch.linalg.LinAlgError):
                 # tol = 0: torchdeq's own test, which is not per sample, never ends the run.
                 _torchdeq(self.method)(watch, dual.detach(), max_iter=self.max_iter, tol=0.0, **self.options)
-            except (_AllDone, torch.linalg.LinAlgError):
-                pass
             if self.polishes and can_finish(objective) and objective.unique:
                 watch.finish()
         return watch.outcome()
-
-
-def _rebuild(
-    method: str, options: dict[str, Any], tol: float | None, max_iter: int, polish: bool, trace: bool, on_failure: str
-) -> TorchDEQ:
-    return TorchDEQ(
-        method, options=options, tol=tol, max_iter=max_iter, polish=polish, trace=trace, on_failure=on_failure
-    )
 
 
 def _torchdeq(method: str) -> Callable[..., Any]:

@@ -85,7 +85,10 @@ def test_slope_survives_saturation() -> None:
 def test_clamped_sin_has_no_slope() -> None:
     y = torch.tensor([-3.0, 0.5, 3.0, math.pi / 2], requires_grad=True)
     phi = geometry("sin")
-    for method, expected in (("activation", math.cos(0.5)), ("curvature", math.sin(0.5) / math.cos(0.5) ** 2)):
+    for method, expected in (
+        ("activation", math.cos(0.5)),
+        ("curvature", math.sin(0.5) / math.cos(0.5) ** 2),
+    ):
         (gradient,) = torch.autograd.grad(getattr(phi, method)(y).sum(), y)
         torch.testing.assert_close(gradient, torch.tensor([0.0, expected, 0.0, 0.0]))
 

@@ -202,6 +202,4 @@ def test_small_gap_of_a_box_is_resolved(dtype: torch.dtype) -> None:
     assert isinstance(phi, Box)
     y = torch.tensor([-15.0, -30.0], dtype=dtype)
     torch.testing.assert_close(phi.activation(y), torch.sigmoid(2 * y), rtol=4 * torch.finfo(dtype).eps, atol=0.0)
-    torch.testing.assert_close(
-        phi.inverse_activation(phi.activation(y)), y, rtol=4 * torch.finfo(dtype).eps, atol=0.0
-    )
+    torch.testing.assert_close(phi.inverse_activation(phi.activation(y)), y, rtol=4 * torch.finfo(dtype).eps, atol=0.0)

@@ -114,7 +114,15 @@ def test_repr_names_the_parameters() -> None:
 def test_other_dtypes_are_refused(case: Any, dtype: torch.dtype) -> None:
     phi: LegendreFunction = case.geometry
     x = torch.ones(3).to(dtype)
-    methods = ("activation", "inverse_activation", "potential", "conjugate", "curvature", "log_curvature", "slope")
+    methods = (
+        "activation",
+        "inverse_activation",
+        "potential",
+        "conjugate",
+        "curvature",
+        "log_curvature",
+        "slope",
+    )
     for method in (*methods, "dual_potential", "project_dual", "is_interior"):
         with pytest.raises(TypeError, match=r"float32 or (torch\.)?float64"):
             getattr(phi, method)(x)
@@ -175,7 +183,9 @@ def test_cube_of_the_sigmoid_is_the_scaled_tanh(dtype: torch.dtype) -> None:
     first, second = geometry("tanh").to_box(0, 1), geometry("sigmoid")
     eps = torch.finfo(dtype).eps
     torch.testing.assert_close(first.activation(y), second.activation(2 * y), rtol=4 * eps, atol=0.0)
-    torch.testing.assert_close(first.log_curvature(y), second.log_curvature(2 * y) - math.log(2), rtol=4 * eps, atol=4 * eps)
+    torch.testing.assert_close(
+        first.log_curvature(y), second.log_curvature(2 * y) - math.log(2), rtol=4 * eps, atol=4 * eps
+    )
 
 
 @pytest.mark.parametrize("name", ["softplus", "arcsinh", "identity", "exp", "bent"])

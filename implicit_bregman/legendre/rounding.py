@@ -1,0 +1,26 @@
+"""Rounding Python floats to a dtype, without a tensor (and hence without a device)."""
+
+from __future__ import annotations
+
+import math
+import struct
+
+import torch
+
+
+def round_nearest(value: float, dtype: torch.dtype) -> float:
+    """The number of `dtype` nearest to `value`; infinities kept, and an overflow cut to the largest number."""
+    if dtype == torch.float64 or math.isinf(value):
+        return value
+    limit = float(torch.finfo(dtype).max)
+    (rounded,) = struct.unpack("<f", struct.pack("<f", max(-limit, min(limit, value))))
+    return float(rounded)
+
+
+def round_down(value: float, dtype: torch.dtype) -> float:
+    """The largest number of `dtype` not above `value`."""
+    rounded = round_nearest(value, dtype)
+    if rounded <= value:
+        return rounded
+    (bits,) = struct.unpack("<i", struct.pack("<f", rounded))
+    return float(struct.unpack("<f", struct.pack("<i", bits - 1 if rounded > 0 else bits + 1))[0])
