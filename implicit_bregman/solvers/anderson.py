@@ -73,7 +73,7 @@ class _Mixing:
     def propose(
         self, objective: Objective, memory: _Past, point: Point, fresh: Bool[Tensor, " batch"]
     ) -> tuple[_Past, Tensor]:
-        residual = objective.geometry.activation(point.next_dual) - point.value
+        residual = objective.primal_step(point)
         image = point.next_dual
         keep = ~fresh[:, None, None]
         past = replace(

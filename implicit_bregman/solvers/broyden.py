@@ -74,7 +74,7 @@ class _RankOneUpdates:
     def propose(
         self, objective: Objective, memory: _Estimate, point: Point, fresh: Bool[Tensor, " batch"]
     ) -> tuple[_Estimate, Tensor]:
-        residual = objective.geometry.activation(point.next_dual) - point.value
+        residual = objective.primal_step(point)
         step = point.next_dual - point.dual
         fresh = fresh | (memory.count >= self.memory)
         keep = ~fresh
