@@ -95,7 +95,11 @@ class Objective:
         self.regularization = regularization
         self.step = step
         self.unique = (
-            energy.is_strictly_convex(regularization * geometry.strong_convexity, regularization > 0)
+            energy.is_strictly_convex(
+                regularization * geometry.strong_convexity,
+                # Where φ'' is not constant, γφ is strictly convex beyond its bound γσ.
+                regularization > 0 and geometry.max_curvature > geometry.strong_convexity,
+            )
             if unique is None
             else unique
         )

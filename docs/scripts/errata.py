@@ -129,12 +129,8 @@ def first_term() -> Numbers:
     numbers["printed_slope_ratio"] = float((ahead - behind) / 2e-6 / np.linalg.norm(slope))
     # The minimiser of the printed (7), against the forward-backward step of (9).
     system = quadratic.a + np.eye(3) / euclidean_step
-    printed_minimiser = np.linalg.solve(
-        system, anchor / euclidean_step - quadratic.c @ anchor - quadratic.d - slope
-    )
-    numbers["printed_minimiser_distance"] = float(
-        np.linalg.norm(printed_minimiser - (anchor - euclidean_step * slope))
-    )
+    printed_minimiser = np.linalg.solve(system, anchor / euclidean_step - quadratic.c @ anchor - quadratic.d - slope)
+    numbers["printed_minimiser_distance"] = float(np.linalg.norm(printed_minimiser - (anchor - euclidean_step * slope)))
     return numbers
 
 
@@ -243,8 +239,7 @@ def arctan_row() -> Numbers:
     with mpmath.workdps(350):
         half = mpmath.pi / 2
         return {
-            f"potential_at_gap_1e{k}": float(-mpmath.log(mpmath.cos(half - mpmath.mpf(10) ** -k)))
-            for k in (3, 30, 300)
+            f"potential_at_gap_1e{k}": float(-mpmath.log(mpmath.cos(half - mpmath.mpf(10) ** -k))) for k in (3, 30, 300)
         }
 
 
@@ -386,9 +381,7 @@ def right_as_printed() -> Numbers:
                 lambda t: -log(mpmath.cos(half_pi * t)) / half_pi - t**2 / 2,
                 lambda t: mpmath.atan(t) / half_pi,
             ),
-            "row_sigmoid": row_error(
-                lambda t: t * log(t) + (1 - t) * log(1 - t), lambda t: 1 / (1 + mpmath.exp(-t))
-            ),
+            "row_sigmoid": row_error(lambda t: t * log(t) + (1 - t) * log(1 - t), lambda t: 1 / (1 + mpmath.exp(-t))),
             "row_tanh": row_error(lambda t: log(1 - t**2) / 2 + t * mpmath.atanh(t), mpmath.tanh),
             "row_arcsinh": row_error(mpmath.cosh, mpmath.asinh),
         }

@@ -4,18 +4,20 @@ Run
 
     python docs/scripts/solvers.py
 
-It needs the extra `experiments`, prints the table in Markdown and takes well under a minute on one core.
+It needs the extra `experiments`, writes the table into the page, prints it, and takes well under a minute on one core.
 Counts may differ by a few between machines and versions of PyTorch.
 """
 
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import implicit_bregman as ib
 from implicit_bregman.experiments.problems import Problem, collection
 from implicit_bregman.solvers import MM, Anderson, Broyden, Solver, TorchDEQ
 
+PAGE = Path(__file__).resolve().parent.parent / "choosing.md"
 MAX_ITER = 1000
 
 
@@ -51,12 +53,13 @@ def cell(problem: Problem, solver: Solver) -> str:
     return f"(residual {float(s.residual.max()):.0e})"
 
 
-def main() -> None:
-    """Print the table."""
-    print('| problem | width | condition | polish | `MM` | `Anderson` | `Broyden` | `TorchDEQ("anderson")` |')
-    print("| --- |" + " --- |" * 7)
+def table() -> str:
+    """The table in Markdown."""
+    lines = [
+        '| problem | width | condition | polish | `MM` | `Anderson` | `Broyden` | `TorchDEQ("anderson")` |',
+        "| --- |" + " --- |" * 7,
+    ]
     for title, problem in chosen_problems():
-        width, condition = problem.weight.shape[0], f"{problem.condition:g}"
         for polish in (False, True):
             solvers = (
                 MM(max_iter=MAX_ITER, polish=polish),
@@ -64,11 +67,21 @@ def main() -> None:
                 Broyden(max_iter=MAX_ITER, polish=polish),
                 TorchDEQ("anderson", max_iter=MAX_ITER, polish=polish),
             )
-            cells = [title, str(width), condition, "on" if polish else "off", *(cell(problem, solver) for solver in solvers)]
-            print(f"| {' | '.join(cells)} |")
+            facts = [title, str(problem.weight.shape[0]), f"{problem.condition:g}", "on" if polish else "off"]
+            lines.append(f"| {' | '.join(facts + [cell(problem, solver) for solver in solvers])} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table and put it into the page, between its two marks."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ib.ConvergenceWarning)
+        counts = table()
+    print(counts)
+    before, start, rest = PAGE.read_text(encoding="utf-8").partition("<!-- counts -->\n")
+    _, end, after = rest.partition("<!-- end of counts -->\n")
+    PAGE.write_text(f"{before}{start}\n{counts}\n\n{end}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ib.ConvergenceWarning)
-        main()
+    main()

@@ -63,9 +63,11 @@ class Implicit(Adjoint):
         """The value of `outcome` with the implicit gradient at that point, converged or not."""
         report = AdjointReport()
         z = outcome.point.value.detach()
+        if not torch.is_grad_enabled():
+            return z, report
         # −∇f at fixed z: its derivatives in x and θ are all that the chain rule needs besides v.
         force = -objective.energy.gradient(z)
-        if not (torch.is_grad_enabled() and (force.requires_grad or dual.requires_grad)):
+        if not (force.requires_grad or dual.requires_grad):
             return z, report
         system = linearize_outcome(objective, outcome)
         value = _AttachImplicit.apply(z, force, dual, _Backward(self, system, report))

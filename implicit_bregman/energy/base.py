@@ -92,7 +92,7 @@ class BoundEnergy(ABC):
 
         Args:
             curvature: γσ ≥ 0.
-            strictly: whether γ > 0, so that a convex f is enough.
+            strictly: whether γφ'' > `curvature` almost everywhere, so that f + curvature/2‖·‖² may be just convex.
         """
 
     @abstractmethod

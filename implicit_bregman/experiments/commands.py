@@ -74,13 +74,13 @@ def compare(
     regularization: Annotated[float, typer.Option(help="γ, the weight of φ in the objective.")] = 0.0,
     weight: Annotated[str, typer.Option(help="Kind of W: convex, symmetric or free.")] = "convex",
     width: Annotated[int, typer.Option(help="Width of the representation.")] = 64,
-    epochs: Annotated[int, typer.Option(help="Budget of steps, in epochs.")] = 20,
+    epochs: Annotated[int, typer.Option(help="Budget of steps, in epochs.")] = 10,
     seconds: Annotated[
         float | None,
         typer.Option(help="Budget of time, seconds of training; default: what the first implicit row takes."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Samples per training step.")] = 64,
-    learning_rate: Annotated[float, typer.Option(help="Adam's learning rate.")] = 3e-3,
+    batch_size: Annotated[int, typer.Option(help="Samples per training step.")] = 128,
+    learning_rate: Annotated[float, typer.Option(help="Adam's learning rate.")] = 1e-2,
     tol: Annotated[
         float | None, typer.Option(help="Tolerance of the solvers that a row names; default: theirs.")
     ] = None,

@@ -65,14 +65,14 @@ class CompareSettings:
     device: str = "cpu"
     seed: int = 0
     seeds: int = 5
-    epochs: int = 20
+    epochs: int = 10
     seconds: float | None = None
     geometry: str = "tanh"
     regularization: float = 0.0
     weight: str = "convex"
     width: int = 64
-    batch_size: int = 64
-    learning_rate: float = 3e-3
+    batch_size: int = 128
+    learning_rate: float = 1e-2
     tol: float | None = None
     max_iter: int | None = None
     rows: tuple[str, ...] = field(default_factory=default_rows)

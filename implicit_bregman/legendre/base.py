@@ -21,7 +21,7 @@ from implicit_bregman.legendre.derivatives import apply_divergence, apply_map
 from implicit_bregman.legendre.rounding import round_down
 
 
-@dataclass(frozen=True, eq=True)
+@dataclass(frozen=True)
 class LegendreFunction(ABC):
     """A scalar convex function φ on a closed interval C, applied to every element of a tensor.
 
@@ -34,11 +34,13 @@ class LegendreFunction(ABC):
     """
 
     name: ClassVar[str]
-    _bounds: dict[torch.dtype, tuple[float, float]] = field(init=False, repr=False, compare=False)
+    """The name under which `geometry` finds it."""
     max_curvature: ClassVar[float] = math.inf
     """sup φ''."""
     curvature_at_infinity: ClassVar[float] = math.inf
     """Limit of φ'' towards the infinite end of C; inf if C is bounded."""
+    # Derived from the parameters once, because ρ needs them at every call.
+    _bounds: dict[torch.dtype, tuple[float, float]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._check_parameters()
@@ -111,7 +113,7 @@ class LegendreFunction(ABC):
         return y
 
     def is_interior(self, z: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
-        """Whether z lies strictly inside C and is finite, elementwise."""
+        """Whether z lies strictly inside C and is finite, elementwise; False for a bound rounded to the dtype."""
         check_dtype(z, "argument")
         lo, hi = self.domain
         return (z > lo) & (z < hi)
@@ -121,19 +123,45 @@ class LegendreFunction(ABC):
     def divergence(
         self, u: Float[Tensor, "*batch features"], v: Float[Tensor, "*batch features"]
     ) -> Float[Tensor, "*batch"]:
-        """D_φ(u, v) = φ(u) − φ(v) − φ'(v)(u − v), summed over the last dimension; never negative."""
+        """The Bregman divergence D_φ(u, v) = Σ φ(u) − φ(v) − φ'(v)(u − v), without cancellation.
+
+        Args:
+            u: Points of C; the bounds may be among them.
+            v: Points of C, broadcast against `u`, of the same dtype. At a bound of a Legendre φ the result is inf
+                unless u = v.
+
+        Returns:
+            The sum over the last dimension; never negative, and 0 exactly where u = v.
+
+        Raises:
+            TypeError: If the arguments are not both float32 or both float64.
+        """
         return apply_divergence(self, u, v, dual=False)
 
     def dual_divergence(
         self, p: Float[Tensor, "*batch features"], q: Float[Tensor, "*batch features"]
     ) -> Float[Tensor, "*batch"]:
-        """D_φ(ρ(p), ρ(q)), summed over the last dimension; never negative, and ρ is never rounded."""
+        """The Bregman divergence D_φ(ρ(p), ρ(q)) of two dual points, without rounding either ρ.
+
+        Args:
+            p: Dual points of the first argument.
+            q: Dual points of the second argument, broadcast against `p`, of the same dtype.
+
+        Returns:
+            The sum over the last dimension; never negative, and 0 exactly where ρ(p) = ρ(q), up to underflow.
+
+        Raises:
+            TypeError: If the arguments are not both float32 or both float64.
+        """
         return apply_divergence(self, p, q, dual=True)
 
     # Floating-point constants -----------------------------------------------------------------------------------
 
     def bounds(self, dtype: torch.dtype) -> tuple[float, float]:
-        """The smallest and the largest number of `dtype` in C (−inf, inf where C is unbounded)."""
+        """The smallest and the largest number of `dtype` in C (∓inf where C is unbounded).
+
+        A bound that is no number of `dtype` is rounded into C: float32 rounds π/2 up, and tan is negative there.
+        """
         if dtype not in self._bounds:
             raise TypeError(f"dtype: got {dtype}; give torch.float32 or torch.float64")
         return self._bounds[dtype]
@@ -154,7 +182,7 @@ class LegendreFunction(ABC):
         return self._dual_at_gap(0.125 * float(info.eps) * max(1.0, abs(bound)))
 
     def _dual_at_gap(self, gap: float) -> float:
-        """|y| from which on ρ(y) is within `gap` of the bound it approaches."""
+        """|y| from which on ρ(y) is within `gap` of the finite bound it approaches; not called if there is none."""
         raise NotImplementedError
 
     def to_box(self, lo: float, hi: float) -> LegendreFunction:
@@ -163,6 +191,10 @@ class LegendreFunction(ABC):
         Args:
             lo: New lower bound.
             hi: New upper bound, above `lo`.
+
+        Returns:
+            The function with ρ(y) = m + s (ρ₀(y) − m₀), where m is the centre of [lo, hi] and s the ratio of the
+            widths; its strong convexity is that of this one divided by s.
 
         Raises:
             ValueError: If C is unbounded, or the new bounds are not finite and increasing.

@@ -92,9 +92,9 @@ class BoundedLegendreFunction(LegendreFunction):
 
 @dataclass(frozen=True)
 class AffineImage(BoundedLegendreFunction):
-    """ρ(y) = m + s ρ₀(b y) − …: a bounded function ρ₀ moved to another interval, with the dual scaled by b.
+    """ρ(y) = m + s (ρ₀(b y) − m₀): a bounded ρ₀ with centre m₀ moved to a box with centre m, the dual scaled by b.
 
-    φ(z) = (s/b) φ₀((z − m)/s + m₀), φ'' = φ₀''/(s b), σ = σ₀/(s b), D = (s/b) D₀.
+    φ(z) = (s/b) φ₀(m₀ + (z − m)/s), φ'' = φ₀''/(s b), σ = σ₀/(s b), D = (s/b) D₀.
     """
 
     @property
@@ -128,7 +128,7 @@ class AffineImage(BoundedLegendreFunction):
         return self._source._dual_at_gap(gap / self._scale) / self._dual_scale
 
     def _project_dual(self, y: Tensor) -> Tensor:
-        return self._source._project_dual(y) if self._dual_scale == 1.0 else y
+        return y if self.is_legendre else self._source._project_dual(self._scaled(y)) / self._dual_scale
 
     def _scaled(self, y: Tensor) -> Tensor:
         return y if self._dual_scale == 1.0 else y * self._dual_scale
@@ -165,7 +165,7 @@ class AffineImage(BoundedLegendreFunction):
         source_lo, source_hi = self._source.domain
         factor = self._scale / self._dual_scale
         x = self._scaled(y)
-        # φ₀ may itself be off centre: remove its own linear part.
+        # φ₀* has the linear part m₀y of its own. Near 0 the two are added; beyond, their sum would cancel.
         shift = self._centre - factor * self._dual_scale * 0.5 * (source_lo + source_hi)
         near = shift * y + factor * self._source._conjugate(x)
         far = torch.maximum(lo * y, hi * y) + factor * self._source._conjugate_excess(x)

@@ -104,6 +104,7 @@ def _divergence_derivatives(phi: LegendreFunction, left: Tensor, right: Tensor, 
 
 
 def apply_map(phi: LegendreFunction, method: str, x: Tensor) -> Tensor:
+    """`method` of phi at x, with its closed-form derivative where one is asked for."""
     check_dtype(x, "argument")
     if _records_derivatives(x):
         function = _ElementwiseFunction if torch.compiler.is_compiling() else _ElementwiseForwardMode
@@ -112,6 +113,7 @@ def apply_map(phi: LegendreFunction, method: str, x: Tensor) -> Tensor:
 
 
 def apply_divergence(phi: LegendreFunction, left: Tensor, right: Tensor, dual: bool) -> Tensor:
+    """The divergence of two primal or two dual points, summed over the last dimension."""
     check_dtype(left, "first argument")
     check_dtype(right, "second argument")
     if left.dtype != right.dtype:

@@ -22,7 +22,10 @@ from implicit_bregman.legendre.series import (
 
 @dataclass(frozen=True)
 class Softplus(LegendreFunction):
-    """ρ(y) = log(1 + e^(βy))/β with sharpness β on [0, ∞); φ(z) = z²/2 + (Li₂(e^(−βz)) − π²/6)/β² (Table 1)."""
+    """ρ(y) = log(1 + e^(βy))/β with sharpness β on [0, ∞); φ(z) = z²/2 + (Li₂(e^(−βz)) − π²/6)/β².
+
+    Frecon et al., 2022, Table 1, print φ with a slip: the derivative of theirs is not ρ⁻¹.
+    """
 
     sharpness: float = 1.0
 

@@ -66,7 +66,7 @@ class Identity(LegendreFunction):
 
 @dataclass(frozen=True)
 class Arcsinh(LegendreFunction):
-    """φ(z) = cosh z on R, ρ(y) = arsinh y (Table 1)."""
+    """φ(z) = cosh z on R, ρ(y) = arsinh y (Frecon et al., 2022, Table 1)."""
 
     name: ClassVar[str] = "arcsinh"
 

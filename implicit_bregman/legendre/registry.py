@@ -42,6 +42,9 @@ def geometry(name_or_instance: str | LegendreFunction, **parameters: float) -> L
         **parameters: Parameters of the named function: `scale` (isru, default 1), `sharpness` (softplus, 1),
             `scale` and `slope` (scaled_tanh, 1.7159 and 2/3), `smoothness` (bent, 1).
 
+    Returns:
+        The function, an immutable value.
+
     Raises:
         ValueError: For an unknown name, an unknown parameter, or a parameter that is not positive and finite.
         TypeError: If `name_or_instance` is neither a string nor a Legendre function.

@@ -1,4 +1,4 @@
-"""Legendre functions on a bounded interval with an S-shaped algebraic or exponential ρ (Table 1)."""
+"""Legendre functions on a bounded interval with an algebraic or exponential ρ (Frecon et al., 2022, Table 1)."""
 
 from __future__ import annotations
 

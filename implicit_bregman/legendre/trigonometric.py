@@ -1,4 +1,4 @@
-"""Legendre functions on a bounded interval built from trigonometric functions (Table 1)."""
+"""Legendre functions on a bounded interval with a trigonometric ρ (Frecon et al., 2022, Table 1)."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ iterations cannot touch it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -26,10 +27,14 @@ _PATIENCE = 100
 _WINDOW = 5
 #: Without an objective, the residual may exceed the worst of the window by this factor.
 _RESIDUAL_GROWTH = 2.0
-#: The iteration at which the critical point ahead is looked for the first time; later at growing intervals.
-_FIRST_FINISH = 3
-#: The residual from which on Newton's method takes over where γ > 0 and there is one critical point.
+#: The critical point ahead is looked for every so many iterations at most; the intervals grow with the iteration.
+_FINISH_EVERY = 3
+#: ... and with the width: a factorization costs as much as d/6 iterations, and a try needs several.
+_FINISH_WIDTH = 16
+#: The residual from which on Newton's method takes over where γ > 0 and there is one critical point,
 _NEWTON_FROM = 1e-4
+#: up to the width at which its factorizations cost more than the iterations that are left.
+_NEWTON_WIDTH = 64
 #: The residual from which on a field without objective is accelerated, where it may have several zeros.
 _NEAR = 1e-3
 #: Smallest step that backtracking tries before it gives up.
@@ -67,6 +72,7 @@ class _Progress(RowsOfTensors):
         anchor, radius: the critical point that MM is certain to reach, and how far from it proposals may go,
             (b, d), (b,).
         lost: whether MM's own step led to something that is not finite, (b,).
+        opening: the first dual step of MM, (b, d).
     """
 
     index: Tensor
@@ -80,6 +86,7 @@ class _Progress(RowsOfTensors):
     anchor: Tensor
     radius: Tensor
     lost: Tensor
+    opening: Tensor
 
 
 def run(
@@ -108,12 +115,14 @@ class _Run:
         self.accelerator = accelerator
         self.tol = solver.tolerance(dual.dtype)
         self.point = objective.evaluate(dual, objective.initial_step(dual))
-        self.limit = 1 / torch.finfo(dual.dtype).eps * (1 + self.point.value.abs().amax(-1))
+        far = torch.finfo(dual.dtype).eps ** (-1.0 if objective.unique else -0.75)
+        self.limit = far * (1 + self.point.value.abs().amax(-1))
         self.progress = self._start(self.point)
         self.memory = None if accelerator is None else accelerator.start(objective, self.point)
         self.finishes = solver.polishes and can_finish(objective) and (objective.unique or can_certify(objective))
         self.certifies = not objective.unique and can_certify(objective)
-        self.finish_at = _FIRST_FINISH
+        self.finish_every = max(_FINISH_EVERY, dual.shape[-1] // _FINISH_WIDTH)
+        self.finish_at = self.finish_every
         self.recorder = Recorder(self.point, trace=solver.trace)
 
     def result(self) -> Outcome:
@@ -121,7 +130,7 @@ class _Run:
         while len(self.progress.index):
             self.recorder.record(self.progress.index, self.point)
             if iteration >= self.finish_at:
-                self.finish_at = iteration + max(3, iteration // 2)
+                self.finish_at = iteration + max(self.finish_every, iteration // 2)
                 self._look_ahead(torch.ones_like(self.progress.restart), iteration)
             self._stop(iteration)
             if len(self.progress.index):
@@ -145,6 +154,7 @@ class _Run:
             anchor=point.value,
             radius=torch.full_like(like, torch.inf),
             lost=torch.zeros_like(like, dtype=torch.bool),
+            opening=point.next_dual - point.dual,
         )
 
     @property
@@ -167,13 +177,15 @@ class _Run:
         merit, accepted = self._judge(new, proposed)
         fell = merit < progress.window[:, -1] if not self._merit_is_residual else torch.zeros_like(accepted)
         length = _dual_step(new)
-        improved = (new.residual < 0.999 * progress.best) | (length < 0.999 * progress.shortest)
+        # Slow progress is progress: the marks to beat stay until they are beaten clearly, however many steps it takes.
+        closer = accepted & (new.residual < 0.999 * progress.best)
+        shorter = accepted & (length < 0.999 * progress.shortest)
         self.progress = replace(
             progress,
             evaluations=progress.evaluations + 1,
-            best=torch.where(accepted, torch.minimum(progress.best, new.residual), progress.best),
-            shortest=torch.where(accepted, torch.minimum(progress.shortest, length), progress.shortest),
-            idle=torch.where((improved | fell) & accepted, 0, progress.idle + 1),
+            best=torch.where(closer, new.residual, progress.best),
+            shortest=torch.where(shorter, length, progress.shortest),
+            idle=torch.where(closer | shorter | (fell & accepted), 0, progress.idle + 1),
             window=torch.where(
                 accepted[:, None], torch.cat([progress.window[:, 1:], merit[:, None]], 1), progress.window
             ),
@@ -196,7 +208,8 @@ class _Run:
             increase, noise = self.objective.increase(old, new)
             # A change within the rounding error counts as none.
             merit = progress.window[:, -1] + torch.where(increase.abs() <= noise, 0.0, increase)
-            below = merit <= progress.window.amax(-1)
+            # The certificate holds for points that do not lie above the one it was given at.
+            below = merit <= (progress.window[:, -1] if self.certifies else progress.window.amax(-1))
         near = torch.linalg.vector_norm(new.value - progress.anchor, dim=-1) <= progress.radius
         accepted = below & near
         plain = self.objective.majorized(old, new) if self.objective.backtracks else torch.ones_like(proposed)
@@ -216,7 +229,10 @@ class _Run:
             return
         if self.objective.regularization and self.objective.unique:
             # Newton's steps cost a factorization each: worth it close to the end, or where all else fails.
-            due = due & ((self.point.residual <= _NEWTON_FROM) | (self.progress.idle >= _PATIENCE))
+            near = self.point.residual <= _NEWTON_FROM
+            last_chance = (self.progress.idle >= _PATIENCE) | (iteration >= self.solver.max_iter)
+            narrow = self.point.value.shape[-1] <= _NEWTON_WIDTH
+            due = due & (last_chance | (near & narrow))
         rows = due.nonzero().squeeze(-1)
         if len(rows) == 0:
             return
@@ -277,8 +293,9 @@ class _Run:
             stalled = stalled | (point.step.squeeze(-1) < _LEAST_STEP)
         status = torch.where(stalled, int(Status.STALLED), status)
         running_away = progress.lost | ~point.finite | (point.value.abs().amax(-1) > self.limit)
+        running_away = running_away | ((status >= 0) & self._drifts())
         status = torch.where(running_away, int(Status.DIVERGED), status)
-        converged = point.residual <= self.tol
+        converged = (point.residual <= self.tol) & ~running_away
         status = torch.where(converged, int(Status.CONVERGED), status)
         done = status >= 0
         if not bool(done.any()):
@@ -297,6 +314,18 @@ class _Run:
         status = torch.where(degenerate, int(Status.DEGENERATE), status)
         self.recorder.finish(self.progress.select(rows), final, status, iteration, None)
         self._keep(~done)
+
+    def _drifts(self) -> Bool[Tensor, " batch"]:
+        """Whether a coordinate is on its way to an infinite end of C, with steps as long as at the start."""
+        lo, hi = self.objective.geometry.domain
+        step = self.point.next_dual - self.point.dual
+        outward = torch.zeros_like(step, dtype=torch.bool)
+        if math.isinf(lo):
+            outward = outward | (step < 0)
+        if math.isinf(hi):
+            outward = outward | (step > 0)
+        unabated = step.abs() >= 0.5 * self.progress.opening.abs()
+        return (outward & unabated & (self.point.value.abs() > 1)).any(-1)
 
     def _keep(self, mask: Bool[Tensor, " batch"]) -> None:
         index = mask.nonzero().squeeze(-1)

@@ -46,7 +46,7 @@ class TorchDEQ(Solver):
 
     method: str = "anderson"
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    max_iter: int = 500
+    max_iter: int = field(default=500, kw_only=True)
 
     def __post_init__(self) -> None:
         """Refuse impossible settings."""

@@ -55,9 +55,7 @@ def test_the_tables_of_solvers_and_adjoints_name_all_of_them():
         named = {re.match(r"\w+", entry)[0] for entry in first_column(text, heading) if entry[0] != '"'}
         kinds = (getattr(module, name) for name in module.__all__)
         assert named == {
-            kind.__name__
-            for kind in kinds
-            if isinstance(kind, type) and issubclass(kind, base) and kind is not base
+            kind.__name__ for kind in kinds if isinstance(kind, type) and issubclass(kind, base) and kind is not base
         }
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from implicit_bregman.legendre import Box, LegendreFunction
 
 # The fixtures are constants, so that sharing them between examples is harmless.
-examples = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+examples = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 # A position between −1 and 1, to be stretched to the range that suits the geometry and dtype.
 units = st.lists(st.floats(-1.0, 1.0), min_size=1, max_size=8)
