@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,17 +13,6 @@ from implicit_bregman.energy.quadratic import QuadraticEnergy
 from implicit_bregman.legendre import LegendreFunction
 
 
-def check_regularization(regularization: float) -> float:
-    """γ as a float.
-
-    Raises:
-        ValueError: unless it is a finite number ≥ 0.
-    """
-    if isinstance(regularization, Tensor) or not (regularization >= 0 and math.isfinite(regularization)):
-        raise ValueError(f"regularization must be a finite number >= 0, got {regularization!r}")
-    return float(regularization)
-
-
 def check_input(energy: Energy, x: Tensor) -> int:
     """d, the width of z, for an input that fits the energy.
 
@@ -31,8 +20,6 @@ def check_input(energy: Energy, x: Tensor) -> int:
         TypeError: unless x is a floating-point tensor.
         ValueError: if its last dimension, dtype or device does not fit the energy.
     """
-    if not isinstance(energy, Energy):
-        raise TypeError(f"energy must be an Energy, got {type(energy).__name__}: subclass implicit_bregman.Energy")
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor, got {type(x).__name__}")
     if not x.is_floating_point():
@@ -98,8 +85,11 @@ def check_existence(energy: BoundEnergy, geometry: LegendreFunction, regularizat
         )
 
 
-def refuse_transforms(x: Tensor) -> None:
+def refuse_transforms(tensors: Iterable[Tensor]) -> None:
     """Refuse to run inside torch.func transforms and forward-mode AD.
+
+    Args:
+        tensors: everything that could carry a tangent.
 
     Raises:
         RuntimeError: naming what to do instead.
@@ -109,5 +99,5 @@ def refuse_transforms(x: Tensor) -> None:
             "find_critical_point does not run inside torch.func transforms (vmap, grad, jvp, jacrev, ...): "
             "it is batched already, and gradients come from backward() or torch.autograd.grad"
         )
-    if torch.autograd.forward_ad.unpack_dual(x).tangent is not None:
+    if any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
         raise RuntimeError("find_critical_point has no forward mode (jvp): use backward() or torch.autograd.grad")

@@ -15,7 +15,6 @@ R = TypeVar("R")
 
 def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
     """`torch.compiler.disable`, without importing the compiler where nobody uses it (it takes as long as torch)."""
-
     disabled: list[Callable[P, R]] = []
 
     @functools.wraps(function)

@@ -6,12 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.adjoints import Adjoint, Unrolled, adjoint_named
+from implicit_bregman.adjoints import Adjoint, AdjointReport, Unrolled, adjoint_named
 from implicit_bregman.checks import (
     check_existence,
     check_initial,
     check_input,
-    check_regularization,
     refuse_transforms,
 )
 from implicit_bregman.compilation import uncompiled
@@ -20,6 +19,7 @@ from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.majorization import automatic_step
 from implicit_bregman.objective import Objective
+from implicit_bregman.settings import check_nonnegative
 from implicit_bregman.solution import Solution
 from implicit_bregman.solvers import MM, Outcome, Solver, solver_named
 from implicit_bregman.status import Status, report_failures
@@ -56,11 +56,12 @@ def find_critical_point(
             objective that is provably unbounded below.
         RuntimeError: if a sample fails and the solver's `on_failure` is "raise", or inside `torch.func` transforms.
     """
-    phi = lookup(geometry)
-    how = adjoint_named(adjoint)
+    phi, how = lookup(geometry), adjoint_named(adjoint)
     method = _solver_for(solver, how)
-    refuse_transforms(x)
-    gamma = check_regularization(regularization)
+    if not isinstance(energy, Energy):
+        raise TypeError(f"energy must be an Energy, got {type(energy).__name__}: subclass implicit_bregman.Energy")
+    refuse_transforms([x, *([initial] if isinstance(initial, Tensor) else []), *energy.parameters(), *energy.buffers()])
+    gamma = check_nonnegative("regularization", regularization)
     features = check_input(energy, x)
     batch = x.shape[:-1]
     # Under autocast a half-precision x is a matter of the layer before; the parameters' precision is what counts.
@@ -72,6 +73,7 @@ def find_critical_point(
         flat = torch.where(clean[:, None], flat, 0.0)
         objective = _objective(energy, phi, flat, gamma)
         outcome, value, report = how.solve(objective, torch.where(clean[:, None], dual, 0.0), method)
+        report.batch = batch
         status = torch.where(clean, outcome.status, int(Status.INVALID_INPUT))
         report_failures("find_critical_point", status, method.on_failure)
         value = torch.where(clean[:, None], value, torch.nan)
@@ -111,7 +113,7 @@ def attach_gradient(
     if dual.shape != (*x.shape[:-1], features):
         raise ValueError(f"dual must have shape {(*x.shape[:-1], features)}, got {tuple(dual.shape)}")
     rows = dual.reshape(-1, features).detach()
-    objective = _objective(energy, phi, x.reshape(-1, x.shape[-1]), check_regularization(regularization))
+    objective = _objective(energy, phi, x.reshape(-1, x.shape[-1]), check_nonnegative("regularization", regularization))
     point = objective.evaluate(rows, objective.initial_step(rows))
     count = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
     outcome = Outcome(point, count, count, count + 1, count > 0, torch.ones_like(rows, dtype=torch.bool), None)
@@ -160,7 +162,7 @@ def _objective(energy: Energy, phi: LegendreFunction, flat: Tensor, gamma: float
     return Objective(bound, phi, gamma, automatic_step(bound.curvature, phi))
 
 
-def _solution(outcome: Outcome, value: Tensor, status: Tensor, batch: torch.Size, report: object) -> Solution:
+def _solution(outcome: Outcome, value: Tensor, status: Tensor, batch: torch.Size, report: AdjointReport) -> Solution:
     point = outcome.point
 
     def shaped(rows: Tensor) -> Tensor:
@@ -177,5 +179,5 @@ def _solution(outcome: Outcome, value: Tensor, status: Tensor, batch: torch.Size
         polished=shaped(outcome.polished),
         step=shaped(point.step.squeeze(-1)),
         trace=outcome.trace,
-        adjoint=report,  # type: ignore[arg-type]
+        adjoint=report,
     )

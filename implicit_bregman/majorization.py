@@ -12,6 +12,7 @@ from torch import Tensor
 
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre import geometry as lookup
+from implicit_bregman.settings import check_nonnegative, check_positive
 
 if TYPE_CHECKING:
     from implicit_bregman.energy.base import Energy
@@ -111,10 +112,9 @@ def certify(
         ValueError: if `regularization` is negative or `step` is not positive.
     """
     phi = lookup(geometry)
-    if not (regularization >= 0 and math.isfinite(regularization)):
-        raise ValueError(f"regularization must be finite and >= 0, got {regularization}")
-    if step is not None and not (step > 0 and math.isfinite(step)):
-        raise ValueError(f"step must be positive and finite, got {step}")
+    regularization = check_nonnegative("regularization", regularization)
+    if step is not None:
+        check_positive("step", step)
     lowest, curvature = energy.curvature_range()
     symmetric = energy.symmetric
     tau = step

@@ -41,6 +41,17 @@ def check_positive(name: str, value: object) -> None:
         raise ValueError(f"{name} must be positive and finite, got {value!r}")
 
 
+def check_nonnegative(name: str, value: object) -> float:
+    """A finite number ≥ 0 as a float.
+
+    Raises:
+        ValueError: naming the setting and the value.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 <= value < math.inf):
+        raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+    return float(value)
+
+
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Refuse what is not one of `choices`.
 

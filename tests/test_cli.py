@@ -41,9 +41,7 @@ def test_convergence_writes_its_results(tmp_path: Path, capsys: pytest.CaptureFi
     arguments = ["convergence", "--solvers", "mm,anderson", "--max-iter", "200", "--out", str(tmp_path)]
     assert main(arguments) == 0
     assert set(os.listdir(tmp_path)) == {"convergence.json", "convergence.csv", "convergence.png"}
-    assert [
-        entry["name"] for entry in json.loads((tmp_path / "convergence.json").read_text())["solvers"]
-    ] == [
+    assert [entry["name"] for entry in json.loads((tmp_path / "convergence.json").read_text())["solvers"]] == [
         "mm",
         "anderson",
         "unrolled",
@@ -121,10 +119,7 @@ def test_bad_input_is_one_line_and_exit_code_two(
 
 @pytest.mark.parametrize("missing", ["typer", "matplotlib"])
 def test_a_missing_extra_says_how_to_install_it(missing: str, tmp_path: Path) -> None:
-    program = (
-        f"import sys; sys.modules[{missing!r}] = None\n"
-        "from implicit_bregman.cli import main; sys.exit(main())"
-    )
+    program = f"import sys; sys.modules[{missing!r}] = None\nfrom implicit_bregman.cli import main; sys.exit(main())"
     done = subprocess.run(
         [sys.executable, "-c", program, *TINY, "--out", str(tmp_path / "results")],
         capture_output=True,

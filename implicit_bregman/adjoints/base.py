@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -21,11 +22,18 @@ class AdjointReport:
         status: `Status` values, (B,), or None before the backward pass.
         residual: relative residual of the adjoint system, (B,).
         iterations: products with the operator, (B,); 0 for a direct solve.
+        batch: the leading shape B, where it is not flat.
     """
 
     status: Int[Tensor, " batch"] | None = None
     residual: Float[Tensor, " batch"] | None = None
     iterations: Int[Tensor, " batch"] | None = None
+    batch: torch.Size | None = None
+
+    def fill(self, status: Tensor, residual: Tensor, iterations: Tensor) -> None:
+        """Enter the result of a backward solve of the flat batch."""
+        shape = status.shape if self.batch is None else self.batch
+        self.status, self.residual, self.iterations = (rows.reshape(shape) for rows in (status, residual, iterations))
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,11 @@ class _AttachImplicit(torch.autograd.Function):
                 "the implicit adjoint cannot be differentiated twice (create_graph=True or torch.func.grad): "
                 "use adjoint=Unrolled(steps=...) for second derivatives"
             )
+        if torch._C._functorch.is_batchedtensor(gradient):
+            raise RuntimeError(
+                "the implicit adjoint has no batched backward (is_grads_batched=True, vectorize=True, vmap): "
+                "call torch.autograd.grad once per cotangent"
+            )
         slope, shift, *rest = ctx.saved_tensors
         system = Linearization(ctx.rebuild_hessian(*rest), slope, shift)
         adjoint: Implicit = ctx.adjoint
@@ -126,13 +131,11 @@ class _AttachImplicit(torch.autograd.Function):
             v, status, residual, iterations = solve_adjoint_system(
                 system, gradient, adjoint.method, adjoint.tol, adjoint.max_iter
             )
-        ctx.report.status, ctx.report.residual, ctx.report.iterations = status, residual, iterations
+        ctx.report.fill(status, residual, iterations)
         report_failures("implicit adjoint", status, adjoint.on_failure)
         initial = torch.zeros_like(gradient) if ctx.needs_input_grad[2] else None
         return None, v, initial, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        raise RuntimeError(
-            "the implicit adjoint has no forward mode (jvp): use adjoint=Unrolled(steps=...), or backward()"
-        )
+        raise RuntimeError("the implicit adjoint has no forward mode (jvp): use backward() or torch.autograd.grad")

@@ -12,6 +12,7 @@ from implicit_bregman.adjoints.base import Adjoint, AdjointReport
 from implicit_bregman.objective import Objective
 from implicit_bregman.settings import check_count, check_positive
 from implicit_bregman.solvers.base import Outcome, Solver
+from implicit_bregman.status import Status
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,14 @@ class OneStep(Adjoint):
 
 
 def attach_steps(objective: Objective, outcome: Outcome, steps: int, damping: float) -> Float[Tensor, "batch d"]:
-    """The value of `outcome`, with the derivative of `steps` damped MM steps from there."""
+    """The value of `outcome`, with the derivative of `steps` damped MM steps from there; 0 where it diverged."""
     value = outcome.point.value.detach()
     if not torch.is_grad_enabled():
         return value
-    start = outcome.point.dual.detach()
-    dual = start
+    usable = (outcome.point.finite & (outcome.status != int(Status.DIVERGED)))[:, None]
+    dual = torch.where(usable, outcome.point.dual.detach(), 0.0)
     for _ in range(steps):
         moved = objective.iterate(dual, outcome.point.step)
         dual = moved if damping == 1 else torch.lerp(dual, moved, damping)
-    reached = objective.geometry.activation(dual)
+    reached = torch.where(usable, objective.geometry.activation(dual), 0.0)
     return value + (reached - reached.detach())

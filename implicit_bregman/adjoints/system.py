@@ -21,6 +21,8 @@ DEFAULT_TOL = {torch.float32: 1e-6, torch.float64: 1e-12}
 _SMALL = 64
 #: Up to this width a system that CG found indefinite is factorized instead.
 _LARGEST_DENSE = 1024
+#: A factorization whose solution leaves a larger relative residual is that of a numerically singular system.
+_SINGULAR = 1e-8
 #: Rounds of refinement with a float64 residual.
 _REFINEMENTS = 4
 
@@ -46,7 +48,9 @@ def solve_adjoint_system(
     direct = shared and (method == "dense" or (method == "auto" and _is_cheap(system)))
     v, solved, residual, iterations = _direct(system, g) if direct else _iterate(system, g, method, target, max_iter)
     finite = torch.isfinite(v.sum(-1))
-    status = torch.where(solved, int(Status.CONVERGED), int(Status.MAX_ITER))
+    # More iterations cannot help where there was a factorization, or where they ended before their limit.
+    unsolved = torch.where((iterations >= max_iter) & (not direct), int(Status.MAX_ITER), int(Status.SINGULAR))
+    status = torch.where(solved, int(Status.CONVERGED), unsolved)
     status = torch.where(finite, status, int(Status.SINGULAR))
     status = torch.where(usable, status, int(Status.INVALID_INPUT))
     return torch.where(finite[:, None], v, 0.0).to(gradient.dtype), status, residual, iterations
@@ -79,7 +83,8 @@ def _direct(system: Linearization, g: Tensor) -> AdjointSolution:
     else:
         v = torch.cat([_factorize(system, g, rows) for rows in chunks(system.slope)]) if len(g) else g.double()
         solved = torch.isfinite(v.sum(-1))
-    return v, solved, _residual(system, v, g), none
+    residual = _residual(system, v, g)
+    return v, solved & (residual <= _SINGULAR), residual, none
 
 
 def _factorize(system: Linearization, g: Tensor, rows: slice) -> Tensor:
@@ -142,7 +147,7 @@ def _iterate(system: Linearization, g: Tensor, method: str, tol: float, max_iter
     v, relative = scaling * total, torch.linalg.vector_norm(residual, dim=-1) / safe
     solved = done | (part.converged & (relative <= 10 * tol))
     if not bool(positive.all()):
-        v, solved = _replace_indefinite(system, g, v, solved, positive, tol, max_iter)
+        v, solved, relative = _replace_indefinite(system, g, (v, solved, relative), positive, tol, max_iter)
     return v, solved, relative.to(g.dtype), iterations
 
 
@@ -154,17 +159,19 @@ def _reach(dtype: torch.dtype) -> float:
 def _replace_indefinite(
     system: Linearization,
     g: Tensor,
-    v: Tensor,
-    solved: Tensor,
+    found: tuple[Tensor, Tensor, Tensor],
     positive: Bool[Tensor, " batch"],
     tol: float,
     max_iter: int,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Solve again, by a method that needs no positive curvature, the samples at which CG met a negative one."""
     rows = (~positive).nonzero().squeeze(-1)
     part = Linearization(system.hessian.select(rows), system.slope[rows], system.shift[rows])
     if system.hessian.matrix is not None and g.shape[-1] <= _LARGEST_DENSE:
-        again, regular, _, _ = _direct(part, g[rows])
+        again = _direct(part, g[rows])
     else:
-        again, regular, _, _ = _iterate(part, g[rows], "gmres", tol, max_iter)
-    return v.index_copy(0, rows, again.to(v.dtype)), solved.index_copy(0, rows, regular)
+        again = _iterate(part, g[rows], "gmres", tol, max_iter)
+    v, solved, relative = (
+        old.index_copy(0, rows, new.to(old.dtype)) for old, new in zip(found, again[:3], strict=True)
+    )
+    return v, solved, relative

@@ -136,12 +136,16 @@ class QuadraticEnergy(Energy):
 
     def curvature_bound(self) -> Tensor:
         """λ_max(−W), exact; for a "free" weight the reciprocal of the cocoercivity constant (see `certify`)."""
-        return spectrum(-self.weight.detach(), self.symmetric).curvature
+        return self._spectrum().curvature
 
     def curvature_range(self) -> tuple[Tensor, Tensor]:
         """λ_min of −W (of its symmetric part) and the same bound as `curvature_bound`."""
-        ends = spectrum(-self.weight.detach(), self.symmetric)
+        ends = self._spectrum()
         return ends.lowest, ends.curvature
+
+    def _spectrum(self) -> Spectrum:
+        weight = self.weight.detach()
+        return spectrum(-(weight.float() if weight.dtype.itemsize == 2 else weight), self.symmetric)
 
     def bind(self, x: Float[Tensor, "batch n"]) -> BoundEnergy:
         """This energy at the input x; half-precision parameters are lifted to float32 here."""

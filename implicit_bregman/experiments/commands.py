@@ -60,15 +60,11 @@ def _program(
 @app.command()
 def compare(
     dataset: Annotated[str, typer.Option(help="digits, spirals, mnist or fashion.")] = "digits",
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder with the IDX files of mnist and fashion.")
-    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder with the IDX files of mnist and fashion.")] = None,
     train_size: Annotated[int | None, typer.Option(help="Use only so many training samples.")] = None,
     rows: Annotated[
         str | None,
-        typer.Option(
-            help="Rows, separated by commas, for example implicit,one-step,unrolled-10,truncated-5-of-50."
-        ),
+        typer.Option(help="Rows, separated by commas, for example implicit,one-step,unrolled-10,truncated-5-of-50."),
     ] = None,
     geometry: Annotated[str, typer.Option(help="Name of the geometry.")] = "tanh",
     regularization: Annotated[float, typer.Option(help="γ, the weight of φ in the objective.")] = 0.0,

@@ -234,9 +234,7 @@ class _Case:
 
     def unrolled(self, longest: int) -> SolverCurves:
         """The gradient through L MM steps, for comparison."""
-        errors = (
-            [] if self.exact is None else [(k, self._unrolled_error(k)) for k in _spread(longest) if k > 0]
-        )
+        errors = [] if self.exact is None else [(k, self._unrolled_error(k)) for k in _spread(longest) if k > 0]
         return SolverCurves(UNROLLED, (), (), tuple(errors), longest, longest, 0.0)
 
     def _implicit_error(self, dual: Tensor) -> float:
@@ -273,9 +271,7 @@ class _Case:
         kept = self.reference.reached
         loss = (self.cotangent[kept] * value[kept]).sum()
         by_weight, by_offset = torch.autograd.grad(loss, leaves)
-        return gradient_check(
-            torch.cat([by_weight.reshape(-1), by_offset[kept].reshape(-1)]), self.exact
-        ).error
+        return gradient_check(torch.cat([by_weight.reshape(-1), by_offset[kept].reshape(-1)]), self.exact).error
 
 
 def _solver(name: str, settings: ConvergenceSettings) -> Solver:

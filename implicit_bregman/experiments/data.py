@@ -199,8 +199,7 @@ def _find(name: str, stem: str, home: Path | None, places: list[Path]) -> Path:
                 return candidate
     looked = ", ".join(str(place) for place in (places if home is None else [home]))
     raise FileNotFoundError(
-        f"dataset {name!r}: no {stem} or {stem}.gz in {looked}; "
-        f"to get it: {IDX_SETS[name][1]}, then --data-dir DIR"
+        f"dataset {name!r}: no {stem} or {stem}.gz in {looked}; to get it: {IDX_SETS[name][1]}, then --data-dir DIR"
     )
 
 
@@ -218,9 +217,7 @@ def _read_idx(path: Path, magic: int) -> Bytes:
         raise ValueError(f"{path} has {len(raw)} bytes, too few for the {header} of its header; get it again")
     found, *shape = struct.unpack(f">{1 + dimensions}I", raw[:header])
     if found != magic:
-        raise ValueError(
-            f"{path} starts with the magic number {found} instead of {magic}; is it another file renamed?"
-        )
+        raise ValueError(f"{path} starts with the magic number {found} instead of {magic}; is it another file renamed?")
     if len(raw) - header != math.prod(shape) or 0 in shape:
         raise ValueError(
             f"{path} holds {len(raw) - header} bytes of data, its header promises {math.prod(shape)} "

@@ -19,9 +19,7 @@ def writable_folder(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise ValueError(
-            f"cannot write to --out {path} ({error.strerror or error}); choose another folder"
-        ) from None
+        raise ValueError(f"cannot write to --out {path} ({error.strerror or error}); choose another folder") from None
     return path
 
 

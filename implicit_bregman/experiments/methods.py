@@ -58,9 +58,7 @@ def default_rows() -> tuple[str, ...]:
     return (*known, f"truncated-{last}-of-{of}", *(f"unrolled-{depth}" for depth in UNROLLED_DEPTHS))
 
 
-def make_methods(
-    names: Sequence[str], tol: float | None = None, max_iter: int | None = None
-) -> tuple[Method, ...]:
+def make_methods(names: Sequence[str], tol: float | None = None, max_iter: int | None = None) -> tuple[Method, ...]:
     """Build rows from their names.
 
     Args:

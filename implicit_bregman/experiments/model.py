@@ -39,9 +39,7 @@ class Classifier(nn.Module):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.layer = BregmanDEQ(
-                features, width, geometry=geometry, weight=weight, regularization=regularization
-            )
+            self.layer = BregmanDEQ(features, width, geometry=geometry, weight=weight, regularization=regularization)
             self.head = nn.Linear(width, classes)
 
     def forward(self, x: Float[Tensor, "batch features"]) -> Float[Tensor, "batch classes"]:

@@ -31,9 +31,7 @@ class Conditions:
     regularization: float
 
     @classmethod
-    def checked(
-        cls, weight: Tensor, offset: Tensor, geometry: LegendreFunction, regularization: float
-    ) -> Conditions:
+    def checked(cls, weight: Tensor, offset: Tensor, geometry: LegendreFunction, regularization: float) -> Conditions:
         """From tensors of any precision and device; a W that is symmetric up to rounding is made so exactly.
 
         Raises:

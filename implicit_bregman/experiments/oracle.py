@@ -336,9 +336,7 @@ def _mm_limit(problem: Conditions, start: Tensor, max_steps: int) -> Reference:
             found, error = part.solve_active(lower, upper)
         exact = (error <= EXACT) & dual.isfinite().all(-1)
         proved = torch.zeros_like(exact)
-        proved[exact] = in_basin(
-            part.weight, part.offset[exact], phi, gamma, found[exact], sides[exact], dual[exact]
-        )
+        proved[exact] = in_basin(part.weight, part.offset[exact], phi, gamma, found[exact], sides[exact], dual[exact])
         if k == max_steps:  # what is left is MM's own last iterate, good enough or not
             found = torch.where(proved.unsqueeze(-1), found, z)
             sides = torch.where(proved.unsqueeze(-1), sides, torch.zeros_like(sides))

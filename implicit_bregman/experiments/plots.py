@@ -99,9 +99,7 @@ def convergence_figure(result: Convergence) -> bytes:
     with _figure(3, 2.7, columns=2) as (figure, axes):
         for curves in result.solvers:
             color, line, _ = STYLES[curves.name if curves.name == UNROLLED else f"implicit-{curves.name}"]
-            for axis, curve in zip(
-                axes, (curves.residual, curves.objective, curves.gradient_error), strict=True
-            ):
+            for axis, curve in zip(axes, (curves.residual, curves.objective, curves.gradient_error), strict=True):
                 shown = [(k, value) for k, value in curve if value > 0]
                 if shown:
                     axis.plot(*zip(*shown, strict=True), color=color, linestyle=line, label=curves.name)
@@ -112,18 +110,14 @@ def convergence_figure(result: Convergence) -> bytes:
             axis.set_xlim(left=-0.05)
             axis.set(yscale="log", xlabel="iteration", ylabel=label)
         handles = {
-            label: handle
-            for axis in axes
-            for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+            label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
         }
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
         return _png(figure)
 
 
 @contextmanager
-def _figure(
-    panels: int, height: float, columns: int = 1, sharex: bool = False
-) -> Iterator[tuple[Figure, list[Axes]]]:
+def _figure(panels: int, height: float, columns: int = 1, sharex: bool = False) -> Iterator[tuple[Figure, list[Axes]]]:
     """A figure as wide as so many columns of the paper: panels stacked in one column, side by side in two."""
     with rc_context(_RC):
         figure = Figure(figsize=(COLUMN_WIDTH * columns, height), dpi=DPI, layout="constrained")
@@ -152,9 +146,7 @@ def _style(row: Row, comparison: Comparison) -> tuple[Any, Any, str]:
     return STYLES["implicit" if row.name == comparison.reference else row.name]
 
 
-def _against_depth(
-    comparison: Comparison, axis: Axes, key: str, factor: float, levels: Sequence[Row]
-) -> None:
+def _against_depth(comparison: Comparison, axis: Axes, key: str, factor: float, levels: Sequence[Row]) -> None:
     """One quantity against L: a line for unrolled rows, markers for truncated ones, levels for the others."""
     for row in levels:
         mean, spread = row.mean(key), row.spread(key)
@@ -216,7 +208,7 @@ def _training(comparison: Comparison, axes: Sequence[Axes]) -> None:
         points = list(zip(*row.curves, strict=True))
         steps = [at[0].steps for at in points]
         seconds = [statistics.fmean(point.seconds for point in at) for at in points]
-        losses = [statistics.fmean(point.train_loss for point in at) for at in points]
+        losses = [statistics.fmean(point.loss for point in at) for at in points]
         for axis, horizontal in zip(axes, (steps, seconds), strict=True):
             axis.plot(horizontal, losses, color=color, linestyle=line, alpha=alpha, label=row.name)
     axes[0].set_xlabel("training steps")

@@ -78,9 +78,7 @@ class Problem:
         solution = self.solution
         if solution is not None:
             solution = solution.to(dtype).clamp(*self.geometry.bounds(dtype))
-        return dataclasses.replace(
-            self, weight=self.weight.to(dtype), offset=self.offset.to(dtype), solution=solution
-        )
+        return dataclasses.replace(self, weight=self.weight.to(dtype), offset=self.offset.to(dtype), solution=solution)
 
 
 def make_problem(
@@ -258,9 +256,7 @@ def _check(
     if not 0 < stiffness < math.inf:
         raise ValueError(f"stiffness={stiffness} is out of range, use a finite number > 0")
     if kind == "indefinite" and active == 0:
-        raise ValueError(
-            "active=0 with kind='indefinite': give the share > 0 of directions of negative curvature"
-        )
+        raise ValueError("active=0 with kind='indefinite': give the share > 0 of directions of negative curvature")
 
 
 def _check_bounded_below(phi: LegendreFunction, largest: float, regularization: float) -> None:

@@ -58,9 +58,7 @@ def to_json(comparison: Comparison) -> str:
                 "values": None if found is None else found.values,
             }
         curves = [[asdict(point) for point in curve] for curve in row.curves]
-        rows.append(
-            {"name": row.name, "family": row.family, "depth": row.depth, "columns": columns, "curves": curves}
-        )
+        rows.append({"name": row.name, "family": row.family, "depth": row.depth, "columns": columns, "curves": curves})
     document = {
         "format": FORMAT_VERSION,
         "settings": comparison.settings,
@@ -77,9 +75,7 @@ def to_csv(comparison: Comparison) -> str:
     columns = comparison.shown_columns()
     target = io.StringIO()
     writer = csv.writer(target, lineterminator="\n")
-    writer.writerow(
-        ["name", "family", "depth", *(f"{c.key}_{part}" for c in columns for part in ("mean", "spread"))]
-    )
+    writer.writerow(["name", "family", "depth", *(f"{c.key}_{part}" for c in columns for part in ("mean", "spread"))])
     for row in comparison.rows:
         numbers = [number for c in columns for number in (row.mean(c.key), row.spread(c.key))]
         cells = ["" if number is None else repr(number) for number in numbers]
@@ -152,11 +148,7 @@ def to_markdown(comparison: Comparison, figures: dict[str, str]) -> str:
         ).splitlines(),
         *(f"* **{family}**: {FAMILIES[family]}." for family in families),
         "",
-        *(
-            line
-            for name, caption in figures.items()
-            for line in (f"![{caption}]({name})", "", f"*{caption}.*", "")
-        ),
+        *(line for name, caption in figures.items() for line in (f"![{caption}]({name})", "", f"*{caption}.*", "")),
         "## Environment",
         "",
         *(f"* {key}: {value}" for key, value in environment.items()),

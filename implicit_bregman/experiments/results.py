@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from implicit_bregman.experiments.training import Point
+from implicit_bregman.experiments.training import CurvePoint
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Row:
     family: str
     depth: int | None
     columns: dict[str, Statistic | None]
-    curves: tuple[tuple[Point, ...], ...]
+    curves: tuple[tuple[CurvePoint, ...], ...]
 
     def mean(self, key: str) -> float | None:
         """Mean of a column, None where there is none or where it is not finite."""

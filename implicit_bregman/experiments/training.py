@@ -57,14 +57,28 @@ class Point:
 
 
 @dataclass(frozen=True)
+class CurvePoint:
+    """A point of a training curve.
+
+    Attributes:
+        steps: Training steps done.
+        seconds: Seconds that these steps took.
+        loss: Mean cross entropy, in nats, of the batches since the point before, measured while training.
+    """
+
+    steps: int
+    seconds: float
+    loss: float
+
+
+@dataclass(frozen=True)
 class TrainingRun:
     """What one run gave.
 
     Attributes:
         at_steps: The model after the budget of steps.
         at_time: The model at the last step that ended within the budget of seconds.
-        curve: The model at the end of every epoch of the budget of steps and at its last step; here
-            `train_loss` is the mean over the batches since the point before, measured while training.
+        curve: The ends of the epochs of the budget of steps, and its last step.
         step_ms: Median time of a training step (forward, backward, update), in milliseconds.
         iterations: Solver iterations per sample, mean over the steps of the budget of steps.
         converged: Share of the samples, over the same steps, whose solver converged.
@@ -73,7 +87,7 @@ class TrainingRun:
 
     at_steps: Point
     at_time: Point
-    curve: tuple[Point, ...]
+    curve: tuple[CurvePoint, ...]
     step_ms: float
     iterations: float
     converged: float
@@ -137,7 +151,7 @@ def train(
     converged: list[Tensor] = []
     elapsed = 0.0
     losses: list[Tensor] = []
-    curve: list[Point] = []
+    curve: list[CurvePoint] = []
     at_steps: Point | None = None
     at_time: Point | None = None
     state: State = {}
@@ -159,8 +173,7 @@ def train(
         if recipe.seconds is not None and at_time is None and elapsed > recipe.seconds:
             at_time = _point_of(model, before, data, done - 1, elapsed - times[-1])
         if at_steps is None and (done % per_epoch == 0 or done == recipe.steps):
-            _, accuracy = evaluate(model, data.test_x, data.test_y)
-            curve.append(Point(done, elapsed, float(torch.stack(losses).mean()), accuracy))
+            curve.append(CurvePoint(done, elapsed, float(torch.stack(losses).mean())))
             losses.clear()
         if done == recipe.steps:
             at_steps, state = _point(model, data, done, elapsed), _snapshot(model)

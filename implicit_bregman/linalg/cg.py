@@ -18,7 +18,7 @@ class LinearSolution:
         value: the solutions, (B, d).
         residual: ‖b − Ax‖₂ / ‖b‖₂ as the method saw it, (B,); 0 where b = 0.
         iterations: products with A that each sample took, (B,).
-        converged: (B,).
+        converged: (B,). False, with the solution 0, where the norm of b is not finite.
         positive: False where a direction of non-positive curvature was met, (B,). Such a sample has stopped.
     """
 
@@ -47,9 +47,11 @@ def conjugate_gradient(
         tol: bound on ‖b − Ax‖₂ / ‖b‖₂.
         max_iter: bound on the number of products.
     """
-    x = torch.zeros_like(rhs)
-    r = rhs.clone()
     norm_b = torch.linalg.vector_norm(rhs, dim=-1)
+    usable = torch.isfinite(norm_b)
+    norm_b = torch.where(usable, norm_b, 0.0)
+    x = torch.zeros_like(rhs)
+    r = torch.where(usable[:, None], rhs, 0.0)
     target = tol * norm_b
     z = preconditioner(r)
     p = z
@@ -58,6 +60,7 @@ def conjugate_gradient(
     iterations = torch.zeros_like(norm_b, dtype=torch.int64)
     positive = torch.ones_like(norm_b, dtype=torch.bool)
     active = norm_r > target
+    limit = torch.finfo(rhs.dtype).eps ** -0.5
     for _ in range(max_iter):
         if not bool(active.any()):
             break
@@ -76,6 +79,8 @@ def conjugate_gradient(
         p = z + beta * p
         rz = rz_next
         norm_r = torch.linalg.vector_norm(r, dim=-1)
-        active = active & (norm_r > target)
+        # A residual that explodes is the mark of a singular system: leave it before it overflows.
+        positive = positive & ~(active & ~(norm_r <= norm_b * limit))
+        active = active & positive & (norm_r > target)
     relative = norm_r / torch.where(norm_b > 0, norm_b, 1.0)
-    return LinearSolution(x, relative, iterations, positive & (norm_r <= target), positive)
+    return LinearSolution(x, relative, iterations, usable & positive & (norm_r <= target), positive)

@@ -30,6 +30,9 @@ def gmres(
         restart: number of basis vectors kept, each (B, d).
     """
     norm_b = torch.linalg.vector_norm(rhs, dim=-1)
+    usable = torch.isfinite(norm_b)
+    norm_b = torch.where(usable, norm_b, 0.0)
+    rhs = torch.where(usable[:, None], rhs, 0.0)
     safe_b = torch.where(norm_b > 0, norm_b, 1.0)
     target = tol * norm_b
     x = torch.zeros_like(rhs)
@@ -47,7 +50,7 @@ def gmres(
         before, norm_r = norm_r, torch.linalg.vector_norm(r, dim=-1)
         # A cycle that gains nothing will gain nothing again: stop such a sample instead of turning in a circle.
         active = active & (norm_r > target) & (norm_r < 0.999 * before)
-    return LinearSolution(x, norm_r / safe_b, iterations, norm_r <= target, torch.ones_like(active))
+    return LinearSolution(x, norm_r / safe_b, iterations, usable & (norm_r <= target), torch.ones_like(active))
 
 
 def _cycle(

@@ -65,7 +65,7 @@ def _by_sample(matrix: Tensor, free: Tensor, rhs: Tensor, symmetric: bool) -> tu
     for rows in chunks(free):
         mask = free[rows].to(rhs.dtype)
         system = mask[:, :, None] * matrix * mask[:, None, :] + torch.diag_embed(1 - mask)
-        part, good = _solve(system, (mask * rhs[rows])[:, :, None], symmetric)
+        part, good = _solve(system, torch.where(free[rows], rhs[rows], 0.0)[:, :, None], symmetric)
         part = part.squeeze(-1)
         good = good & torch.isfinite(part).all(-1)
         values.append(torch.where(good[:, None], mask * part, 0.0))
@@ -91,5 +91,5 @@ def _iterative(matrix: Tensor, free: Tensor, rhs: Tensor, symmetric: bool) -> tu
 
     method = conjugate_gradient if symmetric else gmres
     tol = 64 * torch.finfo(rhs.dtype).eps
-    solution = method(operator, mask * rhs, lambda r: r / diagonal, tol, 20 * matrix.shape[0])
+    solution = method(operator, torch.where(free, rhs, 0.0), lambda r: r / diagonal, tol, 20 * matrix.shape[0])
     return mask * solution.value, solution.converged

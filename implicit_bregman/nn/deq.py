@@ -11,13 +11,12 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from implicit_bregman.adjoints import Adjoint, Unrolled, adjoint_named
-from implicit_bregman.checks import check_regularization
 from implicit_bregman.critical_point import find_critical_point
 from implicit_bregman.energy import QuadraticEnergy
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.majorization import Certificate, certify
-from implicit_bregman.settings import check_choice
+from implicit_bregman.settings import check_choice, check_nonnegative
 from implicit_bregman.solution import Solution
 from implicit_bregman.solvers import Solver, solver_named
 
@@ -51,11 +50,13 @@ class BregmanDEQ(nn.Module):
 
     Attributes:
         energy: the `QuadraticEnergy`.
-        solver, adjoint, regularization: may be assigned at any time.
+        solver: may be assigned at any time.
+        adjoint: may be assigned at any time.
+        regularization: may be assigned at any time.
         last_solution: the `Solution` of the last call, detached; None before the first.
 
     Shape:
-        x (*, n) → z (*, d).
+        `(…, n)` → `(…, d)`.
 
     Raises:
         ValueError: for unknown names, widths below 1, γ < 0, or an injection that cannot work.
@@ -85,7 +86,7 @@ class BregmanDEQ(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.geometry = lookup(geometry)
-        self.regularization = check_regularization(regularization)
+        self.regularization = check_nonnegative("regularization", regularization)
         self.solver: str | Solver = solver
         self.adjoint: str | Adjoint = adjoint
         self.injection = injection

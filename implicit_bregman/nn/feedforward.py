@@ -27,7 +27,7 @@ class StandardLinear(nn.Linear):
         device, dtype: where and in which precision the parameters are made.
 
     Shape:
-        (*, n) → (*, d).
+        `(…, n)` → `(…, d)`.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class EuclideanLinear(_WithOffset):
         device, dtype: where and in which precision the parameters are made.
 
     Shape:
-        (*, n) → (*, d).
+        `(…, n)` → `(…, d)`.
     """
 
     def dual(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
@@ -114,7 +114,7 @@ class BregmanLinear(_WithOffset):
         device, dtype: where and in which precision the parameters are made.
 
     Shape:
-        z (*, n), in C, → z⁺ (*, d), in C. An entry on the boundary counts as the nearest float inside: its ρ⁻¹ is
+        z `(…, n)`, in C, → z⁺ `(…, d)`, in C. An entry on the boundary counts as the nearest float inside: its ρ⁻¹ is
         large, not infinite.
 
     Raises:
@@ -165,7 +165,7 @@ class FeedForward(nn.Sequential):
         device, dtype: where and in which precision the parameters are made.
 
     Shape:
-        (*, n₀) → (*, n_L).
+        `(…, n₀)` → `(…, n_L)`.
 
     Raises:
         ValueError: for fewer than two widths or an unknown kind.

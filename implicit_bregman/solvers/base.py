@@ -64,9 +64,9 @@ class Solver(Settings):
             1e-11 in float64 and 1e-6 in float32.
         max_iter: bound on the number of iterations. The default is generous because only samples that need them
             make them: MM may take thousands of steps past a saddle where W is indefinite.
-        polish: for γ = 0 and quadratic f, finish with an exact solve on the free coordinates once the active set
-            has been identified. Without it, geometries whose iterates approach an active bound slowly (arctan,
-            bent, isru) do not reach small residuals.
+        polish: for quadratic f, finish exactly: for γ = 0 by a solve on the free coordinates once the active set
+            has been identified (the KKT polish), for γ > 0 by Newton's method in the dual. Without it, geometries
+            whose iterates approach an active bound slowly (arctan, bent, isru) do not reach small residuals.
         trace: record residual, objective and iterate of every iteration. Polish is then off.
         on_failure: "warn" (once), "raise" or "ignore" when a sample fails.
 

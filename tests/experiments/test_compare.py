@@ -177,9 +177,7 @@ def test_all_rows_can_be_named() -> None:
         "unrolled",
         "truncated",
     }
-    assert make_methods(["implicit-mm"], tol=1e-3, max_iter=7)[0].solver == ib.solvers.MM(
-        tol=1e-3, max_iter=7
-    )
+    assert make_methods(["implicit-mm"], tol=1e-3, max_iter=7)[0].solver == ib.solvers.MM(tol=1e-3, max_iter=7)
 
 
 @pytest.mark.parametrize(

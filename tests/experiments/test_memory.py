@@ -81,9 +81,7 @@ def test_implicit_memory_does_not_depend_on_the_iterations_and_unrolled_memory_d
         model.layer.solver, model.layer.adjoint = solver, adjoint
         return activation_bytes(model, lambda: model(x).square().sum())
 
-    implicit = [
-        held(ib.solvers.MM(tol=tol, on_failure="ignore"), ib.adjoints.Implicit()) for tol in (1e-2, 1e-6)
-    ]
+    implicit = [held(ib.solvers.MM(tol=tol, on_failure="ignore"), ib.adjoints.Implicit()) for tol in (1e-2, 1e-6)]
     unrolled = [held("auto", ib.adjoints.Unrolled(steps=steps)) for steps in (10, 20, 30)]
     assert implicit[0] == implicit[1]
     assert 0 < implicit[0] < unrolled[0]
