@@ -10,6 +10,7 @@ from torch import Tensor
 
 from implicit_bregman.energy.base import Hessian
 from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.objective import Point
 
 
 @dataclass(frozen=True)
@@ -70,17 +71,24 @@ def linearize(
     hessian: Hessian,
     geometry: LegendreFunction,
     regularization: float,
-    dual: Float[Tensor, "batch d"],
-    next_dual: Float[Tensor, "batch d"],
-    step: Float[Tensor, "batch 1"],
+    point: Point,
 ) -> Linearization:
-    """The second-order model at the iterate `dual` whose next MM iterate is `next_dual`."""
+    """The second-order model at an iterate, from its next MM iterate."""
+    dual, step = point.dual, point.step
     with torch.no_grad():
         grow = 1 + step * regularization
-        slope = geometry.slope(next_dual)
-        change = geometry.log_curvature(dual) - geometry.log_curvature(next_dual) - grow.log()
+        slope = geometry.slope(point.next_dual)
+        # y⁺ − y before rounding: a saturated y may be so large that y⁺ rounds to it, and the coordinate would look
+        # interior. For short steps the midpoint rule keeps all digits of the change of log φ''.
+        move = -step * (point.gradient + regularization * dual) / grow
+        short = move.abs() <= 1e-3 * (1 + dual.abs())
+        growth = torch.where(
+            short,
+            move * geometry.log_curvature_slope(dual + 0.5 * move),
+            geometry.log_curvature(point.next_dual) - geometry.log_curvature(dual),
+        )
         # An iterate that has not converged may be far more saturated than its successor: keep the ratio finite.
-        shift = -grow * torch.expm1(change.clamp_max(40.0)) / step
+        shift = -grow * torch.expm1((-growth - grow.log()).clamp_max(40.0)) / step
         # Where ρ' is 0 (beyond the clamp of a φ that is not Legendre, or by underflow) the coordinate is active.
         shift = torch.where(slope > 0, shift, grow / step)
     return Linearization(hessian, slope, shift)

@@ -78,7 +78,7 @@ def linearize_outcome(objective: Objective, outcome: Outcome) -> Linearization:
     """The adjoint system where a solver stopped: exact on the free set of polished samples, scaled elsewhere."""
     point = outcome.point
     hessian = objective.energy.hessian(point.value)
-    scaled = linearize(hessian, objective.geometry, objective.regularization, point.dual, point.next_dual, point.step)
+    scaled = linearize(hessian, objective.geometry, objective.regularization, point)
     exact = linearize_on_free_set(hessian, outcome.free, point.value.dtype)
     polished = outcome.polished[:, None]
     return Linearization(

@@ -69,16 +69,11 @@ def _on_free_sets(system: Linearization) -> bool:
 def _direct(system: Linearization, g: Tensor) -> AdjointSolution:
     """Factorizations in float64: one per free set where all samples are polished, else one per sample."""
     none = torch.zeros(len(g), dtype=torch.int64, device=g.device)
-    symmetric = system.hessian.symmetric
     if _on_free_sets(system):
         matrix = system.hessian.matrix
         assert matrix is not None  # the caller has checked
         free = system.slope > 0
-        v, solved = solve_on_free_set(matrix.double().mT, free, g.double(), symmetric)
-        if not bool(solved.all()):  # a saddle: regular, but not positive definite
-            rows = (~solved).nonzero().squeeze(-1)
-            again, regular = solve_on_free_set(matrix.double().mT, free[rows], g[rows].double(), False)
-            v, solved = v.index_copy(0, rows, again), solved.index_copy(0, rows, regular)
+        v, solved = solve_on_free_set(matrix.double().mT, free, g.double(), system.hessian.symmetric)
         v = torch.where(solved[:, None], v, torch.nan)
     else:
         v = torch.cat([_factorize(system, g, rows) for rows in chunks(system.slope)]) if len(g) else g.double()

@@ -13,9 +13,12 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 import implicit_bregman
 from implicit_bregman.experiments.files import writable_folder, write_all
+from implicit_bregman.experiments.settings import CompareSettings
 
 # Narrower than any table: where the output is no terminal, nothing is wrapped.
 FILE_WIDTH = 200
+
+DEFAULTS = CompareSettings()
 
 app = typer.Typer(
     name="implicit-bregman",
@@ -59,42 +62,45 @@ def _program(
 
 @app.command()
 def compare(
-    dataset: Annotated[str, typer.Option(help="digits, spirals, mnist or fashion.")] = "digits",
-    data_dir: Annotated[Path | None, typer.Option(help="Folder with the IDX files of mnist and fashion.")] = None,
-    train_size: Annotated[int | None, typer.Option(help="Use only so many training samples.")] = None,
+    dataset: Annotated[str, typer.Option(help="digits, spirals, mnist or fashion.")] = DEFAULTS.dataset,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder with the IDX files of mnist and fashion.")
+    ] = DEFAULTS.data_dir,
+    train_size: Annotated[int | None, typer.Option(help="Use only so many training samples.")] = DEFAULTS.train_size,
     rows: Annotated[
         str | None,
         typer.Option(help="Rows, separated by commas, for example implicit,one-step,unrolled-10,truncated-5-of-50."),
     ] = None,
-    geometry: Annotated[str, typer.Option(help="Name of the geometry.")] = "tanh",
-    regularization: Annotated[float, typer.Option(help="γ, the weight of φ in the objective.")] = 0.0,
-    weight: Annotated[str, typer.Option(help="Kind of W: convex, symmetric or free.")] = "convex",
-    width: Annotated[int, typer.Option(help="Width of the representation.")] = 64,
-    epochs: Annotated[int, typer.Option(help="Budget of steps, in epochs.")] = 10,
+    geometry: Annotated[str, typer.Option(help="Name of the geometry.")] = DEFAULTS.geometry,
+    regularization: Annotated[
+        float, typer.Option(help="γ, the weight of φ in the objective.")
+    ] = DEFAULTS.regularization,
+    weight: Annotated[str, typer.Option(help="Kind of W: convex, symmetric or free.")] = DEFAULTS.weight,
+    width: Annotated[int, typer.Option(help="Width of the representation.")] = DEFAULTS.width,
+    epochs: Annotated[int, typer.Option(help="Budget of steps, in epochs.")] = DEFAULTS.epochs,
     seconds: Annotated[
         float | None,
         typer.Option(help="Budget of time, seconds of training; default: what the first implicit row takes."),
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Samples per training step.")] = 128,
-    learning_rate: Annotated[float, typer.Option(help="Adam's learning rate.")] = 1e-2,
+    batch_size: Annotated[int, typer.Option(help="Samples per training step.")] = DEFAULTS.batch_size,
+    learning_rate: Annotated[float, typer.Option(help="Adam's learning rate.")] = DEFAULTS.learning_rate,
     tol: Annotated[
         float | None, typer.Option(help="Tolerance of the solvers that a row names; default: theirs.")
-    ] = None,
+    ] = DEFAULTS.tol,
     max_iter: Annotated[
         int | None, typer.Option(help="Largest number of iterations of these solvers; default: theirs.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="First seed.")] = 0,
-    seeds: Annotated[int, typer.Option(help="Number of seeds.")] = 5,
-    device: Annotated[str, typer.Option(help="PyTorch device, for example cpu or cuda.")] = "cpu",
+    ] = DEFAULTS.max_iter,
+    seed: Annotated[int, typer.Option(help="First seed.")] = DEFAULTS.seed,
+    seeds: Annotated[int, typer.Option(help="Number of seeds.")] = DEFAULTS.seeds,
+    device: Annotated[str, typer.Option(help="PyTorch device, for example cpu or cuda.")] = DEFAULTS.device,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("compare-results"),
 ) -> None:
     """Train one model per way of differentiating it: accuracy, gradient error, time and memory."""
-    from implicit_bregman.experiments.compare import CompareSettings, check, run_comparison
-    from implicit_bregman.experiments.methods import default_rows
+    from implicit_bregman.experiments.compare import check, run_comparison
     from implicit_bregman.experiments.plots import comparison_figures
     from implicit_bregman.experiments.report import to_csv, to_json, to_markdown, to_tables
 
-    names = default_rows() if rows is None else tuple(name.strip() for name in rows.split(","))
+    names = DEFAULTS.rows if rows is None else tuple(name.strip() for name in rows.split(","))
     given = {**locals(), "rows": names}
     settings = CompareSettings(**{item.name: given[item.name] for item in fields(CompareSettings)})
     data = check(settings)

@@ -12,6 +12,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from implicit_bregman.experiments.convergence import UNROLLED, Convergence
@@ -103,7 +104,6 @@ def convergence_figure(result: Convergence) -> bytes:
                 shown = [(k, value) for k, value in curve if value > 0]
                 if shown:
                     axis.plot(*zip(*shown, strict=True), color=color, linestyle=line, label=curves.name)
-        figure.get_layout_engine().set(wspace=0.06)
         labels = ("relative residual", "objective above the best", "relative gradient error")
         for axis, label in zip(axes, labels, strict=True):
             axis.set_xscale("symlog", linthresh=1)  # the start, iteration 0, has a place
@@ -120,7 +120,7 @@ def convergence_figure(result: Convergence) -> bytes:
 def _figure(panels: int, height: float, columns: int = 1, sharex: bool = False) -> Iterator[tuple[Figure, list[Axes]]]:
     """A figure as wide as so many columns of the paper: panels stacked in one column, side by side in two."""
     with rc_context(_RC):
-        figure = Figure(figsize=(COLUMN_WIDTH * columns, height), dpi=DPI, layout="constrained")
+        figure = Figure(figsize=(COLUMN_WIDTH * columns, height), dpi=DPI, layout=ConstrainedLayoutEngine(wspace=0.06))
         FigureCanvasAgg(figure)
         rows, wide = (panels, 1) if columns == 1 else (1, panels)
         yield figure, list(figure.subplots(rows, wide, squeeze=False, sharex=sharex).flat)

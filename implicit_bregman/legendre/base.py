@@ -96,6 +96,11 @@ class LegendreFunction(ABC):
         """log φ''(ρ(y)): finite wherever the dtype can hold it (it grows like |y| at most)."""
         return apply_map(self, "log_curvature", y)
 
+    def log_curvature_slope(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The derivative of `log_curvature` in y; not differentiable again."""
+        with torch.no_grad():
+            return self._log_curvature_slope(y)
+
     def slope(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """ρ'(y) = 1/φ''(ρ(y)), finite for every finite y."""
         return apply_map(self, "slope", y)

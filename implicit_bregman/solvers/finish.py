@@ -89,7 +89,7 @@ def polish(objective: Objective, point: Point, tol: float) -> Finished:
             part = found.select(wrong)
             at_lo, at_hi = _projected(objective, part.exact, part.gradient, bounds)
             retried = _solve(objective, energy.select(wrong), at_lo, at_hi, tol)
-            found = found.replace_rows(wrong, replace(retried, tries=part.tries + 1))
+            found = found.replace_rows(wrong, replace(retried, tries=part.tries + retried.tries))
     return found
 
 
@@ -117,7 +117,8 @@ def _solve(objective: Objective, energy: BoundEnergy, at_lo: Tensor, at_hi: Tens
     lo, hi = objective.geometry.bounds(dtype)
     free = ~(at_lo | at_hi)
     fixed = _on_bounds(at_lo, at_hi, lo, hi)
-    inside, solved = solve_on_free_set(matrix, free, -energy.gradient(fixed), energy.symmetric)
+    definite = energy.symmetric and not objective.unique  # known where there is one critical point
+    inside, solved = solve_on_free_set(matrix, free, -energy.gradient(fixed), energy.symmetric, definite)
     exact = torch.where(free, inside, fixed)
 
     at = energy.evaluate(exact)
@@ -142,7 +143,7 @@ def _solve(objective: Objective, energy: BoundEnergy, at_lo: Tensor, at_hi: Tens
         residual=residual.to(dtype),
         accepted=accepted,
         degenerate=thin & accepted,
-        tries=torch.ones_like(accepted, dtype=torch.int64),
+        tries=torch.full_like(accepted, 2, dtype=torch.int64),
     )
 
 
@@ -156,7 +157,7 @@ def newton(objective: Objective, point: Point, tol: float) -> Finished:
     hessian = energy.hessian(point.value)
     p = point.dual.double()
     error = gamma * p + energy.gradient(geometry.activation(p))
-    tries = torch.ones(len(p), dtype=torch.int64, device=p.device)
+    tries = torch.full((len(p),), 2, dtype=torch.int64, device=p.device)  # the first error, and the test at the end
     length = torch.ones_like(p[:, :1])
     for _ in range(_NEWTON_STEPS):
         size = torch.linalg.vector_norm(error, dim=-1)

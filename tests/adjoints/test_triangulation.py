@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 import implicit_bregman as ib
-from implicit_bregman.experiments.oracle import finite_difference_gradient
+from implicit_bregman.experiments.oracle import (
+    finite_difference_gradient,
+    reference_gradient,
+    reference_solution,
+    weight_gradient,
+)
 from implicit_bregman.experiments.problems import Problem, collection
 from tests.adjoints.helpers import (
     ALL_CASES,
     Case,
+    Learned,
     directional_errors,
     learned_case,
     mm_by_hand,
@@ -97,8 +104,6 @@ def test_implicit_is_the_extrapolated_limit_of_unrolling_where_mm_is_slow(case: 
 @pytest.mark.parametrize("problem", [p for p in collection() if p.kind != "indefinite"], ids=lambda p: p.name)
 def test_shared_problems(problem: Problem, dtype: torch.dtype) -> None:
     """Conditions up to 1e4 and widths up to 48, with W and c as leaves."""
-    from implicit_bregman.experiments.oracle import reference_gradient, reference_solution, weight_gradient
-
     rounded = problem.to(dtype)
     weight, offset = (t.clone().requires_grad_() for t in (rounded.weight, rounded.offset))
     energy = ib.QuadraticEnergy.from_matrices(weight)
@@ -118,23 +123,25 @@ def test_shared_problems(problem: Problem, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "weight"), [("convex", "convex"), ("convex", "symmetric"), ("free", "free"), ("indefinite", "symmetric")]
+    "case",
+    [
+        Case("tanh", active=0.34),
+        Case("sigmoid", regularization=0.3),
+        Case("tanh", "indefinite", active=0.2, weight="symmetric"),
+        Case("tanh", "free", active=0.34, weight="free"),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("gamma", [0.0, 0.3])
-def test_gradcheck(kind: str, weight: str, gamma: float) -> None:
+def test_gradcheck(case: Case) -> None:
     """Every entry of x, z⁰ and of the raw parameters, by torch's own judge."""
-    active = 0.0 if gamma and kind != "indefinite" else 0.34
-    learned, _ = learned_case(Case("tanh", kind, active=active, regularization=gamma, weight=weight))
-    names = [name for name, _ in learned.energy.named_parameters()]
+    learned, _ = learned_case(case)
+    solve = Solve(learned)
+    names = [name for name, _ in solve.named_parameters()]
 
     def value(x: Tensor, initial: Tensor, *parameters: Tensor) -> Tensor:
-        def solve() -> Tensor:
-            return ib.find_critical_point(learned.energy, "tanh", x, initial, gamma).value
+        return functional_call(solve, dict(zip(names, parameters, strict=True)), (x, initial))
 
-        return _with_parameters(learned.energy, dict(zip(names, parameters, strict=True)), solve)
-
-    rows = slice(0, 2)
-    leaves = (learned.x[rows], learned.initial[rows], *learned.energy.parameters())
+    leaves = (learned.x[:2], learned.initial[:2], *solve.parameters())
     inputs = tuple(leaf.detach().clone().requires_grad_() for leaf in leaves)
     assert torch.autograd.gradcheck(value, inputs, eps=1e-6, atol=1e-6, rtol=1e-5)
 
@@ -165,8 +172,14 @@ def _loss(z: Tensor) -> Tensor:
     return 0.5 * (z - target).square().sum(-1)
 
 
-def _with_parameters(module: torch.nn.Module, parameters: dict[str, Tensor], run: object) -> Tensor:
-    """`run()` with the parameters replaced by tensors that are part of a graph."""
-    assert callable(run)
-    with torch.nn.utils.stateless._reparametrize_module(module, parameters):
-        return run()
+class Solve(nn.Module):
+    """`find_critical_point` as a module, so that its parameters can be replaced."""
+
+    def __init__(self, learned: Learned) -> None:
+        super().__init__()
+        self.energy = learned.energy
+        self.settings = (learned.geometry, learned.regularization)
+
+    def forward(self, x: Tensor, initial: Tensor) -> Tensor:
+        geometry, gamma = self.settings
+        return ib.find_critical_point(self.energy, geometry, x, initial, gamma).value

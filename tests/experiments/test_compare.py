@@ -6,11 +6,12 @@ import pytest
 import torch
 
 import implicit_bregman as ib
-from implicit_bregman.experiments.compare import CompareSettings, check, find_device, run_comparison
+from implicit_bregman.experiments.compare import check, find_device, run_comparison
 from implicit_bregman.experiments.data import Dataset, load_dataset
 from implicit_bregman.experiments.methods import default_rows, make_methods
 from implicit_bregman.experiments.model import Classifier
 from implicit_bregman.experiments.results import COLUMNS, Comparison
+from implicit_bregman.experiments.settings import CompareSettings
 from implicit_bregman.experiments.training import Recipe, epoch_batches, evaluate, steps_per_epoch, train
 
 ROWS = ("unrolled-1", "implicit", "implicit-mm", "one-step", "truncated-1-of-3", "unrolled-200")
@@ -152,7 +153,7 @@ def test_a_run_records_its_epochs_and_its_state(data: Dataset) -> None:
     run = train(model, data, recipe)
     assert [point.steps for point in run.curve] == [3, 6, 7]
     assert [point.seconds for point in run.curve] == sorted(point.seconds for point in run.curve)
-    assert run.curve[0].train_loss > run.curve[-1].train_loss
+    assert run.curve[0].loss > run.curve[-1].loss
     assert run.iterations == 2.0
     model.load_state_dict(run.state)
     assert evaluate(model, data.train_x, data.train_y)[0] == pytest.approx(run.at_steps.train_loss)

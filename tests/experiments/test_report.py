@@ -17,7 +17,7 @@ from implicit_bregman.experiments.files import writable_folder, write_all
 from implicit_bregman.experiments.plots import comparison_figures
 from implicit_bregman.experiments.report import cell, to_csv, to_json, to_markdown, to_tables
 from implicit_bregman.experiments.results import COLUMNS, Comparison, Row, Statistic, finite, statistic
-from implicit_bregman.experiments.training import Point
+from implicit_bregman.experiments.training import CurvePoint
 
 SEEDS = 3
 
@@ -29,7 +29,7 @@ def make_row(name: str, family: str, depth: int | None, level: float) -> Row:
     columns["peak_bytes"] = None
     if depth is not None:
         columns["converged"] = None
-    curve = tuple(Point(10 * k, 0.1 * k * level, level / k, 0.5) for k in range(1, 5))
+    curve = tuple(CurvePoint(10 * k, 0.1 * k * level, level / k) for k in range(1, 5))
     return Row(name, family, depth, columns, (curve,) * SEEDS)
 
 

@@ -1,0 +1,243 @@
+"""The ways to solve the adjoint system agree, whatever the forward solver did, and say so when they fail."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+
+import implicit_bregman as ib
+from implicit_bregman.experiments.problems import make_problem
+from tests.adjoints.helpers import ALL_CASES, Case, Learned, learned_case, reference_gradients, relative_errors, worst_error
+
+METHODS = ("auto", "cg", "gmres", "dense")
+CASES = [
+    Case("tanh", active=0.34),
+    Case("sigmoid", regularization=0.3, stiffness=4.0),
+    Case("sin", active=0.34, regularization=0.3),
+    Case("bent", active=0.34),
+    Case("tanh", "indefinite", active=0.2, weight="symmetric"),
+    Case("sigmoid", "free", regularization=0.2, weight="free"),
+    Case("arctan", "free", active=0.34, weight="free"),
+]
+#: Solvers that reach every case without the polish.
+UNPOLISHED = [case for case in ALL_CASES if not case.slow]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_agree(case: Case, method: str, dtype: torch.dtype) -> None:
+    if method == "cg" and case.weight == "free":
+        pytest.skip("CG is for symmetric W; the refusal has its own test")
+    learned, exact = _in(case, dtype)
+    found = learned.gradients(ib.adjoints.Implicit(method=method))
+    assert worst_error(found, exact) <= (1e-10 if dtype == torch.float64 else 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["convex", "free", "indefinite"])
+@pytest.mark.parametrize("gamma", [0.0, 0.3])
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_agree_beyond_the_small_dense_width(kind: str, gamma: float, method: str, dtype: torch.dtype) -> None:
+    """At d = 80 `auto` iterates where γ > 0. A small residual is not a small error: compare with the dense solve."""
+    if method == "cg" and kind == "free":
+        pytest.skip("CG is for symmetric W; the refusal has its own test")
+    active = 0.05 if gamma == 0 or kind == "indefinite" else 0.0
+    problem = make_problem(kind, "tanh", dim=80, batch=4, condition=20.0, active=active, regularization=gamma)
+    weight = problem.weight.to(dtype).requires_grad_()
+    energy = ib.QuadraticEnergy.from_matrices(weight)
+    gradients, reports = [], []
+    for how in ("dense", method):
+        x = problem.offset.to(dtype).requires_grad_()
+        solution = ib.find_critical_point(
+            energy, "tanh", x, regularization=gamma, adjoint=ib.adjoints.Implicit(method=how)
+        )
+        kept = solution.converged
+        assert int(kept.sum()) >= 2
+        gradients.append(torch.autograd.grad(solution.value[kept].square().sum(), (weight, x)))
+        reports.append(solution.adjoint)
+    for exact, found in zip(*gradients, strict=True):
+        assert float((found - exact).norm() / exact.norm()) <= (1e-8 if dtype == torch.float64 else 1e-4)
+    assert reports[1].status is not None
+    assert not bool(reports[1].status.any())
+    if method in ("cg", "gmres"):
+        assert reports[1].iterations is not None
+        assert int(reports[1].iterations.max()) > 1
+
+
+@pytest.mark.parametrize("case", UNPOLISHED, ids=str)
+@pytest.mark.parametrize("solver", [ib.solvers.MM, ib.solvers.Anderson, ib.solvers.Broyden], ids=lambda s: s.__name__)
+def test_without_polish(case: Case, solver: type[ib.solvers.MM], dtype: torch.dtype) -> None:
+    """Then the scaled system at the iterate and its next MM iterate does the work."""
+    learned, exact = _in(case, dtype)
+    solution = learned.solve(solver=solver(polish=False))
+    assert bool(solution.converged.all())
+    assert not bool(solution.polished.any())
+    assert worst_error(learned.differentiate(solution.value), exact) <= (1e-6 if dtype == torch.float64 else 1e-3)
+
+
+@pytest.mark.parametrize("case", [case for case in ALL_CASES if case.slow], ids=str)
+def test_without_polish_where_mm_is_slow(case: Case, dtype: torch.dtype) -> None:
+    learned, exact = _in(case, dtype)
+    for solver in (ib.solvers.Anderson, ib.solvers.Broyden):
+        solution = learned.solve(solver=solver(polish=False, max_iter=1000, on_failure="ignore"))
+        found = learned.differentiate(solution.value)
+        each = _error_per_sample(found["x"], exact["x"])
+        assert float(each[solution.converged].max() if bool(solution.converged.any()) else 0.0) <= (
+            1e-6 if dtype == torch.float64 else 1e-3
+        )
+    # Without acceleration the gradient is honest, not exact: it is as far off as the point itself.
+    solution = learned.solve(solver=ib.solvers.MM(polish=False, max_iter=1000, on_failure="ignore"))
+    assert not bool(solution.converged.all())
+    assert worst_error(learned.differentiate(solution.value), exact) <= 1e-2
+
+
+@pytest.mark.parametrize("case", [case for case in ALL_CASES if case.active and case.kind != "indefinite"], ids=str)
+@pytest.mark.parametrize("polish", [True, False], ids=["polish", "no-polish"])
+def test_warm_start_at_the_solution(case: Case, polish: bool, dtype: torch.dtype) -> None:
+    """A dual that is so large that y⁺ rounds to y must not make an active coordinate look free."""
+    learned, exact = _in(case, dtype)
+    first = learned.solve()
+    again = ib.find_critical_point(
+        learned.energy,
+        learned.geometry,
+        learned.x,
+        first,
+        learned.regularization,
+        ib.solvers.MM(polish=polish, max_iter=50),
+    )
+    assert bool(again.converged.all())
+    assert worst_error(learned.differentiate(again.value), exact) <= (1e-6 if dtype == torch.float64 else 1e-3)
+    attached = ib.attach_gradient(learned.energy, learned.geometry, learned.x, first.dual, learned.regularization)
+    assert worst_error(learned.differentiate(attached), exact) <= (1e-6 if dtype == torch.float64 else 1e-3)
+
+
+def test_the_gradient_along_a_trace_tends_to_the_exact_one() -> None:
+    learned, exact = learned_case(Case("tanh", active=0.34))
+    trace = learned.solve(solver=ib.solvers.MM(trace=True)).trace
+    assert trace is not None
+    errors = []
+    for dual in trace.dual[[0, 5, 10, 20, 40]]:
+        value = ib.attach_gradient(learned.energy, learned.geometry, learned.x, dual)
+        errors.append(worst_error(learned.differentiate(value), exact))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 1e-2
+    assert errors[-1] < 1e-3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_singular_system_is_reported(method: str) -> None:
+    """W has a null vector along which z⁰ decides; the derivative with respect to c does not exist."""
+    weight, x, solve = _singular(ib.adjoints.Implicit(method=method))
+    solution = solve()
+    assert solution.converged.tolist() == [True, True]
+    with pytest.warns(ib.ConvergenceWarning, match="implicit adjoint: some samples failed"):
+        gradients = torch.autograd.grad(solution.value.sum(), (weight, x))
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
+    status = solution.adjoint.status
+    assert status is not None
+    assert all(ib.Status(code).failed for code in status.tolist())
+    if method != "gmres":
+        assert status.tolist() == [ib.Status.SINGULAR] * 2
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_failure_can_raise_or_be_ignored(method: str) -> None:
+    _, x, solve = _singular(ib.adjoints.Implicit(method=method, on_failure="raise"))
+    value = solve().value.sum()
+    with pytest.raises(RuntimeError, match="implicit adjoint: 2 of 2 samples failed"):
+        torch.autograd.grad(value, x)
+    _, x, solve = _singular(ib.adjoints.Implicit(method=method, on_failure="ignore"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (gradient,) = torch.autograd.grad(solve().value.sum(), x)
+    assert bool(gradient.isfinite().all())
+
+
+@pytest.mark.parametrize("method", ["cg", "gmres"])
+def test_too_few_iterations_are_reported(method: str) -> None:
+    learned, _ = learned_case(Case("tanh", active=0.34))
+    solution = learned.solve(ib.adjoints.Implicit(method=method, max_iter=1))
+    with pytest.warns(ib.ConvergenceWarning, match="MAX_ITER"):
+        learned.differentiate(solution.value)
+    report = solution.adjoint
+    assert report.status is not None
+    assert report.residual is not None
+    assert report.iterations is not None
+    assert report.status.tolist() == [ib.Status.MAX_ITER] * 3
+    assert bool((report.residual > 1e-3).all())
+    assert report.iterations.tolist() == [1, 1, 1]
+
+
+def test_the_report_is_empty_before_backward() -> None:
+    learned, _ = learned_case(Case("tanh", active=0.34))
+    report = learned.solve().adjoint
+    assert report == ib.AdjointReport(None, None, None)
+
+
+def test_a_gradient_that_is_not_finite_spoils_no_other_sample() -> None:
+    learned, exact = learned_case(Case("tanh", active=0.34))
+    solution = learned.solve()
+    leaves = learned.leaves()
+    cotangent = (solution.value + learned.direction).detach()
+    cotangent[1, 2] = torch.nan
+    with pytest.warns(ib.ConvergenceWarning, match="INVALID_INPUT"):
+        grads = torch.autograd.grad(solution.value, list(leaves.values()), cotangent, allow_unused=True)
+    found = dict(zip(leaves, grads, strict=True))
+    assert solution.adjoint.status is not None
+    assert solution.adjoint.status.tolist() == [0, ib.Status.INVALID_INPUT, 0]
+    assert float(_error_per_sample(found["x"], exact["x"])[[0, 2]].max()) <= 1e-12
+    assert not bool(found["x"][1].any())
+    assert all(bool(gradient.isfinite().all()) for gradient in grads if gradient is not None)
+
+
+def test_methods_that_do_not_fit_are_refused() -> None:
+    learned, _ = learned_case(Case("tanh", "free", active=0.34, weight="free"))
+    with pytest.raises(ValueError, match='"cg" needs a symmetric weight: use method="gmres"'):
+        learned.gradients(ib.adjoints.Implicit(method="cg"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"method": "lu"}, ValueError, "method must be one of auto, cg, gmres, dense, got 'lu'"),
+        ({"tol": 0.0}, ValueError, "tol must be positive and finite, got 0.0"),
+        ({"tol": -1e-6}, ValueError, "tol must be positive"),
+        ({"max_iter": 0}, ValueError, "max_iter must be a whole number of at least 1, got 0"),
+        ({"on_failure": "log"}, ValueError, "on_failure must be one of warn, raise, ignore, got 'log'"),
+        ({"tolerance": 1e-6}, TypeError, "no setting 'tolerance'; its settings are method, tol, max_iter, on_failure"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        ib.adjoints.Implicit(**settings)  # type: ignore[arg-type]
+
+
+def _in(case: Case, dtype: torch.dtype) -> tuple[Learned, dict[str, Tensor]]:
+    learned, exact = learned_case(case)
+    if dtype == torch.float64:
+        return learned, exact
+    rounded = learned.to(dtype)
+    return rounded, reference_gradients(rounded)
+
+
+def _error_per_sample(found: Tensor, exact: Tensor) -> Tensor:
+    return (found.double() - exact).norm(dim=-1) / exact.norm(dim=-1)
+
+
+def _singular(adjoint: ib.adjoints.Implicit) -> tuple[Tensor, Tensor, object]:
+    weight = torch.diag(torch.tensor([-1.0, -0.5, 0.0], dtype=torch.float64)).requires_grad_()
+    x = torch.tensor([[0.3, -0.2, 0.0], [0.1, 0.2, 0.0]], dtype=torch.float64, requires_grad=True)
+
+    def solve() -> ib.Solution:
+        return ib.find_critical_point(ib.QuadraticEnergy.from_matrices(weight), "tanh", x, adjoint=adjoint)
+
+    return weight, x, solve
+
+
+def test_relative_errors_see_a_transposed_weight() -> None:
+    """The comparison itself: with non-symmetric W, dL/dW = v zᵀ must not be mistaken for z vᵀ."""
+    _, exact = learned_case(Case("tanh", "free", active=0.34, weight="free"))
+    wrong = {**exact, "weight_map.entries": exact["weight_map.entries"].T}
+    assert relative_errors(wrong, exact)["weight_map.entries"] > 0.1
