@@ -133,17 +133,20 @@ class Objective:
         next_dual = mm_step(self.geometry, point.dual, point.gradient, step, self.regularization)
         return replace(point, step=step, next_dual=next_dual)
 
-    def primal_step(self, point: Point) -> Float[Tensor, "batch d"]:
-        """ρ(y⁺) − ρ(y), the residual that the accelerated methods drive to 0.
+    def primal_step(self, point: Point) -> tuple[Float[Tensor, "batch d"], Float[Tensor, " batch"]]:
+        """ρ(y⁺) − ρ(y), the residual that the accelerated methods drive to 0, and the norm of its rounding error.
 
-        Where the two agree to a few digits the difference has lost them: (y⁺ − y)√(ρ'(y)ρ'(y⁺)) has the same
-        limit to second order and keeps them.
+        Where the two agree to a few digits their difference has lost them: (y⁺ − y)√(ρ'(y)ρ'(y⁺)), with y⁺ − y
+        before rounding, equals it to second order and keeps them.
         """
-        geometry = self.geometry
+        geometry, gamma, step = self.geometry, self.regularization, point.step
         plain = geometry.activation(point.next_dual) - point.value
-        slopes = geometry.slope(point.dual) * geometry.slope(point.next_dual)
-        smooth = (point.next_dual - point.dual) * slopes.sqrt()
-        return torch.where(plain.abs() > 1e-2 * (1 + point.value.abs()), plain, smooth)
+        slope = (geometry.slope(point.dual) * geometry.slope(point.next_dual)).sqrt()
+        move = step * (point.gradient + gamma * point.dual) / (1 + step * gamma)
+        residual = torch.where(plain.abs() > 1e-2 * (1 + point.value.abs()), plain, -move * slope)
+        eps = torch.finfo(plain.dtype).eps
+        noise = eps * slope * (step * point.scale[:, None] + point.dual.abs())
+        return residual, torch.linalg.vector_norm(noise, dim=-1)
 
     def iterate(self, dual: Float[Tensor, "batch d"], step: Float[Tensor, "batch 1"]) -> Float[Tensor, "batch d"]:
         """One MM step that autograd can follow."""

@@ -43,14 +43,14 @@ class CompareSettings:
     device: str = "cpu"
     seed: int = 0
     seeds: int = 5
-    epochs: int = 5
+    epochs: int = 4
     seconds: float | None = None
     geometry: str = "tanh"
     regularization: float = 0.0
     weight: str = "convex"
-    width: int = 48
+    width: int = 64
     batch_size: int = 64
-    learning_rate: float = 2e-2
+    learning_rate: float = 1e-2
     tol: float | None = None
     max_iter: int | None = None
     rows: tuple[str, ...] = field(default_factory=default_rows)

@@ -73,7 +73,7 @@ class _Mixing:
     def propose(
         self, objective: Objective, memory: _Past, point: Point, fresh: Bool[Tensor, " batch"]
     ) -> tuple[_Past, Tensor]:
-        residual = objective.primal_step(point)
+        residual, noise = objective.primal_step(point)
         image = point.next_dual
         keep = ~fresh[:, None, None]
         past = replace(
@@ -83,17 +83,18 @@ class _Mixing:
             residual_steps=keep * torch.cat([memory.residual_steps[:, 1:], (residual - memory.residual)[:, None]], 1),
             image_steps=keep * torch.cat([memory.image_steps[:, 1:], (image - memory.image)[:, None]], 1),
         )
-        weights = least_squares_weights(past.residual_steps, residual, self.ridge)
+        weights = least_squares_weights(past.residual_steps, residual, self.ridge, noise)
         mixed = image - (weights[:, None, :] @ past.image_steps).squeeze(1)
         return past, objective.geometry.project_dual(mixed)
 
 
 def least_squares_weights(
-    columns: Float[Tensor, "batch m d"], target: Float[Tensor, "batch d"], ridge: float
+    columns: Float[Tensor, "batch m d"], target: Float[Tensor, "batch d"], ridge: float, noise: Float[Tensor, " batch"]
 ) -> Float[Tensor, "batch m"]:
     """argmin_w ‖target − Σ w_i column_i‖² with columns scaled to unit length and a small relative ridge.
 
-    Columns that are 0 get the weight 0. The Gram matrix is factorized in float64 whatever the input: its condition
+    A column that hardly exceeds its rounding error is damped by a ridge of its own, the squared share of the error:
+    a weight that fits noise would amplify it. Columns that are 0 get the weight 0. The Gram matrix is factorized in float64 whatever the input: its condition
     number is the square of the columns'.
     """
     length = torch.linalg.vector_norm(columns, dim=-1)
@@ -101,7 +102,8 @@ def least_squares_weights(
     unit = (columns / scale[:, :, None]).double()
     gram = unit @ unit.mT
     empty = (length == 0).double()
-    gram = gram + torch.diag_embed(empty + ridge + torch.finfo(columns.dtype).eps)
+    damping = (noise[:, None] / scale).double().square()
+    gram = gram + torch.diag_embed(empty + ridge + torch.finfo(columns.dtype).eps + damping)
     right = unit @ target.double()[:, :, None]
     factor, info = torch.linalg.cholesky_ex(gram)
     weights = torch.cholesky_solve(right, factor).squeeze(-1)

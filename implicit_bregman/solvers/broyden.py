@@ -74,7 +74,7 @@ class _RankOneUpdates:
     def propose(
         self, objective: Objective, memory: _Estimate, point: Point, fresh: Bool[Tensor, " batch"]
     ) -> tuple[_Estimate, Tensor]:
-        residual = objective.primal_step(point)
+        residual, noise = objective.primal_step(point)
         step = point.next_dual - point.dual
         fresh = fresh | (memory.count >= self.memory)
         keep = ~fresh
@@ -83,7 +83,8 @@ class _RankOneUpdates:
 
         # Secant: the new estimate has to map Δr to −Δy; the old one maps it to Δstep + Σ left_i ⟨right_i, Δr⟩.
         change = residual - memory.residual
-        norm = (change * change).sum(-1)
+        # The rounding error of the change damps an update that would mostly learn noise.
+        norm = (change * change).sum(-1) + noise.square()
         usable = keep & (norm > 0)
         safe = torch.where(usable, norm, 1.0)[:, None]
         mapped = (step - memory.step) + _apply(left, right, change)

@@ -34,7 +34,7 @@ _FINISH_WIDTH = 16
 #: The residual from which on Newton's method takes over where γ > 0 and there is one critical point,
 _NEWTON_FROM = 1e-4
 #: up to the width at which its factorizations cost more than the iterations that are left.
-_NEWTON_WIDTH = 64
+_NEWTON_WIDTH = 128
 #: The residual from which on a field without objective is accelerated, where it may have several zeros.
 _NEAR = 1e-3
 #: Smallest step that backtracking tries before it gives up.
@@ -185,7 +185,7 @@ class _Run:
             evaluations=progress.evaluations + 1,
             best=torch.where(closer, new.residual, progress.best),
             shortest=torch.where(shorter, length, progress.shortest),
-            idle=torch.where(closer | shorter | (fell & accepted), 0, progress.idle + 1),
+            idle=torch.where(closer | shorter | (fell & accepted) | self._returns(new), 0, progress.idle + 1),
             window=torch.where(
                 accepted[:, None], torch.cat([progress.window[:, 1:], merit[:, None]], 1), progress.window
             ),
@@ -197,6 +197,17 @@ class _Run:
         if self.objective.backtracks:
             halved = torch.where(rejected_step[:, None], 0.5 * self.point.step, self.point.step)
             self.point = self.objective.restep(self.point, halved)
+
+    def _returns(self, new: Point) -> Bool[Tensor, " batch"]:
+        """Whether a coordinate comes back from a bound that it is not to stay at.
+
+        Its dual runs back at a constant speed, for as many steps as it took to get there, while z is rounded to the
+        bound and nothing else changes.
+        """
+        eps = torch.finfo(new.dual.dtype).eps
+        saturated = self.objective.geometry.slope(new.dual) < 1e3 * eps
+        gain = new.dual.abs() - new.next_dual.abs()
+        return (saturated & (gain > 16 * eps * (new.dual.abs() + new.scale[:, None]))).any(-1)
 
     def _judge(self, new: Point, proposed: Tensor) -> tuple[Tensor, Tensor]:
         """The merit of each candidate, and whether it is accepted."""
@@ -228,11 +239,9 @@ class _Run:
                 self._free_near_equilibrium()
             return
         if self.objective.regularization and self.objective.unique:
-            # Newton's steps cost a factorization each: worth it close to the end, or where all else fails.
-            near = self.point.residual <= _NEWTON_FROM
-            last_chance = (self.progress.idle >= _PATIENCE) | (iteration >= self.solver.max_iter)
-            narrow = self.point.value.shape[-1] <= _NEWTON_WIDTH
-            due = due & (last_chance | (near & narrow))
+            # Newton's steps cost a factorization each: worth it near the end, or where the iteration fails.
+            near = (self.point.residual <= _NEWTON_FROM) & (self.point.value.shape[-1] <= _NEWTON_WIDTH)
+            due = due & (near | (self.progress.idle >= _PATIENCE) | (iteration >= self.solver.max_iter))
         rows = due.nonzero().squeeze(-1)
         if len(rows) == 0:
             return

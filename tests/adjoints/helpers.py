@@ -102,7 +102,8 @@ def indefinite_cases() -> list[Case]:
 
 
 ALL_CASES = [*convex_cases(), *free_cases(), *indefinite_cases()]
-FAST_CASES = [case for case in ALL_CASES if not case.slow]
+#: σ = 0: there is no fixed step, and MM backtracks.
+BACKTRACKING_CASE = Case("exp", active=0.34)
 
 
 @dataclass
