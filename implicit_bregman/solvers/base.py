@@ -66,7 +66,8 @@ class Solver(Settings):
             make them: MM may take thousands of steps past a saddle where W is indefinite.
         polish: for quadratic f, finish exactly: for γ = 0 by a solve on the free coordinates once the active set
             has been identified (the KKT polish), for γ > 0 by Newton's method in the dual. Without it, geometries
-            whose iterates approach an active bound slowly (arctan, bent, isru) do not reach small residuals.
+            whose iterates approach an active bound slowly (arctan, bent, isru) do not reach small residuals. Where
+            there are several critical points, stretches over which MM hardly moves z are taken in one step as well.
         trace: record residual, objective and iterate of every iteration. Polish is then off.
         on_failure: "warn" (once), "raise" or "ignore" when a sample fails.
 

@@ -37,6 +37,8 @@ _NEWTON_FROM = 1e-4
 _NEWTON_WIDTH = 128
 #: The residual from which on a field without objective is accelerated, where it may have several zeros.
 _NEAR = 1e-3
+#: How far z may move, relative to its size, while MM steps are made many at once.
+_STILL = 1e-5
 #: Smallest step that backtracking tries before it gives up.
 _LEAST_STEP = 2.0**-60
 
@@ -73,6 +75,7 @@ class _Progress(RowsOfTensors):
             (b, d), (b,).
         lost: whether MM's own step led to something that is not finite, (b,).
         opening: the first dual step of MM, (b, d).
+        stride: how many MM steps to make at once where z stands still, (b,).
     """
 
     index: Tensor
@@ -87,6 +90,7 @@ class _Progress(RowsOfTensors):
     radius: Tensor
     lost: Tensor
     opening: Tensor
+    stride: Tensor
 
 
 def run(
@@ -155,6 +159,7 @@ class _Run:
             radius=torch.full_like(like, torch.inf),
             lost=torch.zeros_like(like, dtype=torch.bool),
             opening=point.next_dual - point.dual,
+            stride=torch.ones_like(like),
         )
 
     @property
@@ -173,6 +178,9 @@ class _Run:
             )
             proposed = progress.free_to_run & ~progress.restart & torch.isfinite(dual.sum(-1))
             candidate = torch.where(proposed[:, None], dual, candidate)
+        if self.finishes and self.certifies and not self.objective.regularization:
+            candidate = self._stride(candidate, proposed)
+            progress = self.progress
         new = self.objective.evaluate(candidate, point.step)
         merit, accepted = self._judge(new, proposed)
         fell = merit < progress.window[:, -1] if not self._merit_is_residual else torch.zeros_like(accepted)
@@ -197,6 +205,22 @@ class _Run:
         if self.objective.backtracks:
             halved = torch.where(rejected_step[:, None], 0.5 * self.point.step, self.point.step)
             self.point = self.objective.restep(self.point, halved)
+
+    def _stride(self, candidate: Tensor, proposed: Tensor) -> Tensor:
+        """Many MM steps at once, where they move z by next to nothing.
+
+        A coordinate that comes back from a bound runs at a constant speed in the dual, for as many steps as it took
+        to get there, while z, and with it ∇f, stands still: those steps can be added up.
+        """
+        point, stride = self.point, self.progress.stride
+        far = point.dual + stride[:, None] * (point.next_dual - point.dual)
+        moved = (self.objective.geometry.activation(far) - point.value).abs().amax(-1)
+        small = max(_STILL, 8 * torch.finfo(moved.dtype).eps) * (1 + point.value.abs().amax(-1))
+        still = (moved <= small) & ~proposed
+        self.progress = replace(
+            self.progress, stride=torch.where(still, (2 * stride).clamp_max(2.0**20), (0.25 * stride).clamp_min(1.0))
+        )
+        return torch.where((still & (stride > 1))[:, None], far, candidate)
 
     def _returns(self, new: Point) -> Bool[Tensor, " batch"]:
         """Whether a coordinate comes back from a bound that it is not to stay at.

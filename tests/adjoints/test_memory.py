@@ -38,7 +38,7 @@ def test_memory_does_not_grow_with_the_iterations(adjoint: str) -> None:
     layer = ib.BregmanDEQ(N, D, adjoint=adjoint)
     x = 3 * torch.randn(B, N)
     counts, sizes = [], []
-    for tol in (1e-1, 1e-6):
+    for tol in (1e-1, 1e-3):
         layer.solver = ib.solvers.MM(tol=tol, polish=False)
         sizes.append(held(layer, x))
         assert layer.last_solution is not None

@@ -212,7 +212,7 @@ def test_a_weight_that_training_has_broken_is_named(bad: float) -> None:
     energy = QuadraticEnergy(3, weight="symmetric")
     with torch.no_grad():
         energy.weight_map.entries[0, 0] = bad
-    with pytest.raises(ValueError, match="weight of the energy .*finite|NaN or infinite"):
+    with pytest.raises(ValueError, match=r"weight of the energy .*(finite|infinite)"):
         energy.curvature_bound()
 
 

@@ -73,9 +73,7 @@ def test_a_right_hand_side_that_is_not_finite_spoils_no_other(route: str, genera
 
 
 @pytest.mark.parametrize("route", ["by set", "by sample"])
-def test_blocks_that_are_not_positive_definite_are_refused_on_request(
-    route: str, generator: torch.Generator
-) -> None:
+def test_blocks_that_are_not_positive_definite_are_refused_on_request(route: str, generator: torch.Generator) -> None:
     matrix = torch.diag(torch.tensor([-1.0, 1.0, 2.0]))
     free = torch.tensor([[True, True, True], [False, True, True]])
     if route == "by set":

@@ -59,7 +59,7 @@ def test_definiteness_beyond_rounding(symmetric: bool, dtype: torch.dtype) -> No
 def test_a_matrix_that_is_not_finite_is_refused(symmetric: bool, bad: float) -> None:
     matrix = torch.eye(3)
     matrix[1, 1] = bad
-    with pytest.raises(ValueError, match="not finite|NaN or infinite"):
+    with pytest.raises(ValueError, match=r"not finite|NaN or infinite"):
         spectrum(matrix, symmetric)
 
 

@@ -1,0 +1,485 @@
+"""The deep-equilibrium layer as a torch module."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import implicit_bregman as ib
+
+BOX = ib.geometry("tanh").to_box(-2.0, 3.0)
+ADJOINTS = [
+    "implicit",
+    "phantom",
+    "one_step",
+    "unrolled",
+    ib.adjoints.Unrolled(steps=4, checkpoint=True, last=2),
+    ib.adjoints.Phantom(steps=3, damping=0.25),
+]
+
+
+@pytest.fixture
+def x(generator: torch.Generator) -> Tensor:
+    return torch.randn(7, 4, generator=generator)
+
+
+# What it computes ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("geometry", ["tanh", "sigmoid", "sin", "softplus", BOX])
+@pytest.mark.parametrize("regularization", [0.0, 0.4])
+def test_the_output_is_a_critical_point(geometry: str, regularization: float, device: torch.device) -> None:
+    layer = ib.BregmanDEQ(4, 5, geometry, regularization=regularization, device=device, dtype=torch.float64)
+    x = torch.randn(7, 4, dtype=torch.float64).to(device)
+    z = layer(x)
+    solution = layer.last_solution
+    assert solution is not None
+    force = z @ layer.energy.weight.mT + layer.energy.linear(x) - regularization * solution.dual
+    lo, hi = layer.geometry.bounds(torch.float64)
+    torch.testing.assert_close((z + force).clamp(lo, hi), z, rtol=0, atol=1e-9)
+    assert z.device.type == device.type
+
+
+def test_with_regularization_it_is_the_usual_weight_tied_deq(x: Tensor) -> None:
+    layer = ib.BregmanDEQ(4, 5, "sigmoid", regularization=0.5)
+    z = layer(x)
+    usual = layer.geometry.activation((z @ layer.energy.weight.mT + layer.energy.linear(x)) / 0.5)
+    torch.testing.assert_close(z, usual, rtol=0, atol=1e-5)
+
+
+def test_unrolled_is_a_feed_forward_network_with_tied_weights(x: Tensor) -> None:
+    """τ = 1: each step is the Bregman layer z⁺ = ρ(ρ⁻¹(z) + Wz + Ux + b)."""
+    layer = ib.BregmanDEQ(4, 5, "tanh", adjoint=ib.adjoints.Unrolled(steps=3))
+    z = torch.zeros(7, 5)
+    for _ in range(3):
+        z = torch.tanh(torch.atanh(z) + z @ layer.energy.weight.mT + layer.energy.linear(x))
+    torch.testing.assert_close(layer(x), z)
+
+
+@pytest.mark.parametrize("weight", ["convex", "symmetric", "free"])
+def test_weights_start_where_the_critical_point_is_unique(weight: str, x: Tensor) -> None:
+    layer = ib.BregmanDEQ(4, 5, weight=weight)
+    matrix = layer.energy.weight.detach()
+    assert float(torch.linalg.eigvalsh(0.5 * (matrix + matrix.T)).max()) < 0
+    assert bool(layer.solve(x).converged.all())
+    assert torch.equal(matrix, matrix.T) == (weight != "free")
+
+
+def test_without_bias(x: Tensor) -> None:
+    layer = ib.BregmanDEQ(4, 5, bias=False)
+    assert [name for name, _ in layer.named_parameters()] == ["energy.input_weight", "energy.weight_map.factor"]
+    torch.testing.assert_close(layer(torch.zeros(2, 4)), torch.zeros(2, 5))
+    layer(x).sum().backward()
+
+
+def test_the_margin_bounds_the_weight() -> None:
+    layer = ib.BregmanDEQ(4, 5, margin=0.7)
+    with torch.no_grad():
+        layer.energy.weight_map.factor.zero_()
+    torch.testing.assert_close(layer.energy.weight, -0.7 * torch.eye(5))
+
+
+# Shapes ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (6,), (2, 3), (2, 1, 3), (0,), (2, 0), (0, 3)])
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
+def test_leading_shapes_as_in_linear(shape: tuple[int, ...], adjoint: object) -> None:
+    layer = ib.BregmanDEQ(4, 5, adjoint=adjoint)
+    x = torch.randn(*shape, 4, requires_grad=True)
+    solution = layer.solve(x)
+    assert solution.value.shape == nn.Linear(4, 5)(x).shape
+    assert solution.dual.shape == (*shape, 5)
+    for per_sample in (solution.residual, solution.iterations, solution.evaluations, solution.status, solution.step):
+        assert per_sample.shape == shape
+    assert solution.converged.shape == shape
+    assert solution.objective is not None
+    assert solution.objective.shape == shape
+    solution.value.sum().backward()
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+    report = solution.adjoint
+    for entry in (report.status, report.residual, report.iterations):
+        assert entry is None or entry.shape == shape
+    assert (report.status is not None) == (adjoint == "implicit")
+    if x.numel():
+        flat = layer(x.reshape(-1, 4)).reshape(*shape, 5)
+        torch.testing.assert_close(flat, solution.value)
+
+
+def test_strided_input_is_the_same(x: Tensor) -> None:
+    layer = ib.BregmanDEQ(4, 5)
+    strided = torch.randn(4, 14).T[::2]
+    assert not strided.is_contiguous()
+    assert torch.equal(layer(strided), layer(strided.contiguous()))
+    expanded = x[:1].expand(3, 4)
+    torch.testing.assert_close(layer(expanded), layer(x[:1]).expand(3, 5))
+
+
+# The solution, and starting from it -------------------------------------------------------------------------------
+
+
+def test_last_solution_is_the_last_call_detached(x: Tensor) -> None:
+    layer = ib.BregmanDEQ(4, 5)
+    assert layer.last_solution is None
+    z = layer(x)
+    last = layer.last_solution
+    assert last is not None
+    assert z.requires_grad
+    assert not last.value.requires_grad
+    assert torch.equal(last.value, z)
+    layer(x[:2])
+    assert layer.last_solution is not last
+    assert layer.last_solution is not None
+    assert layer.last_solution.value.shape == (2, 5)
+
+
+def test_solve_carries_the_gradient_and_last_solution_sees_the_backward_report(x: Tensor) -> None:
+    layer = ib.BregmanDEQ(4, 5)
+    solution = layer.solve(x)
+    assert solution.value.requires_grad
+    solution.value.sum().backward()
+    assert layer.last_solution is not None
+    assert layer.last_solution.adjoint.status is not None
+
+
+@pytest.mark.parametrize("geometry", ["tanh", "sigmoid", "arctan", "softplus"])
+@pytest.mark.parametrize("regularization", [0.0, 0.3])
+def test_a_warm_start_costs_nothing_and_changes_nothing(geometry: str, regularization: float, x: Tensor) -> None:
+    layer = ib.BregmanDEQ(4, 5, geometry, regularization=regularization)
+    x = 3 * x
+    cold = layer.solve(x)
+    warm = layer.solve(x, initial=cold)
+    assert int(cold.iterations.max()) > 0
+    assert int(warm.iterations.max()) <= 1
+    torch.testing.assert_close(warm.value, cold.value, rtol=0, atol=1e-5)
+    parameters = tuple(layer.parameters())
+    gradients = [torch.autograd.grad(s.value.square().sum(), parameters) for s in (cold, warm)]
+    for found, expected in zip(*gradients, strict=True):
+        assert float((found - expected).norm() / expected.norm()) <= 1e-3
+
+
+def test_a_warm_start_from_a_nearby_input_is_shorter(x: Tensor) -> None:
+    layer = ib.BregmanDEQ(4, 5, solver=ib.solvers.MM(polish=False))
+    cold = layer.solve(x)
+    warm = layer.solve(x + 1e-4, initial=layer.last_solution)
+    assert int(warm.iterations.sum()) < int(cold.iterations.sum())
+
+
+def test_a_start_from_inference_mode_can_be_trained_from(x: Tensor) -> None:
+    for adjoint in ("implicit", "unrolled"):
+        layer = ib.BregmanDEQ(4, 5, adjoint=adjoint)
+        with torch.inference_mode():
+            previous = layer.solve(x)
+        layer.solve(x, initial=previous).value.sum().backward()
+        assert layer.energy.bias.grad is not None
+
+
+def test_the_start_does_not_matter_where_the_critical_point_is_unique(x: Tensor) -> None:
+    layer = ib.BregmanDEQ(4, 5, dtype=torch.float64)
+    start = 0.9 * (2 * torch.rand(7, 5, dtype=torch.float64) - 1)
+    torch.testing.assert_close(layer.solve(x.double(), initial=start).value, layer(x.double()))
+
+
+# Settings -----------------------------------------------------------------------------------------------------------
+
+
+def test_solver_adjoint_and_regularization_may_be_assigned(x: Tensor) -> None:
+    layer = ib.BregmanDEQ(4, 5, dtype=torch.float64)
+    x = x.double()
+    expected = layer(x)
+    for solver in ("mm", "anderson", ib.solvers.Broyden(memory=5)):
+        layer.solver = solver
+        torch.testing.assert_close(layer(x), expected)
+    layer.solver, layer.adjoint = "auto", ib.adjoints.Unrolled(steps=2)
+    assert layer.solve(x).status.tolist() == [ib.Status.TRUNCATED] * 7
+    layer.solver = "broyden"
+    with pytest.raises(ValueError, match="Unrolled is MM itself"):
+        layer(x)
+    layer.solver, layer.adjoint, layer.regularization = "auto", "one_step", 0.7
+    torch.testing.assert_close(
+        layer(x), ib.find_critical_point(layer.energy, layer.geometry, x, regularization=0.7).value
+    )
+    layer.regularization = -1.0
+    with pytest.raises(ValueError, match="regularization must be a finite number >= 0, got -1.0"):
+        layer(x)
+    layer.regularization, layer.adjoint = 0.0, "exact"
+    with pytest.raises(ValueError, match="adjoint must be one of implicit, unrolled, phantom, one_step, got 'exact'"):
+        layer(x)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"in_features": 0}, ValueError, "in_features must be at least 1, got 0"),
+        ({"out_features": -2}, ValueError, "out_features must be at least 1, got -2"),
+        ({"geometry": "relu"}, ValueError, "unknown geometry 'relu'; known: isru, sigmoid"),
+        ({"weight": "negative"}, ValueError, "weight must be one of convex, symmetric, free.*, got 'negative'"),
+        ({"regularization": -0.1}, ValueError, "regularization must be a finite number >= 0, got -0.1"),
+        ({"regularization": float("nan")}, ValueError, "regularization must be a finite number >= 0, got nan"),
+        ({"regularization": "0.1"}, TypeError, "regularization must be a .*number.*, got .*0.1"),
+        ({"solver": "newton-raphson"}, ValueError, "solver must be one of auto, mm, .*, got 'newton-raphson'"),
+        ({"solver": None}, TypeError, "solver must be a name or an instance such as .*, got None"),
+        ({"adjoint": "exact"}, ValueError, "adjoint must be one of implicit, .*, got 'exact'"),
+        ({"adjoint": ib.adjoints.Implicit}, TypeError, "adjoint must be a name or an instance"),
+        ({"injection": "both"}, ValueError, "injection must be one of linear, initial, got 'both'"),
+        ({"margin": 0.0}, ValueError, "margin must be positive, got 0"),
+    ],
+    ids=str,
+)
+def test_impossible_settings_are_refused(settings: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        ib.BregmanDEQ(**{"in_features": 4, "out_features": 5, **settings})  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_a_linear_map_is_warned_about() -> None:
+    with pytest.warns(UserWarning, match="with regularization=0 and the unbounded domain of identity the layer is"):
+        ib.BregmanDEQ(4, 5, "identity")
+    for settings in ({"regularization": 0.1}, {"adjoint": "unrolled"}):
+        ib.BregmanDEQ(4, 5, "identity", **settings)  # type: ignore[arg-type]
+    ib.BregmanDEQ(4, 5, "softplus")
+
+
+def test_certificate() -> None:
+    layer = ib.BregmanDEQ(4, 5, "sigmoid", regularization=0.1)
+    certificate = layer.certificate()
+    assert certificate.unique
+    assert certificate.converges
+    assert certificate.step == 1.0
+    assert certificate.rate == pytest.approx(1 / 1.1, rel=0.1)
+
+
+# injection="initial" ------------------------------------------------------------------------------------------------
+
+
+def test_initial_injection_is_the_unrolled_network_of_the_paper(x: Tensor) -> None:
+    layer = ib.BregmanDEQ(4, 4, injection="initial", adjoint=ib.adjoints.Unrolled(steps=2), dtype=torch.float64)
+    assert "energy.input_weight" not in dict(layer.named_parameters())
+    with torch.no_grad():
+        layer.energy.bias.copy_(torch.linspace(-0.3, 0.4, 4))
+    x = torch.tanh(x.double()).requires_grad_()
+    z = x
+    for _ in range(2):
+        z = torch.tanh(torch.atanh(z) + z @ layer.energy.weight.mT + layer.energy.bias)
+    torch.testing.assert_close(layer(x), z)
+    found, expected = (torch.autograd.grad(v.square().sum(), (x, layer.energy.bias)) for v in (layer(x), z))
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_initial_injection_is_refused_where_it_makes_a_constant() -> None:
+    with pytest.raises(ValueError, match='injection="initial" with weight="convex" makes h constant'):
+        ib.BregmanDEQ(4, 4, injection="initial")
+    with pytest.raises(ValueError, match="in_features = 4 must equal out_features = 5"):
+        ib.BregmanDEQ(4, 5, injection="initial", adjoint="unrolled")
+
+
+@pytest.mark.parametrize("weight", ["symmetric", "free"])
+def test_initial_injection_warns_where_nothing_upstream_can_train(weight: str, x: Tensor) -> None:
+    with pytest.warns(UserWarning, match="makes h piecewise constant in x: nothing upstream of this layer can train"):
+        layer = ib.BregmanDEQ(4, 4, weight=weight, injection="initial")
+    x = torch.tanh(x).requires_grad_()
+    (gradient,) = torch.autograd.grad(layer(x).sum(), x)
+    assert not bool(gradient.any())
+
+
+def test_initial_injection_with_a_constant_critical_point_is_refused_also_when_assigned_later(x: Tensor) -> None:
+    """Unrolled at construction, implicit afterwards: h is constant now, and the layer must not hide it."""
+    layer = ib.BregmanDEQ(4, 4, injection="initial", adjoint="unrolled")
+    layer.adjoint = "implicit"
+    with pytest.raises(ValueError, match="makes h constant"):
+        layer(torch.tanh(x))
+
+
+def test_initial_injection_takes_no_other_start(x: Tensor) -> None:
+    layer = ib.BregmanDEQ(4, 4, injection="initial", adjoint="unrolled")
+    with pytest.raises(ValueError, match='initial cannot be given with injection="initial"'):
+        layer.solve(torch.tanh(x), initial=torch.zeros(7, 4))
+    with pytest.raises(ValueError, match="must lie in the interior of the domain"):
+        layer(x + 5)
+    with pytest.raises(ValueError, match=r"shape|features"):
+        layer(torch.zeros(7, 3))
+
+
+# Copies -------------------------------------------------------------------------------------------------------------
+
+
+def stored_layers() -> list[ib.BregmanDEQ]:
+    return [
+        ib.BregmanDEQ(4, 5),
+        ib.BregmanDEQ(4, 5, BOX, "symmetric", 0.2, ib.solvers.Broyden(memory=7), ib.adjoints.Phantom(steps=3)),
+        ib.BregmanDEQ(4, 5, ib.geometry("softplus", sharpness=2.0), "free", 0.3, bias=False),
+        ib.BregmanDEQ(4, 4, "sin", injection="initial", adjoint=ib.adjoints.Unrolled(steps=3, last=1)),
+    ]
+
+
+def _through_pickle(layer: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(layer))
+
+
+def _through_a_file(layer: nn.Module) -> nn.Module:
+    stream = io.BytesIO()
+    torch.save(layer, stream)
+    stream.seek(0)
+    return torch.load(stream, weights_only=False)
+
+
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, _through_pickle, _through_a_file], ids=lambda f: f.__name__)
+def test_copies_are_equal_and_independent(number: int, duplicate: object) -> None:
+    assert callable(duplicate)
+    layer = stored_layers()[number]
+    x = 0.5 * torch.rand(3, 4)
+    expected = layer(x)  # leaves a last_solution behind
+    other = duplicate(layer)
+    assert repr(other) == repr(layer)
+    assert (other.geometry, other.solver, other.adjoint) == (layer.geometry, layer.solver, layer.adjoint)
+    assert other.last_solution is None
+    assert torch.equal(other(x), expected)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.5)
+    assert not torch.equal(other(x), expected)
+    assert torch.equal(layer(x), expected)
+    assert layer.last_solution is not None
+
+
+def test_state_dict_round_trip(x: Tensor) -> None:
+    layer, other = ib.BregmanDEQ(4, 5), ib.BregmanDEQ(4, 5)
+    assert not torch.equal(layer(x), other(x))
+    state = layer.state_dict()
+    assert set(state) == {"energy.input_weight", "energy.bias", "energy.weight_map.factor"}
+    assert other.load_state_dict(state).missing_keys == []
+    assert torch.equal(layer(x), other(x))
+    stream = io.BytesIO()
+    torch.save(state, stream)
+    stream.seek(0)
+    other.load_state_dict(torch.load(stream, weights_only=True))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        ib.BregmanDEQ(4, 6).load_state_dict(state)
+
+
+def test_to_dtype_keeps_the_function(x: Tensor) -> None:
+    layer = ib.BregmanDEQ(4, 5)
+    expected = layer(x)
+    double = copy.deepcopy(layer).double()
+    assert {p.dtype for p in double.parameters()} == {torch.float64}
+    z = double(x.double())
+    assert z.dtype == torch.float64
+    torch.testing.assert_close(z.float(), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(double.float()(x), expected)
+    with pytest.raises(ValueError, match="x is torch.float64, but .* of the energy is torch.float32: convert"):
+        layer(x.double())
+
+
+def test_to_another_device_moves_everything() -> None:
+    layer = ib.BregmanDEQ(4, 5).to("meta")
+    assert {p.device.type for p in layer.parameters()} == {"meta"}
+    with pytest.raises(ValueError, match="x is on cpu, but .* of the energy is on meta: move one of them"):
+        layer(torch.zeros(2, 4))
+
+
+def test_repr_says_everything() -> None:
+    text = repr(ib.BregmanDEQ(4, 5, "sigmoid", regularization=0.2, adjoint=ib.adjoints.Unrolled(steps=3)))
+    for part in (
+        "in_features=4, out_features=5",
+        "geometry=Sigmoid()",
+        "regularization=0.2",
+        "solver='auto'",
+        "adjoint=Unrolled(steps=3",
+        "injection='linear'",
+        "(energy): QuadraticEnergy(",
+    ):
+        assert part in text
+
+
+# Training -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weight", ["convex", "symmetric", "free"])
+@pytest.mark.parametrize("adjoint", ["implicit", "phantom", "one_step", "unrolled"])
+def test_training_reduces_the_loss(weight: str, adjoint: str, generator: torch.Generator) -> None:
+    x = torch.randn(32, 4, generator=generator)
+    target = (x[:, :2] * x[:, 2:]).sum(-1, keepdim=True).tanh()
+    model = nn.Sequential(nn.Linear(4, 6), ib.BregmanDEQ(6, 8, weight=weight, adjoint=adjoint), nn.Linear(8, 1))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = (model(x) - target).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.6 * losses[0]
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_frozen_parameters_get_no_gradient(x: Tensor) -> None:
+    layer = ib.BregmanDEQ(4, 5)
+    layer.energy.weight_map.factor.requires_grad_(False)
+    expected = torch.autograd.grad(layer(x).sum(), layer.energy.bias)
+    layer(x).sum().backward()
+    assert layer.energy.weight_map.factor.grad is None
+    assert layer.energy.bias.grad is not None
+    torch.testing.assert_close(layer.energy.bias.grad, expected[0])
+    layer.requires_grad_(False)
+    assert not layer(x).requires_grad
+    assert layer(x.requires_grad_()).requires_grad
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
+def test_without_gradients(mode: type[torch.no_grad], adjoint: object, x: Tensor) -> None:
+    layer = ib.BregmanDEQ(4, 5, adjoint=adjoint)
+    expected = layer(x)
+    with mode():
+        z = layer(x)
+    assert not z.requires_grad
+    assert torch.equal(z, expected)
+
+
+def test_the_same_layer_twice_in_one_graph(x: Tensor) -> None:
+    """Weights shared between two places of a network get the sum of both gradients."""
+    layer = ib.BregmanDEQ(5, 5, dtype=torch.float64)
+    x = torch.randn(3, 5, dtype=torch.float64)
+    parameters = tuple(layer.parameters())
+
+    def loss() -> Tensor:
+        return layer(layer(x)).square().sum()
+
+    gradients = torch.autograd.grad(loss(), parameters)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        direction = torch.randn_like(parameter)
+        with torch.no_grad():
+            parameter.add_(1e-6 * direction)
+            up = loss()
+            parameter.sub_(2e-6 * direction)
+            down = loss()
+            parameter.add_(1e-6 * direction)
+        assert float((up - down) / 2e-6) == pytest.approx(float((gradient * direction).sum()), rel=1e-5)
+
+
+def test_an_optimizer_step_between_two_calls_is_seen(x: Tensor) -> None:
+    """Nothing of a previous call is reused, however the parameters were changed."""
+    layer = ib.BregmanDEQ(4, 5)
+    layer(x)
+    with torch.no_grad():
+        layer.energy.weight_map.factor.data.mul_(2)
+    fresh = ib.BregmanDEQ(4, 5)
+    fresh.load_state_dict(layer.state_dict())
+    assert torch.equal(layer(x), fresh(x))
+
+
+def test_no_warning_in_ordinary_use(x: Tensor) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for weight in ("convex", "symmetric", "free"):
+            ib.BregmanDEQ(4, 5, weight=weight)(x).sum().backward()

@@ -1,0 +1,160 @@
+"""Half precision, autocast, float64: the stated rule.
+
+Half-precision parameters and inputs are lifted to float32, solved, and the value returned in x's precision. Under
+autocast the solve runs in the parameters' precision and returns at least float32.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import implicit_bregman as ib
+
+HALF = [torch.float16, torch.bfloat16]
+ADJOINTS = ["implicit", "phantom", "one_step", "unrolled"]
+
+
+def layer_and_input(dtype: torch.dtype, **settings: object) -> tuple[ib.BregmanDEQ, Tensor]:
+    layer = ib.BregmanDEQ(4, 5, **settings)  # type: ignore[arg-type]
+    with torch.no_grad():
+        layer.energy.bias.copy_(torch.linspace(-0.2, 0.2, 5))
+    return layer.to(dtype), torch.randn(6, 4).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+@pytest.mark.parametrize("regularization", [0.0, 0.3])
+def test_half_precision_parameters(dtype: torch.dtype, adjoint: str, regularization: float) -> None:
+    layer, x = layer_and_input(dtype, adjoint=adjoint, regularization=regularization)
+    x.requires_grad_()
+    z = layer(x)
+    assert z.dtype == dtype
+    z.sum().backward()
+
+    # The same numbers in float32 give the same, rounded once at the end.
+    lifted = copy.deepcopy(layer).float()
+    lifted.zero_grad()
+    leaf = x.detach().float().requires_grad_()
+    exact = lifted(leaf)
+    exact.sum().backward()
+    # W is formed from its factor in half precision: a relative change of eps, amplified by the condition number.
+    tolerance = 20 * torch.finfo(dtype).eps
+    torch.testing.assert_close(z.float(), exact, rtol=tolerance, atol=tolerance)
+    for ours, theirs in zip((x, *layer.parameters()), (leaf, *lifted.parameters()), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert ours.grad.dtype == dtype
+        error = (ours.grad.float() - theirs.grad).norm() / theirs.grad.norm()
+        assert float(error) <= 40 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_half_precision_solution(dtype: torch.dtype) -> None:
+    layer, x = layer_and_input(dtype)
+    solution = layer.solve(x)
+    assert bool(solution.converged.all())
+    assert solution.dual.dtype == torch.float32
+    assert solution.residual.dtype == torch.float32
+    assert float(solution.residual.max()) <= 1e-6
+    again = layer.solve(x, initial=solution)
+    assert torch.equal(again.value, solution.value)
+    assert layer.solve(x, initial=torch.zeros(6, 5, dtype=dtype)).value.dtype == dtype
+    assert layer(x[:0]).shape == (0, 5)
+    assert layer.certificate().unique
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_mixed_precisions_are_refused(dtype: torch.dtype) -> None:
+    layer, x = layer_and_input(dtype)
+    with pytest.raises(ValueError, match=f"x is torch.float32, but .* of the energy is {dtype}: convert one of them"):
+        layer(x.float())
+    with pytest.raises(ValueError, match=f"x is {dtype}, but .* of the energy is torch.float32: convert one of them"):
+        ib.BregmanDEQ(4, 5)(x)
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS)
+@pytest.mark.parametrize("parameters", [torch.float32, torch.float64], ids=str)
+def test_autocast(adjoint: str, parameters: torch.dtype) -> None:
+    """The layer before emits bfloat16; the solve, its value and its gradients keep the parameters' precision."""
+    layer, x = layer_and_input(parameters, adjoint=adjoint)
+    before, after = nn.Linear(4, 4), nn.Linear(5, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = before(x.float())
+        z = layer(hidden)
+        output = after(z.float())
+        loss = output.float().square().mean()
+    assert hidden.dtype == torch.bfloat16
+    assert output.dtype == torch.bfloat16
+    assert z.dtype in (torch.float32, torch.float64)
+    assert torch.equal(z.float(), layer(hidden.detach().to(parameters)).float())
+    loss.backward()
+    assert layer.energy.bias.grad is not None
+    assert layer.energy.bias.grad.dtype == parameters
+    assert before.weight.grad is not None
+    assert bool(before.weight.grad.any())
+
+
+def test_autocast_gradient_is_the_full_precision_gradient() -> None:
+    layer, x = layer_and_input(torch.float32)
+    hidden = x.bfloat16().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        z = layer(hidden)
+    parameters = tuple(layer.parameters())
+    found = torch.autograd.grad(z.square().sum(), (hidden, *parameters))
+    leaf = hidden.detach().float().requires_grad_()
+    expected = torch.autograd.grad(layer(leaf).square().sum(), (leaf, *parameters))
+    assert found[0].dtype == torch.bfloat16
+    torch.testing.assert_close(found[0].float(), expected[0], rtol=1e-2, atol=1e-2)
+    for ours, theirs in zip(found[1:], expected[1:], strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_autocast_inside_the_backward_pass_changes_nothing() -> None:
+    layer, x = layer_and_input(torch.float32)
+    value = layer(x).square().sum()
+    parameters = tuple(layer.parameters())
+    expected = torch.autograd.grad(value, parameters, retain_graph=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = torch.autograd.grad(value, parameters)
+    assert all(torch.equal(a, b) for a, b in zip(found[:2], expected[:2], strict=True))
+
+
+def test_float64_is_solved_in_float64() -> None:
+    layer, x = layer_and_input(torch.float64)
+    solution = layer.solve(x)
+    assert {t.dtype for t in (solution.value, solution.dual, solution.residual, solution.step)} == {torch.float64}
+    assert float(solution.residual.max()) <= 1e-11
+
+
+def test_the_default_dtype_is_respected() -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        layer = ib.BregmanDEQ(4, 5)
+        assert layer(torch.randn(2, 4)).dtype == torch.float64
+    finally:
+        torch.set_default_dtype(before)
+    # And does not leak into a float32 layer.
+    torch.set_default_dtype(torch.float64)
+    try:
+        z = ib.BregmanDEQ(4, 5, dtype=torch.float32)(torch.randn(2, 4, dtype=torch.float32))
+        z.sum().backward()
+        assert z.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("kind", ["standard", "euclidean", "bregman"])
+@pytest.mark.parametrize("dtype", [*HALF, torch.float64], ids=str)
+def test_feed_forward_in_every_precision(kind: str, dtype: torch.dtype) -> None:
+    network = ib.FeedForward([4, 4, 3], kind=kind, dtype=dtype)
+    x = 0.5 * (2 * torch.rand(5, 4) - 1).to(dtype)
+    z = network(x.requires_grad_())
+    assert z.dtype == dtype
+    z.sum().backward()
+    assert x.grad is not None
+    assert bool(x.grad.isfinite().all())

@@ -1,0 +1,486 @@
+"""One MM step, when it descends, how fast it converges, and what a certificate promises of it."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import implicit_bregman as ib
+from implicit_bregman import Energy, LegendreFunction, QuadraticEnergy, certify
+from implicit_bregman.experiments.oracle import reference_solution
+from implicit_bregman.experiments.problems import Problem, make_problem
+from implicit_bregman.majorization import automatic_step, mm_step
+
+BOX = ib.geometry("tanh").to_box(-2.0, 3.0)
+GEOMETRIES = (*map(ib.geometry, ib.geometries()), ib.geometry("isru", scale=3.0), BOX)
+#: σ > 0: a fixed step exists.
+STIFF = tuple(phi for phi in GEOMETRIES if phi.strong_convexity > 0)
+every_geometry = pytest.mark.parametrize("phi", GEOMETRIES, ids=repr)
+every_stiff_geometry = pytest.mark.parametrize("phi", STIFF, ids=repr)
+
+
+def symmetric(d: int, generator: torch.Generator, largest: float | None = None) -> Tensor:
+    """An indefinite W with λ_max(−W) = `largest`."""
+    draw = torch.randn(d, d, generator=generator, dtype=torch.float64)
+    weight = 0.5 * (draw + draw.mT)
+    return weight if largest is None else weight * (largest / torch.linalg.eigvalsh(-weight)[-1])
+
+
+def dual_points(phi: LegendreFunction, shape: tuple[int, ...], generator: torch.Generator, spread: float) -> Tensor:
+    """Duals of points in int C."""
+    return phi.project_dual(spread * torch.randn(shape, generator=generator, dtype=torch.float64))
+
+
+def value(weight: Tensor, offset: Tensor, z: Tensor) -> Tensor:
+    """f(z) = −½ zᵀWz − cᵀz, (B,)."""
+    return -(0.5 * z * (z @ weight) + offset * z).sum(-1)
+
+
+def gradient(weight: Tensor, offset: Tensor, z: Tensor) -> Tensor:
+    return -(z @ weight.mT + offset)
+
+
+def pitch(phi: LegendreFunction) -> float:
+    """A dual at which φ'' is within 1e-6 of its infimum σ."""
+    return 40.0 if phi.name in ("softplus",) else (2000.0 if phi.name == "bent" else 0.0)
+
+
+# The step -----------------------------------------------------------------------------------------------------------
+
+
+@every_geometry
+@pytest.mark.parametrize("gamma", [0.0, 0.7])
+def test_step_minimises_the_surrogate(phi: LegendreFunction, gamma: float, generator: torch.Generator) -> None:
+    tau, d = 0.4, 3
+    y = dual_points(phi, (20, d), generator, 1.0)
+    g = torch.randn(20, d, generator=generator, dtype=torch.float64)
+    new = mm_step(phi, y, g, torch.tensor(tau, dtype=torch.float64), gamma)
+
+    def surrogate(dual: Tensor) -> Tensor:
+        z = phi.activation(dual)
+        return (g * z + gamma * phi.dual_potential(dual)).sum(-1) + phi.dual_divergence(dual, y) / tau
+
+    least = surrogate(new)
+    for spread in (1e-3, 0.1, 1.0):
+        other = phi.project_dual(new + spread * torch.randn(20, d, generator=generator, dtype=torch.float64))
+        assert bool((surrogate(other) >= least - 1e-12 * (1 + least.abs())).all())
+
+
+def test_step_is_the_bregman_layer_of_the_paper(generator: torch.Generator) -> None:
+    phi, W = ib.geometry("sigmoid"), symmetric(4, generator)
+    y, c = (torch.randn(5, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    z = phi.activation(y)
+    layer = phi.activation(phi.inverse_activation(z) + z @ W.mT + c)
+    step = phi.activation(mm_step(phi, y, gradient(W, c, z), torch.tensor(1.0), 0.0))
+    assert torch.allclose(layer, step, rtol=1e-13)
+
+
+def test_each_sample_may_have_its_own_step(generator: torch.Generator) -> None:
+    phi = ib.geometry("tanh")
+    y, g = (torch.randn(3, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    tau = torch.tensor([[0.1], [0.5], [1.0]], dtype=torch.float64)
+    together = mm_step(phi, y, g, tau, 0.3)
+    for i in range(3):
+        assert torch.allclose(together[i], (y[i] - tau[i] * g[i]) / (1 + 0.3 * tau[i]), rtol=1e-14)
+
+
+def test_step_stays_on_the_dual_range_of_a_geometry_that_is_not_legendre() -> None:
+    y = mm_step(ib.geometry("sin"), torch.zeros(1, 2).double(), torch.tensor([[-9.0, 9.0]]).double(), torch.ones(1), 0.0)
+    assert torch.allclose(y, torch.tensor([[math.pi / 2, -math.pi / 2]]).double())
+
+
+# Descent ------------------------------------------------------------------------------------------------------------
+
+
+@every_geometry
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+@pytest.mark.parametrize("tau", [0.3, 1.0])
+def test_descent_identity(phi: LegendreFunction, gamma: float, tau: float, generator: torch.Generator) -> None:
+    """F(z) − F(z⁺) = (D(z,z⁺) + D(z⁺,z))/τ + γD(z,z⁺) + ½ dzᵀW dz, whatever the signs of W; ≥ where y⁺ is clamped."""
+    d = 6
+    W = symmetric(d, generator, largest=0.4)
+    c = 0.3 * torch.randn(40, d, generator=generator, dtype=torch.float64)
+    y = dual_points(phi, (40, d), generator, 0.7)
+    z = phi.activation(y)
+    unclamped = (y - tau * gradient(W, c, z)) / (1 + tau * gamma)
+    y_new = mm_step(phi, y, gradient(W, c, z), torch.tensor(tau, dtype=torch.float64), gamma)
+    z_new = phi.activation(y_new)
+    dz = z_new - z
+
+    drop = value(W, c, z) - value(W, c, z_new)
+    drop = drop + gamma * (phi.dual_potential(y) - phi.dual_potential(y_new)).sum(-1)
+    there, back = phi.dual_divergence(y, y_new), phi.dual_divergence(y_new, y)
+    identity = (there + back) / tau + gamma * there + 0.5 * (dz * (dz @ W)).sum(-1)
+    rounding = 1e-12 * (1 + value(W, c, z).abs() + value(W, c, z_new).abs())
+    exact = (unclamped == y_new).all(-1)
+    assert int(exact.sum()) >= 20
+    assert bool(((drop - identity).abs() <= rounding)[exact].all())
+    assert bool((drop >= identity - rounding).all())
+
+
+@given(ratio=st.floats(0.05, 2.0), seed=st.integers(0, 2**16), index=st.integers(0, len(STIFF) - 1))
+def test_every_step_descends_up_to_twice_the_strong_convexity(ratio: float, seed: int, index: int) -> None:
+    phi, generator = STIFF[index], torch.Generator().manual_seed(seed)
+    tau = 0.7
+    W = symmetric(4, generator, largest=ratio * phi.strong_convexity / tau)
+    c = 0.5 * torch.randn(8, 4, generator=generator, dtype=torch.float64)
+    y = dual_points(phi, (8, 4), generator, 2.0)
+    for _ in range(5):
+        z = phi.activation(y)
+        y = mm_step(phi, y, gradient(W, c, z), torch.tensor(tau, dtype=torch.float64), 0.0)
+        before, after = value(W, c, z), value(W, c, phi.activation(y))
+        assert bool((after <= before + 1e-13 * (1 + before.abs() + after.abs())).all())
+
+
+@every_stiff_geometry
+def test_surrogate_majorizes_up_to_the_strong_convexity_and_no_further(
+    phi: LegendreFunction, generator: torch.Generator
+) -> None:
+    d, sigma = 3, phi.strong_convexity
+    W, c = -torch.eye(d, dtype=torch.float64), torch.randn(d, generator=generator, dtype=torch.float64)
+    at = dual_points(phi, (4000, d), generator, 1.5)
+    to = dual_points(phi, (4000, d), generator, 1.5)
+    # ... and pairs near the point where φ'' is least, in which the bound is sharp.
+    flat = pitch(phi) + 0.02 * torch.randn(2, 500, d, generator=generator, dtype=torch.float64)
+    at, to = torch.cat([at, flat[0]]), torch.cat([to, flat[1]])
+    s, z = phi.activation(at), phi.activation(to)
+    excess = value(W, c, z) - value(W, c, s) - (gradient(W, c, s) * (z - s)).sum(-1)
+    divergence = phi.dual_divergence(to, at)
+    rounding = 1e-9 * (1 + value(W, c, z).abs() + value(W, c, s).abs())
+
+    inside, beyond = sigma, 1.02 * sigma  # λ_max(−W) = 1
+    assert bool((excess <= divergence / inside + rounding).all())
+    gap = (excess - divergence / beyond) / excess.clamp_min(1e-300)
+    assert float(gap[-500:].max()) >= 0.005
+    energy = QuadraticEnergy.from_matrices(W)
+    assert certify(energy, phi, step=inside).majorizes
+    assert not certify(energy, phi, step=beyond).majorizes
+
+
+def test_descent_is_sharp_beyond_twice_the_strong_convexity() -> None:
+    """tanh, W = −2.2, τ = 1: f(z) = 1.1 z² rises, and MM ends in a 2-cycle (the root of 2y = 2.2 tanh y)."""
+    phi, W = ib.geometry("tanh"), torch.tensor([[-2.2]], dtype=torch.float64)
+    energy, c = QuadraticEnergy.from_matrices(W), torch.zeros(1, 1, dtype=torch.float64)
+    judged = certify(energy, phi, step=1.0)
+    assert (judged.majorizes, judged.descends, judged.converges) == (False, False, False)
+
+    y, values = torch.full((1, 1), 0.1, dtype=torch.float64), []
+    for _ in range(500):
+        z = phi.activation(y)
+        values.append(float(value(W, c, z)))
+        y = mm_step(phi, y, gradient(W, c, z), torch.tensor(1.0), 0.0)
+    assert abs(float(y)) == pytest.approx(0.5532, abs=1e-4)
+    assert values[-1] - values[0] > 0.25
+    assert float(mm_step(phi, y, gradient(W, c, phi.activation(y)), torch.tensor(1.0), 0.0)) == pytest.approx(-float(y))
+
+    start = torch.full((1, 1), 0.1, dtype=torch.float64)
+    found = ib.find_critical_point(energy, phi, c, initial=start, solver=ib.solvers.MM(polish=False))
+    assert bool(found.converged.all())
+    assert float(found.step) == pytest.approx(1 / 2.2)
+    assert float(found.value) == pytest.approx(0.0, abs=1e-10)
+
+
+# Rates --------------------------------------------------------------------------------------------------------------
+
+
+def dual_of_solution(problem: Problem) -> Tensor:
+    found = reference_solution(problem.weight, problem.offset, problem.geometry, problem.regularization)
+    if problem.regularization == 0:
+        return problem.geometry.inverse_activation(found.value)
+    force = found.value @ problem.weight.T + problem.offset
+    return problem.geometry.project_dual(force / problem.regularization)
+
+
+RATE_CASES = [
+    *[
+        ("convex", phi, gamma, stiffness)
+        for phi in STIFF
+        for gamma, stiffness in ((0.05, 1.0), (1.0, 0.5), (0.5, 4.0))
+    ],
+    *[("indefinite", phi, 0.6, 1.0) for phi in (ib.geometry("tanh"), ib.geometry("sigmoid"), ib.geometry("sin"), BOX)],
+    ("indefinite", ib.geometry("tanh"), 0.6, 3.0),
+    ("convex", ib.geometry("identity"), 0.0, 1.0),
+]
+
+
+@pytest.mark.parametrize(("kind", "phi", "gamma", "stiffness"), RATE_CASES, ids=lambda v: str(v))
+def test_certified_rate_holds_at_every_step_of_a_real_run(
+    kind: str, phi: LegendreFunction, gamma: float, stiffness: float
+) -> None:
+    active = 0.3 if kind == "indefinite" else 0.0
+    # The negative eigenvalues of an indefinite −W are the small ones: γ = 0.6 outweighs them.
+    problem = make_problem(kind, phi, 8, 4, 10.0, active, gamma, stiffness, seed=3)
+    energy = QuadraticEnergy.from_matrices(problem.weight)
+    certificate = certify(energy, phi, gamma)
+    assert certificate.rate is not None
+    assert 0 < certificate.rate < 1
+    assert certificate.unique
+    target = dual_of_solution(problem)
+    solver = ib.solvers.MM(trace=True, max_iter=60, on_failure="ignore")
+    start = dual_points(phi, (4, 8), torch.Generator().manual_seed(5), 0.4)
+    found = ib.find_critical_point(
+        energy, phi, problem.offset, phi.activation(start), regularization=gamma, solver=solver
+    )
+    assert torch.allclose(found.step, torch.full((4,), certificate.step, dtype=torch.float64))
+    divergence = phi.dual_divergence(target.expand(len(found.trace.dual), -1, -1), found.trace.dual)
+    before, after = divergence[:-1], divergence[1:]
+    seen = (before > 1e-20) & torch.isfinite(after)
+    assert int(seen.sum()) >= 20
+    assert bool((after <= certificate.rate * before * (1 + 1e-6) + 1e-22)[seen].all())
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.2])
+def test_no_rate_is_certified_where_none_is_known(gamma: float) -> None:
+    energy = QuadraticEnergy.from_matrices(torch.diag(torch.tensor([0.5, -1.0])))
+    assert certify(energy, "tanh", gamma).rate is None
+
+
+# Certificates -------------------------------------------------------------------------------------------------------
+
+
+def test_certificate_of_a_convex_energy() -> None:
+    energy = QuadraticEnergy.from_matrices(-torch.diag(torch.tensor([0.5, 4.0]).double()))
+    found = certify(energy, "tanh")
+    assert found.curvature_bound == pytest.approx(4.0)
+    assert found.curvature_least == pytest.approx(0.5)
+    assert found.step == pytest.approx(0.25)
+    assert found.strong_convexity == 1.0
+    assert found.has_objective
+    assert found.majorizes
+    assert found.descends
+    assert found.unique
+    assert found.converges
+    assert found.rate is None
+    regular = certify(energy, "tanh", regularization=0.5)
+    assert regular.rate == pytest.approx(1 / (1 + 0.25 * 0.5))
+
+
+@pytest.mark.parametrize(
+    ("step", "majorizes", "descends"), [(0.24, True, True), (0.26, False, True), (0.49, False, True), (0.51, False, False)]
+)
+def test_certificate_of_a_step_that_was_asked_for(step: float, majorizes: bool, descends: bool) -> None:
+    found = certify(QuadraticEnergy.from_matrices(-4 * torch.eye(2)), "tanh", step=step)
+    assert (found.step, found.majorizes, found.descends) == (step, majorizes, descends)
+
+
+@pytest.mark.parametrize(("gamma", "unique"), [(0.0, False), (0.4, False), (0.6, True)])
+def test_certificate_of_an_indefinite_energy(gamma: float, unique: bool) -> None:
+    energy = QuadraticEnergy.from_matrices(torch.diag(torch.tensor([0.5, -1.0]).double()))
+    found = certify(energy, "tanh", gamma)
+    assert found.curvature_least == pytest.approx(-0.5)
+    assert found.step == 1.0
+    assert found.majorizes
+    assert found.descends
+    assert found.unique is unique
+    assert found.rate == (pytest.approx(1.5 / 1.6) if unique else None)
+
+
+def test_a_flat_direction_is_not_unique() -> None:
+    flat = QuadraticEnergy.from_matrices(torch.diag(torch.tensor([0.0, -1.0]).double()))
+    assert not certify(flat, "tanh").unique
+    assert certify(flat, "tanh", 0.1).unique, "γφ is strictly convex"
+    level = QuadraticEnergy.from_matrices(0.5 * torch.eye(2).double())
+    assert not certify(level, "identity", 0.5).unique, "γφ makes up for the curvature exactly, and no more"
+
+
+def test_certificate_of_a_free_energy_promises_no_descent() -> None:
+    monotone = QuadraticEnergy.from_matrices(torch.tensor([[-0.5, 0.3], [-0.3, -0.5]]).double())
+    found = certify(monotone, "tanh")
+    assert not found.has_objective
+    assert not found.majorizes
+    assert not found.descends
+    assert found.rate is None
+    assert found.unique
+    assert found.curvature_bound == pytest.approx((0.25 + 0.09) / 0.5)
+
+    rotation = certify(QuadraticEnergy.from_matrices(torch.tensor([[0.1, 1.0], [-1.0, 0.1]])), "tanh")
+    assert not rotation.unique
+    assert not rotation.converges
+
+
+class Bowl(Energy):
+    """½ κ ‖z − x‖² with or without saying so."""
+
+    def __init__(self, bound: float | None = None, convex: bool = False) -> None:
+        super().__init__(convex=convex)
+        self.bound = bound
+
+    def value(self, z: Tensor, x: Tensor) -> Tensor:
+        return 2.0 * (z - x).square().sum(-1)
+
+    def curvature_bound(self) -> float | None:
+        return self.bound
+
+
+def test_certificate_of_a_user_energy() -> None:
+    unknown = certify(Bowl(), "tanh")
+    assert unknown.step is None
+    assert unknown.curvature_bound is None
+    assert unknown.descends, "each step is tested before it is taken"
+    assert not unknown.majorizes
+    assert not unknown.unique
+    assert unknown.rate is None
+    bounded = certify(Bowl(bound=4.0), "tanh")
+    assert bounded.step == 0.25
+    assert bounded.majorizes
+    assert bounded.descends
+    assert certify(Bowl(convex=True), "tanh", regularization=0.1).unique
+    assert certify(Bowl(4.0, convex=True), "tanh", regularization=0.1).rate == pytest.approx(1 / 1.025)
+    assert not certify(Bowl(), "tanh", regularization=0.1).unique
+
+
+def test_certificate_where_sigma_is_zero() -> None:
+    found = certify(QuadraticEnergy.from_matrices(-torch.eye(2)), "exp")
+    assert found.step is None
+    assert found.descends
+    assert not found.majorizes
+    assert found.unique
+
+
+def test_certificate_as_text() -> None:
+    text = str(certify(QuadraticEnergy.from_matrices(-4 * torch.eye(2)), "tanh", regularization=1.0))
+    assert text == "step 0.25, largest curvature 4, sigma 1: majorizes, descends, rate 0.8"
+    assert "by backtracking" in str(certify(Bowl(), "exp"))
+    assert "descent not guaranteed" in str(certify(QuadraticEnergy.from_matrices(-4 * torch.eye(2)), "tanh", step=1.0))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"regularization": -0.1}, "regularization must be .*>= 0, got -0.1"),
+        ({"regularization": math.nan}, "regularization must be"),
+        ({"regularization": math.inf}, "regularization must be"),
+        ({"step": 0.0}, "step must be positive and finite, got 0.0"),
+        ({"step": math.inf}, "step must be positive and finite"),
+    ],
+)
+def test_impossible_questions_are_refused(arguments: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        certify(Bowl(), "tanh", **arguments)
+
+
+# The automatic step -------------------------------------------------------------------------------------------------
+
+
+@every_stiff_geometry
+@pytest.mark.parametrize("largest", [0.1, 1.0, 50.0])
+def test_automatic_step(phi: LegendreFunction, largest: float, generator: torch.Generator) -> None:
+    energy = QuadraticEnergy.from_matrices(symmetric(5, generator, largest).requires_grad_())
+    wanted = min(1.0, phi.strong_convexity / largest)
+    step = automatic_step(energy.curvature_bound(), phi)
+    assert float(step) == pytest.approx(wanted)
+    assert not step.requires_grad
+    assert certify(energy, phi).step == pytest.approx(wanted)
+
+
+def test_automatic_step_of_a_concave_energy_is_one() -> None:
+    assert float(automatic_step(QuadraticEnergy.from_matrices(torch.eye(3)).curvature_bound(), BOX)) == 1.0
+
+
+def test_no_automatic_step_without_a_bound_or_without_sigma() -> None:
+    assert automatic_step(None, ib.geometry("tanh")) is None
+    assert automatic_step(torch.tensor(1.0), ib.geometry("exp")) is None
+
+
+def test_the_step_carries_no_gradient() -> None:
+    W = (-4 * torch.eye(2, dtype=torch.float64)).requires_grad_()
+    found = ib.find_critical_point(QuadraticEnergy.from_matrices(W), "tanh", torch.zeros(1, 2).double())
+    assert found.step.tolist() == [0.25]
+    assert not found.step.requires_grad
+
+
+# Backtracking -------------------------------------------------------------------------------------------------------
+
+
+class Steep(Energy):
+    """Σ exp(xz) + ¼z⁴ − z: curvature that no bound holds, different from sample to sample."""
+
+    def value(self, z: Tensor, x: Tensor) -> Tensor:
+        return (torch.exp(x * z) + 0.25 * z**4 - z).sum(-1)
+
+
+class Wavy(Energy):
+    """A smooth function that is not convex."""
+
+    def value(self, z: Tensor, x: Tensor) -> Tensor:
+        return (torch.cos(3 * z + x) + 0.5 * z * z.roll(1, -1)).sum(-1)
+
+
+def run_mm(energy: Energy, phi: str, x: Tensor, gamma: float = 0.0, max_iter: int = 200) -> ib.Solution:
+    solver = ib.solvers.MM(trace=True, max_iter=max_iter, on_failure="ignore")
+    return ib.find_critical_point(energy, phi, x, regularization=gamma, solver=solver)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("energy", "phi"),
+    [
+        *((Steep(), phi) for phi in ("tanh", "exp", "softplus", "arcsinh", "isru", "sin")),
+        *((Wavy(), phi) for phi in ("tanh", "isru", "sin")),  # unbounded below on an unbounded domain
+    ],
+    ids=lambda part: part if isinstance(part, str) else type(part).__name__,
+)
+def test_every_step_that_backtracking_accepts_descends(
+    energy: Energy, phi: str, gamma: float, dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    x = torch.randn(6, 4, generator=generator, dtype=torch.float64).to(dtype)
+    found = run_mm(energy, phi, x, gamma)
+    objective = found.trace.objective
+    rise = (objective[1:] - objective[:-1]).nan_to_num()
+    rounding = 16 * torch.finfo(dtype).eps * (1 + objective[0].abs())
+    assert bool((rise <= rounding).all())
+    assert bool((objective[0] - found.objective > 1e-3).any()), "the runs must go somewhere"
+    assert bool(torch.isfinite(found.value).all())
+
+
+def test_accepted_steps_are_majorized(generator: torch.Generator) -> None:
+    """What backtracking tests: f(z⁺) ≤ f(z) + ⟨∇f(z), Δz⟩ + D(z⁺, z)/τ, with the step that led there."""
+    phi, energy = ib.geometry("exp"), Steep()
+    x = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    found = run_mm(energy, "exp", x)
+    duals = found.trace.dual
+    checked = 0
+    for old, new in zip(duals[:-1], duals[1:], strict=True):
+        moved = torch.isfinite(new).all(-1) & (new != old).any(-1)
+        if not bool(moved.any()):
+            continue
+        old, new, c = old[moved], new[moved], x[moved]
+        z, z_new = phi.activation(old), phi.activation(new)
+        g = energy.gradient(z, c)
+        tau = ((old - new) / g)[:, :1]
+        assert torch.allclose(old - new, tau * g, rtol=1e-6, atol=1e-12)
+        model = energy.value(z, c) + (g * (z_new - z)).sum(-1) + phi.dual_divergence(new, old) / tau.squeeze(-1)
+        assert bool((energy.value(z_new, c) <= model + 1e-12 * (1 + model.abs())).all())
+        checked += int(moved.sum())
+    assert checked > 20
+
+
+@pytest.mark.parametrize("active", [0.0, 0.3])
+def test_quadratic_energy_where_sigma_is_zero(active: float) -> None:
+    problem = make_problem("convex", "exp", 12, 4, 10.0, active)
+    found = run_mm(QuadraticEnergy.from_matrices(problem.weight), "exp", problem.offset, max_iter=3000)
+    objective = found.trace.objective
+    assert bool(((objective[1:] - objective[:-1]).nan_to_num() <= 1e-13).all())
+    assert float((found.value - problem.solution).abs().max()) <= 1e-4
+
+
+def test_steps_are_found_per_sample() -> None:
+    class Scaled(Energy):
+        def value(self, z: Tensor, x: Tensor) -> Tensor:
+            return (0.5 * x * (z - 0.5).square()).sum(-1)
+
+    x = torch.tensor([[0.5], [40.0], [2000.0]]).double()
+    found = run_mm(Scaled(), "tanh", x, max_iter=5000)
+    assert bool(found.converged.all())
+    assert torch.allclose(found.value, torch.full((3, 1), 0.5).double(), atol=1e-8)
+    assert found.step[0] == 1
+    assert found.step[0] > found.step[1] > found.step[2]
+    # A step is halved until it majorizes (φ'' = 1/(1 − z²) ≤ 4/3 up to the solution), not until it is tiny.
+    assert bool((found.step * x.squeeze(-1) <= 2 * 4 / 3).all())
+    assert bool((found.step[1:] * x[1:, 0] >= 0.25).all())
+    alone = [run_mm(Scaled(), "tanh", row[None], max_iter=5000) for row in x]
+    assert torch.equal(found.step, torch.cat([one.step for one in alone]))
+    assert found.evaluations.tolist() == [int(one.evaluations) for one in alone]
