@@ -11,6 +11,7 @@ from torch import Tensor
 
 from implicit_bregman.adjoints.base import Adjoint, AdjointReport
 from implicit_bregman.adjoints.system import METHODS, solve_adjoint_system
+from implicit_bregman.adjoints.transforms import refuse_batched, refuse_higher_order
 from implicit_bregman.linearization import Linearization, linearize, linearize_on_free_set
 from implicit_bregman.objective import Objective
 from implicit_bregman.settings import FAILURE_MODES, check_choice, check_count, check_positive
@@ -114,16 +115,8 @@ class _AttachImplicit(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                "the implicit adjoint cannot be differentiated twice (create_graph=True or torch.func.grad): "
-                "use adjoint=Unrolled(steps=...) for second derivatives"
-            )
-        if torch._C._functorch.is_batchedtensor(gradient):
-            raise RuntimeError(
-                "the implicit adjoint has no batched backward (is_grads_batched=True, vectorize=True, vmap): "
-                "call torch.autograd.grad once per cotangent"
-            )
+        refuse_higher_order("implicit")
+        refuse_batched("implicit", gradient)
         slope, shift, *rest = ctx.saved_tensors
         system = Linearization(ctx.rebuild_hessian(*rest), slope, shift)
         adjoint: Implicit = ctx.adjoint

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from implicit_bregman.adjoints.base import Adjoint, AdjointReport
+from implicit_bregman.adjoints.transforms import first_order
 from implicit_bregman.objective import Objective
 from implicit_bregman.settings import check_count, check_positive
 from implicit_bregman.solvers.base import Outcome, Solver
@@ -53,7 +54,7 @@ class Phantom(Adjoint):
         self, objective: Objective, outcome: Outcome, dual: Float[Tensor, "batch d"]
     ) -> tuple[Float[Tensor, "batch d"], AdjointReport]:
         """The value of `outcome` with the gradient of the damped steps."""
-        return attach_steps(objective, outcome, self.steps, self.damping), AdjointReport()
+        return attach_steps(objective, outcome, dual, self.steps, self.damping, "phantom"), AdjointReport()
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,21 @@ class OneStep(Adjoint):
         self, objective: Objective, outcome: Outcome, dual: Float[Tensor, "batch d"]
     ) -> tuple[Float[Tensor, "batch d"], AdjointReport]:
         """The value of `outcome` with the gradient of one step."""
-        return attach_steps(objective, outcome, 1, 1.0), AdjointReport()
+        return attach_steps(objective, outcome, dual, 1, 1.0, "one-step"), AdjointReport()
 
 
-def attach_steps(objective: Objective, outcome: Outcome, steps: int, damping: float) -> Float[Tensor, "batch d"]:
-    """The value of `outcome`, with the derivative of `steps` damped MM steps from there; 0 where it diverged."""
+def attach_steps(
+    objective: Objective,
+    outcome: Outcome,
+    initial: Float[Tensor, "batch d"],
+    steps: int,
+    damping: float,
+    name: str,
+) -> Float[Tensor, "batch d"]:
+    """The value of `outcome`, with the derivative of `steps` damped MM steps from there; 0 where it diverged.
+
+    The derivative with respect to the start `initial` is 0.
+    """
     value = outcome.point.value.detach()
     if not torch.is_grad_enabled():
         return value
@@ -90,4 +101,6 @@ def attach_steps(objective: Objective, outcome: Outcome, steps: int, damping: fl
         moved = objective.iterate(dual, outcome.point.step)
         dual = moved if damping == 1 else torch.lerp(dual, moved, damping)
     reached = torch.where(usable, objective.geometry.activation(dual), 0.0)
-    return value + (reached - reached.detach())
+    if initial.requires_grad:
+        reached = reached + 0 * initial
+    return first_order(value + (reached - reached.detach()), name)

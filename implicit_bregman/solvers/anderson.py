@@ -94,8 +94,8 @@ def least_squares_weights(
     """argmin_w ‖target − Σ w_i column_i‖² with columns scaled to unit length and a small relative ridge.
 
     A column that hardly exceeds its rounding error is damped by a ridge of its own, the squared share of the error:
-    a weight that fits noise would amplify it. Columns that are 0 get the weight 0. The Gram matrix is factorized in float64 whatever the input: its condition
-    number is the square of the columns'.
+    a weight that fits noise would amplify it. Columns that are 0 get the weight 0. The Gram matrix is factorized in
+    float64 whatever the input: its condition number is the square of the columns'.
     """
     length = torch.linalg.vector_norm(columns, dim=-1)
     scale = torch.where(length > 0, length, 1.0)

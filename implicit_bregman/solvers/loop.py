@@ -321,7 +321,11 @@ class _Run:
         status = torch.full_like(progress.index, -1)
         if iteration >= self.solver.max_iter:
             status[:] = int(Status.MAX_ITER)
-        stalled = progress.idle >= _PATIENCE
+        patience = _PATIENCE
+        if self._merit_is_residual:
+            # A residual may rise for long while the iterates spiral in, and there is no objective to look at instead.
+            patience = max(patience, iteration // 2)
+        stalled = progress.idle >= patience
         if self.objective.backtracks:
             stalled = stalled | (point.step.squeeze(-1) < _LEAST_STEP)
         status = torch.where(stalled, int(Status.STALLED), status)
@@ -351,13 +355,16 @@ class _Run:
     def _drifts(self) -> Bool[Tensor, " batch"]:
         """Whether a coordinate is on its way to an infinite end of C, with steps as long as at the start."""
         lo, hi = self.objective.geometry.domain
+        if self.objective.unique and self.objective.energy.affine:  # strictly convex: there is a minimum
+            return torch.zeros_like(self.progress.restart)
         step = self.point.next_dual - self.point.dual
         outward = torch.zeros_like(step, dtype=torch.bool)
         if math.isinf(lo):
             outward = outward | (step < 0)
         if math.isinf(hi):
             outward = outward | (step > 0)
-        unabated = step.abs() >= 0.5 * self.progress.opening.abs()
+        opening = self.progress.opening.abs()
+        unabated = (opening > 0) & (step.abs() >= 0.5 * opening)
         return (outward & unabated & (self.point.value.abs() > 1)).any(-1)
 
     def _keep(self, mask: Bool[Tensor, " batch"]) -> None:
