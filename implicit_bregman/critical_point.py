@@ -166,7 +166,7 @@ def _solution(outcome: Outcome, value: Tensor, status: Tensor, batch: torch.Size
     point = outcome.point
 
     def shaped(rows: Tensor) -> Tensor:
-        return rows.reshape(*batch, *rows.shape[1:])
+        return rows.reshape((*batch, *rows.shape[1:]))
 
     return Solution(
         value=shaped(value),

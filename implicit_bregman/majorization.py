@@ -134,9 +134,10 @@ def certify(
     rate = None
     if weak is not None and symmetric and majorizes and tau is not None and regularization > weak:
         rate = (1 + tau * weak) / (1 + tau * regularization)
-    unique = (weak is not None and monotone and (weak < regularization or weak < 0)) or (
-        least is not None and least > 0
-    )
+    # An eigenvalue that is 0 up to rounding proves nothing.
+    eps = torch.finfo(lowest.dtype).eps if lowest is not None else 0.0
+    definite = least is not None and least > 16 * eps * max(abs(least), bound or 0.0)
+    unique = definite or (weak is not None and monotone and weak < regularization)
     strict = known and tau * bound < 2 * sigma  # type: ignore[operator]
     converges = phi.is_legendre and (strict or tau is None) and (symmetric or (least is not None and least > 0))
     return Certificate(

@@ -109,6 +109,12 @@ class Objective:
         """Whether the MM step has to be found per sample."""
         return self.step is None
 
+    @property
+    def is_coercive(self) -> bool:
+        """Whether F is known to grow without bound wherever C does, so that no iterate can run away."""
+        growth = self.regularization and self.regularization * self.geometry.curvature_at_infinity
+        return self.energy.affine and self.energy.is_strictly_convex(growth, False)
+
     def initial_step(self, like: Float[Tensor, "batch d"]) -> Float[Tensor, "batch 1"]:
         """τ for the first step of each sample, (B, 1)."""
         return like.new_ones(len(like), 1) if self.step is None else self.step.to(like.dtype).expand(len(like), 1)

@@ -25,7 +25,7 @@ from implicit_bregman.experiments.methods import Method
 from implicit_bregman.experiments.model import Classifier
 from implicit_bregman.experiments.results import COLUMNS, Comparison, Row, statistic
 from implicit_bregman.experiments.settings import CompareSettings
-from implicit_bregman.experiments.training import Recipe, State, TrainingRun, steps_per_epoch, train
+from implicit_bregman.experiments.training import LOSS_SAMPLES, Recipe, State, TrainingRun, steps_per_epoch, train
 
 GRADIENT_SAMPLES = 64
 
@@ -239,5 +239,6 @@ def _facts(settings: CompareSettings, data: Dataset, steps: int, budgets: Sequen
         "steps": steps,
         "seconds_per_seed": list(budgets),
         "seconds_mean": statistics.fmean(budgets),
+        "loss_samples": min(LOSS_SAMPLES, len(data.train_y)),
         "gradient_samples": min(GRADIENT_SAMPLES, len(data.train_y)),
     }

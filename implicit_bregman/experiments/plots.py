@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -82,8 +83,11 @@ def comparison_figures(comparison: Comparison) -> dict[str, tuple[bytes, str]]:
         with _figure(2, 4.6, sharex=True) as (figure, axes):
             _against_depth(comparison, axes[0], "activation_bytes", 1e-3, all_rows)
             _against_depth(comparison, axes[1], "step_ms", 1.0, all_rows)
-            axes[0].set(ylabel="activation memory [kB]", yscale="log")
-            axes[1].set(ylabel="time per training step [ms]", yscale="log")
+            axes[0].set(ylabel="activation memory [kB]")
+            axes[1].set(ylabel="time per training step [ms]")
+            for axis in axes:
+                axis.set_yscale("log")
+                _plain_numbers(axis.yaxis)
             _finish_depth(figure, axes)
             caption = "Memory held for the backward pass, and time of a training step, against L"
             figures["memory_and_time.png"] = (_png(figure), caption)
@@ -161,15 +165,18 @@ def _against_depth(comparison: Comparison, axis: Axes, key: str, factor: float, 
     _points(axis, unrolled, "unrolled", key, factor, "unrolled, L steps")
     for row in comparison.rows:
         if row.family == "truncated" and row.mean(key) is not None:
-            _points(axis, [row], "truncated", key, factor, row.name)
+            # A little to the left, so that error bars do not hide each other.
+            _points(axis, [row], "truncated", key, factor, row.name, shift=0.92)
 
 
-def _points(axis: Axes, rows: Sequence[Row], style: str, key: str, factor: float, label: str) -> None:
+def _points(
+    axis: Axes, rows: Sequence[Row], style: str, key: str, factor: float, label: str, shift: float = 1.0
+) -> None:
     color, line, marker = STYLES[style]
     means = [factor * (row.mean(key) or 0.0) for row in rows]
     spreads = [factor * (row.spread(key) or 0.0) for row in rows]
     axis.errorbar(
-        [row.depth or 0 for row in rows],
+        [shift * (row.depth or 0) for row in rows],
         means,
         # On a logarithmic axis a bar must not reach 0.
         yerr=[[min(s, 0.9 * m) for m, s in zip(means, spreads, strict=True)], spreads],
@@ -185,11 +192,16 @@ def _points(axis: Axes, rows: Sequence[Row], style: str, key: str, factor: float
 def _finish_depth(figure: Figure, axes: Sequence[Axes]) -> None:
     for axis in axes:
         axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        _plain_numbers(axis.xaxis)
     axes[-1].set_xlabel("number of unrolled MM steps L")
     _legend(figure, axes[0])
+
+
+def _plain_numbers(axis: Axis) -> None:
+    """1, 2, 5, 10, … on a logarithmic axis."""
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _legend(figure: Figure, axis: Axes) -> None:

@@ -32,7 +32,7 @@ _METHOD = """\
   entropy. All rows have the same initial parameters, batches and settings; only solver and adjoint differ.
 * **Training**: Adam, learning rate {learning_rate:g}, constant; batches of {batch_size}; {epochs} epochs =
   {steps} steps; seeds {seed_range}.
-* **Equal steps**: the model after that many steps.
+* **Equal steps**: the model after that many steps. **Train loss**: of {loss_samples} fixed training samples.
 * **Equal time**: the model at the last step that ended within {budget} of training steps ({rule}).
   Measuring is not counted. A faster row trains on, a slower one is cut off.
 * **Gradient error, cosine**: ‖g − g*‖ / ‖g*‖ and the cosine of g and g*, the gradients of the loss in the

@@ -16,6 +16,8 @@ from implicit_bregman.experiments.model import Classifier
 
 WARM_UP_STEPS = 2
 EVALUATION_BATCH = 2048
+LOSS_SAMPLES = 512
+CURVE_POINTS = 25
 
 State = dict[str, Tensor]
 
@@ -46,7 +48,7 @@ class Point:
     Attributes:
         steps: Training steps done.
         seconds: Seconds that these steps took.
-        train_loss: Mean cross entropy over the whole training set, in nats.
+        train_loss: Mean cross entropy, in nats, over the first `LOSS_SAMPLES` training samples of one fixed shuffle.
         test_accuracy: Share of the test set that is classified correctly, in 0 … 1.
     """
 
@@ -78,7 +80,7 @@ class TrainingRun:
     Attributes:
         at_steps: The model after the budget of steps.
         at_time: The model at the last step that ended within the budget of seconds.
-        curve: The ends of the epochs of the budget of steps, and its last step.
+        curve: About `CURVE_POINTS` evenly spaced points of the budget of steps, its last step among them.
         step_ms: Median time of a training step (forward, backward, update), in milliseconds.
         iterations: Solver iterations per sample, mean over the steps of the budget of steps.
         converged: Share of the samples, over the same steps, whose solver converged.
@@ -142,7 +144,7 @@ def train(
     """
     _warm_up(model, data, recipe)
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.learning_rate)
-    per_epoch = steps_per_epoch(len(data.train_y), recipe.batch_size)
+    spacing = -(-recipe.steps // CURVE_POINTS)
     index_batches = epoch_batches(len(data.train_y), recipe.batch_size, recipe.seed)
     clock = _Clock(data.train_x.device)
 
@@ -172,7 +174,7 @@ def train(
             converged.append(solution.converged.float().mean())
         if recipe.seconds is not None and at_time is None and elapsed > recipe.seconds:
             at_time = _point_of(model, before, data, done - 1, elapsed - times[-1])
-        if at_steps is None and (done % per_epoch == 0 or done == recipe.steps):
+        if at_steps is None and (done % spacing == 0 or done == recipe.steps):
             curve.append(CurvePoint(done, elapsed, float(torch.stack(losses).mean())))
             losses.clear()
         if done == recipe.steps:
@@ -210,7 +212,8 @@ def _snapshot(model: nn.Module) -> State:
 
 
 def _point(model: nn.Module, data: Dataset, steps: int, seconds: float) -> Point:
-    train_loss, _ = evaluate(model, data.train_x, data.train_y)
+    few = data.limited(LOSS_SAMPLES)
+    train_loss, _ = evaluate(model, few.train_x, few.train_y)
     _, test_accuracy = evaluate(model, data.test_x, data.test_y)
     return Point(steps, seconds, train_loss, test_accuracy)
 

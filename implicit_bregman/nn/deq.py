@@ -91,7 +91,8 @@ class BregmanDEQ(nn.Module):
         self.adjoint: str | Adjoint = adjoint
         self.injection = injection
         solver_named(solver)
-        self._check_injection(weight)
+        self._weight = weight
+        self._check_injection()
         self._warn_of_linear_map()
         self.energy = QuadraticEnergy(
             out_features, in_features, weight, bias=bias, margin=margin, device=device, dtype=dtype
@@ -118,6 +119,7 @@ class BregmanDEQ(nn.Module):
             ValueError: for an input that does not fit; see `find_critical_point`.
         """
         if self.injection == "initial":
+            self._refuse_constant()
             if initial is not None:
                 raise ValueError('initial cannot be given with injection="initial": x is the start')
             # The offset is b alone: an input of zeros, added to b, carries the shape.
@@ -144,24 +146,25 @@ class BregmanDEQ(nn.Module):
         """Copies and pickles leave the last solution behind: it belongs to a call, not to the layer."""
         return {**self.__dict__, "last_solution": None}
 
-    def _check_injection(self, weight: str) -> None:
-        unrolled = isinstance(adjoint_named(self.adjoint), Unrolled)
-        if self.injection == "linear" or unrolled:
-            if self.injection == "initial":
-                self._check_widths()
+    def _check_injection(self) -> None:
+        if self.injection == "linear":
             return
         self._check_widths()
-        if weight == "convex":
+        self._refuse_constant()
+        if not isinstance(adjoint_named(self.adjoint), Unrolled):
+            warnings.warn(
+                f'injection="initial" with weight="{self._weight}" makes h piecewise constant in x: nothing upstream '
+                'of this layer can train. Use injection="linear" unless that is what you study.',
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def _refuse_constant(self) -> None:
+        if self._weight == "convex" and not isinstance(adjoint_named(self.adjoint), Unrolled):
             raise ValueError(
                 'injection="initial" with weight="convex" makes h constant, because the critical point is unique: '
                 'use injection="linear", or adjoint=adjoints.Unrolled(steps=...)'
             )
-        warnings.warn(
-            f'injection="initial" with weight="{weight}" makes h piecewise constant in x: nothing upstream of this '
-            'layer can train. Use injection="linear" unless that is what you study.',
-            UserWarning,
-            stacklevel=3,
-        )
 
     def _check_widths(self) -> None:
         if self.in_features != self.out_features:

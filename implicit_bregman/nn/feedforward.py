@@ -47,11 +47,19 @@ class StandardLinear(nn.Linear):
 
     def forward(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
         """z⁺."""
-        return self.geometry.activation(self.geometry.project_dual(self.dual(_checked(z, self.in_features))))
+        lifted = _lifted(z, self)
+        with torch.autocast(z.device.type, enabled=False):
+            result = self.geometry.activation(self.enter(lifted))
+        return result.to(_result_dtype(z))
+
+    def enter(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
+        """ρ⁻¹(z⁺) for a z, at least float32, that may come from anywhere."""
+        return self.geometry.project_dual(self.dual(z))
 
     def dual(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
-        """ρ⁻¹(z⁺)."""
-        return super().forward(z)
+        """Wz + b, and what else the layer adds to it, at least in float32."""
+        bias = None if self.bias is None else self.bias.to(z.dtype)
+        return nn.functional.linear(z, self.weight.to(z.dtype), bias)
 
     def extra_repr(self) -> str:
         """Widths, bias and geometry."""
@@ -81,7 +89,7 @@ class _WithOffset(StandardLinear):
 
     def offset(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
         """z itself, or its averages where the widths differ."""
-        return z if self.averages is None else nn.functional.linear(z, self.averages)
+        return z if self.averages is None else nn.functional.linear(z, self.averages.to(z.dtype))
 
 
 class EuclideanLinear(_WithOffset):
@@ -121,20 +129,15 @@ class BregmanLinear(_WithOffset):
         ValueError: if an entry of z lies outside C (in `forward`).
     """
 
-    def forward(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
-        """z⁺."""
-        return self.geometry.activation(self.enter(z))
-
     def enter(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
-        """ρ⁻¹(z⁺) for a z that may come from anywhere: it is checked to lie in C."""
-        _checked(z, self.in_features)
+        """ρ⁻¹(z⁺) for a z, at least float32, that may come from anywhere: it is checked to lie in C."""
         lo, hi = self.geometry.bounds(z.dtype)
         if bool(((z < lo) | (z > hi)).any()):
             raise ValueError(
                 f"z must lie in the domain {self.geometry.domain} of {self.geometry.name}, got entries from "
                 f"{float(z.min()):g} to {float(z.max()):g}: map it there first, for example with geometry.activation"
             )
-        return self.geometry.project_dual(self.dual(z))
+        return super().enter(z)
 
     def dual(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
         """ρ⁻¹(z) + Wz + b."""
@@ -195,16 +198,20 @@ class FeedForward(nn.Sequential):
 
     def layer_outputs(self, z: Float[Tensor, "*batch n"]) -> list[Float[Tensor, "*batch width"]]:
         """The output of every layer, in order."""
+        first = self[0]
+        assert isinstance(first, StandardLinear)
+        result_dtype, z = _result_dtype(z), _lifted(z, first)
         outputs = []
         y: Tensor | None = None
-        for layer in self:
-            assert isinstance(layer, StandardLinear)
-            if isinstance(layer, BregmanLinear):
-                y = layer.enter(z) if y is None else self.geometry.project_dual(layer.carry(y, z))
+        with torch.autocast(z.device.type, enabled=False):
+            for layer in self:
+                assert isinstance(layer, StandardLinear)
+                if y is not None and isinstance(layer, BregmanLinear):
+                    y = self.geometry.project_dual(layer.carry(y, z))
+                else:
+                    y = layer.enter(z)
                 z = self.geometry.activation(y)
-            else:
-                z = layer(z)
-            outputs.append(z)
+                outputs.append(z.to(result_dtype))
         return outputs
 
 
@@ -217,9 +224,26 @@ def _averages(n: int, d: int) -> Tensor:
     return weights / weights.sum(-1, keepdim=True)
 
 
-def _checked(z: Tensor, width: int) -> Tensor:
+def _lifted(z: Tensor, layer: StandardLinear) -> Tensor:
+    """An input that fits the layer, in the precision of its parameters but never less than float32.
+
+    Raises:
+        TypeError: unless z is a floating-point tensor.
+        ValueError: if its width, or its dtype (outside autocast), does not fit.
+    """
     if not z.is_floating_point():
-        raise TypeError(f"the input must be a floating-point tensor, got {z.dtype}: call .float()")
-    if z.shape[-1] != width:
-        raise ValueError(f"the input must have {width} features in its last dimension, got shape {tuple(z.shape)}")
-    return z
+        raise TypeError(f"z must be a floating-point tensor, got {z.dtype}: call .float()")
+    if z.dim() == 0:
+        raise ValueError(f"z must have {layer.in_features} features in its last dimension, got a 0-d tensor")
+    if z.shape[-1] != layer.in_features:
+        raise ValueError(f"z must have {layer.in_features} features in its last dimension, got shape {tuple(z.shape)}")
+    own = layer.weight.dtype
+    if z.dtype != own and not torch.is_autocast_enabled(z.device.type):
+        raise ValueError(f"z is {z.dtype}, but the weight of the layer is {own}: convert one of them")
+    return z.to(torch.float32 if own.itemsize == 2 else own)
+
+
+def _result_dtype(z: Tensor) -> torch.dtype:
+    """The dtype of an output: z's, but float32 under autocast, where a half-precision z is another layer's matter."""
+    half = z.dtype.itemsize == 2
+    return torch.float32 if half and torch.is_autocast_enabled(z.device.type) else z.dtype

@@ -330,13 +330,13 @@ class _Run:
             stalled = stalled | (point.step.squeeze(-1) < _LEAST_STEP)
         status = torch.where(stalled, int(Status.STALLED), status)
         running_away = progress.lost | ~point.finite | (point.value.abs().amax(-1) > self.limit)
-        running_away = running_away | ((status >= 0) & self._drifts())
-        status = torch.where(running_away, int(Status.DIVERGED), status)
         converged = (point.residual <= self.tol) & ~running_away
-        status = torch.where(converged, int(Status.CONVERGED), status)
-        done = status >= 0
+        done = (status >= 0) | running_away | converged
         if not bool(done.any()):
             return
+        running_away = running_away | ((status >= 0) & ~converged & self._drifts())
+        status = torch.where(running_away, int(Status.DIVERGED), status)
+        status = torch.where(converged, int(Status.CONVERGED), status)
         if self.finishes:
             before = progress.index
             self._look_ahead(done & ~converged & ~running_away, iteration)
@@ -355,7 +355,7 @@ class _Run:
     def _drifts(self) -> Bool[Tensor, " batch"]:
         """Whether a coordinate is on its way to an infinite end of C, with steps as long as at the start."""
         lo, hi = self.objective.geometry.domain
-        if self.objective.unique and self.objective.energy.affine:  # strictly convex: there is a minimum
+        if self.objective.is_coercive:
             return torch.zeros_like(self.progress.restart)
         step = self.point.next_dual - self.point.dual
         outward = torch.zeros_like(step, dtype=torch.bool)

@@ -82,7 +82,9 @@ def convex_cases() -> list[Case]:
 
 def free_cases() -> list[Case]:
     """W not symmetric, −W monotone."""
-    cases = [Case(name, "free", active=0.34, weight="free") for name in ("tanh", "sigmoid", "arctan", "sin", "softplus")]
+    cases = [
+        Case(name, "free", active=0.34, weight="free") for name in ("tanh", "sigmoid", "arctan", "sin", "softplus")
+    ]
     cases += [Case(name, "free", weight="free") for name in ("tanh", "identity")]
     cases += [Case(name, "free", regularization=0.2, weight="free") for name in ("sigmoid", "arcsinh", "bent")]
     return cases
@@ -96,7 +98,8 @@ def indefinite_cases() -> list[Case]:
         Case(name, "indefinite", active=0.2, regularization=0.05, weight="symmetric") for name in ("tanh", "sigmoid")
     ]
     cases += [
-        Case(name, "indefinite", active=0.2, regularization=1.2, weight="symmetric") for name in ("softplus", "identity")
+        Case(name, "indefinite", active=0.2, regularization=1.2, weight="symmetric")
+        for name in ("softplus", "identity")
     ]
     return cases
 
@@ -211,16 +214,13 @@ def reference_gradients(learned: Learned) -> Gradients:
     value = found.value.requires_grad_()
     (cotangent,) = torch.autograd.grad(exact.loss(value), value)
     value = value.detach()
-    v = reference_gradient(
-        weight, offset, value, found.active, exact.geometry, exact.regularization, cotangent
-    )
+    v = reference_gradient(weight, offset, value, found.active, exact.geometry, exact.regularization, cotangent)
     # dL/dc = v and dL/dW = v zᵀ are the derivatives of vᵀ(Wz + c) with v and z held fixed.
     carrier = (v * (value @ exact.energy.weight.mT + exact.energy.linear(exact.x))).sum()
     leaves = exact.leaves()
     grads = torch.autograd.grad(carrier, list(leaves.values()), allow_unused=True)
     return {
-        name: torch.zeros_like(leaf) if g is None else g
-        for (name, leaf), g in zip(leaves.items(), grads, strict=True)
+        name: torch.zeros_like(leaf) if g is None else g for (name, leaf), g in zip(leaves.items(), grads, strict=True)
     }
 
 

@@ -44,9 +44,7 @@ def test_double_backward_of_unrolled_works(layer: ib.BregmanDEQ, x: Tensor) -> N
 
 
 @pytest.mark.parametrize("adjoint", ["phantom", "one_step"])
-def test_double_backward_of_approximate_gradients_is_refused(
-    layer: ib.BregmanDEQ, x: Tensor, adjoint: str
-) -> None:
+def test_double_backward_of_approximate_gradients_is_refused(layer: ib.BregmanDEQ, x: Tensor, adjoint: str) -> None:
     """Differentiating the few steps twice would give the derivative of another function."""
     layer.adjoint = adjoint
     value = layer(x.requires_grad_()).square().sum()
@@ -56,9 +54,9 @@ def test_double_backward_of_approximate_gradients_is_refused(
 
 FUNCTION_TRANSFORMS: dict[str, Callable[[nn.Module, Tensor], object]] = {
     "vmap": lambda layer, x: torch.func.vmap(layer)(x),
-    "vmap over parameters": lambda layer, x: torch.func.vmap(
-        lambda p: functional_call(layer, p, (x,))
-    )({name: torch.stack([p.detach(), p.detach()]) for name, p in layer.named_parameters()}),
+    "vmap over parameters": lambda layer, x: torch.func.vmap(lambda p: functional_call(layer, p, (x,)))(
+        {name: torch.stack([p.detach(), p.detach()]) for name, p in layer.named_parameters()}
+    ),
     "grad": lambda layer, x: torch.func.grad(lambda a: layer(a).sum())(x),
     "grad for parameters": lambda layer, x: torch.func.grad(lambda p: functional_call(layer, p, (x,)).sum())(
         dict(layer.named_parameters())
@@ -96,9 +94,7 @@ def test_batched_gradients_are_refused(layer: ib.BregmanDEQ, x: Tensor, batched:
 @pytest.mark.parametrize("tangent_of", ["x", "parameter", "initial"])
 @pytest.mark.parametrize("adjoint", ADJOINTS)
 @pytest.mark.parametrize("grad", [True, False])
-def test_forward_mode_is_refused(
-    layer: ib.BregmanDEQ, x: Tensor, tangent_of: str, adjoint: str, grad: bool
-) -> None:
+def test_forward_mode_is_refused(layer: ib.BregmanDEQ, x: Tensor, tangent_of: str, adjoint: str, grad: bool) -> None:
     """Never a tangent that is silently lost."""
     layer.adjoint = adjoint
     initial = torch.zeros(3, 5, dtype=torch.float64)

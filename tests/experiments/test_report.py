@@ -64,6 +64,7 @@ def comparison() -> Comparison:
         "steps": 40,
         "seconds_per_seed": [0.5] * SEEDS,
         "seconds_mean": 0.5,
+        "loss_samples": 100,
         "gradient_samples": 64,
     }
     return Comparison(settings, {"torch": "2", "device": "cpu"}, facts, "implicit", rows)
