@@ -131,6 +131,13 @@ def test_a_missing_extra_says_how_to_install_it(missing: str, tmp_path: Path) ->
     assert os.listdir(tmp_path) == []
 
 
+def test_a_warning_about_the_settings_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "--geometry", "identity", "--out", str(tmp_path)]) == 0
+    error = capsys.readouterr().err
+    assert error.startswith("implicit-bregman: warning: ")
+    assert error.count("\n") == 1
+
+
 def test_ctrl_c_is_no_traceback(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

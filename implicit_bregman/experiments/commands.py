@@ -1,6 +1,7 @@
 """The commands behind `implicit-bregman`: options, progress bar, files."""
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -103,7 +104,11 @@ def compare(
     names = DEFAULTS.rows if rows is None else tuple(name.strip() for name in rows.split(","))
     given = {**locals(), "rows": names}
     settings = CompareSettings(**{item.name: given[item.name] for item in fields(CompareSettings)})
-    data = check(settings)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        data = check(settings)
+    for warning in caught:
+        print(f"implicit-bregman: warning: {warning.message}", file=sys.stderr)
     folder = writable_folder(out)
     with _progress() as progress:
         comparison = run_comparison(settings, data, progress)
@@ -165,6 +170,7 @@ def convergence(
 @contextmanager
 def _progress() -> Iterator[Callable[[float, str], None]]:
     """A progress bar on stderr, and the function that moves it."""
+    console = Console(stderr=True)
     bar = Progress(
         TextColumn("{task.percentage:3.0f} %"),
         BarColumn(),
@@ -172,8 +178,9 @@ def _progress() -> Iterator[Callable[[float, str], None]]:
         TextColumn("left"),
         TimeRemainingColumn(elapsed_when_finished=False),
         TextColumn("{task.description}"),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
     with bar:
         task = bar.add_task("starting", total=1.0)

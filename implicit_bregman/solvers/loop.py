@@ -37,6 +37,8 @@ _NEWTON_FROM = 1e-4
 _NEWTON_WIDTH = 128
 #: The residual from which on a field without objective is accelerated, where it may have several zeros.
 _NEAR = 1e-3
+#: ρ'(y) below which a coordinate counts as saturated, and may make many MM steps at once.
+_SATURATED = 1e-6
 #: How far z may move, relative to its size, while MM steps are made many at once.
 _STILL = 1e-5
 #: Smallest step that backtracking tries before it gives up.
@@ -213,7 +215,10 @@ class _Run:
         to get there, while z, and with it ∇f, stands still: those steps can be added up.
         """
         point, stride = self.point, self.progress.stride
-        far = point.dual + stride[:, None] * (point.next_dual - point.dual)
+        # Only the saturated coordinates stride: the others would overshoot.
+        saturated = self.objective.geometry.slope(point.dual) < _SATURATED
+        length = torch.where(saturated, stride[:, None], 1.0)
+        far = point.dual + length * (point.next_dual - point.dual)
         moved = (self.objective.geometry.activation(far) - point.value).abs().amax(-1)
         small = max(_STILL, 8 * torch.finfo(moved.dtype).eps) * (1 + point.value.abs().amax(-1))
         still = (moved <= small) & ~proposed

@@ -47,6 +47,7 @@ class Recorder:
         self._polished = torch.zeros(batch, dtype=torch.bool, device=device)
         self._free = torch.ones(start.value.shape, dtype=torch.bool, device=device)
         self._batch = batch
+        self._dtype = start.value.dtype
         self._trace: list[tuple[Tensor, Tensor, Tensor]] | None = [] if trace else None
 
     def record(self, index: Int[Tensor, " running"], point: Point) -> None:
@@ -86,8 +87,7 @@ class Recorder:
         """Everything, once all samples have stopped."""
         trace = None
         if self._trace is not None:
-            residual, objective, dual = (torch.stack(column) for column in zip(*self._trace, strict=True))
-            trace = Trace(residual, objective, dual)
+            trace = self._stacked(self._trace)
         return Outcome(
             Point(**self._rows),  # type: ignore[arg-type]
             self._status,
@@ -97,3 +97,9 @@ class Recorder:
             self._free,
             trace,
         )
+
+    def _stacked(self, rows: list[tuple[Tensor, Tensor, Tensor]]) -> Trace:
+        if not rows:  # an empty batch makes no iteration
+            empty = self._free.new_zeros(0, self._batch, dtype=self._dtype)
+            return Trace(empty, empty, empty[:, :, None].expand(0, self._batch, self._free.shape[-1]))
+        return Trace(*(torch.stack(column) for column in zip(*rows, strict=True)))

@@ -36,11 +36,12 @@ def test_the_value_does_not_depend_on_the_adjoint(case: Case) -> None:
 @pytest.mark.parametrize("polish", [True, False])
 def test_one_step_is_one_differentiated_mm_step(case: Case, polish: bool) -> None:
     learned, _ = learned_case(case)
-    solver = ib.solvers.Anderson(polish=polish, tol=1e-9)
+    solver = ib.solvers.Anderson(polish=polish, tol=1e-6)
     solution = learned.solve(ib.adjoints.OneStep(), solver)
     by_hand = mm_by_hand(learned, 1, float(solution.step[0]), solution.dual)
-    found, exact = learned.differentiate(solution.value), learned.differentiate(by_hand)
-    assert max(relative_errors(found, exact).values()) <= 1e-7
+    attached = solution.value.detach() + (by_hand - by_hand.detach())
+    found, exact = learned.differentiate(solution.value), learned.differentiate(attached)
+    assert max(relative_errors(found, exact).values()) <= 1e-12
     assert not bool(found["initial"].any())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -90,10 +91,11 @@ def test_a_diverging_sample_gives_finite_gradients(geometry: str, adjoint: str) 
     weight = torch.tensor([[0.5, 1.0], [-1.0, 0.5]], dtype=torch.float64, requires_grad=True)
     energy = ib.QuadraticEnergy.from_matrices(weight)
     x = torch.ones(2, 2, dtype=torch.float64)
-    with pytest.warns(ib.ConvergenceWarning) as caught:
+    with pytest.warns(ib.ConvergenceWarning, match="find_critical_point: some samples failed. DIVERGED"):
         solution = ib.find_critical_point(energy, geometry, x, adjoint=adjoint)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ib.ConvergenceWarning)  # the adjoint system may be singular there
         (gradient,) = torch.autograd.grad(solution.value.sum(), weight)
-    assert "find_critical_point: some samples failed. DIVERGED" in str(caught[0].message)
     assert solution.status.tolist() == [ib.Status.DIVERGED] * 2
     assert bool(solution.value.isfinite().all())
     assert bool(solution.dual.isfinite().all())

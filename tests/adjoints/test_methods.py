@@ -93,14 +93,14 @@ def test_without_polish(case: Case, solver: type[ib.solvers.MM], dtype: torch.dt
 def test_without_polish_where_mm_is_slow(case: Case, dtype: torch.dtype) -> None:
     learned, exact = _in(case, dtype)
     for solver in (ib.solvers.Anderson, ib.solvers.Broyden):
-        solution = learned.solve(solver=solver(polish=False, max_iter=1000, on_failure="ignore"))
+        solution = learned.solve(solver=solver(polish=False, max_iter=300, on_failure="ignore"))
         found = learned.differentiate(solution.value)
         each = _error_per_sample(found["x"], exact["x"])
         assert float(each[solution.converged].max() if bool(solution.converged.any()) else 0.0) <= (
             1e-6 if dtype == torch.float64 else 1e-3
         )
     # Without acceleration the gradient is honest, not exact: it is as far off as the point itself.
-    solution = learned.solve(solver=ib.solvers.MM(polish=False, max_iter=1000, on_failure="ignore"))
+    solution = learned.solve(solver=ib.solvers.MM(polish=False, max_iter=300, on_failure="ignore"))
     assert not bool(solution.converged.all())
     assert worst_error(learned.differentiate(solution.value), exact) <= 1e-2
 

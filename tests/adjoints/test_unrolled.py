@@ -124,7 +124,7 @@ def test_auto_and_mm_are_accepted(solver: object) -> None:
 @pytest.mark.parametrize("solver", ["anderson", "broyden", ib.solvers.Anderson()], ids=str)
 def test_other_solvers_are_refused(solver: object) -> None:
     learned, _ = learned_case(CASES[0])
-    with pytest.raises(ValueError, match='Unrolled is MM itself: use solver="auto" or MM, got (Anderson|Broyden)'):
+    with pytest.raises(ValueError, match=r'Unrolled is MM itself: use solver="auto" or MM, got (Anderson|Broyden)'):
         learned.solve(ib.adjoints.Unrolled(steps=4), solver)
 
 

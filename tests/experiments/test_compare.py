@@ -126,25 +126,35 @@ def test_batches_repeat_and_cover_every_epoch() -> None:
     assert steps_per_epoch(7, 3) == 3
 
 
-def test_a_fast_row_trains_on_until_the_time_is_up(data: Dataset) -> None:
-    run = train(make_model(), data, Recipe(steps=2, seconds=0.3, batch_size=20, learning_rate=0.01, seed=0))
-    assert run.at_steps.steps == 2
-    assert run.at_time.steps > 2
-    assert run.at_time.seconds <= 0.3
-    assert run.at_time.train_loss < run.at_steps.train_loss
+class _QuarterSeconds:
+    """A clock by which every training step takes a quarter of a second."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._now = 0.0
+
+    def __call__(self) -> float:
+        self._now += 0.25
+        return self._now
 
 
-def test_a_slow_row_is_judged_at_its_last_step_in_time(data: Dataset) -> None:
-    recipe = Recipe(steps=5, seconds=1e-9, batch_size=20, learning_rate=0.01, seed=0)
+@pytest.mark.parametrize(("seconds", "steps"), [(1.0, 4), (1.2, 4), (0.6, 2), (0.1, 0)])
+def test_equal_time_is_judged_at_the_last_step_in_time(
+    seconds: float, steps: int, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fast row trains on after its steps, a slow one is cut off: here after 2 steps of 0.25 s."""
+    monkeypatch.setattr("implicit_bregman.experiments.training._Clock", _QuarterSeconds)
     model = make_model()
-    loss, accuracy = (
-        evaluate(model, data.train_x, data.train_y)[0],
-        evaluate(model, data.test_x, data.test_y)[1],
-    )
-    run = train(model, data, recipe)
-    assert run.at_steps.steps == 5
-    assert (run.at_time.steps, run.at_time.seconds) == (0, 0.0)
-    assert (run.at_time.train_loss, run.at_time.test_accuracy) == pytest.approx((loss, accuracy))
+    points = {0: (evaluate(model, data.train_x, data.train_y)[0], evaluate(model, data.test_x, data.test_y)[1])}
+    for budget in (1, 2, 3, 4):
+        point = train(make_model(), data, Recipe(budget, None, 20, 0.01, seed=0)).at_steps
+        points[budget] = (point.train_loss, point.test_accuracy)
+
+    run = train(model, data, Recipe(2, seconds, 20, 0.01, seed=0))
+    assert (run.at_steps.steps, run.at_steps.seconds) == (2, 0.5)
+    assert (run.at_steps.train_loss, run.at_steps.test_accuracy) == pytest.approx(points[2])
+    assert (run.at_time.steps, run.at_time.seconds) == (steps, 0.25 * steps)
+    assert (run.at_time.train_loss, run.at_time.test_accuracy) == pytest.approx(points[steps])
+    assert run.step_ms == 250.0
 
 
 def test_a_run_records_its_epochs_and_its_state(data: Dataset) -> None:

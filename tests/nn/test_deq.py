@@ -207,7 +207,7 @@ def test_solver_adjoint_and_regularization_may_be_assigned(x: Tensor) -> None:
         layer(x), ib.find_critical_point(layer.energy, layer.geometry, x, regularization=0.7).value
     )
     layer.regularization = -1.0
-    with pytest.raises(ValueError, match="regularization must be a finite number >= 0, got -1.0"):
+    with pytest.raises(ValueError, match=r"regularization must be a finite number >= 0, got -1\.0"):
         layer(x)
     layer.regularization, layer.adjoint = 0.0, "exact"
     with pytest.raises(ValueError, match="adjoint must be one of implicit, unrolled, phantom, one_step, got 'exact'"):
@@ -376,14 +376,14 @@ def test_to_dtype_keeps_the_function(x: Tensor) -> None:
     assert z.dtype == torch.float64
     torch.testing.assert_close(z.float(), expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(double.float()(x), expected)
-    with pytest.raises(ValueError, match="x is torch.float64, but .* of the energy is torch.float32: convert"):
+    with pytest.raises(ValueError, match=r"x is torch\.float64, but .* of the energy is torch\.float32: convert"):
         layer(x.double())
 
 
 def test_to_another_device_moves_everything() -> None:
     layer = ib.BregmanDEQ(4, 5).to("meta")
     assert {p.device.type for p in layer.parameters()} == {"meta"}
-    with pytest.raises(ValueError, match="x is on cpu, but .* of the energy is on meta: move one of them"):
+    with pytest.raises(ValueError, match=r"x is on cpu, but .* of the energy is on meta: move one of them"):
         layer(torch.zeros(2, 4))
 
 
