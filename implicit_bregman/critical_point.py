@@ -153,7 +153,9 @@ def _start(
             f"{float(rows[outside][0]):g}: map it there first, for example with geometry.activation"
         )
     middle = phi.activation(torch.zeros_like(rows))
-    return phi.inverse_activation(torch.where(usable[:, None], rows, middle)), usable
+    # Next to a bound ρ⁻¹ may overflow; the saturated dual stands for the same point.
+    dual = phi.inverse_activation(torch.where(usable[:, None], rows, middle))
+    return dual.clamp(*phi.saturated_dual(rows.dtype)), usable
 
 
 def _objective(energy: Energy, phi: LegendreFunction, flat: Tensor, gamma: float) -> Objective:

@@ -140,7 +140,7 @@ class Objective:
         return replace(point, step=step, next_dual=next_dual)
 
     def primal_step(self, point: Point) -> tuple[Float[Tensor, "batch d"], Float[Tensor, " batch"]]:
-        """ρ(y⁺) − ρ(y), the residual that the accelerated methods drive to 0, and the norm of its rounding error (0 in float64).
+        """ρ(y⁺) − ρ(y), which the accelerated methods drive to 0, and the norm of its rounding error (0 in float64).
 
         Where the two agree to a few digits their difference has lost them: (y⁺ − y)√(ρ'(y)ρ'(y⁺)), with y⁺ − y
         before rounding, equals it to second order and keeps them.

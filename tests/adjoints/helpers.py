@@ -6,7 +6,7 @@ import copy
 import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -119,8 +119,6 @@ class Learned:
     x: Tensor
     initial: Tensor
     direction: Tensor
-    solver: object = "auto"
-    names: tuple[str, ...] = field(default=())
 
     def leaves(self) -> Gradients:
         """Everything that can be differentiated for, by name."""
@@ -132,7 +130,7 @@ class Learned:
 
     def solve(self, adjoint: object = "implicit", solver: object | None = None) -> ib.Solution:
         """The solution, from z⁰."""
-        how = solver or (self.solver if not isinstance(adjoint, ib.adjoints.Unrolled) else "auto")
+        how = "auto" if solver is None else solver
         return ib.find_critical_point(
             self.energy, self.geometry, self.x, self.initial, self.regularization, how, adjoint
         )
@@ -281,7 +279,7 @@ def _loss_at(learned: Learned, leaf: Tensor, shift: Tensor, adjoint: object) -> 
             leaf.copy_(before)
 
 
-def relative_errors(found: Gradients, exact: Gradients, scale: Gradients | None = None) -> dict[str, float]:
+def relative_errors(found: Gradients, exact: Gradients) -> dict[str, float]:
     """‖found − exact‖ / ‖exact‖ for every leaf but z⁰, in float64."""
     return {
         name: float((found[name].double().cpu() - exact[name].double().cpu()).norm() / exact[name].double().norm())

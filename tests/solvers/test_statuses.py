@@ -107,7 +107,7 @@ def test_slow_progress_is_not_called_stalled(solver: str) -> None:
     for weight in (-slow, -slow + 1e-5 * rotation):
         energy = ib.QuadraticEnergy.from_matrices(weight)
         c = 1e-4 * torch.tensor([[1.0, -2.0, 0.5, 1.5]]).double()
-        method = solver_of(solver, polish=False, max_iter=3000)
+        method = solver_of(solver, polish=False, max_iter=1500)
         found = ib.find_critical_point(energy, "identity", c, solver=method)
         assert statuses(found) <= {Status.CONVERGED, Status.MAX_ITER}
 
@@ -139,7 +139,7 @@ def test_diverged_by_drifting_along_a_flat_direction(geometry: str, solver: str,
     """−W has the eigenvalue 0 and c points along it: F falls for ever. The other sample has a solution."""
     energy = quadratic([[-1.0, 0.0], [0.0, 0.0]], dtype)
     x = torch.tensor([[0.5, 0.3], [0.5, 0.0]], dtype=dtype)
-    found = ib.find_critical_point(energy, geometry, x, solver=solver_of(solver, max_iter=1000))
+    found = ib.find_critical_point(energy, geometry, x, solver=solver_of(solver, max_iter=300))
     assert found.status[0] == Status.DIVERGED
     assert bool(torch.isfinite(found.value).all())
     assert bool(torch.isfinite(found.dual).all())
@@ -154,7 +154,7 @@ def test_diverged_by_drifting_along_a_flat_direction(geometry: str, solver: str,
 def test_diverged_where_the_regularization_only_balances_the_curvature(solver: str, polish: bool) -> None:
     """F = −cᵀz on the line: the relative residual tends to 0 at infinity, which is no convergence."""
     energy = quadratic([[0.5, 0.0], [0.0, 0.5]], torch.float64)
-    method = solver_of(solver, polish=polish, max_iter=2000)
+    method = solver_of(solver, polish=polish, max_iter=500)
     found = ib.find_critical_point(energy, "identity", torch.ones(1, 2).double(), regularization=0.5, solver=method)
     assert statuses(found) == {Status.DIVERGED}
     assert bool(torch.isfinite(found.value).all())
@@ -185,10 +185,11 @@ class Cliff(ib.Energy):
 def test_diverged_by_a_user_energy_without_lower_bound(geometry: str, solver: str, dtype: torch.dtype) -> None:
     x = torch.full((2, 3), -1.0, dtype=dtype)
     found = ib.find_critical_point(Cliff(), geometry, x, solver=solver_of(solver, max_iter=400))
-    assert not bool(found.converged.any())
     assert bool(torch.isfinite(found.value).all())
     assert bool(torch.isfinite(found.residual).all())
-    if solver in ("mm", "anderson", "broyden"):
+    if solver.startswith("torchdeq"):  # it may find the maximum, z = x, which is critical
+        assert torch.allclose(found.value[found.converged], x[found.converged], atol=1e-5)
+    else:
         assert statuses(found) == {Status.DIVERGED}
 
 
