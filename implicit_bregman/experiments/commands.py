@@ -91,6 +91,7 @@ def compare(
     max_iter: Annotated[
         int | None, typer.Option(help="Largest number of iterations of these solvers; default: theirs.")
     ] = DEFAULTS.max_iter,
+    threads: Annotated[int, typer.Option(help="CPU threads; one is fastest for small layers.")] = DEFAULTS.threads,
     seed: Annotated[int, typer.Option(help="First seed.")] = DEFAULTS.seed,
     seeds: Annotated[int, typer.Option(help="Number of seeds.")] = DEFAULTS.seeds,
     device: Annotated[str, typer.Option(help="PyTorch device, for example cpu or cuda.")] = DEFAULTS.device,

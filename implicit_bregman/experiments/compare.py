@@ -24,7 +24,15 @@ from implicit_bregman.experiments.methods import Method
 from implicit_bregman.experiments.model import Classifier
 from implicit_bregman.experiments.results import COLUMNS, Comparison, Row, statistic
 from implicit_bregman.experiments.settings import CompareSettings
-from implicit_bregman.experiments.training import LOSS_SAMPLES, Recipe, State, TrainingRun, steps_per_epoch, train
+from implicit_bregman.experiments.training import (
+    LOSS_SAMPLES,
+    Recipe,
+    State,
+    TrainingRun,
+    cpu_threads,
+    steps_per_epoch,
+    train,
+)
 
 GRADIENT_SAMPLES = 64
 
@@ -121,7 +129,7 @@ def run_comparison(
     budgets: list[float] = []
     steps = settings.epochs * steps_per_epoch(len(data.train_y), settings.batch_size)
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), cpu_threads(settings.threads):
         # Failed solves are counted in the column `converged`; of the settings, `check` has warned already.
         warnings.simplefilter("ignore", UserWarning)
         for number, seed in enumerate(range(settings.seed, settings.seed + settings.seeds)):
@@ -145,7 +153,7 @@ def run_comparison(
     progress(1.0, "done")
     return Comparison(
         settings=_shown_settings(settings),
-        environment=_environment(data.train_x.device),
+        environment=_environment(data.train_x.device, settings.threads),
         facts=_facts(settings, data, steps, budgets),
         reference=reference.name,
         rows=tuple(_row(method, measured[method.name]) for method in methods),
@@ -218,14 +226,14 @@ def _shown_settings(settings: CompareSettings) -> dict[str, object]:
     return shown
 
 
-def _environment(device: torch.device) -> dict[str, object]:
+def _environment(device: torch.device, threads: int) -> dict[str, object]:
     return {
         "implicit_bregman": implicit_bregman.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "threads": torch.get_num_threads(),
+        "threads": threads,
     }
 
 

@@ -32,6 +32,7 @@ from implicit_bregman.experiments.oracle import (
 )
 from implicit_bregman.experiments.problems import Problem, collection
 from implicit_bregman.experiments.results import finite
+from implicit_bregman.experiments.training import cpu_threads
 from implicit_bregman.solvers import MM, Anderson, Broyden, Solver, TorchDEQ, Trace
 
 SOLVERS = ("mm", "anderson", "broyden", "torchdeq")
@@ -152,7 +153,7 @@ def run_convergence(
     case = _Case.of(problem)
     traces = []
     names = settings.solvers
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), cpu_threads(1):  # the problems are small
         # The share of converged samples is part of the result.
         warnings.simplefilter("ignore", ConvergenceWarning)
         for position, name in enumerate(names):

@@ -22,6 +22,8 @@ class CompareSettings:
         data_dir: Folder with IDX files, for "mnist" and "fashion".
         train_size: Number of training samples to use; None: all.
         device: PyTorch device.
+        threads: CPU threads of PyTorch. Layers of a few hundred features are fastest with one; with more, threads that
+            wait for each other make timings depend on what else the machine does.
         seed: First seed; `seeds` seeds are used: seed, seed + 1, …
         seeds: Number of seeds. A seed sets the initial parameters and the order of the batches.
         epochs: Epochs of the budget "equal steps".
@@ -42,6 +44,7 @@ class CompareSettings:
     data_dir: Path | None = None
     train_size: int | None = None
     device: str = "cpu"
+    threads: int = 1
     seed: int = 0
     seeds: int = 5
     epochs: int = 4
@@ -57,7 +60,7 @@ class CompareSettings:
     rows: tuple[str, ...] = field(default_factory=default_rows)
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "epochs", "width", "batch_size", "train_size", "max_iter"):
+        for name in ("seeds", "epochs", "width", "batch_size", "train_size", "max_iter", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")

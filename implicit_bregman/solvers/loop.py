@@ -25,7 +25,7 @@ from implicit_bregman.status import Status
 _PATIENCE = 100
 #: An accelerated iterate may rise above the current one, but not above the worst of so many before it.
 _WINDOW = 5
-#: Without an objective, the residual may exceed the worst of the window by this factor.
+#: Without an objective, the residual of an accelerated iterate may exceed the least so far by this factor.
 _RESIDUAL_GROWTH = 2.0
 #: The critical point ahead is looked for every so many iterations at most; the intervals grow with the iteration.
 _FINISH_EVERY = 3
@@ -72,7 +72,7 @@ class _Progress(RowsOfTensors):
         shortest: smallest dual step ‖y⁺ − y‖∞ so far, (b,): for γ > 0 it goes on falling where the residual is
             held up by the distance to a bound.
         idle: iterations since the last progress, (b,).
-        window: the last merits (F relative to the start, or the residual where there is no objective), (b, w).
+        window: the last merits, F relative to the start (where there is no objective: the residual), (b, w).
         restart: whether the next step has to be MM's own and the past forgotten, (b,).
         free_to_run: whether proposals may be followed: F has one critical point, or MM is in its basin, (b,).
         anchor, radius: the critical point that MM is certain to reach, and how far from it proposals may go,
@@ -266,11 +266,12 @@ class _Run:
         old, progress = self.point, self.progress
         if self._merit_is_residual:
             merit = new.residual
-            below = merit <= _RESIDUAL_GROWTH * progress.window.amax(-1)
+            below = merit <= _RESIDUAL_GROWTH * progress.best
         else:
             increase, noise = self.objective.increase(old, new)
-            # A change within the rounding error counts as none.
-            merit = progress.window[:, -1] + torch.where(increase.abs() <= noise, 0.0, increase)
+            # A change within the rounding error counts as none; one that overflows, as a rise.
+            change = torch.where(increase.abs() <= noise, 0.0, increase)
+            merit = progress.window[:, -1] + torch.where(torch.isfinite(increase + noise), change, torch.inf)
             # The certificate holds for points that do not lie above the one it was given at.
             below = merit <= (progress.window[:, -1] if self.certifies else progress.window.amax(-1))
         near = torch.linalg.vector_norm(new.value - progress.anchor, dim=-1) <= progress.radius

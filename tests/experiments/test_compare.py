@@ -101,6 +101,16 @@ def test_progress_goes_from_nothing_to_all() -> None:
     assert seen == sorted(seen)
 
 
+def test_threads_are_set_for_the_run_alone() -> None:
+    seen: list[int] = []
+    before = torch.get_num_threads()
+    settings = replace(SETTINGS, threads=before + 1, seeds=1, rows=("unrolled-1",))
+    result = run_comparison(settings, progress=lambda share, text: seen.append(torch.get_num_threads()))
+    assert before + 1 in seen
+    assert torch.get_num_threads() == before
+    assert result.environment["threads"] == before + 1
+
+
 def test_other_geometry_regularization_and_weight() -> None:
     settings = replace(
         SETTINGS,
@@ -204,6 +214,7 @@ def test_all_rows_can_be_named() -> None:
         ({"seconds": float("inf")}, "seconds must be positive"),
         ({"learning_rate": float("nan")}, "learning_rate must be positive"),
         ({"regularization": -0.1}, "regularization must be finite and >= 0, got -0.1"),
+        ({"threads": 0}, "threads must be at least 1"),
         ({"seed": -1}, "seed must be >= 0"),
         ({"rows": ()}, "no rows"),
         ({"rows": ("implicit", "implicit")}, "named twice"),
