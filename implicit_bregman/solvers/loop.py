@@ -353,7 +353,7 @@ class _Run:
         patience = _PATIENCE
         if self._merit_is_residual:
             # A residual may rise for long while the iterates spiral in, and there is no objective to look at instead.
-            patience = max(patience, iteration // 2)
+            patience = max(10 * patience, iteration // 2)
         stalled = progress.idle >= patience
         if self.objective.backtracks:
             stalled = stalled | (point.step.squeeze(-1) < _LEAST_STEP)
