@@ -1,5 +1,6 @@
 """One MM step, when it descends, how fast it converges, and what a certificate promises of it."""
 
+import itertools
 import math
 
 import pytest
@@ -88,7 +89,8 @@ def test_each_sample_may_have_its_own_step(generator: torch.Generator) -> None:
 
 
 def test_step_stays_on_the_dual_range_of_a_geometry_that_is_not_legendre() -> None:
-    y = mm_step(ib.geometry("sin"), torch.zeros(1, 2).double(), torch.tensor([[-9.0, 9.0]]).double(), torch.ones(1), 0.0)
+    gradient = torch.tensor([[-9.0, 9.0]]).double()
+    y = mm_step(ib.geometry("sin"), torch.zeros(1, 2).double(), gradient, torch.ones(1), 0.0)
     assert torch.allclose(y, torch.tensor([[math.pi / 2, -math.pi / 2]]).double())
 
 
@@ -195,11 +197,7 @@ def dual_of_solution(problem: Problem) -> Tensor:
 
 
 RATE_CASES = [
-    *[
-        ("convex", phi, gamma, stiffness)
-        for phi in STIFF
-        for gamma, stiffness in ((0.05, 1.0), (1.0, 0.5), (0.5, 4.0))
-    ],
+    *[("convex", phi, gamma, stiffness) for phi in STIFF for gamma, stiffness in ((0.05, 1.0), (1.0, 0.5), (0.5, 4.0))],
     *[("indefinite", phi, 0.6, 1.0) for phi in (ib.geometry("tanh"), ib.geometry("sigmoid"), ib.geometry("sin"), BOX)],
     ("indefinite", ib.geometry("tanh"), 0.6, 3.0),
     ("convex", ib.geometry("identity"), 0.0, 1.0),
@@ -259,7 +257,8 @@ def test_certificate_of_a_convex_energy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "majorizes", "descends"), [(0.24, True, True), (0.26, False, True), (0.49, False, True), (0.51, False, False)]
+    ("step", "majorizes", "descends"),
+    [(0.24, True, True), (0.26, False, True), (0.49, False, True), (0.51, False, False)],
 )
 def test_certificate_of_a_step_that_was_asked_for(step: float, majorizes: bool, descends: bool) -> None:
     found = certify(QuadraticEnergy.from_matrices(-4 * torch.eye(2)), "tanh", step=step)
@@ -443,7 +442,7 @@ def test_accepted_steps_are_majorized(generator: torch.Generator) -> None:
     found = run_mm(energy, "exp", x)
     duals = found.trace.dual
     checked = 0
-    for old, new in zip(duals[:-1], duals[1:], strict=True):
+    for old, new in itertools.pairwise(duals):
         moved = torch.isfinite(new).all(-1) & (new != old).any(-1)
         if not bool(moved.any()):
             continue

@@ -84,9 +84,7 @@ def test_finds_the_designed_solution(problem: Problem) -> None:
 
 @pytest.mark.parametrize("phi", ["tanh", "softplus"])
 @pytest.mark.parametrize("condition", [10.0, 1e6])
-def test_optimality_where_nothing_was_designed(
-    phi: str, condition: float, generator: torch.Generator
-) -> None:
+def test_optimality_where_nothing_was_designed(phi: str, condition: float, generator: torch.Generator) -> None:
     problem = make_problem(geometry=phi, dim=12, batch=20, condition=condition)
     offset = 0.3 * torch.randn(20, 12, generator=generator, dtype=torch.float64)
     found = reference_solution(problem.weight, offset, problem.geometry)
@@ -323,9 +321,7 @@ def test_singular_adjoint_is_refused() -> None:
 def test_finite_differences_refuse_unknown_limits() -> None:
     weight = torch.diag(torch.tensor([0.3, -1.0], dtype=torch.float64))
     with pytest.raises(RuntimeError, match="limit is unknown in 100%"):
-        finite_difference_gradient(
-            lambda z: z.sum(-1), weight, torch.ones(2, 2).double(), geometry("identity")
-        )
+        finite_difference_gradient(lambda z: z.sum(-1), weight, torch.ones(2, 2).double(), geometry("identity"))
 
 
 # The interface ----------------------------------------------------------------------------------------------
@@ -416,8 +412,6 @@ def test_residual_vanishes_only_at_the_solution() -> None:
         ),
     ],
 )
-def test_bad_input_is_refused(
-    weight: Tensor, offset: Tensor, options: dict[str, object], message: str
-) -> None:
+def test_bad_input_is_refused(weight: Tensor, offset: Tensor, options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         reference_solution(weight, offset, **{"geometry": geometry("tanh"), **options})

@@ -48,7 +48,7 @@ def names(*, unique: bool) -> list[str]:
     return [name for name, problem in PROBLEMS.items() if is_unique(problem) is unique]
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def reference(name: str) -> Reference:
     """The float64 reference of a problem of the collection."""
     problem = PROBLEMS[name]

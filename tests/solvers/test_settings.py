@@ -96,7 +96,7 @@ def test_solvers_by_name(name: str, kind: type[Solver]) -> None:
 def test_an_unknown_solver_is_refused_and_the_known_ones_are_named() -> None:
     with pytest.raises(ValueError, match=r"solver must be one of auto, mm, anderson, broyden.*got 'adam'"):
         solver_named("adam")
-    with pytest.raises(TypeError, match="solver must be a name or an instance such as .*Anderson"):
+    with pytest.raises(TypeError, match=r"solver must be a name or an instance such as .*Anderson"):
         solver_named(MM)
     with pytest.raises(ValueError, match="solver must be one of"):
         ib.find_critical_point(ib.QuadraticEnergy(2), "tanh", torch.zeros(1, 2), solver="adam")

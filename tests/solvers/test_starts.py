@@ -90,9 +90,7 @@ def test_the_start_does_not_matter_where_the_answer_is_unique(solver: str, scale
 @every_geometry
 @every_own_solver
 @pytest.mark.parametrize("gamma", [0.0, 0.3])
-def test_saturated_duals_are_never_nan(
-    phi: ib.LegendreFunction, solver: str, gamma: float, dtype: torch.dtype
-) -> None:
+def test_saturated_duals_are_never_nan(phi: ib.LegendreFunction, solver: str, gamma: float, dtype: torch.dtype) -> None:
     energy = ib.QuadraticEnergy.from_matrices(torch.tensor([[-0.8, 0.3], [0.3, -0.6]], dtype=dtype))
     size = torch.tensor([60.0, 1e6, 1e15, 1e30], dtype=dtype).repeat_interleave(3)[:, None]
     signs = torch.tensor([[1.0, -1.0], [-1.0, -1.0], [1.0, 0.0]], dtype=dtype).repeat(4, 1)
@@ -112,9 +110,7 @@ def test_saturated_duals_are_never_nan(
 
 @pytest.mark.parametrize("phi", [phi for phi in GEOMETRIES if math.isfinite(phi.domain[0])], ids=lambda phi: phi.name)
 @every_own_solver
-def test_a_start_one_rounding_error_inside_the_bound(
-    phi: ib.LegendreFunction, solver: str, dtype: torch.dtype
-) -> None:
+def test_a_start_one_rounding_error_inside_the_bound(phi: ib.LegendreFunction, solver: str, dtype: torch.dtype) -> None:
     problem = make_problem("convex", phi, 6, 2, 5.0, 0.34, seed=1).to(dtype)
     lo = torch.tensor(phi.bounds(dtype)[0], dtype=dtype)
     start = torch.nextafter(lo, torch.tensor(torch.inf, dtype=dtype)).expand(2, 6)
@@ -143,7 +139,7 @@ def test_a_start_outside_the_interior_is_refused(value: float) -> None:
     [
         (torch.zeros(3).double(), ValueError, r"initial must have shape \(2, 3\), got \(3,\)"),
         (torch.zeros(2, 4).double(), ValueError, r"initial must have shape \(2, 3\)"),
-        (torch.zeros(2, 3, dtype=torch.int64), TypeError, "initial must be a floating-point tensor or a Solution.*int64"),
+        (torch.zeros(2, 3, dtype=torch.int64), TypeError, "initial must be a floating-point tensor or a Sol.*int64"),
         ([[0.0] * 3] * 2, TypeError, "initial must be a floating-point tensor or a Solution, got list"),
     ],
 )

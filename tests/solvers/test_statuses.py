@@ -164,7 +164,8 @@ def test_diverged_where_the_regularization_only_balances_the_curvature(solver: s
 @every_solver
 def test_diverged_without_objective(geometry: str, solver: str, dtype: torch.dtype) -> None:
     energy = quadratic([[0.5, 1.0], [-1.0, 0.5]], dtype)
-    found = ib.find_critical_point(energy, geometry, torch.ones(2, 2, dtype=dtype), solver=solver_of(solver, max_iter=500))
+    x = torch.ones(2, 2, dtype=dtype)
+    found = ib.find_critical_point(energy, geometry, x, solver=solver_of(solver, max_iter=500))
     assert not bool(found.converged.any()) or bool((found.residual[found.converged] <= 1e-6).all())
     assert bool(torch.isfinite(found.value).all())
     assert bool(torch.isfinite(found.dual).all())
