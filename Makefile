@@ -3,10 +3,10 @@
 # The interpreter of the environment, 3.10 or newer.
 PYTHON ?= python3
 # The PyTorch to install. It goes in before everything that depends on it, so that nothing else chooses the build.
-# An own build, say for a GPU: make demo TORCH=torch==2.11.0, or TORCH=path/to/torch.whl
+# An own build, say for a GPU: make demo TORCH=torch==2.12.0, or TORCH=path/to/torch.whl
 TORCH ?= torch==2.13.0
 # The oldest and the newest PyTorch that are supported, and Python 3.10 for the oldest where it can be found.
-TORCH_OLDEST ?= torch==2.6.0
+TORCH_OLDEST ?= torch==2.11.0
 TORCH_NEWEST ?= torch==2.14.1
 PYTHON_OLDEST ?= $(shell for p in python3.10 "$$(pyenv prefix 3.10 2>/dev/null)/bin/python"; do \
 	"$$p" -c '' 2>/dev/null && { echo "$$p"; exit; }; done; echo $(PYTHON))
@@ -82,5 +82,5 @@ build: $(STAMP) ## build the wheel into dist/, and import it from there
 		assert ib.__file__.startswith(os.getcwd()), ib.__file__; print("the wheel imports:", ib.__version__)'
 
 clean: ## remove every environment, cache and result
-	rm -rf .venv* build demo dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv* build demo compare-results convergence-results dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -142,10 +142,8 @@ def convergence(
         default_solvers,
         find_problem,
         run_convergence,
-        to_csv,
-        to_json,
-        to_table,
     )
+    from implicit_bregman.experiments.convergence_report import to_csv, to_json, to_table
     from implicit_bregman.experiments.plots import convergence_figure
     from implicit_bregman.experiments.problems import collection
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
-from rich.table import Table
 from torch import Tensor
 
 from implicit_bregman import (
@@ -31,7 +27,6 @@ from implicit_bregman.experiments.oracle import (
     weight_gradient,
 )
 from implicit_bregman.experiments.problems import Problem, collection
-from implicit_bregman.experiments.results import finite
 from implicit_bregman.experiments.training import cpu_threads
 from implicit_bregman.solvers import MM, Anderson, Broyden, Solver, TorchDEQ, Trace
 
@@ -325,45 +320,3 @@ def _facts(problem: Problem) -> dict[str, object]:
         "active_share": problem.active_share,
         "regularization": problem.regularization,
     }
-
-
-def to_table(result: Convergence) -> Table:
-    """The ends of the curves, for the terminal."""
-    table = Table(title=str(result.problem["name"]), header_style="bold")
-    for title in ("solver", "iterations", "evaluations", "converged [%]", "residual", "gradient error"):
-        table.add_column(title, justify="left" if title == "solver" else "right")
-    for curves in result.solvers:
-        if curves.name == UNROLLED:
-            continue
-        table.add_row(
-            curves.name,
-            f"{curves.iterations:.1f}",
-            f"{curves.evaluations:.1f}",
-            f"{100 * curves.converged:.1f}",
-            *(f"{curve[-1][1]:.1e}" if curve else "–" for curve in (curves.residual, curves.gradient_error)),
-        )
-    return table
-
-
-def to_json(result: Convergence) -> str:
-    """Settings, problem and curves."""
-    document = {
-        "format": 1,
-        "settings": asdict(result.settings),
-        "problem": result.problem,
-        "solvers": [finite(asdict(curves)) for curves in result.solvers],
-    }
-    return json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def to_csv(result: Convergence) -> str:
-    """One line per solver and iteration; an empty cell where a quantity was not computed."""
-    target = io.StringIO()
-    writer = csv.writer(target, lineterminator="\n")
-    writer.writerow(["solver", "iteration", "residual", "objective_gap", "gradient_error"])
-    for curves in result.solvers:
-        columns = [dict(curve) for curve in (curves.residual, curves.objective, curves.gradient_error)]
-        for iteration in sorted(set().union(*columns)):
-            cells = [repr(column[iteration]) if iteration in column else "" for column in columns]
-            writer.writerow([curves.name, iteration, *cells])
-    return target.getvalue()

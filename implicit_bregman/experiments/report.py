@@ -13,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from implicit_bregman.experiments.methods import TORCHDEQ_MAX_ITER
 from implicit_bregman.experiments.results import Column, Comparison, Row, finite
 
 FORMAT_VERSION = 1
@@ -42,6 +43,11 @@ _METHOD = """\
 * **Time per step**: median of forward, backward and update. **Memory**: bytes held between forward and
   backward for a batch of {batch_size}, distinct storages, parameters not counted.
 """
+
+_TORCHDEQ = (
+    f"* **implicit-torchdeq**: torchdeq's Anderson method on the same dual map, with torchdeq's own settings "
+    f"(at most {TORCHDEQ_MAX_ITER} iterations unless asked for more) and without this library's exact finish."
+)
 
 
 def to_json(comparison: Comparison) -> str:
@@ -147,6 +153,7 @@ def to_markdown(comparison: Comparison, figures: dict[str, str]) -> str:
             seed_range=_seed_range(comparison.settings),
         ).splitlines(),
         *(f"* **{family}**: {FAMILIES[family]}." for family in families),
+        *([_TORCHDEQ] if any(row.name == "implicit-torchdeq" for row in comparison.rows) else []),
         "",
         *(line for name, caption in figures.items() for line in (f"![{caption}]({name})", "", f"*{caption}.*", "")),
         "## Environment",

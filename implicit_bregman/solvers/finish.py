@@ -20,6 +20,8 @@ from implicit_bregman.objective import Objective, Point, RowsOfTensors
 
 #: How often the active set of a problem with one critical point is corrected within one polish.
 _CORRECTIONS = 8
+#: How far a polished point may violate the KKT conditions.
+_EXACT = 1e-10
 #: Newton steps made before an iterate is given up.
 _NEWTON_STEPS = 12
 
@@ -77,6 +79,9 @@ def polish(objective: Objective, point: Point, tol: float) -> Finished:
     (the primal-dual active-set iteration of Hintermüller, Ito and Kunisch, 2002), a few times at most: whatever
     then passes the KKT test is the solution. Otherwise the first set has to be right.
     """
+    # A wrong active set may violate the conditions by very little, and its gradient be wrong by much: ask in float64
+    # for more than the solver's tolerance.
+    tol = min(tol, _EXACT)
     energy = objective.energy.double()
     bounds = objective.geometry.bounds(point.value.dtype)
     at_lo, at_hi = _projected(objective, point.value, point.gradient, bounds)

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from rich.console import Console
 
 from implicit_bregman.experiments.convergence import (
     DEFAULT_PROBLEM,
@@ -15,9 +16,8 @@ from implicit_bregman.experiments.convergence import (
     ConvergenceSettings,
     find_problem,
     run_convergence,
-    to_csv,
-    to_json,
 )
+from implicit_bregman.experiments.convergence_report import to_csv, to_json, to_table
 from implicit_bregman.experiments.plots import convergence_figure
 from implicit_bregman.experiments.problems import make_problem
 
@@ -117,3 +117,13 @@ def test_bad_settings_are_refused(settings: dict[str, object], complaint: str) -
 def test_an_unknown_problem_says_how_to_list_them() -> None:
     with pytest.raises(ValueError, match=r"'nope'.*--list"):
         run_convergence(ConvergenceSettings("nope"))
+
+
+def test_the_table_shows_the_ends_of_the_curves(result: Convergence) -> None:
+    console = Console(width=100, file=io.StringIO())
+    console.print(to_table(result))
+    text = console.file.getvalue()
+    for curves in result.solvers[:-1]:
+        assert curves.name in text
+        assert f"{curves.residual[-1][1]:.1e}" in text
+    assert "unrolled" not in text

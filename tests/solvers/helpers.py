@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,6 +41,11 @@ def approaches_bounds_slowly(problem: Problem) -> bool:
     """Whether no method without polish gets far: an active bound in one of the slow geometries."""
     at_bound = problem.active_share > 0 and problem.regularization == 0
     return at_bound and problem.geometry.name in SLOW_AT_BOUND
+
+
+def some(problem: Problem, rows: Tensor | list[int]) -> Problem:
+    """The same problem for some of its samples, in this order."""
+    return replace(problem, offset=problem.offset[rows])
 
 
 def names(*, unique: bool) -> list[str]:
@@ -120,8 +125,3 @@ def assert_honest(problem: Problem, found: ib.Solution, exact: Reference, tolera
 def every(problem_names: list[str]) -> pytest.MarkDecorator:
     """Parametrize a test by problems of the collection."""
     return pytest.mark.parametrize("name", problem_names)
-
-
-def is_near(value: float, wanted: float, tolerance: float) -> bool:
-    """|value − wanted| ≤ tolerance, False for NaN."""
-    return math.isfinite(value) and abs(value - wanted) <= tolerance

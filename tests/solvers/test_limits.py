@@ -71,7 +71,7 @@ def test_share_on_the_limit_of_mm(
         ("sigmoid", {"dim": 20, "active": 0.3}),
         ("scaled_tanh", {"dim": 32, "active": 0.3, "stiffness": 2.0}),
         ("sin", {"dim": 32, "active": 0.3}),
-        ("isru", {"dim": 12, "condition": 5.0}),
+        ("isru", {"dim": 12, "condition": 5.0, "active": 0.2}),
     ],
     ids=str,
 )

@@ -14,7 +14,7 @@ from implicit_bregman.energy.quadratic import BoundQuadratic
 from implicit_bregman.experiments.problems import Problem, make_problem
 from implicit_bregman.majorization import automatic_step
 from implicit_bregman.objective import Objective
-from tests.solvers.helpers import ALL, ITERATIVE, solve, solver_of
+from tests.solvers.helpers import ALL, ITERATIVE, solve, solver_of, some
 
 CASES = {
     "interior": {},
@@ -32,10 +32,6 @@ def case(name: str, batch: int) -> Problem:
     return make_problem(**{"dim": 10, "condition": 10.0, "seed": 3, "batch": batch, **CASES[name]})
 
 
-def rows(problem: Problem, index: Tensor) -> Problem:
-    return replace(problem, offset=problem.offset[index])
-
-
 # Batch-mates ----------------------------------------------------------------------------------------------------------
 
 
@@ -48,8 +44,8 @@ def test_results_do_not_depend_on_batch_mates(name: str, solver: str, polish: bo
     together = solve(problem, solver, **settings)
     assert bool(together.converged.all())
     order = torch.tensor([3, 0, 4, 2, 1])
-    shuffled = solve(rows(problem, order), solver, **settings)
-    alone = [solve(rows(problem, torch.tensor([i])), solver, **settings) for i in range(5)]
+    shuffled = solve(some(problem, order), solver, **settings)
+    alone = [solve(some(problem, [i]), solver, **settings) for i in range(5)]
     one_by_one = torch.cat([found.value for found in alone])
     for other in (shuffled.value[order.argsort()], one_by_one):
         assert float((together.value - other).abs().max()) <= 1e-8

@@ -149,6 +149,37 @@ def test_diverged_by_drifting_along_a_flat_direction(geometry: str, solver: str,
     assert float(found.value[1, 0]) == pytest.approx(0.5, abs=1e-3)
 
 
+@pytest.mark.parametrize("solver", ["anderson", "broyden"])
+def test_a_proposal_that_overflows_is_not_followed(solver: str) -> None:
+    """exp: an accelerated dual of a few hundred is a z of 1e100 and more, and F is no number there."""
+    for seed in (122057, 813561):
+        problem = make_problem(geometry="exp", dim=3, batch=8, active=0.6, condition=1.0, stiffness=0.5, seed=seed)
+        found = solve(problem, solver, polish=False, max_iter=3000)
+        assert statuses(found) == {Status.CONVERGED}
+        assert float(relative_error(found.value, problem.solution).max()) <= 1e-8
+
+
+@pytest.mark.parametrize("solver", ["anderson", "broyden"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"geometry": "arctan", "dim": 2, "condition": 300.0, "regularization": 1e-3, "seed": 636944},
+        {"geometry": "isru", "dim": 2, "condition": 30.0, "regularization": 1e-3, "seed": 475884},
+        {"geometry": "sin", "dim": 10, "condition": 300.0, "regularization": 1e-3, "seed": 151723},
+        {"geometry": "softplus", "dim": 3, "condition": 30.0, "active": 0.3, "stiffness": 5.0, "seed": 783796},
+    ],
+    ids=lambda settings: settings["geometry"],
+)
+def test_acceleration_of_a_field_does_not_lead_away(solver: str, settings: dict[str, object]) -> None:
+    """Without an objective the residual guards: it must not be allowed to grow step by step."""
+    problem = make_problem("free", batch=8, **settings)
+    found = solve(problem, solver, polish=False, max_iter=1000)
+    assert statuses(found) <= {Status.CONVERGED, Status.MAX_ITER}
+    start = own_residual(problem, torch.zeros_like(problem.offset))
+    assert bool((found.residual <= start).all()), "never worse than where it began"
+    assert float(found.converged.double().mean()) >= 0.5
+
+
 @polish_or_not
 @every_own_solver
 def test_diverged_where_the_regularization_only_balances_the_curvature(solver: str, polish: bool) -> None:

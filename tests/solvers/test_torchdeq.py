@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torchdeq.solver.broyden import broyden_solver
 
 from implicit_bregman.experiments.problems import Problem, make_problem
 from implicit_bregman.solvers import TorchDEQ
-from tests.solvers.helpers import TORCHDEQ, own_residual, relative_error, solve
+from tests.solvers.helpers import TORCHDEQ, own_residual, relative_error, solve, some
 
 every_method = pytest.mark.parametrize("method", TORCHDEQ)
 
@@ -99,8 +100,6 @@ def test_a_singular_system_inside_torchdeq_ends_the_run_quietly() -> None:
     problem = make_problem(dim=4, batch=3, condition=2.0, seed=1)
     offset = problem.offset.clone()
     offset[0] = 0
-    from dataclasses import replace
-
     solver = TorchDEQ(options={"lam": 0.0}, polish=False, max_iter=50, on_failure="ignore")
     found = solve(replace(problem, offset=offset), solver)
     assert bool(torch.isfinite(found.value).all())
