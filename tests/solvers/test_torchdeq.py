@@ -85,14 +85,8 @@ def test_each_sample_keeps_its_first_good_iterate(method: str) -> None:
 def test_batch_mates_change_no_answer(method: str) -> None:
     problem = make_problem(dim=8, batch=5, condition=3.0, regularization=0.5, seed=1)
     together = solve(problem, TorchDEQ(method, tol=1e-6, polish=False))
-    alone = [solve(make_problem_row(problem, i), TorchDEQ(method, tol=1e-6, polish=False)).value for i in range(5)]
+    alone = [solve(some(problem, [i]), TorchDEQ(method, tol=1e-6, polish=False)).value for i in range(5)]
     assert float((together.value - torch.cat(alone)).abs().max()) <= 1e-4
-
-
-def make_problem_row(problem: Problem, i: int) -> Problem:
-    from dataclasses import replace
-
-    return replace(problem, offset=problem.offset[i : i + 1])
 
 
 def test_a_singular_system_inside_torchdeq_ends_the_run_quietly() -> None:
