@@ -31,7 +31,8 @@ class QuadraticEnergy(Energy):
             forces W to be symmetric).
         bias: whether to learn b.
         margin: for "convex", the least eigenvalue that −W can have. It bounds the condition number.
-        device, dtype: where and in which precision the parameters are made.
+        device: where the parameters are made.
+        dtype: in which precision the parameters are made.
 
     Raises:
         ValueError: for an unknown `weight`, widths below 1 or a margin that is not positive.

@@ -46,7 +46,8 @@ class BregmanDEQ(nn.Module):
             refused unless the adjoint is `Unrolled`, and warns otherwise.
         bias: whether to learn b.
         margin: for "convex", the least eigenvalue that −W can have.
-        device, dtype: where and in which precision the parameters are made.
+        device: where the parameters are made.
+        dtype: in which precision the parameters are made.
 
     Attributes:
         energy: the `QuadraticEnergy`.

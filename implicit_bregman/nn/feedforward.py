@@ -24,7 +24,8 @@ class StandardLinear(nn.Linear):
         out_features: d, the width of z⁺.
         geometry: φ, whose ρ = ∇φ* is the activation, by name or instance.
         bias: whether to learn b.
-        device, dtype: where and in which precision the parameters are made.
+        device: where the parameters are made.
+        dtype: in which precision the parameters are made.
 
     Shape:
         `(…, n)` → `(…, d)`.
@@ -100,7 +101,8 @@ class EuclideanLinear(_WithOffset):
         out_features: d, the width of z⁺. Where it differs from n, the z that is added is averaged.
         geometry: φ, by name or instance.
         bias: whether to learn b.
-        device, dtype: where and in which precision the parameters are made.
+        device: where the parameters are made.
+        dtype: in which precision the parameters are made.
 
     Shape:
         `(…, n)` → `(…, d)`.
@@ -119,7 +121,8 @@ class BregmanLinear(_WithOffset):
         out_features: d, the width of z⁺. Where it differs from n, the z inside ρ⁻¹ is averaged.
         geometry: φ, by name or instance.
         bias: whether to learn b.
-        device, dtype: where and in which precision the parameters are made.
+        device: where the parameters are made.
+        dtype: in which precision the parameters are made.
 
     Shape:
         z `(…, n)`, in C, → z⁺ `(…, d)`, in C. An entry on the boundary counts as the nearest float inside: its ρ⁻¹ is
@@ -165,7 +168,8 @@ class FeedForward(nn.Sequential):
         geometry: φ, by name or instance.
         kind: "standard", "euclidean" or "bregman".
         bias: whether to learn biases.
-        device, dtype: where and in which precision the parameters are made.
+        device: where the parameters are made.
+        dtype: in which precision the parameters are made.
 
     Shape:
         `(…, n₀)` → `(…, n_L)`.

@@ -26,7 +26,11 @@ class Anderson(Solver):
     Args:
         memory: number of iterates mixed.
         ridge: λ, relative to the mean squared residual; keeps a singular Gram matrix harmless.
-        tol, max_iter, polish, trace, on_failure: see `Solver`.
+        tol: see `Solver`.
+        max_iter: see `Solver`.
+        polish: see `Solver`.
+        trace: see `Solver`.
+        on_failure: see `Solver`.
     """
 
     memory: int = 10

@@ -26,7 +26,11 @@ class Broyden(Solver):
 
     Args:
         memory: number of updates kept; when it is full the updates start anew.
-        tol, max_iter, polish, trace, on_failure: see `Solver`.
+        tol: see `Solver`.
+        max_iter: see `Solver`.
+        polish: see `Solver`.
+        trace: see `Solver`.
+        on_failure: see `Solver`.
     """
 
     memory: int = 30

@@ -36,7 +36,11 @@ class TorchDEQ(Solver):
         method: "anderson", "broyden" or "fixed_point_iter".
         options: torchdeq's own settings of that method, for example {"m": 6, "lam": 1e-4, "tau": 1.0} for
             "anderson".
-        tol, max_iter, polish, trace, on_failure: see `Solver`. `max_iter` bounds torchdeq's iterations.
+        max_iter: bound on torchdeq's iterations.
+        tol: see `Solver`.
+        polish: see `Solver`.
+        trace: see `Solver`.
+        on_failure: see `Solver`.
 
     Raises:
         ImportError: if torchdeq is not installed.
