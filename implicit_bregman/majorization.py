@@ -125,9 +125,9 @@ def certify(
     least = None if lowest is None else float(lowest)
     sigma = phi.strong_convexity
     slack = 1 + 1e-6  # τ = σ/λ_max was rounded
-    known = bound is not None and tau is not None
-    majorizes = known and symmetric and tau * bound <= sigma * slack  # type: ignore[operator]
-    descends = symmetric and (tau is None or (known and tau * bound <= 2 * sigma * slack))  # type: ignore[operator]
+    reach = tau * bound if tau is not None and bound is not None else math.inf
+    majorizes = symmetric and reach <= sigma * slack
+    descends = symmetric and (tau is None or reach <= 2 * sigma * slack)
     weak = _relative_weak_convexity(least, energy.convex, phi)
     monotone = symmetric or (least is not None and least > 0)
     # γ > 0 also needs the surrogate to majorize: the rate below is that of relative smoothness.
@@ -138,7 +138,7 @@ def certify(
     eps = torch.finfo(lowest.dtype).eps if lowest is not None else 0.0
     definite = least is not None and least > 16 * eps * max(abs(least), bound or 0.0)
     unique = definite or (weak is not None and monotone and weak < regularization)
-    strict = known and tau * bound < 2 * sigma  # type: ignore[operator]
+    strict = reach < 2 * sigma
     converges = phi.is_legendre and (strict or tau is None) and (symmetric or (least is not None and least > 0))
     return Certificate(
         tau,
