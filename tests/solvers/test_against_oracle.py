@@ -7,6 +7,7 @@ there are several critical points, MM's own limit proved in float64.
 import pytest
 import torch
 
+import implicit_bregman as ib
 from tests.solvers.helpers import (
     ALL,
     ITERATIVE,
@@ -21,6 +22,7 @@ from tests.solvers.helpers import (
     reference_of,
     relative_error,
     solve,
+    solver_of,
 )
 
 ONE = names(unique=True)
@@ -98,6 +100,20 @@ def test_acceleration_pays_on_an_ill_conditioned_problem() -> None:
         found = solve(PROBLEMS[name], solver, polish=False, max_iter=3000)
         assert bool(found.converged.all())
         assert int(found.iterations.max()) <= 1000
+
+
+@every_solver
+@pytest.mark.parametrize("geometry", ["tanh", "isru", "sin", "arctan"])
+def test_a_multiplier_or_a_distance_close_to_zero(geometry: str, solver: str) -> None:
+    """W = −I: the solution is c clipped to C, however close c is to the bound, inside or outside."""
+    phi = ib.geometry(geometry)
+    top = phi.domain[1]
+    gap = torch.tensor([1e-3, 1e-5, 1e-7, 1e-9, -1e-9, -1e-7, -1e-5, -1e-3], dtype=torch.float64)
+    x = torch.stack([top - gap, torch.full_like(gap, 0.3)], 1)
+    energy = ib.QuadraticEnergy.from_matrices(-torch.eye(2, dtype=torch.float64))
+    found = ib.find_critical_point(energy, phi, x, solver=solver_of(solver, max_iter=30))
+    assert bool(found.converged.all())
+    assert torch.allclose(found.value, x.clamp(max=top), rtol=0, atol=1e-14)
 
 
 # Several critical points, float64 -------------------------------------------------------------------------------------
