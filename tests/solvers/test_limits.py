@@ -72,6 +72,11 @@ def test_share_on_the_limit_of_mm(
         ("scaled_tanh", {"dim": 32, "active": 0.3, "stiffness": 2.0}),
         ("sin", {"dim": 32, "active": 0.3}),
         ("isru", {"dim": 12, "condition": 5.0, "active": 0.2}),
+        pytest.param(
+            "isru",
+            {"dim": 12, "condition": 5.0},
+            marks=pytest.mark.xfail(reason="98.99 %: 2 of 198 samples need more steps of MM than max_iter", strict=True),
+        ),
     ],
     ids=str,
 )
