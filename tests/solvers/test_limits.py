@@ -75,7 +75,7 @@ def test_share_on_the_limit_of_mm(
         pytest.param(
             "isru",
             {"dim": 12, "condition": 5.0},
-            marks=pytest.mark.xfail(reason="98.99 %: 2 of 198 samples need more steps of MM than max_iter", strict=True),
+            marks=pytest.mark.xfail(reason="98.99 %: 2 of 198 need more MM steps than max_iter", strict=True),
         ),
     ],
     ids=str,
