@@ -3,7 +3,7 @@
 # The interpreter of the environment, 3.10 or newer.
 PYTHON ?= python3
 # The PyTorch to install. It goes in before everything that depends on it, so that nothing else chooses the build.
-# An own build, say for a GPU: make demo TORCH=torch==2.12.0, or TORCH=path/to/torch.whl
+# An own build, say for a GPU: make demo TORCH=torch==2.11.0, or TORCH=path/to/torch.whl
 TORCH ?= torch==2.13.0
 # The oldest and the newest PyTorch that are supported, and Python 3.10 for the oldest where it can be found.
 TORCH_OLDEST ?= torch==2.11.0

@@ -63,9 +63,9 @@ def check_existence(energy: BoundEnergy, geometry: LegendreFunction, regularizat
     Raises:
         ValueError: naming the direction of descent and the remedies.
     """
-    hessian = energy.shared_hessian
+    hessian, lowest = energy.shared_hessian, energy.lowest
     lo, hi = geometry.domain
-    if hessian is None or not energy.symmetric or (math.isfinite(lo) and math.isfinite(hi)):
+    if hessian is None or lowest is None or not energy.symmetric or (math.isfinite(lo) and math.isfinite(hi)):
         return
     # Far out, γφ adds this much curvature.
     growth = regularization * geometry.curvature_at_infinity if regularization else 0.0
@@ -73,7 +73,7 @@ def check_existence(energy: BoundEnergy, geometry: LegendreFunction, regularizat
         return
     ray = "along a coordinate axis"
     if math.isinf(lo) and math.isinf(hi):
-        least, ray = torch.linalg.eigvalsh(hessian)[0], "along an eigenvector of W"
+        least, ray = lowest, "along an eigenvector of W"
     else:
         least = torch.minimum(hessian.diagonal().min(), hessian.mean() * len(hessian))
     rounding = 64 * torch.finfo(hessian.dtype).eps * float(hessian.abs().max()) * len(hessian)

@@ -16,12 +16,13 @@ from implicit_bregman.majorization import mm_step
 Rows = TypeVar("Rows", bound="RowsOfTensors")
 
 
+@dataclass(frozen=True)
 class RowsOfTensors:
     """A dataclass whose fields are tensors with one row per sample, or None."""
 
     def select(self: Rows, index: Int[Tensor, " kept"]) -> Rows:
         """The rows of some samples."""
-        return replace(self, **{name: rows[index] for name, rows in self._tensors()})  # type: ignore[type-var]
+        return replace(self, **{name: rows[index] for name, rows in self._tensors()})
 
     def where(self: Rows, mask: Bool[Tensor, " batch"], other: Rows) -> Rows:
         """Rows of `self` where `mask` holds, of `other` elsewhere."""
@@ -29,15 +30,15 @@ class RowsOfTensors:
         for name, rows in self._tensors():
             column = mask.reshape(-1, *[1] * (rows.dim() - 1))
             merged[name] = torch.where(column, rows, getattr(other, name))
-        return replace(self, **merged)  # type: ignore[type-var]
+        return replace(self, **merged)
 
     def replace_rows(self: Rows, index: Int[Tensor, " some"], other: Rows) -> Rows:
         """These rows, with those of some samples replaced by the rows of `other`."""
         merged = {name: rows.index_copy(0, index, getattr(other, name)) for name, rows in self._tensors()}
-        return replace(self, **merged)  # type: ignore[type-var]
+        return replace(self, **merged)
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
-        pairs = [(field.name, getattr(self, field.name)) for field in fields(self)]  # type: ignore[arg-type]
+        pairs = [(field.name, getattr(self, field.name)) for field in fields(self)]
         return [(name, value) for name, value in pairs if value is not None]
 
 
@@ -140,18 +141,20 @@ class Objective:
         return replace(point, step=step, next_dual=next_dual)
 
     def primal_step(self, point: Point) -> tuple[Float[Tensor, "batch d"], Float[Tensor, " batch"]]:
-        """ρ(y⁺) − ρ(y), which the accelerated methods drive to 0, and the norm of its rounding error (0 in float64).
+        """ρ(y⁺) − ρ(y), which the accelerated methods drive to 0, and its rounding error where that matters (a norm).
 
         Where the two agree to a few digits their difference has lost them: (y⁺ − y)√(ρ'(y)ρ'(y⁺)), with y⁺ − y
         before rounding, equals it to second order and keeps them.
+
+        The error matters in float32 for γ > 0. In float64 tolerances are far above it. For γ = 0 the residual of a
+        coordinate next to a bound is rightly smaller than the rounding error of the others.
         """
         geometry, gamma, step = self.geometry, self.regularization, point.step
         plain = geometry.activation(point.next_dual) - point.value
         slope = (geometry.slope(point.dual) * geometry.slope(point.next_dual)).sqrt()
         move = step * (point.gradient + gamma * point.dual) / (1 + step * gamma)
         residual = torch.where(plain.abs() > 1e-2 * (1 + point.value.abs()), plain, -move * slope)
-        # In float64 tolerances are far above the rounding error, and damping by it would only slow the methods down.
-        eps = torch.finfo(plain.dtype).eps if plain.dtype == torch.float32 else 0.0
+        eps = torch.finfo(plain.dtype).eps if gamma and plain.dtype == torch.float32 else 0.0
         noise = eps * slope * (step * point.scale[:, None] + point.dual.abs())
         return residual, torch.linalg.vector_norm(noise, dim=-1)
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 FAILURE_MODES = ("warn", "raise", "ignore")
 
 
+@dataclass(frozen=True)
 class Settings:
     """A frozen dataclass of settings that names the valid ones when it is given an unknown one."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Settings:
         """Refuse unknown settings by name, with the list of the known ones."""
-        known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        known = [field.name for field in fields(cls)]
         for name in kwargs:
             if name not in known:
                 raise TypeError(f"{cls.__name__} has no setting {name!r}; its settings are {', '.join(known)}")

@@ -40,19 +40,20 @@ class AdjointReport:
 class Adjoint(Settings):
     """How the solution is differentiated."""
 
-    @abstractmethod
     def solve(
         self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver
     ) -> tuple[Outcome, Float[Tensor, "batch d"], AdjointReport]:
-        """Find the critical point from y⁰ = `dual`, and its value with this adjoint's gradient attached."""
+        """Find the critical point from y⁰ = `dual` with `solver`, and attach this adjoint's gradient to its value."""
+        outcome = solver.solve(objective, dual)
+        value, report = self.attach(objective, outcome, dual)
+        return outcome, value, report
 
-    def attach(self, objective: Objective, outcome: Outcome, dual: Float[Tensor, "batch d"]) -> Attached:
-        """The value of `outcome` with this adjoint's gradient.
+    @abstractmethod
+    def attach(
+        self, objective: Objective, outcome: Outcome, dual: Float[Tensor, "batch d"]
+    ) -> tuple[Float[Tensor, "batch d"], AdjointReport]:
+        """The value of `outcome`, reached from y⁰ = `dual`, with this adjoint's gradient.
 
         Raises:
             TypeError: if the adjoint differentiates a run of its own (`Unrolled`).
         """
-        raise TypeError(f"{type(self).__name__} differentiates its own iterations, not a given iterate")
-
-
-Attached = tuple[Tensor, AdjointReport]

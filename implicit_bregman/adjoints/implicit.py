@@ -10,12 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from implicit_bregman.adjoints.base import Adjoint, AdjointReport
-from implicit_bregman.adjoints.system import METHODS, solve_adjoint_system
+from implicit_bregman.adjoints.system import METHODS, check_method, solve_adjoint_system
 from implicit_bregman.adjoints.transforms import refuse_batched, refuse_higher_order
 from implicit_bregman.linearization import Linearization, linearize, linearize_on_free_set
 from implicit_bregman.objective import Objective
 from implicit_bregman.settings import FAILURE_MODES, check_choice, check_count, check_positive
-from implicit_bregman.solvers.base import Outcome, Solver
+from implicit_bregman.solvers.base import Outcome
 from implicit_bregman.status import report_failures
 
 
@@ -50,18 +50,15 @@ class Implicit(Adjoint):
         check_count("max_iter", self.max_iter)
         check_choice("on_failure", self.on_failure, FAILURE_MODES)
 
-    def solve(
-        self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver
-    ) -> tuple[Outcome, Float[Tensor, "batch d"], AdjointReport]:
-        """Solve with `solver`, then attach the implicit gradient."""
-        outcome = solver.solve(objective, dual)
-        value, report = self.attach(objective, outcome, dual)
-        return outcome, value, report
-
     def attach(
         self, objective: Objective, outcome: Outcome, dual: Float[Tensor, "batch d"]
     ) -> tuple[Float[Tensor, "batch d"], AdjointReport]:
-        """The value of `outcome` with the implicit gradient at that point, converged or not."""
+        """The value of `outcome` with the implicit gradient at that point, converged or not.
+
+        Raises:
+            ValueError: if `method` does not go with the energy.
+        """
+        check_method(self.method, objective.energy)
         report = AdjointReport()
         z = outcome.point.value.detach()
         if not torch.is_grad_enabled():

@@ -12,7 +12,7 @@ from implicit_bregman.adjoints.base import Adjoint, AdjointReport
 from implicit_bregman.adjoints.transforms import first_order
 from implicit_bregman.objective import Objective
 from implicit_bregman.settings import check_count, check_positive
-from implicit_bregman.solvers.base import Outcome, Solver
+from implicit_bregman.solvers.base import Outcome
 from implicit_bregman.status import Status
 
 
@@ -42,14 +42,6 @@ class Phantom(Adjoint):
         if self.damping > 1:
             raise ValueError(f"damping must be in (0, 1], got {self.damping}")
 
-    def solve(
-        self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver
-    ) -> tuple[Outcome, Float[Tensor, "batch d"], AdjointReport]:
-        """Solve with `solver`, then attach the approximate gradient."""
-        outcome = solver.solve(objective, dual)
-        value, report = self.attach(objective, outcome, dual)
-        return outcome, value, report
-
     def attach(
         self, objective: Objective, outcome: Outcome, dual: Float[Tensor, "batch d"]
     ) -> tuple[Float[Tensor, "batch d"], AdjointReport]:
@@ -64,14 +56,6 @@ class OneStep(Adjoint):
     Bolte, Pauwels and Vaiter, "One-step differentiation of iterative algorithms" (2023). Exact for a method that
     converges superlinearly; for MM its relative error is about the rate of convergence.
     """
-
-    def solve(
-        self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver
-    ) -> tuple[Outcome, Float[Tensor, "batch d"], AdjointReport]:
-        """Solve with `solver`, then attach the approximate gradient."""
-        outcome = solver.solve(objective, dual)
-        value, report = self.attach(objective, outcome, dual)
-        return outcome, value, report
 
     def attach(
         self, objective: Objective, outcome: Outcome, dual: Float[Tensor, "batch d"]

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from implicit_bregman.energy.base import BoundEnergy
 from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient
 from implicit_bregman.linalg.chunks import chunks
 from implicit_bregman.linalg.gmres import gmres
@@ -40,12 +41,7 @@ def solve_adjoint_system(
     usable = torch.isfinite(gradient.sum(-1))
     g = torch.where(usable[:, None], gradient, 0.0)
     target = DEFAULT_TOL[g.dtype] if tol is None else tol
-    shared = system.hessian.matrix is not None
-    if method == "dense" and not shared:
-        raise ValueError('adjoint method "dense" needs a quadratic energy: use method="cg"')
-    if method == "cg" and not system.hessian.symmetric:
-        raise ValueError('adjoint method "cg" needs a symmetric weight: use method="gmres" or "auto"')
-    direct = shared and (method == "dense" or (method == "auto" and _is_cheap(system)))
+    direct = system.hessian.matrix is not None and (method == "dense" or (method == "auto" and _is_cheap(system)))
     v, solved, residual, iterations = _direct(system, g) if direct else _iterate(system, g, method, target, max_iter)
     finite = torch.isfinite(v.sum(-1))
     # More iterations cannot help where there was a factorization, or where they ended before their limit.
@@ -54,6 +50,18 @@ def solve_adjoint_system(
     status = torch.where(finite, status, int(Status.SINGULAR))
     status = torch.where(usable, status, int(Status.INVALID_INPUT))
     return torch.where(finite[:, None], v, 0.0).to(gradient.dtype), status, residual, iterations
+
+
+def check_method(method: str, energy: BoundEnergy) -> None:
+    """Refuse a method that does not go with the energy.
+
+    Raises:
+        ValueError: naming the methods that do.
+    """
+    if method == "dense" and energy.shared_hessian is None:
+        raise ValueError('adjoint method "dense" needs a quadratic energy: use method="cg" or "auto"')
+    if method == "cg" and not energy.symmetric:
+        raise ValueError('adjoint method "cg" needs a symmetric weight: use method="gmres" or "auto"')
 
 
 def _is_cheap(system: Linearization) -> bool:

@@ -22,7 +22,8 @@ from implicit_bregman.status import Status
 class Unrolled(Adjoint):
     """z_L after L MM steps, differentiated through them: an L-layer weight-tied Bregman network.
 
-    The step size τ is held fixed (detached). The value is z_L whatever the solver, so only MM is accepted as one.
+    The step size τ is held fixed (detached). The value is z_L whatever the solver, so only MM is accepted as one;
+    of its settings `on_failure` alone has a meaning here, since the number of steps is given.
 
     Args:
         steps: L.
@@ -72,6 +73,16 @@ class Unrolled(Adjoint):
         nothing = torch.zeros_like(finite)
         outcome = Outcome(point, status, count, count + 1, nothing, torch.ones_like(start, dtype=torch.bool), None)
         return outcome, objective.geometry.activation(dual), AdjointReport()
+
+    def attach(
+        self, objective: Objective, outcome: Outcome, dual: Float[Tensor, "batch d"]
+    ) -> tuple[Float[Tensor, "batch d"], AdjointReport]:
+        """Refused: the steps are differentiated as they are made.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("Unrolled differentiates its own iterations, not a given iterate")
 
     def _track(self, objective: Objective, dual: Tensor, step: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """`count` steps that autograd follows."""

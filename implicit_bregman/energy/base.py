@@ -62,12 +62,14 @@ class BoundEnergy(ABC):
             block of coordinates gives a critical point exactly.
         curvature: an upper bound of the largest eigenvalue of the Hessian (a 0-d tensor), or None if none is
             known. For an unsymmetric Hessian, the reciprocal of its cocoercivity constant.
+        lowest: the least eigenvalue of the Hessian (of its symmetric part), or None if it is not known.
     """
 
     dtype: torch.dtype
     symmetric: bool
     affine: bool
     curvature: Tensor | None
+    lowest: Tensor | None = None
 
     @abstractmethod
     def evaluate(self, z: Float[Tensor, "batch d"]) -> Evaluation:

@@ -174,6 +174,7 @@ class BoundQuadratic(BoundEnergy):
         self.symmetric = symmetric
         self.spectrum = spectrum(-weight.detach(), symmetric) if known is None else known
         self.curvature = self.spectrum.curvature
+        self.lowest = self.spectrum.lowest
 
     def evaluate(self, z: Float[Tensor, "batch d"]) -> Evaluation:
         with torch.no_grad():

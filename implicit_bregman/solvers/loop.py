@@ -6,7 +6,6 @@ iterations cannot touch it.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -18,6 +17,7 @@ from implicit_bregman.objective import Objective, Point, RowsOfTensors
 from implicit_bregman.solvers.base import Outcome, Solver
 from implicit_bregman.solvers.basin import can_certify, certified_radius
 from implicit_bregman.solvers.finish import Finished, can_finish, finish
+from implicit_bregman.solvers.motion import drifts, leap, returns
 from implicit_bregman.solvers.recorder import Recorder
 from implicit_bregman.status import Status
 
@@ -37,12 +37,10 @@ _NEWTON_FROM = 1e-4
 _NEWTON_WIDTH = 128
 #: The residual from which on a field without objective is accelerated, where it may have several zeros.
 _NEAR = 1e-3
-#: ρ'(y) below which a coordinate counts as saturated, and may make many MM steps at once.
-_SATURATED = 1e-6
 #: Plain steps made first where an exact finish is to follow: they halve the number of active sets it has to try.
 _WALK = 24
-#: How far z may move, relative to its size, while MM steps are made many at once.
-_STILL = 1e-5
+#: The most MM steps that are made at once.
+_LONGEST = 2.0**20
 #: Smallest step that backtracking tries before it gives up.
 _LEAST_STEP = 2.0**-60
 
@@ -189,8 +187,12 @@ class _Run:
             proposed = progress.free_to_run & ~progress.restart & torch.isfinite(dual.sum(-1))
             candidate = torch.where(proposed[:, None], dual, candidate)
         if self.finishes and self.certifies and not self.objective.regularization:
-            candidate = self._stride(candidate, proposed)
-            progress = self.progress
+            # A step of MM's own, or many of them at once where z stands still.
+            far, still = leap(self.objective, point, progress.stride)
+            still = still & ~proposed
+            candidate = torch.where(still[:, None], far, candidate)
+            stride = torch.where(still, 2 * progress.stride, 0.25 * progress.stride).clamp(1.0, _LONGEST)
+            progress = replace(progress, stride=stride)
         new = self.objective.evaluate(candidate, point.step)
         merit, accepted = self._judge(new, proposed)
         fell = merit < progress.window[:, -1] if not self._merit_is_residual else torch.zeros_like(accepted)
@@ -203,7 +205,7 @@ class _Run:
             evaluations=progress.evaluations + 1,
             best=torch.where(closer, new.residual, progress.best),
             shortest=torch.where(shorter, length, progress.shortest),
-            idle=torch.where(closer | shorter | (fell & accepted) | self._returns(new), 0, progress.idle + 1),
+            idle=torch.where(closer | shorter | (fell & accepted) | returns(self.objective, new), 0, progress.idle + 1),
             window=torch.where(
                 accepted[:, None], torch.cat([progress.window[:, 1:], merit[:, None]], 1), progress.window
             ),
@@ -215,36 +217,6 @@ class _Run:
         if self.objective.backtracks:
             halved = torch.where(rejected_step[:, None], 0.5 * self.point.step, self.point.step)
             self.point = self.objective.restep(self.point, halved)
-
-    def _stride(self, candidate: Tensor, proposed: Tensor) -> Tensor:
-        """Many MM steps at once, where they move z by next to nothing.
-
-        A coordinate that comes back from a bound runs at a constant speed in the dual, for as many steps as it took
-        to get there, while z, and with it ∇f, stands still: those steps can be added up.
-        """
-        point, stride = self.point, self.progress.stride
-        # Only the saturated coordinates stride: the others would overshoot.
-        saturated = self.objective.geometry.slope(point.dual) < _SATURATED
-        length = torch.where(saturated, stride[:, None], 1.0)
-        far = point.dual + length * (point.next_dual - point.dual)
-        moved = (self.objective.geometry.activation(far) - point.value).abs().amax(-1)
-        small = max(_STILL, 8 * torch.finfo(moved.dtype).eps) * (1 + point.value.abs().amax(-1))
-        still = (moved <= small) & ~proposed
-        self.progress = replace(
-            self.progress, stride=torch.where(still, (2 * stride).clamp_max(2.0**20), (0.25 * stride).clamp_min(1.0))
-        )
-        return torch.where((still & (stride > 1))[:, None], far, candidate)
-
-    def _returns(self, new: Point) -> Bool[Tensor, " batch"]:
-        """Whether a coordinate comes back from a bound that it is not to stay at.
-
-        Its dual runs back at a constant speed, for as many steps as it took to get there, while z is rounded to the
-        bound and nothing else changes.
-        """
-        eps = torch.finfo(new.dual.dtype).eps
-        saturated = self.objective.geometry.slope(new.dual) < 1e3 * eps
-        gain = new.dual.abs() - new.next_dual.abs()
-        return (saturated & (gain > 16 * eps * (new.dual.abs() + new.scale[:, None]))).any(-1)
 
     def _walk(self) -> int:
         """Plain MM steps, with nothing computed that they do not need; returns their number."""
@@ -363,7 +335,7 @@ class _Run:
         done = (status >= 0) | running_away | converged
         if not bool(done.any()):
             return
-        running_away = running_away | ((status >= 0) & ~converged & self._drifts())
+        running_away = running_away | ((status >= 0) & ~converged & drifts(self.objective, point, progress.opening))
         status = torch.where(running_away, int(Status.DIVERGED), status)
         status = torch.where(converged, int(Status.CONVERGED), status)
         if self.finishes:
@@ -380,21 +352,6 @@ class _Run:
         status = torch.where(degenerate, int(Status.DEGENERATE), status)
         self.recorder.finish(self.progress.select(rows), final, status, iteration, None)
         self._keep(~done)
-
-    def _drifts(self) -> Bool[Tensor, " batch"]:
-        """Whether a coordinate is on its way to an infinite end of C, with steps as long as at the start."""
-        lo, hi = self.objective.geometry.domain
-        if self.objective.is_coercive:
-            return torch.zeros_like(self.progress.restart)
-        step = self.point.next_dual - self.point.dual
-        outward = torch.zeros_like(step, dtype=torch.bool)
-        if math.isinf(lo):
-            outward = outward | (step < 0)
-        if math.isinf(hi):
-            outward = outward | (step > 0)
-        opening = self.progress.opening.abs()
-        unabated = (opening > 0) & (step.abs() >= 0.5 * opening)
-        return (outward & unabated & (self.point.value.abs() > 1)).any(-1)
 
     def _keep(self, mask: Bool[Tensor, " batch"]) -> None:
         index = mask.nonzero().squeeze(-1)

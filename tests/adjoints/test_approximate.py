@@ -36,7 +36,7 @@ def test_the_value_does_not_depend_on_the_adjoint(case: Case) -> None:
 @pytest.mark.parametrize("polish", [True, False])
 def test_one_step_is_one_differentiated_mm_step(case: Case, polish: bool) -> None:
     learned, _ = learned_case(case)
-    solver = ib.solvers.Anderson(polish=polish, tol=1e-6)
+    solver = ib.solvers.Anderson(polish=polish, tol=1e-9)
     solution = learned.solve(ib.adjoints.OneStep(), solver)
     by_hand = mm_by_hand(learned, 1, float(solution.step[0]), solution.dual)
     attached = solution.value.detach() + (by_hand - by_hand.detach())

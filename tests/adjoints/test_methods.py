@@ -94,16 +94,16 @@ def test_without_polish(case: Case, solver: type[ib.solvers.MM], dtype: torch.dt
 @pytest.mark.parametrize("case", [case for case in ALL_CASES if case.slow], ids=str)
 def test_without_polish_where_mm_is_slow(case: Case, dtype: torch.dtype) -> None:
     learned, exact = _in(case, dtype)
-    solution = learned.solve(solver=ib.solvers.Anderson(polish=False, tol=1e-5 if dtype == torch.float64 else 1e-3))
+    solution = learned.solve(solver=ib.solvers.Anderson(polish=False, tol=1e-9 if dtype == torch.float64 else 1e-5))
     assert bool(solution.converged.all())
-    assert worst_error(learned.differentiate(solution.value), exact) <= (1e-3 if dtype == torch.float64 else 1e-1)
+    assert worst_error(learned.differentiate(solution.value), exact) <= (1e-6 if dtype == torch.float64 else 1e-3)
     # The accelerated solvers overshoot into saturation, where τ∇f is lost beside y: converged must still mean exact.
     for solver in (ib.solvers.Anderson, ib.solvers.Broyden):
-        solution = learned.solve(solver=solver(polish=False, max_iter=300, on_failure="ignore"))
+        solution = learned.solve(solver=solver(polish=False, max_iter=1000, on_failure="ignore"))
         each = _error_per_sample(learned.differentiate(solution.value)["x"], exact["x"])
         assert bool((each[solution.converged] <= (1e-6 if dtype == torch.float64 else 1e-3)).all())
     # Plain MM does not get there. Its gradient is as far off as its point, not more.
-    solution = learned.solve(solver=ib.solvers.MM(polish=False, max_iter=300, on_failure="ignore"))
+    solution = learned.solve(solver=ib.solvers.MM(polish=False, max_iter=1000, on_failure="ignore"))
     assert not bool(solution.converged.all())
     assert worst_error(learned.differentiate(solution.value), exact) <= 1e-2
 
