@@ -63,10 +63,11 @@ def check_existence(energy: BoundEnergy, geometry: LegendreFunction, regularizat
     Raises:
         ValueError: naming the direction of descent and the remedies.
     """
-    hessian, lowest = energy.shared_hessian, energy.lowest
     lo, hi = geometry.domain
-    if hessian is None or lowest is None or not energy.symmetric or (math.isfinite(lo) and math.isfinite(hi)):
+    shared = energy.shared
+    if shared is None or not energy.symmetric or (math.isfinite(lo) and math.isfinite(hi)) or shared.is_definite():
         return
+    hessian, lowest = shared.matrix, shared.spectrum.lowest
     # Far out, γφ adds this much curvature.
     growth = regularization * geometry.curvature_at_infinity if regularization else 0.0
     if math.isinf(growth):

@@ -17,7 +17,6 @@ from implicit_bregman.compilation import uncompiled
 from implicit_bregman.energy.base import Energy
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre import geometry as lookup
-from implicit_bregman.majorization import automatic_step
 from implicit_bregman.objective import Objective
 from implicit_bregman.settings import check_nonnegative
 from implicit_bregman.solution import Solution
@@ -161,7 +160,7 @@ def _start(
 def _objective(energy: Energy, phi: LegendreFunction, flat: Tensor, gamma: float) -> Objective:
     bound = energy.bind(flat)
     check_existence(bound, phi, gamma)
-    return Objective(bound, phi, gamma, automatic_step(bound.curvature, phi))
+    return Objective(bound, phi, gamma)
 
 
 def _solution(outcome: Outcome, value: Tensor, status: Tensor, batch: torch.Size, report: AdjointReport) -> Solution:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,15 @@ from torch import Tensor
 
 from implicit_bregman.energy.base import Hessian
 from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.linalg.cg import conjugate_gradient
 from implicit_bregman.objective import Point
+
+#: Coordinates whose D₊ exceeds this share of the largest are preconditioned together.
+_STEEP = 0.1
+#: The diagonal is preconditioner enough where the mean of shift/D₊ exceeds this share of λ_max(H).
+_DIAGONAL_WILL_DO = 0.02
+#: Most products in the linear system of one Newton step.
+_MOST_PRODUCTS = 1000
 
 
 @dataclass(frozen=True)
@@ -43,15 +52,59 @@ class Linearization:
         root = self.slope.to(p.dtype).sqrt()
         return self.shift.to(p.dtype) * p + root * self.hessian.product(root * p)
 
+    def preconditioner(self) -> Callable[[Tensor], Tensor]:
+        """p ↦ M⁻¹p for the symmetric form: its diagonal or, where that would not do, the shared factor.
+
+        Where D₊ spans little and the shift is small against S H S, (κ + H)⁻¹, κ the mean of shift/D₊ over those
+        coordinates, stands for the form on all of them at once; the flat coordinates keep their diagonal.
+        """
+        diagonal = 1 / self.diagonal()
+        shared = self.hessian.shared
+        if shared is None or not shared.symmetric or not shared.is_worth_inverting(len(self.slope)):
+            return lambda r: diagonal * r
+        steep = self.slope > _STEEP * self.slope.amax(-1, keepdim=True)
+        inverse_root = torch.where(steep, self.slope, 1.0).rsqrt() * steep
+        share = float((self.shift * inverse_root.square()).sum() / steep.sum().clamp_min(1))
+        if not share * shared.gradient_step < _DIAGONAL_WILL_DO:
+            return lambda r: diagonal * r
+        inverse = shared.damped_inverse(share)
+        if inverse is None:
+            return lambda r: diagonal * r
+        rest = torch.where(steep, 0.0, diagonal)
+        inverse = inverse.to(self.slope.dtype)
+        return lambda r: inverse_root * ((inverse_root * r) @ inverse) + rest * r
+
+    def newton_step(
+        self, error: Float[Tensor, "batch d"], tol: Float[Tensor, " batch"]
+    ) -> tuple[Float[Tensor, "batch d"], Float[Tensor, "batch d"], Bool[Tensor, " batch"]]:
+        """v = DΔy for the Newton step (γ + H D) Δy = −E, H v, and whether a negative curvature was met.
+
+        Args:
+            error: E.
+            tol: relative residual of the symmetric form, per sample.
+        """
+        # CG in the Hessian's own precision: it stops long before its digits end, and E is scaled to 1.
+        shared = self.hessian.shared
+        dtype = error.dtype if shared is None else shared.weight.dtype
+        system = Linearization(self.hessian, self.slope.to(dtype), self.shift.to(dtype))
+        root, size = system.slope.sqrt(), error.abs().amax(-1, keepdim=True)
+        size = torch.where(size > 0, size, 1.0)
+        right = root * (error / size).neg().to(dtype)
+        found = conjugate_gradient(
+            system.apply_symmetric, right, system.preconditioner(), tol.to(dtype), _MOST_PRODUCTS
+        )
+        v = (root * found.value).to(error.dtype) * size
+        return v, self.hessian.product(v), ~found.positive
+
     def dense(self, symmetric: bool, rows: slice, dtype: torch.dtype) -> Float[Tensor, "rows d d"]:
         """The operator (or its symmetric form) as one matrix per sample, for a part of the batch.
 
         Raises:
             ValueError: if H is not a shared matrix.
         """
-        if self.hessian.matrix is None:
+        if self.hessian.shared is None:
             raise ValueError("the Hessian of this energy is not a matrix that all samples share")
-        matrix = self.hessian.matrix.to(dtype)
+        matrix = self.hessian.shared.matrix.to(dtype)
         slope, shift = self.slope[rows].to(dtype), self.shift[rows].to(dtype)
         if symmetric:
             root = slope.sqrt()
@@ -60,9 +113,9 @@ class Linearization:
 
     def diagonal(self) -> Float[Tensor, "batch d"]:
         """The operator's diagonal, made positive for use as a preconditioner."""
-        if self.hessian.matrix is None:
+        if self.hessian.shared is None:
             return torch.ones_like(self.shift)
-        diagonal = self.shift + self.slope * self.hessian.matrix.diagonal().to(self.slope.dtype)
+        diagonal = self.shift - self.slope * self.hessian.shared.weight.diagonal().to(self.slope.dtype)
         size = diagonal.abs().amax(-1, keepdim=True)
         return torch.where(diagonal > 1e-6 * size, diagonal, torch.where(size > 0, size, 1.0))
 

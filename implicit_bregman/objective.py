@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from implicit_bregman.energy.base import BoundEnergy
 from implicit_bregman.legendre import LegendreFunction
-from implicit_bregman.majorization import mm_step
+from implicit_bregman.majorization import automatic_step, mm_step
 
 Rows = TypeVar("Rows", bound="RowsOfTensors")
 
@@ -52,7 +53,7 @@ class Point(RowsOfTensors):
         objective: F(z), (B,), or None where there is no objective.
         residual: ‖Π_C(z − ∇f − γy) − z‖∞ relative to 1 + the size of the terms of ∇f, (B,).
         scale: that 1 + size, (B,).
-        step: τ, (B, 1).
+        step: τ, (B, 1); NaN where no MM steps were made.
         next_dual: the MM iterate after this one, (B, d).
     """
 
@@ -79,7 +80,6 @@ class Objective:
         energy: f at the batch's inputs.
         geometry: φ and C.
         regularization: γ ≥ 0.
-        step: τ, a 0-d tensor, or None where no curvature bound is known and MM has to backtrack.
         unique: whether F is known to have one critical point only; default: found from the energy.
     """
 
@@ -88,13 +88,11 @@ class Objective:
         energy: BoundEnergy,
         geometry: LegendreFunction,
         regularization: float,
-        step: Tensor | None,
         unique: bool | None = None,
     ) -> None:
         self.energy = energy
         self.geometry = geometry
         self.regularization = regularization
-        self.step = step
         self.unique = (
             energy.is_strictly_convex(
                 regularization * geometry.strong_convexity,
@@ -104,6 +102,14 @@ class Objective:
             if unique is None
             else unique
         )
+
+    @cached_property
+    def step(self) -> Tensor | None:
+        """τ, a 0-d tensor, or None where no curvature bound is known and MM has to backtrack.
+
+        It takes the spectrum of W, and is computed for those who make MM steps alone.
+        """
+        return automatic_step(self.energy.curvature, self.geometry)
 
     @property
     def backtracks(self) -> bool:
@@ -212,7 +218,10 @@ class Objective:
 
     def select(self, index: Int[Tensor, " kept"]) -> Objective:
         """The objective of some of the samples."""
-        return Objective(self.energy.select(index), self.geometry, self.regularization, self.step, self.unique)
+        part = Objective(self.energy.select(index), self.geometry, self.regularization, self.unique)
+        if "step" in self.__dict__:
+            part.__dict__["step"] = self.step
+        return part
 
 
 def _value_difference(old: Point, new: Point) -> tuple[Tensor, Tensor]:

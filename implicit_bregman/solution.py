@@ -26,7 +26,7 @@ class Solution:
         status: `Status` values, (B,).
         objective: F(z), (B,); None where W is not symmetric.
         polished: whether the point was found exactly by the KKT polish, (B,).
-        step: τ, (B,).
+        step: τ, (B,); NaN where the solver made no MM steps.
         trace: residual, objective and dual per iteration, if the solver was asked for it.
         adjoint: how the backward solve went; filled in by `backward()`.
     """

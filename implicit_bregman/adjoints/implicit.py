@@ -76,6 +76,12 @@ def linearize_outcome(objective: Objective, outcome: Outcome) -> Linearization:
     """The adjoint system where a solver stopped: exact on the free set of polished samples, scaled elsewhere."""
     point = outcome.point
     hessian = objective.energy.hessian(point.value)
+    if outcome.without_steps:
+        # An exact point: its next MM iterate is itself.
+        if not objective.regularization:
+            return linearize_on_free_set(hessian, outcome.free, point.value.dtype)
+        slope = objective.geometry.slope(point.dual)
+        return Linearization(hessian, slope, torch.full_like(slope, objective.regularization))
     scaled = linearize(hessian, objective.geometry, objective.regularization, point)
     exact = linearize_on_free_set(hessian, outcome.free, point.value.dtype)
     polished = outcome.polished[:, None]

@@ -81,8 +81,9 @@ def attach_steps(
         return value
     usable = (outcome.point.finite & (outcome.status != int(Status.DIVERGED)))[:, None]
     dual = torch.where(usable, outcome.point.dual.detach(), 0.0)
+    step = objective.initial_step(dual) if outcome.without_steps else outcome.point.step
     for _ in range(steps):
-        moved = objective.iterate(dual, outcome.point.step)
+        moved = objective.iterate(dual, step)
         dual = moved if damping == 1 else torch.lerp(dual, moved, damping)
     reached = torch.where(usable, objective.geometry.activation(dual), 0.0)
     if initial.requires_grad:

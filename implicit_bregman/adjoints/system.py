@@ -9,6 +9,7 @@ from torch import Tensor
 from implicit_bregman.energy.base import BoundEnergy
 from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient
 from implicit_bregman.linalg.chunks import chunks
+from implicit_bregman.linalg.free import solve_free_blocks
 from implicit_bregman.linalg.gmres import gmres
 from implicit_bregman.linalg.masked import solve_on_free_set
 from implicit_bregman.linearization import Linearization
@@ -24,6 +25,8 @@ _SMALL = 64
 _LARGEST_DENSE = 1024
 #: A factorization whose solution leaves a larger relative residual is that of a numerically singular system.
 _SINGULAR = 1e-8
+#: The smallest relative residual that is asked of a direct solve.
+_LEAST = 1e-13
 #: Rounds of refinement with a float64 residual.
 _REFINEMENTS = 4
 
@@ -41,8 +44,10 @@ def solve_adjoint_system(
     usable = torch.isfinite(gradient.sum(-1))
     g = torch.where(usable[:, None], gradient, 0.0)
     target = DEFAULT_TOL[g.dtype] if tol is None else tol
-    direct = system.hessian.matrix is not None and (method == "dense" or (method == "auto" and _is_cheap(system)))
-    v, solved, residual, iterations = _direct(system, g) if direct else _iterate(system, g, method, target, max_iter)
+    direct = system.hessian.shared is not None and (method == "dense" or (method == "auto" and _is_cheap(system)))
+    v, solved, residual, iterations = (
+        _direct(system, g, target) if direct else _iterate(system, g, method, target, max_iter)
+    )
     finite = torch.isfinite(v.sum(-1))
     # More iterations cannot help where there was a factorization, or where they ended before their limit.
     unsolved = torch.where((iterations >= max_iter) & (not direct), int(Status.MAX_ITER), int(Status.SINGULAR))
@@ -58,7 +63,7 @@ def check_method(method: str, energy: BoundEnergy) -> None:
     Raises:
         ValueError: naming the methods that do.
     """
-    if method == "dense" and energy.shared_hessian is None:
+    if method == "dense" and energy.shared is None:
         raise ValueError('adjoint method "dense" needs a quadratic energy: use method="cg" or "auto"')
     if method == "cg" and not energy.symmetric:
         raise ValueError('adjoint method "cg" needs a symmetric weight: use method="gmres" or "auto"')
@@ -74,14 +79,17 @@ def _on_free_sets(system: Linearization) -> bool:
     return bool((((slope == 1) & (shift == 0)) | ((slope == 0) & (shift == 1))).all())
 
 
-def _direct(system: Linearization, g: Tensor) -> AdjointSolution:
-    """Factorizations in float64: one per free set where all samples are polished, else one per sample."""
+def _direct(system: Linearization, g: Tensor, tol: float) -> AdjointSolution:
+    """Direct solves: through the shared factor where all samples are polished, else one factorization per sample."""
     none = torch.zeros(len(g), dtype=torch.int64, device=g.device)
-    if _on_free_sets(system):
-        matrix = system.hessian.matrix
-        assert matrix is not None  # the caller has checked
+    shared = system.hessian.shared
+    if shared is not None and _on_free_sets(system):
         free = system.slope > 0
-        v, solved = solve_on_free_set(matrix.double().mT, free, g.double(), system.hessian.symmetric)
+        if shared.known_inverse is not None:
+            v, excess, solved, _ = solve_free_blocks(shared, free, g, tol=max(1e-3 * tol, _LEAST))
+            residual = _relative(torch.where(free, excess, 0.0), torch.where(free, g, 0.0))
+            return v, solved & (residual <= _SINGULAR), residual.to(g.dtype), none
+        v, solved = solve_on_free_set(shared.wide.matrix.mT, free, g.double(), shared.symmetric)
         v = torch.where(solved[:, None], v, torch.nan)
     else:
         v = torch.cat([_factorize(system, g, rows) for rows in chunks(system.slope)]) if len(g) else g.double()
@@ -113,20 +121,25 @@ def _residual(system: Linearization, v: Tensor, g: Tensor) -> Float[Tensor, " ba
     inside = slope > 0
     # D₊ times the equation: no division by a slope that may be tiny.
     left = shift * v + slope * system.hessian.product(v, transpose=True)
-    error = torch.where(inside, left - slope * g, 0.0)
-    size = torch.linalg.vector_norm(slope * g, dim=-1)
-    return (torch.linalg.vector_norm(error, dim=-1) / torch.where(size > 0, size, 1.0)).to(g.dtype)
+    return _relative(torch.where(inside, left - slope * g, 0.0), slope * g).to(g.dtype)
+
+
+def _relative(error: Tensor, to: Tensor) -> Float[Tensor, " batch"]:
+    """‖error‖ / ‖to‖, or ‖error‖ where that is 0."""
+    size = torch.linalg.vector_norm(to, dim=-1)
+    return torch.linalg.vector_norm(error, dim=-1) / torch.where(size > 0, size, 1.0)
 
 
 def _iterate(system: Linearization, g: Tensor, method: str, tol: float, max_iter: int) -> AdjointSolution:
     """CG on the symmetric form, or GMRES, refined with float64 residuals where H is a matrix."""
     symmetric = system.hessian.symmetric and method != "gmres"
-    diagonal = system.diagonal()
     root = system.slope.sqrt()
     operator = system.apply_symmetric if symmetric else system.apply
-    wide = torch.float64 if system.hessian.matrix is not None else g.dtype
+    wide = torch.float64 if system.hessian.shared is not None else g.dtype
     rhs = (root if symmetric else torch.ones_like(root)).to(wide) * g.to(wide)
     solve = conjugate_gradient if symmetric else gmres
+    diagonal = system.diagonal()
+    precondition = system.preconditioner() if symmetric else lambda r: r / diagonal
 
     total = torch.zeros_like(rhs)
     residual, norm = rhs, torch.linalg.vector_norm(rhs, dim=-1)
@@ -139,7 +152,7 @@ def _iterate(system: Linearization, g: Tensor, method: str, tol: float, max_iter
         size = torch.linalg.vector_norm(residual, dim=-1)
         scale = torch.where(done | (size == 0), 1.0, size)[:, None]
         right = torch.where(done[:, None], 0.0, residual / scale).to(g.dtype)
-        part: LinearSolution = solve(operator, right, lambda r: r / diagonal, max(tol, _reach(g.dtype)), max_iter)
+        part: LinearSolution = solve(operator, right, precondition, max(tol, _reach(g.dtype)), max_iter)
         total = total + scale * part.value.to(wide)
         iterations, positive = iterations + part.iterations, positive & part.positive
         residual = rhs - operator(total)
@@ -170,8 +183,8 @@ def _replace_indefinite(
     """Solve again, by a method that needs no positive curvature, the samples at which CG met a negative one."""
     rows = (~positive).nonzero().squeeze(-1)
     part = Linearization(system.hessian.select(rows), system.slope[rows], system.shift[rows])
-    if system.hessian.matrix is not None and g.shape[-1] <= _LARGEST_DENSE:
-        again = _direct(part, g[rows])
+    if system.hessian.shared is not None and g.shape[-1] <= _LARGEST_DENSE:
+        again = _direct(part, g[rows], tol)
     else:
         again = _iterate(part, g[rows], "gmres", tol, max_iter)
     v, solved, relative = (

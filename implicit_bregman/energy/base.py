@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from implicit_bregman.linalg.shared import SharedMatrix
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -32,11 +34,11 @@ class Hessian(ABC):
     """∇²f at a batch of points, as a linear map. It holds tensors only, so that autograd can keep them.
 
     Attributes:
-        matrix: the Hessian as a matrix, (d, d), where all samples share one; else None.
+        shared: the matrix that all samples share, if there is one; else None.
         symmetric: whether it is symmetric.
     """
 
-    matrix: Tensor | None
+    shared: SharedMatrix | None
     symmetric: bool
 
     @abstractmethod
@@ -60,16 +62,26 @@ class BoundEnergy(ABC):
         symmetric: whether the Hessian is symmetric, that is, whether there is an objective.
         affine: whether the gradient is affine in z (a quadratic energy), so that one linear solve on the free
             block of coordinates gives a critical point exactly.
-        curvature: an upper bound of the largest eigenvalue of the Hessian (a 0-d tensor), or None if none is
-            known. For an unsymmetric Hessian, the reciprocal of its cocoercivity constant.
-        lowest: the least eigenvalue of the Hessian (of its symmetric part), or None if it is not known.
+        shared: the Hessian, where it is one constant matrix for all samples; else None.
     """
 
     dtype: torch.dtype
     symmetric: bool
     affine: bool
-    curvature: Tensor | None
-    lowest: Tensor | None = None
+    shared: SharedMatrix | None = None
+
+    @property
+    @abstractmethod
+    def curvature(self) -> Tensor | None:
+        """An upper bound of the largest eigenvalue of the Hessian (a 0-d tensor), or None if none is known.
+
+        For an unsymmetric Hessian, the reciprocal of its cocoercivity constant.
+        """
+
+    @property
+    def lowest(self) -> Tensor | None:
+        """The least eigenvalue of the Hessian (of its symmetric part), or None if it is not known."""
+        return None
 
     @abstractmethod
     def evaluate(self, z: Float[Tensor, "batch d"]) -> Evaluation:
@@ -82,11 +94,6 @@ class BoundEnergy(ABC):
     @abstractmethod
     def hessian(self, z: Float[Tensor, "batch d"]) -> Hessian:
         """∇²f(z; x), as a linear map."""
-
-    @property
-    def shared_hessian(self) -> Float[Tensor, "d d"] | None:
-        """The Hessian, where it is one constant matrix for all samples; else None."""
-        return None
 
     @abstractmethod
     def is_strictly_convex(self, curvature: float, strictly: bool) -> bool:
@@ -200,7 +207,11 @@ class _BoundByAutograd(BoundEnergy):
             bound = energy.curvature_bound()
             if bound is not None:
                 curvature = torch.as_tensor(bound, dtype=x.dtype, device=x.device).detach()
-        self.curvature = curvature
+        self._curvature = curvature
+
+    @property
+    def curvature(self) -> Tensor | None:
+        return self._curvature
 
     def evaluate(self, z: Tensor) -> Evaluation:
         with torch.no_grad():
@@ -221,13 +232,13 @@ class _BoundByAutograd(BoundEnergy):
         raise TypeError("only a quadratic energy has a float64 twin")
 
     def select(self, index: Tensor) -> BoundEnergy:
-        return _BoundByAutograd(self.energy, self.x[index], self.curvature)
+        return _BoundByAutograd(self.energy, self.x[index], self._curvature)
 
 
 class _HessianByAutograd(Hessian):
     """The Hessian of a user's energy."""
 
-    matrix = None
+    shared = None
     symmetric = True
 
     def __init__(self, energy: Energy, x: Tensor, z: Tensor) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from implicit_bregman.energy.base import BoundEnergy, Energy, Evaluation, Hessian
 from implicit_bregman.energy.weights import ConvexWeight, FreeWeight, GivenWeight, SymmetricWeight, hold
+from implicit_bregman.linalg.shared import SharedMatrix
 from implicit_bregman.linalg.spectrum import Spectrum, spectrum
 
 WEIGHTS = ("convex", "symmetric", "free")
@@ -150,12 +151,17 @@ class QuadraticEnergy(Energy):
 
     def bind(self, x: Float[Tensor, "batch n"]) -> BoundEnergy:
         """This energy at the input x; half-precision parameters are lifted to float32 here."""
-        weight = self.weight
+        weight, least = self.weight, self._least_eigenvalue()
         if weight.dtype not in (torch.float16, torch.bfloat16):
-            return BoundQuadratic(weight, self.linear(x), self.symmetric)
+            return BoundQuadratic(weight, self.linear(x), SharedMatrix(weight, self.symmetric, least))
         u = None if self.input_weight is None else self.input_weight.float()
         b = None if self.bias is None else self.bias.float()
-        return BoundQuadratic(weight.float(), _affine(x.float(), u, b), self.symmetric)
+        weight = weight.float()
+        return BoundQuadratic(weight, _affine(x.float(), u, b), SharedMatrix(weight, self.symmetric, least))
+
+    def _least_eigenvalue(self) -> float | None:
+        """What all eigenvalues of −W are known to exceed by construction; None if nothing."""
+        return getattr(self.weight_map, "margin", None)
 
     def extra_repr(self) -> str:
         """Widths and kind of weight, for `print(module)`."""
@@ -163,18 +169,38 @@ class QuadraticEnergy(Energy):
 
 
 class BoundQuadratic(BoundEnergy):
-    """f(z) = −½ zᵀWz − cᵀz for a batch of offsets c, (B, d), and one shared W."""
+    """f(z) = −½ zᵀWz − cᵀz for a batch of offsets c, (B, d), and one shared W.
+
+    Args:
+        weight: W, with its gradient.
+        offset: c, (B, d).
+        shared: −W without gradient, and what has been computed of it.
+        ends: the matrix whose spectrum counts, where it is not `shared`: a float64 twin does not compute its own.
+    """
 
     affine = True
+    shared: SharedMatrix
 
-    def __init__(self, weight: Tensor, offset: Tensor, symmetric: bool, known: Spectrum | None = None) -> None:
+    def __init__(self, weight: Tensor, offset: Tensor, shared: SharedMatrix, ends: SharedMatrix | None = None) -> None:
         self.weight = weight
         self.offset = offset
         self.dtype = offset.dtype
-        self.symmetric = symmetric
-        self.spectrum = spectrum(-weight.detach(), symmetric) if known is None else known
-        self.curvature = self.spectrum.curvature
-        self.lowest = self.spectrum.lowest
+        self.shared = shared
+        self.symmetric = shared.symmetric
+        self._ends = shared if ends is None else ends
+
+    @property
+    def curvature(self) -> Tensor:
+        return self._ends.spectrum.curvature
+
+    @property
+    def lowest(self) -> Tensor:
+        return self._ends.spectrum.lowest
+
+    @property
+    def gradient_step(self) -> float:
+        """A length at which a gradient step neither overshoots nor creeps, about 1/λ_max: for guesses."""
+        return self._ends.gradient_step
 
     def evaluate(self, z: Float[Tensor, "batch d"]) -> Evaluation:
         with torch.no_grad():
@@ -188,42 +214,43 @@ class BoundQuadratic(BoundEnergy):
         return -(z @ self.weight.mT + self.offset)
 
     def hessian(self, z: Float[Tensor, "batch d"]) -> Hessian:
-        return _SharedHessian(-self.weight.detach(), self.symmetric)
-
-    @property
-    def shared_hessian(self) -> Float[Tensor, "d d"]:
-        return -self.weight.detach()
+        return SharedHessian(self.shared)
 
     def is_strictly_convex(self, curvature: float, strictly: bool) -> bool:
-        return self.spectrum.is_definite(curvature, strictly)
+        return self._ends.is_definite(curvature, strictly)
 
     def double(self) -> BoundQuadratic:
-        return BoundQuadratic(
-            self.weight.detach().double(), self.offset.detach().double(), self.symmetric, self.spectrum
-        )
+        wide = self.shared.wide
+        return BoundQuadratic(wide.weight, self.offset.detach().double(), wide, self._ends)
 
-    def select(self, index: Int[Tensor, " kept"]) -> BoundEnergy:
-        return BoundQuadratic(self.weight, self.offset[index], self.symmetric, self.spectrum)
+    def select(self, index: Int[Tensor, " kept"]) -> BoundQuadratic:
+        return BoundQuadratic(self.weight, self.offset[index], self.shared, self._ends)
 
 
-class _SharedHessian(Hessian):
+class SharedHessian(Hessian):
     """−W, the same for all samples."""
 
-    matrix: Tensor
+    shared: SharedMatrix
 
-    def __init__(self, matrix: Tensor, symmetric: bool) -> None:
-        self.matrix = matrix
-        self.symmetric = symmetric
+    def __init__(self, shared: SharedMatrix) -> None:
+        self.shared = shared
+        self.symmetric = shared.symmetric
 
     def product(self, v: Tensor, transpose: bool = False) -> Tensor:
-        matrix = self.matrix.to(v.dtype)
-        return v @ (matrix if transpose else matrix.mT)
+        return self.shared.product(v, transpose)
 
     def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Hessian]]:
-        return (self.matrix,), partial(_SharedHessian, symmetric=self.symmetric)
+        shared = self.shared
+        rebuild = partial(_rebuild, symmetric=shared.symmetric, least=shared.least)
+        known = shared.known_inverse
+        return ((shared.weight,) if known is None else (shared.weight, known)), rebuild
 
     def select(self, index: Tensor) -> Hessian:
         return self
+
+
+def _rebuild(weight: Tensor, inverse: Tensor | None = None, *, symmetric: bool, least: float | None) -> SharedHessian:
+    return SharedHessian(SharedMatrix(weight, symmetric, least, inverse))
 
 
 def _affine(x: Tensor, u: Tensor | None, b: Tensor | None) -> Tensor:

@@ -33,7 +33,7 @@ def conjugate_gradient(
     operator: Callable[[Tensor], Tensor],
     rhs: Float[Tensor, "batch d"],
     preconditioner: Callable[[Tensor], Tensor],
-    tol: float,
+    tol: float | Float[Tensor, " batch"],
     max_iter: int,
 ) -> LinearSolution:
     """Preconditioned CG on A x = b for each row of `rhs`, starting from 0.
@@ -44,43 +44,45 @@ def conjugate_gradient(
         operator: v ↦ A v for a whole batch.
         rhs: b, (B, d).
         preconditioner: r ↦ M⁻¹ r, symmetric positive definite.
-        tol: bound on ‖b − Ax‖₂ / ‖b‖₂.
+        tol: bound on ‖b − Ax‖₂ / ‖b‖₂, one for all samples or one for each.
         max_iter: bound on the number of products.
     """
     norm_b = torch.linalg.vector_norm(rhs, dim=-1)
     usable = torch.isfinite(norm_b)
-    norm_b = torch.where(usable, norm_b, 0.0)
+    clean = bool(usable.all())
+    norm_b = norm_b if clean else torch.where(usable, norm_b, 0.0)
+    r = rhs if clean else torch.where(usable[:, None], rhs, 0.0)
     x = torch.zeros_like(rhs)
-    r = torch.where(usable[:, None], rhs, 0.0)
     target = tol * norm_b
-    z = preconditioner(r)
-    p = z
-    rz = (r * z).sum(-1)
+    p = preconditioner(r)
+    rz = torch.linalg.vecdot(r, p)
     norm_r = norm_b
     iterations = torch.zeros_like(norm_b, dtype=torch.int64)
-    positive = torch.ones_like(norm_b, dtype=torch.bool)
+    positive = torch.ones_like(usable)
     active = norm_r > target
-    limit = torch.finfo(rhs.dtype).eps ** -0.5
+    # A residual that explodes is the mark of a singular system: leave it before it overflows.
+    limit = norm_b * torch.finfo(rhs.dtype).eps ** -0.5
     for _ in range(max_iter):
         if not bool(active.any()):
             break
         product = operator(p)
-        curvature = (p * product).sum(-1)
-        positive = positive & ~(active & ~(curvature > 0))
-        active = active & positive
-        iterations = iterations + active
-        # Divisions of samples that have stopped are by 1, so that 0/0 never appears.
-        alpha = torch.where(active, rz / torch.where(active, curvature, 1.0), 0.0)[:, None]
-        x = x + alpha * p
-        r = r - alpha * product
+        curvature = torch.linalg.vecdot(p, product)
+        iterations += active
+        bent = curvature > 0
+        positive &= bent | ~active
+        active &= bent
+        # Steps of samples that have stopped are 0, and divisions by 1, so that 0/0 never appears.
+        alpha = torch.where(active, rz, 0.0).div_(torch.where(active, curvature, 1.0))[:, None]
+        x.addcmul_(alpha, p)
+        r = torch.addcmul(r, alpha, product, value=-1)
         z = preconditioner(r)
-        rz_next = (r * z).sum(-1)
-        beta = torch.where(active, rz_next / torch.where(rz > 0, rz, 1.0), 0.0)[:, None]
-        p = z + beta * p
+        rz_next = torch.linalg.vecdot(r, z)
+        beta = torch.where(active, rz_next, 0.0).div_(torch.where(rz > 0, rz, 1.0))[:, None]
+        p = torch.addcmul(z, beta, p)
         rz = rz_next
         norm_r = torch.linalg.vector_norm(r, dim=-1)
-        # A residual that explodes is the mark of a singular system: leave it before it overflows.
-        positive = positive & ~(active & ~(norm_r <= norm_b * limit))
-        active = active & positive & (norm_r > target)
+        tame = norm_r <= limit
+        positive &= tame | ~active
+        active &= tame & (norm_r > target)
     relative = norm_r / torch.where(norm_b > 0, norm_b, 1.0)
     return LinearSolution(x, relative, iterations, usable & positive & (norm_r <= target), positive)

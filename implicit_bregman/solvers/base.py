@@ -44,6 +44,7 @@ class Outcome:
         polished: whether the result is a polished point, (B,).
         free: for polished samples, which coordinates are not at a bound, (B, d).
         trace: if the solver was asked for it.
+        without_steps: whether no sample's result comes from MM steps: all points are exact, and τ is not known.
     """
 
     point: Point
@@ -53,6 +54,7 @@ class Outcome:
     polished: Bool[Tensor, " batch"]
     free: Bool[Tensor, "batch d"]
     trace: Trace | None
+    without_steps: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

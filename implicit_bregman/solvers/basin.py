@@ -17,7 +17,7 @@ from torch import Tensor
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.linalg.chunks import chunks
 from implicit_bregman.objective import Objective, Point
-from implicit_bregman.solvers.finish import Finished
+from implicit_bregman.solvers.finished import Finished
 
 #: Radii that are tried, as multiples of the distance between iterate and limit.
 _RADII = (1.05, 1.6, 2.5, 4.0, 8.0, 20.0, 100.0)
@@ -25,7 +25,7 @@ _RADII = (1.05, 1.6, 2.5, 4.0, 8.0, 20.0, 100.0)
 
 def can_certify(objective: Objective) -> bool:
     """Whether the certificate below exists: it needs an objective, a shared Hessian and a step that majorizes."""
-    return objective.energy.symmetric and objective.energy.shared_hessian is not None and not objective.backtracks
+    return objective.energy.symmetric and objective.energy.shared is not None and not objective.backtracks
 
 
 def certified_radius(objective: Objective, point: Point, limit: Finished) -> Float[Tensor, " batch"]:
@@ -42,8 +42,9 @@ def certified_radius(objective: Objective, point: Point, limit: Finished) -> Flo
         limit: critical points that passed their test; rows that did not are refused.
     """
     geometry, gamma = objective.geometry, objective.regularization
-    matrix = objective.energy.double().shared_hessian
-    assert matrix is not None  # can_certify
+    shared = objective.energy.shared
+    assert shared is not None  # can_certify
+    matrix = shared.wide.matrix
     dual = point.dual.double()
     shift = geometry.activation(dual) - limit.exact
     distance = torch.linalg.vector_norm(shift, dim=-1)

@@ -16,7 +16,8 @@ from torch import Tensor
 from implicit_bregman.objective import Objective, Point, RowsOfTensors
 from implicit_bregman.solvers.base import Outcome, Solver
 from implicit_bregman.solvers.basin import can_certify, certified_radius
-from implicit_bregman.solvers.finish import Finished, can_finish, finish
+from implicit_bregman.solvers.finish import can_finish, finish, finished_point, finished_status
+from implicit_bregman.solvers.finished import Finished
 from implicit_bregman.solvers.motion import drifts, leap, returns
 from implicit_bregman.solvers.recorder import Recorder
 from implicit_bregman.status import Status
@@ -296,18 +297,9 @@ class _Run:
     def _finish(self, rows: Int[Tensor, " done"], found: Finished, iteration: int) -> None:
         if len(rows) == 0:
             return
-        point, objective = self.point.select(rows), self.objective.select(rows)
-        final = replace(
-            point,
-            value=found.value,
-            dual=found.dual,
-            next_dual=found.dual,
-            gradient=found.gradient.to(found.value.dtype),
-            residual=found.residual,
-        )
-        if point.objective is not None:
-            final = replace(final, objective=point.objective + objective.increase(point, final)[0])
-        status = torch.where(found.degenerate, int(Status.DEGENERATE), int(Status.CONVERGED))
+        objective = self.objective.select(rows)
+        final = finished_point(objective, self.point.select(rows), found)
+        status = finished_status(found)
         free = None if objective.regularization else found.free
         self.recorder.finish(self.progress.select(rows), final, status, iteration, free)
         self._keep(torch.ones_like(self.progress.restart).index_fill(0, rows, False))

@@ -6,12 +6,19 @@ from implicit_bregman.solvers.anderson import Anderson
 from implicit_bregman.solvers.base import Solver
 from implicit_bregman.solvers.broyden import Broyden
 from implicit_bregman.solvers.mm import MM
+from implicit_bregman.solvers.newton import Newton
 
-_SOLVERS: dict[str, type[Solver]] = {"auto": Anderson, "mm": MM, "anderson": Anderson, "broyden": Broyden}
+_SOLVERS: dict[str, type[Solver]] = {
+    "auto": Newton,
+    "mm": MM,
+    "anderson": Anderson,
+    "broyden": Broyden,
+    "newton": Newton,
+}
 
 
 def solver_named(solver: str | Solver) -> Solver:
-    """A solver with its default settings, by name ("auto" is Anderson); an instance passes through.
+    """A solver with its default settings, by name ("auto" is Newton); an instance passes through.
 
     Raises:
         ValueError: for an unknown name.

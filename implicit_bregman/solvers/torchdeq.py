@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.settings import check_choice
 from implicit_bregman.solvers.base import Outcome, Solver, Trace
-from implicit_bregman.solvers.finish import can_finish, finish
+from implicit_bregman.solvers.finish import can_finish, finish, finished_point
 from implicit_bregman.status import Status
 
 METHODS = ("anderson", "broyden", "fixed_point_iter")
@@ -154,16 +154,7 @@ class _Watch:
         assert self.best is not None
         found = finish(self.objective, self.best, self.tol)
         ok = found.accepted
-        changed = replace(
-            self.best,
-            value=found.value,
-            dual=found.dual,
-            next_dual=found.dual,
-            gradient=found.gradient.to(found.value.dtype),
-            residual=found.residual,
-        )
-        if self.best.objective is not None:
-            changed = replace(changed, objective=self.best.objective + self.objective.increase(self.best, changed)[0])
+        changed = finished_point(self.objective, self.best, found)
         self.best = changed.where(ok, self.best)
         self.done = self.done | ok
         self.finished = ok

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 import implicit_bregman as ib
-from implicit_bregman.majorization import automatic_step
 from implicit_bregman.objective import Objective
 from implicit_bregman.solvers.basin import can_certify, certified_radius
 from implicit_bregman.solvers.finish import finish
@@ -31,7 +30,7 @@ def objective_on(
     middle, half = 0.5 * (lo + hi), 0.5 * (hi - lo)
     c = half * c - W @ torch.full((2,), middle).double() if middle else c
     bound = ib.QuadraticEnergy.from_matrices(W).bind(c.expand(batch, -1))
-    return Objective(bound, phi, gamma, automatic_step(bound.curvature, phi))
+    return Objective(bound, phi, gamma)
 
 
 def grid(phi: ib.LegendreFunction) -> Tensor:
@@ -101,7 +100,7 @@ def test_no_certificate_without_objective_or_majorant() -> None:
     def made(weight: list[list[float]], geometry: str) -> Objective:
         phi = ib.geometry(geometry)
         bound = ib.QuadraticEnergy.from_matrices(torch.tensor(weight)).bind(torch.zeros(1, 2))
-        return Objective(bound, phi, 0.0, automatic_step(bound.curvature, phi))
+        return Objective(bound, phi, 0.0)
 
     assert can_certify(made([[0.5, 0.0], [0.0, -1.0]], "tanh"))
     assert not can_certify(made([[-1.0, 0.5], [0.0, -1.0]], "tanh")), "a field without objective"

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 import implicit_bregman as ib
-from implicit_bregman.majorization import automatic_step
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.solvers.finish import _solve
 from implicit_bregman.solvers.loop import run
@@ -17,7 +16,7 @@ from implicit_bregman.status import Status
 def objective_of(weight: Tensor, offset: Tensor, geometry: str = "tanh") -> Objective:
     phi = ib.geometry(geometry)
     energy = ib.QuadraticEnergy.from_matrices(weight).bind(offset)
-    return Objective(energy, phi, 0.0, automatic_step(energy.curvature, phi))
+    return Objective(energy, phi, 0.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

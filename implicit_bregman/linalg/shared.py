@@ -1,0 +1,146 @@
+"""One matrix that all samples share, and what is computed of it once: its spectrum, a factor, an inverse."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from implicit_bregman.linalg.spectrum import Spectrum, spectrum
+
+#: A matrix counts as definite if its least eigenvalue exceeds so many rounding errors of its Frobenius norm.
+_ROUNDING = 4
+#: The largest relative error of an inverse that refinement may be left to correct.
+_ROUGH = 0.05
+#: Up to this width an inverse costs less than the iterations of a single sample,
+_ALWAYS = 512
+#: and beyond it where there is a sample for every so many coordinates.
+_PER_SAMPLE = 128
+#: Power iterations behind a guess of λ_max.
+_POWER_STEPS = 6
+
+
+class SharedMatrix:
+    """H = −W, the Hessian that all samples of a quadratic energy share.
+
+    Everything is computed when it is first asked for and kept as long as the object, which is one call and its
+    backward pass, or a `frozen` context.
+
+    Args:
+        weight: W, (d, d); detached here.
+        symmetric: whether it is.
+        least: a number that all eigenvalues of H are known to exceed, or None.
+        inverse: H⁻¹, if it is known.
+    """
+
+    def __init__(
+        self,
+        weight: Float[Tensor, "d d"],
+        symmetric: bool,
+        least: float | None = None,
+        inverse: Float[Tensor, "d d"] | None = None,
+    ) -> None:
+        self.weight = weight.detach()
+        self.symmetric = symmetric
+        self.least = least
+        self._damped: tuple[float, Tensor | None] | None = None
+        if inverse is not None:
+            self.__dict__["inverse"] = inverse
+
+    @property
+    def matrix(self) -> Float[Tensor, "d d"]:
+        """H itself, a new tensor."""
+        return -self.weight
+
+    @cached_property
+    def wide(self) -> SharedMatrix:
+        """The same matrix in float64."""
+        if self.weight.dtype == torch.float64:
+            return self
+        return SharedMatrix(self.weight.double(), self.symmetric, self.least)
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        """The ends of the spectrum, by a full decomposition: slow for large d."""
+        return spectrum(self.matrix, self.symmetric)
+
+    def product(self, v: Float[Tensor, "batch d"], transpose: bool = False) -> Float[Tensor, "batch d"]:
+        """H v, or Hᵀ v, in v's precision."""
+        weight = self.weight if v.dtype == self.weight.dtype else self.wide.weight.to(v.dtype)
+        return -(v @ (weight if transpose else weight.mT))
+
+    def is_definite(self, shift: float = 0.0, or_semidefinite: bool = False) -> bool:
+        """Whether H + shift·I is positive definite beyond rounding (or semidefinite up to rounding, if asked)."""
+        if self.least is not None and self.least + shift > float(self._rounding):
+            return True
+        if self.symmetric and shift >= 0 and self._factor is not None:
+            return True
+        return self.spectrum.is_definite(shift, or_semidefinite)
+
+    def damped_inverse(self, shift: float) -> Float[Tensor, "d d"] | None:
+        """(H + shift·I)⁻¹ in W's own precision, or None if that is not definite; the last one is kept."""
+        if self._damped is None or self._damped[0] != shift:
+            matrix = self.matrix
+            matrix.diagonal().add_(shift)
+            factor, info = torch.linalg.cholesky_ex(matrix)
+            self._damped = (shift, torch.cholesky_inverse(factor) if int(info) == 0 else None)
+        return self._damped[1]
+
+    @property
+    def known_inverse(self) -> Float[Tensor, "d d"] | None:
+        """The inverse, if it has been computed."""
+        known: Tensor | None = self.__dict__.get("inverse")
+        return known
+
+    def is_worth_inverting(self, batch: int) -> bool:
+        """Whether an inverse costs less than solving for so many samples by iteration."""
+        d = self.weight.shape[0]
+        return d <= _ALWAYS or d <= _PER_SAMPLE * batch
+
+    @cached_property
+    def inverse(self) -> Float[Tensor, "d d"] | None:
+        """H⁻¹ for use with refinement (its relative error is below 5 %), or None if H is not known to be definite.
+
+        In W's own precision where the condition allows it, else in float64.
+        """
+        if self._factor is not None:
+            factor, shift = self._factor
+            inverse = torch.cholesky_inverse(factor)
+            if float(shift * torch.linalg.matrix_norm(inverse)) <= _ROUGH:
+                return inverse
+        if not (self.symmetric and self.is_definite()):
+            return None
+        factor, info = torch.linalg.cholesky_ex(self.wide.matrix)
+        return torch.cholesky_inverse(factor) if int(info) == 0 else None
+
+    @cached_property
+    def _rounding(self) -> Tensor:
+        """What an eigenvalue has to exceed to be told from 0, a 0-d tensor."""
+        return _ROUNDING * torch.finfo(self.weight.dtype).eps * torch.linalg.matrix_norm(self.weight)
+
+    @cached_property
+    def _factor(self) -> tuple[Tensor, Tensor] | None:
+        """The Cholesky factor of H − s·I and s, or None if that is not definite.
+
+        With s a multiple of the rounding error, success is a proof that H is definite beyond rounding, at the cost
+        of the factorization alone.
+        """
+        matrix, shift = self.matrix, self._rounding
+        matrix.diagonal().sub_(shift)
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        return None if int(info) != 0 else (factor, shift)
+
+    @cached_property
+    def gradient_step(self) -> float:
+        """1/λ_max(H), to within some 20 % unless the spectrum is known: for guesses, not for proofs."""
+        if "spectrum" in self.__dict__:
+            largest = float(self.spectrum.curvature)
+            return 1 / largest if largest > 0 else 1.0
+        v = self.weight.diagonal() + 0.1 * self.weight.sum(0) + 1e-3
+        for _ in range(_POWER_STEPS):
+            v = self.weight @ v
+            v = v / torch.linalg.vector_norm(v).clamp_min(torch.finfo(v.dtype).tiny)
+        size = float(torch.linalg.vector_norm(self.weight @ v))
+        return 1 / (1.1 * size) if size > 0 else 1.0

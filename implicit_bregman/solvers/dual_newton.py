@@ -1,0 +1,230 @@
+"""γ > 0: Newton's method on the optimality condition in dual coordinates, E(y) = γy + ∇f(ρ(y)) = 0.
+
+A step solves (γ + H D) Δy = −E with D = ρ'(y). With S = √D and v = DΔy = Sq it is the symmetric system
+(γ + S H S) q = −S E, the adjoint system at that point: both are solved by the same `Linearization`.
+Beyond the clamp of a φ that is not Legendre ρ' is 0, y runs on, and γ times the excess is the multiplier: one
+equation covers interior and active coordinates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from implicit_bregman.energy.base import BoundEnergy
+from implicit_bregman.linalg.chunks import chunks
+from implicit_bregman.linearization import Linearization
+from implicit_bregman.objective import Objective, RowsOfTensors
+from implicit_bregman.solvers.finished import Finished
+
+#: Newton steps made before an iterate is given up.
+_STEPS = 60
+#: A step is halved so often at most.
+_HALVINGS = 30
+#: The error, relative to the size of its terms, at which single precision hands over to double.
+_HAND_OVER = 1e-4
+#: How far below the tolerance the error is driven: the last step is nearly always much better than asked.
+_BELOW = 0.1
+#: Relative residual of the linear systems: loose far from the solution (Eisenstat and Walker), and at the end.
+_LOOSE, _TIGHT = 0.1, 1e-4
+#: D below which Δy is not recovered from v = DΔy.
+_FLAT = 1e-2
+
+
+@dataclass(frozen=True)
+class _Iterate(RowsOfTensors):
+    """An iterate of Newton's method.
+
+    Attributes:
+        dual, value: y and ρ(y), (B, d).
+        error: E(y), (B, d).
+        size: ‖E‖∞, (B,).
+        scale: 1 + the size of the terms of ∇f, (B,).
+        steps: Newton steps, (B,).
+        tries: evaluations of ∇f, (B,).
+    """
+
+    dual: Tensor
+    value: Tensor
+    error: Tensor
+    size: Tensor
+    scale: Tensor
+    steps: Tensor
+    tries: Tensor
+
+
+def newton(
+    objective: Objective,
+    dual: Float[Tensor, "batch d"],
+    tol: float,
+    max_steps: int = _STEPS,
+    record: Callable[[Tensor, Tensor], None] | None = None,
+) -> Finished:
+    """Newton's method from y = `dual`, each sample until its own stop.
+
+    A quadratic f is finished in float64, whatever its precision.
+
+    Args:
+        objective: F with γ > 0 and a quadratic f, or any f if F is convex.
+        dual: the start y.
+        tol: bound on the error E, relative to the size of the terms of ∇f.
+        max_steps: bound on the number of steps.
+        record: called with the duals and the rows that are running, before every step.
+    """
+    energy = objective.energy
+    none = torch.zeros(len(dual), dtype=torch.int64, device=dual.device)
+    at = _evaluate(objective, energy, dual, none, none + 1)
+    max_steps = min(_STEPS, max_steps)
+    if dual.dtype != torch.float64 and energy.affine:
+        at = _iterate(objective, energy, at, max(_HAND_OVER, tol), max_steps, record)
+        energy = energy.double()
+        at = _evaluate(objective, energy, at.dual.double(), at.steps, at.tries + 1)
+    at = _iterate(objective, energy, at, _BELOW * tol, max_steps, record)
+    return _finished(objective, energy, at, tol)
+
+
+def _evaluate(objective: Objective, energy: BoundEnergy, dual: Tensor, steps: Tensor, tries: Tensor) -> _Iterate:
+    value = objective.geometry.activation(dual)
+    at = energy.evaluate(value)
+    error = at.gradient + objective.regularization * dual
+    return _Iterate(dual, value, error, error.abs().amax(-1), at.scale, steps, tries)
+
+
+def _iterate(
+    objective: Objective,
+    energy: BoundEnergy,
+    at: _Iterate,
+    target: float,
+    max_steps: int,
+    record: Callable[[Tensor, Tensor], None] | None,
+) -> _Iterate:
+    """Newton steps until ‖E‖∞ ≤ target · scale, or as far as rounding lets them."""
+    final, rows = at, torch.arange(len(at.size), device=at.size.device)
+    rounding = 8 * torch.finfo(at.dual.dtype).eps
+    before = None
+    while True:
+        running = (at.size > max(target, rounding) * at.scale) & torch.isfinite(at.size) & (at.steps < max_steps)
+        if not bool(running.all()):
+            final = final.replace_rows(rows, at)
+            kept = running.nonzero().squeeze(-1)
+            rows, at, energy = rows[kept], at.select(kept), energy.select(kept)
+            before = None if before is None else before[kept]
+        if len(rows) == 0:
+            return final
+        if record is not None:
+            record(at.dual, rows)
+        move = _move(objective, energy, at, before, target)
+        before = at.size
+        at, moved = _search(objective, energy, at, move)
+        if not bool(moved.all()):
+            final = final.replace_rows(rows, at)
+            kept = moved.nonzero().squeeze(-1)
+            rows, at, energy, before = rows[kept], at.select(kept), energy.select(kept), before[kept]
+
+
+def _move(objective: Objective, energy: BoundEnergy, at: _Iterate, before: Tensor | None, target: float) -> Tensor:
+    """Δy."""
+    geometry, gamma = objective.geometry, objective.regularization
+    slope = geometry.slope(at.dual)
+    # The Hessian of a quadratic energy is the same everywhere, and its products are made in either precision.
+    hessian = objective.energy.hessian(at.value) if energy.affine else energy.hessian(at.value)
+    system = Linearization(hessian, slope, torch.full_like(slope, gamma))
+    if hessian.shared is not None and not (objective.unique and energy.symmetric):
+        parts = [_factorized_move(system, at.error, rows) for rows in chunks(slope)]
+        return torch.nan_to_num(torch.cat(parts), nan=0.0, posinf=0.0, neginf=0.0)
+    # As exact as the progress of the last step promises this one to be, and no more than the goal asks for.
+    goal = (0.3 * target * at.scale / at.size).clamp(1e-7, _LOOSE)
+    forcing = torch.full_like(at.size, _LOOSE) if before is None else (at.size / before).square().clamp(_TIGHT, _LOOSE)
+    v, product, bent = system.newton_step(at.error, torch.maximum(forcing, goal))
+    if not objective.unique:
+        # Negative curvature: not near a minimum, and so not certain to be near MM's limit.
+        v, product = (torch.where(bent[:, None], torch.nan, part) for part in (v, product))
+    steep = slope > _FLAT * slope.amax(-1, keepdim=True)
+    return torch.where(steep, v / torch.where(steep, slope, 1.0), -(at.error + product) / gamma)
+
+
+def _factorized_move(system: Linearization, error: Tensor, rows: slice) -> Tensor:
+    """Δy for a part of the batch, by one factorization per sample, in float64."""
+    slope, shift, right = system.slope[rows].double(), system.shift[rows].double(), -error[rows].double()
+    shared = system.hessian.shared
+    assert shared is not None  # a quadratic energy
+    if shared.symmetric:
+        root = slope.sqrt()
+        matrix = system.dense(True, rows, torch.float64)
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        q = torch.cholesky_solve((root * right)[:, :, None], factor)
+        if bool((info != 0).any()):
+            general = torch.linalg.solve_ex(matrix, (root * right)[:, :, None]).result
+            q = torch.where((info == 0)[:, None, None], q, general)
+        return ((right - shared.product(root * q.squeeze(-1))) / shift).to(error.dtype)
+    jacobian = torch.diag_embed(shift) + shared.wide.matrix * slope[:, None, :]
+    return torch.linalg.solve_ex(jacobian, right[:, :, None]).result.squeeze(-1).to(error.dtype)
+
+
+def _search(
+    objective: Objective, energy: BoundEnergy, at: _Iterate, move: Tensor
+) -> tuple[_Iterate, Bool[Tensor, " batch"]]:
+    """The step along Δy that is accepted, halved as often as needed, and which samples moved at all."""
+    new = _evaluate(objective, energy, at.dual + move, at.steps + 1, at.tries + 1)
+    good = _is_accepted(objective, at, new)
+    if bool(good.all()):
+        return new, good
+    accepted, length = new.where(good, at), 1.0
+    rows = (~good).nonzero().squeeze(-1)
+    for halving in range(_HALVINGS):
+        length *= 0.5
+        start, part = at.select(rows), energy.select(rows)
+        tries = start.tries + 2 + halving
+        new = _evaluate(objective, part, start.dual + length * move[rows], start.steps + 1, tries)
+        better = _is_accepted(objective, start, new)
+        accepted = accepted.replace_rows(rows, new.where(better, accepted.select(rows)))
+        good = good.index_copy(0, rows, better)
+        rows = rows[~better]
+        if len(rows) == 0:
+            break
+    return accepted, good
+
+
+def _is_accepted(objective: Objective, old: _Iterate, new: _Iterate) -> Bool[Tensor, " batch"]:
+    """Whether F has fallen enough, seen from its slopes at both ends, or E has been halved.
+
+    Along Δz the slope of F is ⟨E, Δz⟩. By convexity F has fallen by at least minus the slope at the end; the
+    trapezoidal rule for both slopes is exact for a quadratic. Slopes, unlike values, do not cancel. Where F is not
+    convex, E alone decides.
+    """
+    finite = torch.isfinite(new.size) & torch.isfinite(new.dual.sum(-1))
+    if not objective.unique or not objective.energy.symmetric:
+        return finite & (torch.linalg.vector_norm(new.error, dim=-1) < torch.linalg.vector_norm(old.error, dim=-1))
+    shift = new.value - old.value
+    before, after = (old.error * shift).sum(-1), (new.error * shift).sum(-1)
+    return finite & (((before < 0) & (after <= -0.5 * before)) | (new.size <= 0.5 * old.size))
+
+
+def _finished(objective: Objective, energy: BoundEnergy, at: _Iterate, tol: float) -> Finished:
+    geometry, gamma, dtype = objective.geometry, objective.regularization, objective.energy.dtype
+    dual = geometry.project_dual(at.dual)
+    gradient = at.error - gamma * at.dual
+    lo, hi = geometry.bounds(dual.dtype)
+    residual = ((at.value - gradient - gamma * dual).clamp(lo, hi) - at.value).abs().amax(-1) / at.scale
+    # The residual alone is held down by the distance to a bound: ask it of the equation as well.
+    accepted = (residual <= tol) & (at.size <= tol * at.scale)
+    at_bound = dual != at.dual
+    thin = (at_bound & (gamma * (at.dual - dual).abs() <= 10 * (tol * at.scale)[:, None])).any(-1)
+    return Finished(
+        value=geometry.activation(dual.to(dtype)),
+        dual=dual.to(dtype),
+        exact=at.value,
+        exact_dual=dual,
+        free=~at_bound,
+        gradient=gradient,
+        scale=at.scale,
+        residual=residual.to(dtype),
+        accepted=accepted,
+        degenerate=thin & accepted,
+        steps=at.steps,
+        tries=at.tries,
+    )

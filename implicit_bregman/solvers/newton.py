@@ -1,0 +1,229 @@
+"""Newton's method, in the form that the problem's structure allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from implicit_bregman.energy.quadratic import BoundQuadratic
+from implicit_bregman.objective import Objective, Point
+from implicit_bregman.solvers.active_set import polish
+from implicit_bregman.solvers.base import Outcome, Solver, Trace
+from implicit_bregman.solvers.dual_newton import newton
+from implicit_bregman.solvers.finish import finished_status
+from implicit_bregman.solvers.finished import Finished
+from implicit_bregman.solvers.loop import run
+from implicit_bregman.solvers.projected_newton import projected_newton
+from implicit_bregman.status import Status
+
+#: Projected gradient steps that guess the active set.
+_GUESSES = 6
+#: Corrections of the active set before a sample is left to projected Newton steps.
+_CORRECTIONS = 20
+#: Residual at which MM hands an energy that is not convex over to Newton steps,
+_NEAR = 1e-3
+#: and how far from there, relative to the size of z, these may end: farther is another basin.
+_REACH = 0.05
+
+
+@dataclass(frozen=True)
+class Newton(Solver):
+    """Newton's method; for a quadratic energy with one factorization for the whole batch, forward and backward.
+
+    - γ = 0, one critical point: the active set is guessed by a few projected gradient steps and corrected until
+      the optimality conditions hold (a semismooth Newton method), through the inverse of −W that all samples and the
+      adjoint share. Where d is too large for the number of samples, for an energy of your own, and for samples whose
+      set does not settle: projected Newton steps by conjugate gradients, with a line search on the objective.
+    - γ > 0, one critical point: Newton's method in y by conjugate gradients, preconditioned with the shared factor
+      where γ is small, with a line search on the objective.
+    - Several critical points: MM steps first. For a quadratic energy until it is proved which critical point MM is
+      going to (`solvers.MM` with polish); for an energy of your own until MM's residual is at most 1e-3, after which
+      a Newton point counts if it is near, not higher, and no negative curvature was met on the way.
+    - Without an objective (free W): as `solvers.MM`, finished by Newton's method.
+
+    float32 problems are finished in float64, so that the result does not lose digits to the condition number.
+
+    Args:
+        tol: see `Solver`.
+        max_iter: bound on the number of Newton steps, and on that of MM steps where these are made.
+        polish: see `Solver`; it matters where MM steps are made.
+        trace: see `Solver`. For γ = 0 the steps traced are projected Newton steps.
+        on_failure: see `Solver`.
+    """
+
+    def solve(self, objective: Objective, dual: Float[Tensor, "batch d"]) -> Outcome:
+        """Go from `dual` to a critical point, each sample until its own stop."""
+        dual = dual.detach()
+        if len(dual) == 0 or not objective.energy.symmetric:
+            return run(self, objective, dual, None)
+        with torch.no_grad():
+            if objective.unique:
+                return self._completed(objective, dual, *self._directly(objective, dual))
+            if objective.energy.affine or self.trace:
+                return run(self, objective, dual, None)
+            return self._after_mm(objective, dual)
+
+    def _directly(self, objective: Objective, dual: Tensor) -> tuple[Finished, Trace | None]:
+        """One critical point: Newton steps from the start."""
+        tol, energy = self.tolerance(dual.dtype), objective.energy
+        log = _Log(objective, dual) if self.trace else None
+        if objective.regularization:
+            found = newton(objective, dual, tol, self.max_iter, None if log is None else log.add_duals)
+        elif log is None and isinstance(energy, BoundQuadratic) and _has_inverse(energy, len(dual)):
+            found = _by_active_set(objective, energy, dual, tol, self.max_iter)
+        else:
+            start = objective.geometry.activation(dual)
+            found = projected_newton(objective, start, tol, self.max_iter, None if log is None else log.add_values)
+        return found, None if log is None else log.trace()
+
+    def _completed(self, objective: Objective, dual: Tensor, found: Finished, trace: Trace | None) -> Outcome:
+        """The outcome, with the samples that Newton gave up left to MM."""
+        outcome = _outcome(objective, found, trace)
+        rows = (~found.accepted).nonzero().squeeze(-1)
+        if len(rows) == 0:
+            return outcome
+        rest = run(replace(self, trace=False), objective.select(rows), dual[rows], None)
+        return _merged(objective, outcome, rows, rest)
+
+    def _after_mm(self, objective: Objective, dual: Tensor) -> Outcome:
+        """An energy that may have several critical points, and no certificate: Newton only from nearby."""
+        tol = self.tolerance(dual.dtype)
+        walked = run(replace(self, tol=max(_NEAR, tol)), objective, dual, None)
+        near = (walked.status == Status.CONVERGED) | (walked.status == Status.DEGENERATE)
+        rows = near.nonzero().squeeze(-1)
+        point, part = walked.point.select(rows), objective.select(rows)
+        if objective.regularization:
+            found = newton(part, point.dual, tol, self.max_iter)
+        else:
+            found = projected_newton(part, point.value, tol, self.max_iter)
+        size = 1 + point.value.abs().amax(-1)
+        moved = (found.value - point.value).abs().amax(-1)
+        reached = part.evaluate(found.dual, part.initial_step(found.dual))
+        rise, noise = part.increase(point, reached)
+        sure = found.accepted & (moved <= _REACH * size) & (rise <= noise)
+        kept = sure.nonzero().squeeze(-1)
+        good = _outcome(part.select(kept), found.select(kept), None)
+        spent = walked.evaluations.index_add(0, rows, found.tries)
+        outcome = replace(walked, evaluations=spent)
+        outcome = _merged(objective, outcome, rows[kept], good)
+        left = torch.ones_like(near).index_fill(0, rows[kept], False).nonzero().squeeze(-1)
+        if len(left) == 0:
+            return outcome
+        # Where MM's own walk had failed, or Newton was refused, MM goes on alone.
+        rest = run(self, objective.select(left), walked.point.dual[left], None)
+        return _merged(objective, outcome, left, rest)
+
+
+def _has_inverse(energy: BoundQuadratic, batch: int) -> bool:
+    return energy.shared.is_worth_inverting(batch) and energy.shared.inverse is not None
+
+
+def _by_active_set(objective: Objective, energy: BoundQuadratic, dual: Tensor, tol: float, max_iter: int) -> Finished:
+    """γ = 0: guess the active set by a few projected gradient steps, correct it, and search on where it turns round."""
+    lo, hi = objective.geometry.bounds(dual.dtype)
+    z = objective.geometry.activation(dual)
+    weight, offset, length = energy.shared.weight, energy.offset.detach(), energy.gradient_step
+    for _ in range(_GUESSES):
+        z = torch.add(z, torch.addmm(offset, z, weight), alpha=length).clamp_(lo, hi)
+    gradient = torch.addmm(offset, z, weight).neg_()
+    found = polish(objective, z, gradient, tol, min(_CORRECTIONS, max_iter - 1))
+    found.tries.add_(_GUESSES + 1)
+    rows = (~found.accepted).nonzero().squeeze(-1)
+    if len(rows) == 0 or max_iter <= _CORRECTIONS:
+        return found
+    part = objective.select(rows)
+    searched = projected_newton(part, z[rows], tol, max_iter - _CORRECTIONS)
+    # The set is right now: solve for its point once more, exactly.
+    exact = polish(part, searched.value, searched.gradient.to(z.dtype), tol)
+    steps = found.steps[rows] + searched.steps + exact.steps
+    tries = found.tries[rows] + searched.tries + exact.tries
+    return found.replace_rows(rows, replace(exact, steps=steps, tries=tries))
+
+
+def _outcome(objective: Objective, found: Finished, trace: Trace | None) -> Outcome:
+    """The result of a method that makes no MM steps, so that τ is not asked for."""
+    energy, gamma, dtype = objective.energy, objective.regularization, found.value.dtype
+    if isinstance(energy, BoundQuadratic):
+        value = 0.5 * (found.exact * (found.gradient - energy.offset)).sum(-1)
+    else:
+        known = energy.evaluate(found.value).value
+        assert known is not None  # symmetric
+        value = known
+    if gamma:
+        value = value + gamma * objective.geometry.dual_potential(found.exact_dual).sum(-1)
+    point = Point(
+        dual=found.dual,
+        value=found.value,
+        gradient=found.gradient.to(dtype),
+        objective=value.to(dtype),
+        residual=found.residual,
+        scale=found.scale.to(dtype),
+        step=torch.full_like(found.value[:, :1], torch.nan),
+        next_dual=found.dual,
+    )
+    status = torch.where(found.accepted, finished_status(found), int(Status.STALLED))
+    polished = torch.full_like(found.accepted, gamma == 0) & found.accepted
+    return Outcome(point, status, found.steps, found.tries, polished, found.free, trace, without_steps=True)
+
+
+def _merged(objective: Objective, first: Outcome, rows: Int[Tensor, " some"], second: Outcome) -> Outcome:
+    """`first` with some of its rows replaced by those of `second`, whose cost is added."""
+    if len(rows) == 0:
+        return first
+
+    def put(old: Tensor, new: Tensor) -> Tensor:
+        return old.index_copy(0, rows, new.to(old.dtype))
+
+    def stepped(outcome: Outcome) -> Point:
+        # MM steps have been made by some: τ is known.
+        point = outcome.point
+        return replace(point, step=objective.initial_step(point.dual)) if outcome.without_steps else point
+
+    return replace(
+        first,
+        point=stepped(first).replace_rows(rows, stepped(second)),
+        without_steps=False,
+        status=put(first.status, second.status),
+        iterations=put(first.iterations, first.iterations[rows] + second.iterations),
+        evaluations=put(first.evaluations, first.evaluations[rows] + second.evaluations),
+        polished=put(first.polished, second.polished),
+        free=put(first.free, second.free),
+    )
+
+
+class _Log:
+    """Builds a `Trace` from the iterates of a method."""
+
+    def __init__(self, objective: Objective, like: Tensor) -> None:
+        self.objective = objective
+        self.like = like
+        self.rows: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add_duals(self, dual: Tensor, index: Tensor) -> None:
+        """One iteration, in dual coordinates."""
+        dual = self.objective.geometry.project_dual(dual.to(self.like.dtype))
+        part = self.objective.select(index)
+        point = part.evaluate(dual, part.initial_step(dual))
+        missing = torch.full_like(self.like[:, 0], torch.nan)
+        value = missing[index] if point.objective is None else point.objective
+        self.rows.append(
+            (
+                missing.index_copy(0, index, point.residual),
+                missing.index_copy(0, index, value),
+                torch.full_like(self.like, torch.nan).index_copy(0, index, dual),
+            )
+        )
+
+    def add_values(self, value: Tensor, index: Tensor) -> None:
+        """One iteration, in primal coordinates."""
+        geometry = self.objective.geometry
+        self.add_duals(geometry.inverse_activation(value).clamp(*geometry.saturated_dual(self.like.dtype)), index)
+
+    def trace(self) -> Trace | None:
+        """The trace; None where not a step was needed."""
+        if not self.rows:
+            return None
+        return Trace(*(torch.stack(column) for column in zip(*self.rows, strict=True)))

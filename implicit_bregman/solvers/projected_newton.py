@@ -1,0 +1,221 @@
+"""γ = 0: projected Newton steps on the free coordinates, with a line search on the objective and matrix-free CG.
+
+The two-metric projection method of Bertsekas (1982): coordinates at a bound that −∇f holds there are fixed, a Newton
+direction for the others comes from CG with Hessian products alone, and the step is searched for along its projection
+onto C. It needs no factor, so that it serves large d with few samples, energies of a user's own, and samples at which
+the active-set iteration turns in a circle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from implicit_bregman.energy.base import BoundEnergy, Evaluation
+from implicit_bregman.linalg.cg import conjugate_gradient
+from implicit_bregman.objective import Objective, RowsOfTensors
+from implicit_bregman.solvers.finished import Finished
+
+#: Projected Newton steps made before an iterate is given up.
+_STEPS = 200
+#: Trial lengths of a step, each a quarter of the one before.
+_TRIALS = 25
+#: Share of the decrease promised by the slope that a step has to bring (Armijo).
+_ARMIJO = 1e-4
+#: Relative residual of the linear systems far from the solution, and near it.
+_LOOSE, _TIGHT = 0.1, 1e-6
+#: Most products in the linear system of one step, as a multiple of d.
+_PRODUCTS = 3
+#: How far below the tolerance the residual is driven.
+_BELOW = 0.1
+
+
+@dataclass(frozen=True)
+class _Iterate(RowsOfTensors):
+    """An iterate in C.
+
+    Attributes:
+        value: z, (B, d).
+        f: f(z), (B,).
+        gradient: ∇f(z), (B, d).
+        scale: 1 + the size of the terms of ∇f, (B,).
+        residual: ‖Π_C(z − ∇f) − z‖∞ / scale, (B,).
+        steps: Newton steps, (B,).
+        tries: evaluations of ∇f, (B,).
+    """
+
+    value: Tensor
+    f: Tensor
+    gradient: Tensor
+    scale: Tensor
+    residual: Tensor
+    steps: Tensor
+    tries: Tensor
+
+
+def projected_newton(
+    objective: Objective,
+    value: Float[Tensor, "batch d"],
+    tol: float,
+    max_steps: int = _STEPS,
+    record: Callable[[Tensor, Tensor], None] | None = None,
+) -> Finished:
+    """Projected Newton steps from z = `value`, each sample until its own stop; a quadratic f in float64.
+
+    Args:
+        objective: F with γ = 0. Where it is not convex, a sample that meets negative curvature is given up.
+        value: the start, in C.
+        tol: bound on the residual.
+        max_steps: bound on the number of steps.
+        record: called with the iterates and the rows that are running, before every step.
+    """
+    energy = objective.energy.double() if objective.energy.affine else objective.energy
+    bounds = objective.geometry.bounds(objective.energy.dtype)
+    start = value.to(energy.dtype).clamp(*bounds)
+    none = torch.zeros(len(start), dtype=torch.int64, device=start.device)
+    at = _iterate(energy, start, bounds, none, none + 1)
+    final, rows = at, torch.arange(len(start), device=start.device)
+    length = torch.ones_like(at.residual)
+    for _ in range(min(_STEPS, max_steps)):
+        running = (at.residual > _BELOW * tol) & torch.isfinite(at.residual)
+        if not bool(running.all()):
+            final = final.replace_rows(rows, at)
+            kept = running.nonzero().squeeze(-1)
+            rows, at, energy, length = rows[kept], at.select(kept), energy.select(kept), length[kept]
+        if len(rows) == 0:
+            break
+        if record is not None:
+            record(at.value, rows)
+        free = ~_held(at, bounds, length)
+        direction, bent = _direction(energy, at, free)
+        at, moved, length = _search(energy, at, direction, free, bounds, length)
+        stuck = ~moved | (bent & (not objective.unique))
+        if bool(stuck.any()):
+            final = final.replace_rows(rows, at)
+            kept = (~stuck).nonzero().squeeze(-1)
+            rows, at, energy, length = rows[kept], at.select(kept), energy.select(kept), length[kept]
+    final = final.replace_rows(rows, at)
+    return _finished(objective, final, bounds, tol)
+
+
+def _iterate(energy: BoundEnergy, value: Tensor, bounds: tuple[float, float], steps: Tensor, tries: Tensor) -> _Iterate:
+    at: Evaluation = energy.evaluate(value)
+    assert at.value is not None  # only asked of energies that have an objective
+    residual = ((value - at.gradient).clamp(*bounds) - value).abs().amax(-1) / at.scale
+    return _Iterate(value, at.value, at.gradient, at.scale, residual, steps, tries)
+
+
+def _held(at: _Iterate, bounds: tuple[float, float], length: Tensor) -> Bool[Tensor, "batch d"]:
+    """The coordinates that a short projected gradient step would leave at, or bring to, a bound."""
+    lo, hi = bounds
+    # Within this distance a bound counts as reached, so that the set settles (Bertsekas' ε).
+    reach = torch.minimum(length[:, None] * at.gradient.abs(), (at.residual * at.scale).clamp_max(1e-2)[:, None])
+    return ((at.value - lo <= reach) & (at.gradient > 0)) | ((hi - at.value <= reach) & (at.gradient < 0))
+
+
+def _direction(energy: BoundEnergy, at: _Iterate, free: Bool[Tensor, "batch d"]) -> tuple[Tensor, Tensor]:
+    """The Newton direction on the free coordinates, −∇f on the others, and where curvature was not positive."""
+    hessian, mask = energy.hessian(at.value), free.to(at.value.dtype)
+    right = torch.where(free, -at.gradient, 0.0)
+    shared = hessian.shared
+    if shared is None:
+        diagonal = torch.ones_like(right)
+    else:
+        entries = -shared.weight.diagonal().to(right.dtype)
+        diagonal = torch.where(free & (entries > 0), entries, 1.0)
+    tol = at.residual.clamp(_TIGHT, _LOOSE)
+    found = conjugate_gradient(
+        lambda v: mask * hessian.product(mask * v) + (1 - mask) * v,
+        right,
+        lambda r: r / diagonal,
+        tol,
+        _PRODUCTS * right.shape[-1] + 20,
+    )
+    # CG that meets negative curvature at once has the value 0: go downhill.
+    none = (found.value == 0).all(-1, keepdim=True)
+    return torch.where(free & ~none, found.value, -at.gradient), ~found.positive
+
+
+def _search(
+    energy: BoundEnergy,
+    at: _Iterate,
+    direction: Tensor,
+    free: Tensor,
+    bounds: tuple[float, float],
+    length: Tensor,
+) -> tuple[_Iterate, Bool[Tensor, " batch"], Tensor]:
+    """The longest of the trial steps along the projection arc that lowers f enough; which samples moved."""
+    accepted, good = at, torch.zeros_like(at.residual, dtype=torch.bool)
+    rows = torch.arange(len(good), device=good.device)
+    step = torch.ones_like(length)
+    for trial in range(_TRIALS):
+        start, part = at.select(rows), energy.select(rows)
+        moved = (start.value + step[rows, None] * direction[rows]).clamp(*bounds)
+        # Held coordinates go to their bound, by a gradient step of the length that has proved itself.
+        held = (start.value - (length[rows] * step[rows])[:, None] * start.gradient).clamp(*bounds)
+        moved = torch.where(free[rows], moved, held)
+        new = _iterate(part, moved, bounds, start.steps + 1, start.tries + 1 + trial)
+        ok = _is_lower(part, start, new)
+        if trial == 0 and bool(ok.all()):
+            return new, ok, (2 * length).clamp_max(1e3)
+        accepted = accepted.replace_rows(rows, new.where(ok, accepted.select(rows)))
+        good = good.index_copy(0, rows, ok)
+        rows = rows[~ok]
+        if len(rows) == 0:
+            break
+        step = step.index_copy(0, rows, 0.25 * step[rows])
+    # A sample that had to shorten its step learns a shorter gradient step.
+    length = torch.where(step < 1, length * step.clamp_min(0.25), (2 * length).clamp_max(1e3))
+    return replace(accepted), good, length
+
+
+def _is_lower(energy: BoundEnergy, old: _Iterate, new: _Iterate) -> Bool[Tensor, " batch"]:
+    """Whether f has fallen by a share of what its slope promised, up to rounding.
+
+    The trapezoidal rule does not cancel and is exact for a quadratic; for another f it decides where the values differ
+    by no more than their rounding error.
+    """
+    eps = torch.finfo(old.value.dtype).eps
+    shift = new.value - old.value
+    promised = (old.gradient * shift).sum(-1)
+    terms = 0.5 * (old.gradient + new.gradient) * shift
+    change, noise = terms.sum(-1), 4 * eps * (terms.abs().sum(-1) + old.scale * shift.abs().sum(-1))
+    if not energy.affine:
+        difference = new.f - old.f
+        uncertain = 8 * eps * (new.f.abs() + old.f.abs() + 1)
+        clear = difference.abs() > 4 * uncertain
+        change, noise = torch.where(clear, difference, change), torch.where(clear, 0.0, noise)
+    finite = torch.isfinite(new.f) & torch.isfinite(new.residual)
+    moved = (shift != 0).any(-1)
+    return finite & moved & ((change <= _ARMIJO * promised) | ((change <= noise) & (new.residual < old.residual)))
+
+
+def _finished(objective: Objective, at: _Iterate, bounds: tuple[float, float], tol: float) -> Finished:
+    geometry, dtype = objective.geometry, objective.energy.dtype
+    lo, hi = bounds
+    slack = (tol * at.scale)[:, None]
+    at_lo, at_hi = (at.value <= lo) & (at.gradient > 0), (at.value >= hi) & (at.gradient < 0)
+    free = ~(at_lo | at_hi)
+    y_lo, y_hi = geometry.saturated_dual(dtype)
+    dual = geometry.inverse_activation(at.value).clamp(y_lo, y_hi)
+    gap = torch.minimum(at.value - lo, hi - at.value)
+    thin = torch.where(free, gap <= 10 * slack, at.gradient.abs() <= 10 * slack).any(-1)
+    accepted = at.residual <= tol
+    return Finished(
+        value=at.value.to(dtype),
+        dual=dual.to(dtype),
+        exact=at.value,
+        exact_dual=dual,
+        free=free,
+        gradient=at.gradient,
+        scale=at.scale,
+        residual=at.residual.to(dtype),
+        accepted=accepted,
+        degenerate=thin & accepted,
+        steps=at.steps,
+        tries=at.tries,
+    )
