@@ -49,6 +49,17 @@ class Solution:
         return (self.status == Status.CONVERGED) | (self.status == Status.DEGENERATE)
 
     @property
+    def gradient_error(self) -> Float[Tensor, "*batch"] | None:
+        """The estimated relative error of dL/dθ for each sample, (B,), once `backward()` has run; None before.
+
+        From what was left over, forward and backward: with v = dL/dc, g = dL/dz and s = ‖v‖/‖g‖ for the size of the
+        inverse Hessian, it is the sum of the backward solve's relative residual, of s‖r‖/‖z‖ with r the forward
+        residual, and of the share of v on coordinates that are on their way to a bound, where it has to vanish. An
+        estimate to the order of magnitude, not a bound; what φ'' changes within the forward error is left out.
+        """
+        return self.adjoint.error
+
+    @property
     def message(self) -> str:
         """How many samples ended how, and what to do about the failed ones."""
         counts = Counter(self.status.flatten().tolist())

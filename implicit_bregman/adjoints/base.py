@@ -22,18 +22,21 @@ class AdjointReport:
         status: `Status` values, (B,), or None before the backward pass.
         residual: relative residual of the adjoint system, (B,).
         iterations: products with the operator, (B,); 0 for a direct solve.
+        error: estimated relative error of the gradient, (B,); see `Solution.gradient_error`.
         batch: the leading shape B, where it is not flat.
     """
 
     status: Int[Tensor, " batch"] | None = None
     residual: Float[Tensor, " batch"] | None = None
     iterations: Int[Tensor, " batch"] | None = None
+    error: Float[Tensor, " batch"] | None = None
     batch: torch.Size | None = None
 
-    def fill(self, status: Tensor, residual: Tensor, iterations: Tensor) -> None:
+    def fill(self, status: Tensor, residual: Tensor, iterations: Tensor, error: Tensor) -> None:
         """Enter the result of a backward solve of the flat batch."""
         shape = status.shape if self.batch is None else self.batch
-        self.status, self.residual, self.iterations = (rows.reshape(shape) for rows in (status, residual, iterations))
+        self.status, self.residual = status.reshape(shape), residual.reshape(shape)
+        self.iterations, self.error = iterations.reshape(shape), error.reshape(shape)
 
 
 @dataclass(frozen=True)

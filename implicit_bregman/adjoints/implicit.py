@@ -13,7 +13,7 @@ from implicit_bregman.adjoints.base import Adjoint, AdjointReport
 from implicit_bregman.adjoints.system import METHODS, check_method, solve_adjoint_system
 from implicit_bregman.adjoints.transforms import refuse_batched, refuse_higher_order
 from implicit_bregman.linearization import Linearization, linearize, linearize_on_free_set
-from implicit_bregman.objective import Objective
+from implicit_bregman.objective import Objective, Point
 from implicit_bregman.settings import FAILURE_MODES, check_choice, check_count, check_positive
 from implicit_bregman.solvers.base import Outcome
 from implicit_bregman.status import report_failures
@@ -68,7 +68,10 @@ class Implicit(Adjoint):
         if not (force.requires_grad or dual.requires_grad):
             return z, report
         system = linearize_outcome(objective, outcome)
-        value = _AttachImplicit.apply(z, force, dual, _Backward(self, system, report))
+        leftover = _relative_residual(objective, outcome.point)
+        value = _AttachImplicit.apply(
+            z, force, dual, _Backward(self, system, leftover, not objective.regularization, report)
+        )
         return value, report
 
 
@@ -92,12 +95,42 @@ def linearize_outcome(objective: Objective, outcome: Outcome) -> Linearization:
     )
 
 
+def _relative_residual(objective: Objective, point: Point) -> Tensor:
+    """‖Π_C(z − ∇f − γy) − z‖₂ / ‖z‖₂, (B,): to the order of magnitude, the forward error of a well conditioned H."""
+    z = point.value
+    if objective.regularization:
+        left = point.gradient + objective.regularization * point.dual
+    else:
+        left = (z - point.gradient).clamp(*objective.geometry.bounds(z.dtype)) - z
+    size = torch.linalg.vector_norm(z, dim=-1)
+    return torch.linalg.vector_norm(left, dim=-1) / size.clamp_min(torch.finfo(z.dtype).tiny)
+
+
+def _estimated_error(g: Tensor, v: Tensor, residual: Tensor, leftover: Tensor, leaving: Tensor) -> Tensor:
+    """The estimate that `Solution.gradient_error` documents, (B,).
+
+    Args:
+        g: dL/dz.
+        v: dL/dc.
+        residual: of the backward solve, relative, (B,).
+        leftover: see `_relative_residual`.
+        leaving: the coordinates that are on their way to a bound, where v is 0 in the limit, (B, d).
+    """
+    tiny = torch.finfo(v.dtype).tiny
+    size = torch.linalg.vector_norm(v, dim=-1).clamp_min(tiny)
+    inverse = size / torch.linalg.vector_norm(g, dim=-1).clamp_min(tiny)
+    share = torch.linalg.vector_norm(torch.where(leaving, v, 0.0), dim=-1) / size
+    return residual.to(v.dtype) + inverse * leftover + share
+
+
 @dataclass(frozen=True)
 class _Backward:
     """What the backward pass needs besides tensors."""
 
     adjoint: Implicit
     system: Linearization
+    leftover: Tensor
+    bounds_attract: bool
     report: AdjointReport
 
 
@@ -111,23 +144,25 @@ class _AttachImplicit(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         backward: _Backward = inputs[3]
-        ctx.adjoint, ctx.report = backward.adjoint, backward.report
+        ctx.adjoint, ctx.report, ctx.bounds_attract = backward.adjoint, backward.report, backward.bounds_attract
         # Saved, not just held, so that autograd counts, offloads and frees these tensors as its own.
         tensors, ctx.rebuild_hessian = backward.system.hessian.pack()
-        ctx.save_for_backward(backward.system.slope, backward.system.shift, *tensors)
+        ctx.save_for_backward(backward.system.slope, backward.system.shift, backward.leftover, *tensors)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         refuse_higher_order("implicit")
         refuse_batched("implicit", gradient)
-        slope, shift, *rest = ctx.saved_tensors
+        slope, shift, leftover, *rest = ctx.saved_tensors
         system = Linearization(ctx.rebuild_hessian(*rest), slope, shift)
         adjoint: Implicit = ctx.adjoint
         with torch.autocast(gradient.device.type, enabled=False):
             v, status, residual, iterations = solve_adjoint_system(
                 system, gradient, adjoint.method, adjoint.tol, adjoint.max_iter
             )
-        ctx.report.fill(status, residual, iterations)
+        leaving = system.shift > system.slope if ctx.bounds_attract else torch.zeros_like(v, dtype=torch.bool)
+        error = _estimated_error(gradient, v, residual, leftover, leaving)
+        ctx.report.fill(status, residual, iterations, error)
         report_failures("implicit adjoint", status, adjoint.on_failure)
         initial = torch.zeros_like(gradient) if ctx.needs_input_grad[2] else None
         return None, v, initial, None

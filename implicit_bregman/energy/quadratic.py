@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -41,6 +42,7 @@ class QuadraticEnergy(Energy):
 
     input_weight: Tensor | None
     bias: Tensor | None
+    _held: _Held | None = None
 
     def __init__(
         self,
@@ -151,21 +153,74 @@ class QuadraticEnergy(Energy):
 
     def bind(self, x: Float[Tensor, "batch n"]) -> BoundEnergy:
         """This energy at the input x; half-precision parameters are lifted to float32 here."""
-        weight, least = self.weight, self._least_eigenvalue()
-        if weight.dtype not in (torch.float16, torch.bfloat16):
-            return BoundQuadratic(weight, self.linear(x), SharedMatrix(weight, self.symmetric, least))
-        u = None if self.input_weight is None else self.input_weight.float()
-        b = None if self.bias is None else self.bias.float()
-        weight = weight.float()
-        return BoundQuadratic(weight, _affine(x.float(), u, b), SharedMatrix(weight, self.symmetric, least))
+        weight, shared = self._held.matrices(self) if self._held is not None else self._matrices()
+        if x.dtype == weight.dtype and self.bias is None and self.input_weight is None:
+            return BoundQuadratic(weight, x, shared)
+        u, b = (None if p is None else p.to(weight.dtype) for p in (self.input_weight, self.bias))
+        return BoundQuadratic(weight, _affine(x.to(weight.dtype), u, b), shared)
 
-    def _least_eigenvalue(self) -> float | None:
-        """What all eigenvalues of −W are known to exceed by construction; None if nothing."""
-        return getattr(self.weight_map, "margin", None)
+    def _matrices(self) -> tuple[Tensor, SharedMatrix]:
+        """W with its gradient, at least float32, and −W without."""
+        weight = self.weight
+        if weight.dtype.itemsize == 2:
+            weight = weight.float()
+        return weight, SharedMatrix(weight, self.symmetric, getattr(self.weight_map, "margin", None))
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """W, its spectrum, its factor and its inverse are kept over the calls made inside this context.
+
+        For inference: it saves the factorization from the second call on. Gradients flow to x, U and b, not to W, so
+        that W must not need one.
+
+        Raises:
+            RuntimeError: (in a call) if W needs a gradient, or has been changed inside the context. A change that
+                bypasses autograd's version counter, as fused optimizers make it, is not noticed.
+        """
+        if self._held is not None:
+            yield
+            return
+        with torch.no_grad():
+            self._held = _Held(self)
+        try:
+            yield
+        finally:
+            self._held = None
 
     def extra_repr(self) -> str:
         """Widths and kind of weight, for `print(module)`."""
         return f"features={self.features}, in_features={self.in_features}, bias={self.bias is not None}"
+
+
+class _Held:
+    """W and −W of an energy inside its `frozen` context."""
+
+    def __init__(self, energy: QuadraticEnergy) -> None:
+        self._weight, self._shared = energy._matrices()
+        self._state = self._now(energy)
+
+    def matrices(self, energy: QuadraticEnergy) -> tuple[Tensor, SharedMatrix]:
+        """What is held, after checking that it is still the energy's.
+
+        Raises:
+            RuntimeError: if it is not, or W needs a gradient.
+        """
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _sources(energy)):
+            raise RuntimeError(
+                "inside frozen() the weight has no gradient: use torch.no_grad(), or requires_grad_(False) on it"
+            )
+        if self._now(energy) != self._state:
+            raise RuntimeError("the weight was changed inside frozen(): leave the context before you change it")
+        return self._weight, self._shared
+
+    @staticmethod
+    def _now(energy: QuadraticEnergy) -> list[tuple[int, int]]:
+        return [(tensor.data_ptr(), tensor._version) for tensor in _sources(energy)]
+
+
+def _sources(energy: QuadraticEnergy) -> list[Tensor]:
+    """The tensors that W is made from."""
+    return [*energy.weight_map.parameters(), *energy.weight_map.buffers()]
 
 
 class BoundQuadratic(BoundEnergy):

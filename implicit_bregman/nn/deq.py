@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -130,6 +131,10 @@ class BregmanDEQ(nn.Module):
         )
         self.last_solution = solution.detach()
         return solution
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """A context for inference in which W's factorization is kept over calls; see `QuadraticEnergy.frozen`."""
+        return self.energy.frozen()
 
     def certificate(self) -> Certificate:
         """What is guaranteed of MM at the present weights; see `certify`."""
