@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.adjoints import Adjoint, AdjointReport, Unrolled, adjoint_named
+from implicit_bregman.adjoints import Adjoint, AdjointReport, Implicit, Unrolled, adjoint_named
 from implicit_bregman.checks import (
     check_existence,
     check_initial,
@@ -15,6 +15,8 @@ from implicit_bregman.checks import (
 )
 from implicit_bregman.compilation import uncompiled
 from implicit_bregman.energy.base import Energy
+from implicit_bregman.energy.low_rank import BoundLowRank, check_projection
+from implicit_bregman.energy.quadratic import QuadraticEnergy
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.majorization import automatic_step
@@ -22,6 +24,7 @@ from implicit_bregman.objective import Objective
 from implicit_bregman.settings import check_nonnegative
 from implicit_bregman.solution import Solution
 from implicit_bregman.solvers import MM, Outcome, Solver, solver_named
+from implicit_bregman.solvers.projection import Projection
 from implicit_bregman.status import Status, report_failures
 
 
@@ -45,7 +48,8 @@ def find_critical_point(
         energy: f.
         geometry: φ, by name or instance.
         x: input, (B, n) with any leading shape B.
-        initial: z⁰, (B, d), in int C; or a `Solution`, whose dual is taken. None: ρ(0).
+        initial: z⁰, (B, d), in int C; or a `Solution`, whose dual is taken. None: ρ(0). With a low-rank weight and
+            γ = 0 the implicit gradient flows to it too.
         regularization: γ ≥ 0.
         solver: a name ("auto", "mm", "anderson", "broyden") or an instance.
         adjoint: a name ("implicit", "phantom", "one_step", "unrolled") or an instance.
@@ -57,9 +61,9 @@ def find_critical_point(
         RuntimeError: if a sample fails and the solver's `on_failure` is "raise", or inside `torch.func` transforms.
     """
     phi, how = lookup(geometry), adjoint_named(adjoint)
-    method = _solver_for(solver, how)
     if not isinstance(energy, Energy):
         raise TypeError(f"energy must be an Energy, got {type(energy).__name__}: subclass implicit_bregman.Energy")
+    method = _solver_for(solver, how, energy)
     refuse_transforms([x, *([initial] if isinstance(initial, Tensor) else []), *energy.parameters(), *energy.buffers()])
     gamma = check_nonnegative("regularization", regularization)
     features = check_input(energy, x)
@@ -72,6 +76,8 @@ def find_critical_point(
         clean = torch.isfinite(flat).all(-1) & usable
         flat = torch.where(clean[:, None], flat, 0.0)
         objective = _objective(energy, phi, flat, gamma)
+        if isinstance(objective.energy, BoundLowRank) and not isinstance(how, Unrolled):
+            check_projection(phi, gamma)
         outcome, value, report = how.solve(objective, torch.where(clean[:, None], dual, 0.0), method)
         report.batch = batch
         status = torch.where(clean, outcome.status, int(Status.INVALID_INPUT))
@@ -105,7 +111,8 @@ def attach_gradient(
 
     Raises:
         TypeError: for `Unrolled`, which has iterates of its own.
-        ValueError: for shapes or dtypes that do not fit.
+        ValueError: for shapes or dtypes that do not fit, and for `Implicit` with a low-rank weight and γ = 0,
+            whose gradient depends on the start.
     """
     phi = lookup(geometry)
     how = adjoint_named(adjoint)
@@ -114,6 +121,11 @@ def attach_gradient(
         raise ValueError(f"dual must have shape {(*x.shape[:-1], features)}, got {tuple(dual.shape)}")
     rows = dual.reshape(-1, features).detach()
     objective = _objective(energy, phi, x.reshape(-1, x.shape[-1]), check_nonnegative("regularization", regularization))
+    if isinstance(objective.energy, BoundLowRank) and isinstance(how, Implicit) and not objective.regularization:
+        raise ValueError(
+            'with weight="low_rank" and regularization=0 the implicit gradient depends on the start, which a given '
+            "iterate does not tell: use find_critical_point(..., initial=...)"
+        )
     point = objective.evaluate(rows, objective.initial_step(rows))
     count = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
     outcome = Outcome(point, count, count, count + 1, count > 0, torch.ones_like(rows, dtype=torch.bool), None)
@@ -121,8 +133,13 @@ def attach_gradient(
     return value.reshape(dual.shape)
 
 
-def _solver_for(solver: str | Solver, adjoint: Adjoint) -> Solver:
-    return MM() if isinstance(adjoint, Unrolled) and solver == "auto" else solver_named(solver)
+def _solver_for(solver: str | Solver, adjoint: Adjoint, energy: Energy) -> Solver:
+    if solver != "auto":
+        return solver_named(solver)
+    if isinstance(adjoint, Unrolled):
+        return MM()
+    low_rank = isinstance(energy, QuadraticEnergy) and energy.low_rank
+    return Projection() if low_rank else solver_named(solver)
 
 
 def _lift(x: Tensor, energy: Energy) -> Tensor:
