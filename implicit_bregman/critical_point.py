@@ -170,9 +170,11 @@ def _start(
             f"{float(rows[outside][0]):g}: map it there first, for example with geometry.activation"
         )
     middle = phi.activation(torch.zeros_like(rows))
-    # Next to a bound ρ⁻¹ may overflow; the saturated dual stands for the same point.
-    dual = phi.inverse_activation(torch.where(usable[:, None], rows, middle))
-    return dual.clamp(*phi.saturated_dual(rows.dtype)), usable
+    # Next to a bound ρ⁻¹ or its derivative may overflow; the saturated dual stands for the same point.
+    saturated = phi.saturated_dual(rows.dtype)
+    ends = phi.activation(rows.new_tensor(saturated))
+    dual = phi.inverse_activation(torch.where(usable[:, None], rows, middle).clamp(ends[0], ends[1]))
+    return dual.clamp(*saturated), usable
 
 
 def _objective(energy: Energy, phi: LegendreFunction, flat: Tensor, gamma: float) -> Objective:

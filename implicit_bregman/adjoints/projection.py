@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from implicit_bregman.adjoints.base import AdjointReport
@@ -56,19 +56,46 @@ def attach_projection(
     value = point.value.detach()
     if not torch.is_grad_enabled():
         return value, report
-    # λ is read off the outcome, so that it is right for every solver.
-    with torch.no_grad():
-        image = value.double() @ energy.vectors.double()
-        miss = energy.target.double() - image
-        soft = torch.full_like(outcome.status, gamma > 0, dtype=torch.bool) | (outcome.status == Status.INFEASIBLE)
-        epsilon = gamma if gamma else float(energy.softness)
-        shift = (point.dual - dual).double() @ energy.basis.range
-        multiplier = torch.where(soft[:, None], miss / (epsilon or 1.0), energy.basis.multiplier(shift))
-        slope = objective.geometry.slope(point.dual)
+    state = _State(
+        adjoint,
+        report,
+        energy.basis,
+        value,
+        objective.geometry.slope(point.dual),
+        _multiplier(objective, outcome, dual).to(value.dtype),
+        _is_soft(objective, outcome),
+        gamma == 0,
+    )
     softness = value.new_full((), gamma) if gamma else energy.softness
-    state = _State(adjoint, report, energy.basis, value, slope, multiplier.to(value.dtype), soft)
-    start = torch.zeros_like(dual) if gamma and not dual.requires_grad else dual
-    return _AttachProjection.apply(value, energy.vectors, energy.target, start, softness, state), report
+    return _AttachProjection.apply(value, energy.vectors, energy.target, dual, softness, state), report
+
+
+def _is_soft(objective: Objective, outcome: Outcome) -> Bool[Tensor, " batch"]:
+    """The samples with ε > 0."""
+    infeasible = outcome.status == int(Status.INFEASIBLE)
+    return torch.ones_like(infeasible) if objective.regularization else infeasible
+
+
+def _multiplier(objective: Objective, outcome: Outcome, start: Tensor) -> Float[Tensor, "batch r"]:
+    """λ in float64, read off the outcome, so that it is right for every solver.
+
+    Vλ = y − y⁰ leaves out the part of λ that V maps to 0, and does not hold where a solver other than `Projection` met
+    an infeasible system or the dual was clamped: (β − Vᵀz)/ε, which loses digits for a small ε, does.
+    """
+    energy, gamma, point = objective.energy, objective.regularization, outcome.point
+    assert isinstance(energy, BoundLowRank)
+    with torch.no_grad():
+        base = torch.zeros_like(start) if gamma else start
+        by_dual = energy.basis.multiplier((point.dual - base).double() @ energy.basis.range)
+        soft = _is_soft(objective, outcome)
+        if not bool(soft.any()):
+            return by_dual
+        epsilon = gamma or float(energy.softness)
+        by_miss = (energy.target.double() - point.value.double() @ energy.vectors.double()) / (epsilon or 1.0)
+        if gamma and objective.geometry.is_legendre:
+            domain = energy.basis.domain
+            return by_dual + by_miss - (by_miss @ domain) @ domain.mT
+        return torch.where(soft[:, None], by_miss, by_dual)
 
 
 @dataclass(frozen=True)
@@ -82,6 +109,8 @@ class _State:
     slope: Float[Tensor, "batch d"]
     multiplier: Float[Tensor, "batch r"]
     soft: Bool[Tensor, " batch"]
+    moves: bool
+    """Whether the result depends on y⁰: γ = 0."""
 
 
 class _AttachProjection(torch.autograd.Function):
@@ -96,7 +125,7 @@ class _AttachProjection(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         state: _State = inputs[5]
-        ctx.adjoint, ctx.report = state.adjoint, state.report
+        ctx.adjoint, ctx.report, ctx.moves = state.adjoint, state.report, state.moves
         # z is the output, which autograd keeps anyway.
         basis = state.basis
         ctx.save_for_backward(
@@ -134,7 +163,7 @@ class _AttachProjection(torch.autograd.Function):
             None,
             None if dv is None else dv.to(vectors.dtype),
             w.to(gradient.dtype) if needs[2] else None,
-            p.to(gradient.dtype) if needs[3] else None,
+            (p.to(gradient.dtype) if ctx.moves else torch.zeros_like(gradient)) if needs[3] else None,
             None if depsilon is None else depsilon.to(softness.dtype),
             None,
         )

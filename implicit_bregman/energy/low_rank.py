@@ -147,8 +147,8 @@ def gram_spectrum(vectors: Float[Tensor, "d r"]) -> Spectrum:
     vectors = vectors.detach()
     vectors = vectors.float() if vectors.dtype.itemsize == 2 else vectors
     ends = spectrum(vectors.mT @ vectors, True)
-    wide = vectors.shape[1] < vectors.shape[0]
-    lowest = torch.zeros_like(ends.lowest) if wide else ends.lowest.clamp_min(0)
+    deficient = vectors.shape[1] < vectors.shape[0]
+    lowest = torch.zeros_like(ends.lowest) if deficient else ends.lowest.clamp_min(0)
     return Spectrum(lowest, ends.highest, ends.curvature)
 
 
@@ -160,7 +160,7 @@ def check_projection(geometry: LegendreFunction, regularization: float) -> None:
     """
     if regularization == 0 and not geometry.is_legendre:
         raise ValueError(
-            f"{geometry.name} is not Legendre: its dual iterates are clamped, so that with weight=\"low_rank\" and "
+            f'{geometry.name} is not Legendre: its dual iterates are clamped, so that with weight="low_rank" and '
             "regularization=0 the limit of MM is not the Bregman projection and has no gradient here: use another "
             "geometry (isru and tanh have the same domain), regularization > 0, or adjoint=adjoints.Unrolled(steps=...)"
         )

@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from implicit_bregman.energy.low_rank import BoundLowRank
@@ -259,7 +259,10 @@ def _soften_infeasible(
         history.extend((rows[index], dual) for index, dual in inner)
     before = found.select(rows)
     again = replace(
-        again, steps=again.steps + before.steps, evaluations=again.evaluations + before.evaluations, refuted=~again.limited
+        again,
+        steps=again.steps + before.steps,
+        evaluations=again.evaluations + before.evaluations,
+        refuted=~again.limited,
     )
     return replace(found, refuted=infeasible).replace_rows(rows, again)
 
@@ -301,7 +304,6 @@ def _outcome(
     solved = error <= tol
     unsolved = torch.where(found.limited, int(Status.MAX_ITER), int(Status.STALLED))
     status = torch.where(solved, int(Status.CONVERGED), unsolved)
-    status = torch.where(solved & _is_degenerate(objective, exact, tol), int(Status.DEGENERATE), status)
     status = torch.where(found.refuted, int(Status.INFEASIBLE), status)
     none = torch.zeros_like(solved)
     free = torch.ones_like(point.value, dtype=torch.bool)
@@ -327,14 +329,14 @@ def _point(objective: Objective, dual: Tensor, exact: Tensor, gradient: Tensor) 
 
 
 def _is_degenerate(objective: Objective, z: Tensor, tol: float) -> Tensor:
-    """γ = 0: whether so many coordinates are on their bounds that β cannot move freely, (B,).
+    """Whether so many coordinates are on their bounds that β cannot move freely, (B,).
 
     That is, whether the rows of V that belong to the others have a smaller rank than V.
     """
     energy = objective.energy
     assert isinstance(energy, BoundLowRank)
     result = torch.zeros(len(z), dtype=torch.bool, device=z.device)
-    if objective.regularization or energy.basis.range.shape[1] == 0:
+    if energy.basis.range.shape[1] == 0:
         return result
     lo, hi = objective.geometry.domain
     inside = torch.minimum(z - lo, hi - z) > 10 * tol
@@ -345,9 +347,7 @@ def _is_degenerate(objective: Objective, z: Tensor, tol: float) -> Tensor:
     return result.index_copy(0, rows, least <= 1e-12)
 
 
-def _trace(
-    objective: Objective, history: list[tuple[Tensor, Tensor]], batch: int, dtype: torch.dtype
-) -> Trace:
+def _trace(objective: Objective, history: list[tuple[Tensor, Tensor]], batch: int, dtype: torch.dtype) -> Trace:
     """Residual, objective and dual of every Newton step; NaN where a sample had already stopped."""
     residuals, objectives, duals = [], [], []
     for rows, exact in history:
@@ -362,19 +362,20 @@ def _trace(
     return Trace(torch.stack(residuals), torch.stack(objectives), torch.stack(duals))
 
 
-def mark_infeasible(objective: Objective, outcome: Outcome, tol: float) -> Outcome:
-    """The outcome of any solver, with the status INFEASIBLE where a low-rank system turned out to have no solution.
+def judge(objective: Objective, outcome: Outcome, tol: float) -> Outcome:
+    """The outcome of any solver, with the statuses that a low-rank system has for γ = 0.
 
-    There MM ends at a minimiser of f on C at which a bound is active: the projected residual vanishes, ∇f does not.
+    INFEASIBLE where it turned out to have no solution: there MM ends at a minimiser of f on C with an active bound, so
+    that the projected residual vanishes and ∇f does not. DEGENERATE by the rank of V, not by multipliers: ∇f is 0 at
+    every solution, however many of its coordinates are next to a bound.
     """
     energy = objective.energy
     if not isinstance(energy, BoundLowRank) or objective.regularization:
         return outcome
+    point = outcome.point
     done = (outcome.status == Status.CONVERGED) | (outcome.status == Status.DEGENERATE)
-    error = outcome.point.gradient.abs().amax(-1) / outcome.point.scale
-    return replace(outcome, status=torch.where(done & (error > 10 * tol), int(Status.INFEASIBLE), outcome.status))
-
-
-def infeasible_rows(status: Int[Tensor, " batch"]) -> Tensor:
-    """Which samples have the status INFEASIBLE, (B,)."""
-    return status == int(Status.INFEASIBLE)
+    thin = _is_degenerate(objective, point.value, tol)
+    status = torch.where(thin, int(Status.DEGENERATE), int(Status.CONVERGED))
+    error = point.gradient.abs().amax(-1) / point.scale
+    status = torch.where(error > 10 * tol, int(Status.INFEASIBLE), status)
+    return replace(outcome, status=torch.where(done, status, outcome.status))
