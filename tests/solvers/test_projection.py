@@ -58,9 +58,11 @@ def system(
     with torch.no_grad():
         energy.weight_map.vectors.copy_(v)
         energy.input_weight.copy_(torch.eye(v.shape[1]))
+    energy.requires_grad_(False)
     if target is None:
         target = phi.activation(spread * torch.randn(B, len(v), dtype=torch.float64)).to(dtype) @ v
-    initial = phi.activation(spread * torch.randn(len(target), len(v), dtype=torch.float64)).to(dtype)
+    start = spread * torch.randn(len(target), len(v), dtype=torch.float64)
+    initial = phi.activation(start if phi.is_legendre else 0.4 * start.clamp(-3, 3)).to(dtype)
     return System(energy, phi, target.to(dtype), initial)
 
 
@@ -132,7 +134,11 @@ def test_it_minimises_the_divergence(geometry: str) -> None:
             jac=True,
             method="SLSQP",
             bounds=[(lo, hi)] * D,
-            constraints={"type": "eq", "fun": lambda z, row=row: v.T.numpy() @ z - beta[row].numpy(), "jac": lambda z: v.T.numpy()},
+            constraints={
+                "type": "eq",
+                "fun": lambda z, row=row: v.T.numpy() @ z - beta[row].numpy(),
+                "jac": lambda z: v.T.numpy(),
+            },
             options={"ftol": 1e-14, "maxiter": 500},
         )
         assert best.success
@@ -203,10 +209,12 @@ def test_next_to_a_bound() -> None:
     for name in BOUNDED:
         phi = ib.geometry(name)
         y = torch.tensor([[-14.0, -3, 0, 3, 8, 14, -9]], dtype=torch.float64)
-        problem = system(phi, target=phi.activation(y.flip(-1)) @ torch.eye(D, R).double(), vectors=torch.eye(D, R).double())
+        problem = system(
+            phi, target=phi.activation(y.flip(-1)) @ torch.eye(D, R).double(), vectors=torch.eye(D, R).double()
+        )
         problem.initial = phi.activation(y)
         found = problem.solve()
-        assert found.status.tolist() == [Status.CONVERGED], name
+        assert bool(found.converged.all()), name
         torch.testing.assert_close(found.value[:, :R], problem.target, rtol=0, atol=1e-12)
 
 
@@ -283,7 +291,11 @@ def test_the_softened_primal_problem() -> None:
         return float(phi.divergence(point, problem.initial[row]) + miss @ miss / (2 * epsilon)), slope.numpy()
 
     best = scipy.optimize.minimize(
-        value, problem.initial[row].numpy(), jac=True, method="L-BFGS-B", bounds=[(-1 + 1e-12, 1 - 1e-12)] * D,
+        value,
+        problem.initial[row].numpy(),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(-1 + 1e-12, 1 - 1e-12)] * D,
         options={"ftol": 1e-15, "gtol": 1e-9, "maxiter": 5000},
     )
     np.testing.assert_allclose(found.value[row].numpy(), best.x, atol=1e-5)
@@ -301,9 +313,7 @@ def test_one_infeasible_sample_spoils_no_other(dtype: torch.dtype) -> None:
     torch.testing.assert_close(found.value[keep], clean.value[keep], rtol=tolerance, atol=tolerance)
     for row in range(B):
         alone = System(problem.energy, problem.geometry, problem.target[row : row + 1], problem.initial[row : row + 1])
-        torch.testing.assert_close(
-            failing_quietly(alone).value[0], found.value[row], rtol=tolerance, atol=tolerance
-        )
+        torch.testing.assert_close(failing_quietly(alone).value[0], found.value[row], rtol=tolerance, atol=tolerance)
 
 
 def test_every_solver_says_that_a_system_is_infeasible() -> None:
@@ -423,12 +433,10 @@ def test_sin_is_refused_where_mm_does_not_project() -> None:
 
 def test_why_sin_is_refused() -> None:
     """A dual that has been clamped on the way leaves y⁰ + range(V): MM's limit is not the projection."""
-    v = torch.tensor([[1.0, 0.6], [0.2, -1.0], [1.0, 1.0]], dtype=torch.float64)
-    problem = system("sin", v, torch.tensor([[1.9, 1.1]], dtype=torch.float64))
-    problem.initial = torch.tensor([[0.9, 0.5, -0.8]], dtype=torch.float64)
-    limit = problem.solve(adjoint=ib.adjoints.Unrolled(steps=20_000))
-    torch.testing.assert_close(limit.value @ v, problem.target, rtol=0, atol=1e-6)
-    moved = limit.dual - torch.asin(problem.initial)
-    free = limit.dual.abs() < torch.pi / 2 - 1e-3
-    assert bool(free.all())
-    assert off_range(v, moved) > 1e-2
+    v = torch.tensor([[-1.5, -0.3], [0.0, -1.2], [-2.9, -0.2]], dtype=torch.float64)
+    problem = system("sin", v, torch.tensor([[3.67, 1.03]], dtype=torch.float64))
+    problem.initial = torch.tensor([[0.7, 0.8, -0.6]], dtype=torch.float64)
+    limit = problem.solve(adjoint=ib.adjoints.Unrolled(steps=1000))
+    torch.testing.assert_close(limit.value @ v, problem.target, rtol=0, atol=1e-9)
+    assert float(limit.dual.abs().max()) < 1.5  # inside C at the end
+    assert off_range(v, limit.dual - torch.asin(problem.initial)) > 0.4
