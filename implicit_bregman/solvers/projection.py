@@ -70,7 +70,7 @@ def project(solver: Solver, objective: Objective, dual: Float[Tensor, "batch d"]
         history: list[tuple[Tensor, Tensor]] | None = [] if solver.trace else None
         start = torch.zeros_like(dual, dtype=torch.float64) if gamma else dual.detach().double()
         softness = gamma if gamma else 0.0
-        problem = _dual_problem(energy, objective.geometry, start, softness, None if gamma else tol)
+        problem = _dual_problem(energy, objective.geometry, start, softness, tol)
         found = _minimise(problem, solver.max_iter, history)
         if not gamma:
             found = _soften_infeasible(energy, objective, start, found, solver, history)
@@ -87,7 +87,7 @@ class _DualProblem(RowsOfTensors):
         start: y⁰, (B, d).
         target: α = Σ⁻¹Pᵀβ, (B, k).
         weight: E = εΣ⁻², (B, k).
-        apart: how far Vᵀz is from β for certain before (B,) a proof of infeasibility counts; inf: none is sought.
+        goal: the gradient's norm at which Vᵀz + ελ is within a tenth of the tolerance of β, (B,).
     """
 
     geometry: LegendreFunction
@@ -95,10 +95,10 @@ class _DualProblem(RowsOfTensors):
     start: Tensor
     target: Tensor
     weight: Tensor
-    apart: Tensor
+    goal: Tensor
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
-        return [(name, getattr(self, name)) for name in ("start", "target", "weight", "apart")]
+        return [(name, getattr(self, name)) for name in ("start", "target", "weight", "goal")]
 
     def dual(self, mu: Float[Tensor, "batch k"]) -> Float[Tensor, "batch d"]:
         """y = y⁰ + Qμ."""
@@ -115,8 +115,9 @@ class _DualProblem(RowsOfTensors):
         return _At(mu, y, slope, gradient, torch.linalg.vector_norm(gradient, dim=-1), rounding)
 
     def is_infeasible(self, at: _At) -> Tensor:
-        """Whether a hyperplane proves that Qᵀz stays away from α on C by more than `apart`, (B,)."""
-        return self._separated(-at.gradient) | self._separated(at.mu)
+        """Whether E = 0 and a hyperplane proves that Qᵀz stays away from α on C, clearly beyond `goal`, (B,)."""
+        hard = (self.weight == 0).all(-1)
+        return hard & (self._separated(-at.gradient) | self._separated(at.mu))
 
     def _separated(self, normal: Tensor) -> Tensor:
         lo, hi = self.geometry.domain
@@ -126,7 +127,7 @@ class _DualProblem(RowsOfTensors):
         size = torch.linalg.vector_norm(normal, dim=-1)
         margin = (normal * self.target).sum(-1) - above.sum(-1)
         noise = 1e-13 * ((normal * self.target).abs().sum(-1) + above.abs().sum(-1))
-        return torch.isfinite(margin) & (margin > size * self.apart + noise) & (size > 0)
+        return torch.isfinite(margin) & (margin > 100 * size * self.goal + noise) & (size > 0)
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ class _Minimiser(RowsOfTensors):
         mu: (B, k).
         steps, evaluations: (B,).
         refuted: whether the system was proved to have no solution, (B,).
+        solved: whether the gradient vanishes up to its rounding error or `goal`, (B,).
         limited: whether `max_iter` ended it, (B,).
     """
 
@@ -156,21 +158,19 @@ class _Minimiser(RowsOfTensors):
     steps: Tensor
     evaluations: Tensor
     refuted: Tensor
+    solved: Tensor
     limited: Tensor
 
 
 def _dual_problem(
-    energy: BoundLowRank, geometry: LegendreFunction, start: Tensor, softness: Tensor | float, tol: float | None
+    energy: BoundLowRank, geometry: LegendreFunction, start: Tensor, softness: Tensor | float, tol: float
 ) -> _DualProblem:
-    basis = energy.basis
-    target = (energy.target.detach().double() @ basis.domain) / basis.values
+    basis, beta = energy.basis, energy.target.detach().double()
+    target = (beta @ basis.domain) / basis.values
     weight = (softness / basis.values.square()).expand_as(target)
-    apart = torch.full_like(target[:, 0], math.inf) if target.shape[1] else start.new_full((len(start),), math.inf)
-    if tol is not None and target.shape[1]:
-        # Vᵀz − β is at most σ₁ times as long as Qᵀz − α.
-        size = 1 + energy.target.detach().double().abs().amax(-1)
-        apart = 10 * tol * energy.target.shape[1] ** 0.5 * size / basis.values[-1]
-    return _DualProblem(geometry, basis.range, start, target, weight, apart)
+    largest = basis.values[0] if len(basis.values) else 1.0
+    goal = 0.1 * tol * (1 + beta.abs().amax(-1)) / largest
+    return _DualProblem(geometry, basis.range, start, target, weight, goal)
 
 
 def _minimise(problem: _DualProblem, max_iter: int, history: list[tuple[Tensor, Tensor]] | None) -> _Minimiser:
@@ -182,37 +182,37 @@ def _minimise(problem: _DualProblem, max_iter: int, history: list[tuple[Tensor, 
     batch = len(problem.start)
     mu = torch.zeros_like(problem.target)
     count = torch.zeros(batch, dtype=torch.int64, device=mu.device)
-    result = _Minimiser(mu, count, count + 1, count > 0, count > 0)
+    result = _Minimiser(mu, count, count + 1, count > 0, count > 0, count > 0)
     rows = torch.arange(batch, device=mu.device)
     at = problem.evaluate(mu)
-    previous, reach = torch.full_like(at.size, math.inf), torch.full_like(at.size, _FIRST_REACH)
+    stuck, reach = torch.zeros_like(at.size, dtype=torch.bool), torch.full_like(at.size, _FIRST_REACH)
     for step in range(min(max_iter, _STEPS) + 1):
         if history is not None:
             history.append((rows, at.dual))
         refuted = problem.is_infeasible(at)
-        flat = at.size <= at.rounding
-        flat = flat | ((at.size <= _NEAR_ROUNDING * at.rounding) & (at.size > 0.5 * previous))
+        near = at.size <= torch.maximum(_NEAR_ROUNDING * at.rounding, problem.goal)
+        flat = (at.size <= at.rounding) | (near & stuck)
         stopped = flat | refuted | (reach < _LEAST_REACH)
         limited = ~stopped & (step >= max_iter)
         stopped = stopped | limited | torch.full_like(stopped, step >= _STEPS)
         if bool(stopped.any()):
             done = stopped.nonzero().squeeze(-1)
             ended = torch.full_like(rows[done], step)
-            end = _Minimiser(at.mu[done], ended, ended + 1, refuted[done], limited[done])
+            end = _Minimiser(at.mu[done], ended, ended + 1, refuted[done], flat[done], limited[done])
             result = result.replace_rows(rows[done], end)
             kept = (~stopped).nonzero().squeeze(-1)
-            rows, problem, at, previous, reach = (
+            rows, problem, at, stuck, reach = (
                 rows[kept],
                 problem.select(kept),
                 at.select(kept),
-                previous[kept],
+                stuck[kept],
                 reach[kept],
             )
         if len(rows) == 0:
             break
         new, ratio = _newton_step(problem, at, reach)
         accepted = ratio > 1e-3
-        previous = torch.where(accepted, at.size, math.inf)
+        stuck = ~(accepted & (new.size <= 0.5 * at.size))
         at = new.where(accepted, at)
         reach = torch.where(ratio > 0.75, 8 * reach, torch.where(ratio > 0.25, reach, 0.25 * reach))
     return result
@@ -245,14 +245,18 @@ def _soften_infeasible(
 ) -> _Minimiser:
     """The samples whose system has no solution, solved once more in the softened form and marked `refuted`."""
     y = start + found.mu @ energy.basis.range.mT
+    tol, beta = solver.tolerance(energy.dtype), energy.target.detach().double()
     error, _ = _errors(objective, energy, y, objective.geometry.activation(y))
-    infeasible = (error > solver.tolerance(objective.energy.dtype)) & ~found.limited
+    # What V's dependent columns ask for, no z can give.
+    apart = (beta - (beta @ energy.basis.domain) @ energy.basis.domain.mT).abs().amax(-1)
+    consistent = apart <= tol * (1 + beta.abs().amax(-1))
+    infeasible = ~(consistent & (found.solved | (error <= tol))) & ~found.limited
     rows = infeasible.nonzero().squeeze(-1)
     if len(rows) == 0:
         return replace(found, refuted=infeasible)
     part = energy.select(rows)
     assert isinstance(part, BoundLowRank)
-    softened = _dual_problem(part, objective.geometry, start[rows], energy.softness.detach().double(), None)
+    softened = _dual_problem(part, objective.geometry, start[rows], energy.softness.detach().double(), tol)
     inner: list[tuple[Tensor, Tensor]] | None = None if history is None else []
     again = _minimise(softened, solver.max_iter, inner)
     if history is not None and inner is not None:
