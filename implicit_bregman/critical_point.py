@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.adjoints import Adjoint, AdjointReport, Unrolled, adjoint_named
+from implicit_bregman.adjoints import Adjoint, AdjointReport, Implicit, Unrolled, adjoint_named
 from implicit_bregman.checks import (
     check_existence,
     check_initial,
@@ -15,6 +15,7 @@ from implicit_bregman.checks import (
 )
 from implicit_bregman.compilation import uncompiled
 from implicit_bregman.energy.base import Energy
+from implicit_bregman.energy.low_rank import BoundLowRank, check_projection
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.objective import Objective
@@ -44,7 +45,8 @@ def find_critical_point(
         energy: f.
         geometry: φ, by name or instance.
         x: input, (B, n) with any leading shape B.
-        initial: z⁰, (B, d), in int C; or a `Solution`, whose dual is taken. None: ρ(0).
+        initial: z⁰, (B, d), in int C; or a `Solution`, whose dual is taken. None: ρ(0). With a low-rank weight and
+            γ = 0 the implicit gradient flows to it too.
         regularization: γ ≥ 0.
         solver: a name ("auto", "mm", "anderson", "broyden") or an instance.
         adjoint: a name ("implicit", "phantom", "one_step", "unrolled") or an instance.
@@ -56,9 +58,9 @@ def find_critical_point(
         RuntimeError: if a sample fails and the solver's `on_failure` is "raise", or inside `torch.func` transforms.
     """
     phi, how = lookup(geometry), adjoint_named(adjoint)
-    method = _solver_for(solver, how)
     if not isinstance(energy, Energy):
         raise TypeError(f"energy must be an Energy, got {type(energy).__name__}: subclass implicit_bregman.Energy")
+    method = _solver_for(solver, how)
     refuse_transforms([x, *([initial] if isinstance(initial, Tensor) else []), *energy.parameters(), *energy.buffers()])
     gamma = check_nonnegative("regularization", regularization)
     features = check_input(energy, x)
@@ -71,6 +73,8 @@ def find_critical_point(
         clean = torch.isfinite(flat).all(-1) & usable
         flat = torch.where(clean[:, None], flat, 0.0)
         objective = _objective(energy, phi, flat, gamma)
+        if isinstance(objective.energy, BoundLowRank) and not isinstance(how, Unrolled):
+            check_projection(phi, gamma)
         outcome, value, report = how.solve(objective, torch.where(clean[:, None], dual, 0.0), method)
         report.batch = batch
         status = torch.where(clean, outcome.status, int(Status.INVALID_INPUT))
@@ -104,7 +108,8 @@ def attach_gradient(
 
     Raises:
         TypeError: for `Unrolled`, which has iterates of its own.
-        ValueError: for shapes or dtypes that do not fit.
+        ValueError: for shapes or dtypes that do not fit, and for `Implicit` with a low-rank weight and γ = 0,
+            whose gradient depends on the start.
     """
     phi = lookup(geometry)
     how = adjoint_named(adjoint)
@@ -113,6 +118,11 @@ def attach_gradient(
         raise ValueError(f"dual must have shape {(*x.shape[:-1], features)}, got {tuple(dual.shape)}")
     rows = dual.reshape(-1, features).detach()
     objective = _objective(energy, phi, x.reshape(-1, x.shape[-1]), check_nonnegative("regularization", regularization))
+    if isinstance(objective.energy, BoundLowRank) and isinstance(how, Implicit) and not objective.regularization:
+        raise ValueError(
+            'with weight="low_rank" and regularization=0 the implicit gradient depends on the start, which a given '
+            "iterate does not tell: use find_critical_point(..., initial=...)"
+        )
     point = objective.evaluate(rows, objective.initial_step(rows))
     count = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
     outcome = Outcome(point, count, count, count + 1, count > 0, torch.ones_like(rows, dtype=torch.bool), None)
@@ -152,9 +162,11 @@ def _start(
             f"{float(rows[outside][0]):g}: map it there first, for example with geometry.activation"
         )
     middle = phi.activation(torch.zeros_like(rows))
-    # Next to a bound ρ⁻¹ may overflow; the saturated dual stands for the same point.
-    dual = phi.inverse_activation(torch.where(usable[:, None], rows, middle))
-    return dual.clamp(*phi.saturated_dual(rows.dtype)), usable
+    # Next to a bound ρ⁻¹ or its derivative may overflow; the saturated dual stands for the same point.
+    saturated = phi.saturated_dual(rows.dtype)
+    ends = phi.activation(rows.new_tensor(saturated))
+    dual = phi.inverse_activation(torch.where(usable[:, None], rows, middle).clamp(ends[0], ends[1]))
+    return dual.clamp(*saturated), usable
 
 
 def _objective(energy: Energy, phi: LegendreFunction, flat: Tensor, gamma: float) -> Objective:

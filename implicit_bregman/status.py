@@ -24,6 +24,7 @@ class Status(IntEnum):
     DIVERGED = 5
     INVALID_INPUT = 6
     SINGULAR = 7
+    INFEASIBLE = 8
 
     @property
     def text(self) -> str:
@@ -55,6 +56,10 @@ _TEXTS = {
     Status.SINGULAR: (
         "the adjoint system is singular or indefinite at this point: raise the regularization, "
         "use weight='convex', or solve the forward problem to a smaller tol"
+    ),
+    Status.INFEASIBLE: (
+        "no point inside the domain that solves V'z = beta was found, so the value (with solver='auto') is that of "
+        "the softened system: lower the rank, use a regularization > 0, or a geometry with a larger domain"
     ),
 }
 

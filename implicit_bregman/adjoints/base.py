@@ -12,6 +12,7 @@ from torch import Tensor
 from implicit_bregman.objective import Objective
 from implicit_bregman.settings import Settings
 from implicit_bregman.solvers.base import Outcome, Solver
+from implicit_bregman.solvers.projection import judge
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Adjoint(Settings):
         self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver
     ) -> tuple[Outcome, Float[Tensor, "batch d"], AdjointReport]:
         """Find the critical point from y⁰ = `dual` with `solver`, and attach this adjoint's gradient to its value."""
-        outcome = solver.solve(objective, dual)
+        outcome = judge(objective, solver.solve(objective, dual), solver.tolerance(dual.dtype))
         value, report = self.attach(objective, outcome, dual)
         return outcome, value, report
 

@@ -10,8 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from implicit_bregman.adjoints.base import Adjoint, AdjointReport
+from implicit_bregman.adjoints.projection import attach_projection
 from implicit_bregman.adjoints.system import METHODS, check_method, solve_adjoint_system
 from implicit_bregman.adjoints.transforms import refuse_batched, refuse_higher_order
+from implicit_bregman.energy.low_rank import BoundLowRank
 from implicit_bregman.linearization import Linearization, linearize, linearize_on_free_set
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.settings import FAILURE_MODES, check_choice, check_count, check_positive
@@ -23,7 +25,9 @@ from implicit_bregman.status import report_failures
 class Implicit(Adjoint):
     """dL/dθ = −vᵀ ∂_θ∇f(z; x), where v solves the (symmetric) adjoint system at the critical point.
 
-    The gradient with respect to z⁰ is 0: an isolated critical point does not move with the start.
+    The gradient with respect to z⁰ is 0: an isolated critical point does not move with the start. With
+    `weight="low_rank"` and γ = 0 the critical points are not isolated: the gradient is then that of the Bregman
+    projection, for V, β and z⁰, from r × r systems (see `adjoints.projection`), which only "auto" and "dense" solve.
 
     Args:
         method: "cg" (symmetric W), "gmres" (any W), "dense" (one factorization per sample or per free set), or
@@ -58,6 +62,8 @@ class Implicit(Adjoint):
         Raises:
             ValueError: if `method` does not go with the energy.
         """
+        if isinstance(objective.energy, BoundLowRank):
+            return attach_projection(self, objective, outcome, dual)
         check_method(self.method, objective.energy)
         report = AdjointReport()
         z = outcome.point.value.detach()

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from implicit_bregman.energy.base import BoundEnergy, Energy, Evaluation, Hessian
-from implicit_bregman.energy.weights import ConvexWeight, FreeWeight, GivenWeight, SymmetricWeight, hold
+from implicit_bregman.energy.base import BoundEnergy, Energy
+from implicit_bregman.energy.bound import BoundQuadratic
+from implicit_bregman.energy.low_rank import BoundLowRank, gram_spectrum
+from implicit_bregman.energy.weights import ConvexWeight, FreeWeight, GivenWeight, LowRankWeight, SymmetricWeight, hold
 from implicit_bregman.linalg.shared import SharedMatrix
 from implicit_bregman.linalg.spectrum import Spectrum, spectrum
 
-WEIGHTS = ("convex", "symmetric", "free")
+WEIGHTS = ("convex", "symmetric", "free", "low_rank")
+#: ε of an infeasible low-rank system, relative to ‖V‖²/r.
+DEFAULT_SOFTENING = 1e-3
 
 
 class QuadraticEnergy(Energy):
@@ -25,19 +28,32 @@ class QuadraticEnergy(Energy):
     Its MM step with γ = 0 and τ = 1 is the weight-tied Bregman layer z⁺ = ρ(ρ⁻¹(z) + Wz + Ux + b) of the paper
     (Definition 4.3).
 
+    With `weight="low_rank"`, W = −VVᵀ with V of r columns and Ux + b stands for β, (r,): up to a constant
+
+        f_θ(z; x) = ½‖Vᵀz − β(x)‖²,    β(x) = Ux + b,    c = Vβ(x),
+
+    with U (r, n) and b (r,). For γ = 0 the critical point, the limit of MM from z⁰, is then the *Bregman projection*
+    of z⁰ onto {z : Vᵀz = β}, that is, the point of {Vᵀz = β} that minimises D_φ(z, z⁰). Where no z in C solves the
+    system (softened form) it is the minimiser of D_φ(z, z⁰) + ‖Vᵀz − β‖²/(2ε) with ε = softening · ‖V‖²/r, and the
+    sample has the status INFEASIBLE. For γ > 0 it is the one minimiser of f + γφ, whatever z⁰.
+
     Args:
         features: d, the width of z.
         in_features: n, the width of x; default d.
         weight: "convex" (W ≺ 0 by construction: one critical point), "symmetric" (indefinite allowed: there may
-            be several) or "free" (any W: equilibria, but no objective, because a common objective of all steps
-            forces W to be symmetric).
+            be several), "free" (any W: equilibria, but no objective, because a common objective of all steps
+            forces W to be symmetric) or "low_rank" (W = −VVᵀ, see above).
         bias: whether to learn b.
         margin: for "convex", the least eigenvalue that −W can have. It bounds the condition number.
+        rank: for "low_rank", r, the number of equations Vᵀz = β.
+        softening: for "low_rank", the ε of infeasible systems relative to ‖V‖²/r (Frobenius norm), the mean square
+            of V's singular values. Default 1e-3.
         device: where the parameters are made.
         dtype: in which precision the parameters are made.
 
     Raises:
-        ValueError: for an unknown `weight`, widths below 1 or a margin that is not positive.
+        ValueError: for an unknown `weight`, widths below 1, a margin or a softening that is not positive, a `rank`
+            that does not fit, or `rank` or `softening` without `weight="low_rank"`.
     """
 
     input_weight: Tensor | None
@@ -52,10 +68,12 @@ class QuadraticEnergy(Energy):
         *,
         bias: bool = True,
         margin: float = 0.1,
+        rank: int | None = None,
+        softening: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(features, convex=weight == "convex")
+        super().__init__(features, convex=weight in ("convex", "low_rank"))
         n = features if in_features is None else in_features
         if n < 1:
             raise ValueError(f"in_features must be at least 1, got {n}")
@@ -66,12 +84,19 @@ class QuadraticEnergy(Energy):
             self.weight_map = SymmetricWeight(features, device, dtype)
         elif weight == "free":
             self.weight_map = FreeWeight(features, device, dtype)
+        elif weight == "low_rank":
+            soft = DEFAULT_SOFTENING if softening is None else softening
+            self.weight_map = LowRankWeight(features, rank, soft, device, dtype)
         else:
             raise ValueError(f"weight must be one of {', '.join(WEIGHTS)}, got {weight!r}")
-        entries = nn.Parameter(torch.empty(features, n, device=device, dtype=dtype))
-        nn.init.uniform_(entries, -1 / math.sqrt(n), 1 / math.sqrt(n))
+        _refuse_unless_low_rank(weight, rank=rank, softening=softening)
+        rows = features if rank is None else rank
+        # Half as wide for β: a system with a random right-hand side should have a solution in C at the start.
+        reach = (1.0 if rank is None else 0.5) / math.sqrt(n)
+        entries = nn.Parameter(torch.empty(rows, n, device=device, dtype=dtype))
+        nn.init.uniform_(entries, -reach, reach)
         hold(self, "input_weight", entries)
-        hold(self, "bias", nn.Parameter(torch.zeros(features, device=device, dtype=dtype)) if bias else None)
+        hold(self, "bias", nn.Parameter(torch.zeros(rows, device=device, dtype=dtype)) if bias else None)
 
     @classmethod
     def from_matrices(
@@ -111,9 +136,26 @@ class QuadraticEnergy(Energy):
         """Whether W is symmetric, that is, whether there is an objective."""
         return bool(self.weight_map.symmetric)
 
+    @property
+    def low_rank(self) -> bool:
+        """Whether the weight is W = −VVᵀ with a V of its own."""
+        return isinstance(self.weight_map, LowRankWeight)
+
     def linear(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
-        """c = Ux + b, (B, d)."""
+        """c = Ux + b, (B, d); for a low-rank weight c = Vβ(x)."""
+        if isinstance(self.weight_map, LowRankWeight):
+            return self.target(x) @ self.weight_map.vectors.mT
         return _affine(x, self.input_weight, self.bias)
+
+    def target(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch r"]:
+        """β(x) = Ux + b of a low-rank weight, (B, r); b alone where there is no U.
+
+        Raises:
+            TypeError: for any other weight.
+        """
+        if not isinstance(self.weight_map, LowRankWeight):
+            raise TypeError('only a QuadraticEnergy with weight="low_rank" has a target: use linear(x)')
+        return _target(x, self.input_weight, self.bias, self.weight_map.vectors.shape[1])
 
     def value(self, z: Float[Tensor, "*batch d"], x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
         """f(z; x), (B,).
@@ -148,11 +190,15 @@ class QuadraticEnergy(Energy):
         return ends.lowest, ends.curvature
 
     def _spectrum(self) -> Spectrum:
+        if isinstance(self.weight_map, LowRankWeight):
+            return gram_spectrum(self.weight_map.vectors)
         weight = self.weight.detach()
         return spectrum(-(weight.float() if weight.dtype.itemsize == 2 else weight), self.symmetric)
 
     def bind(self, x: Float[Tensor, "batch n"]) -> BoundEnergy:
         """This energy at the input x; half-precision parameters are lifted to float32 here."""
+        if isinstance(self.weight_map, LowRankWeight):
+            return self._bind_low_rank(x, self.weight_map)
         weight, shared = self._held.matrices(self) if self._held is not None else self._matrices()
         if x.dtype == weight.dtype and self.bias is None and self.input_weight is None:
             return BoundQuadratic(weight, x, shared)
@@ -186,6 +232,12 @@ class QuadraticEnergy(Energy):
             yield
         finally:
             self._held = None
+
+    def _bind_low_rank(self, x: Tensor, weight: LowRankWeight) -> BoundEnergy:
+        lifted = [None if t is None else _at_least_single(t) for t in (self.input_weight, self.bias)]
+        vectors = _at_least_single(weight.vectors)
+        target = _target(_at_least_single(x), lifted[0], lifted[1], vectors.shape[1])
+        return BoundLowRank(vectors, target, weight.softening)
 
     def extra_repr(self) -> str:
         """Widths and kind of weight, for `print(module)`."""
@@ -223,96 +275,29 @@ def _sources(energy: QuadraticEnergy) -> list[Tensor]:
     return [*energy.weight_map.parameters(), *energy.weight_map.buffers()]
 
 
-class BoundQuadratic(BoundEnergy):
-    """f(z) = −½ zᵀWz − cᵀz for a batch of offsets c, (B, d), and one shared W.
-
-    Args:
-        weight: W, with its gradient.
-        offset: c, (B, d).
-        shared: −W without gradient, and what has been computed of it.
-        ends: the matrix whose spectrum counts, where it is not `shared`: a float64 twin does not compute its own.
-    """
-
-    affine = True
-    shared: SharedMatrix
-
-    def __init__(self, weight: Tensor, offset: Tensor, shared: SharedMatrix, ends: SharedMatrix | None = None) -> None:
-        self.weight = weight
-        self.offset = offset
-        self.dtype = offset.dtype
-        self.shared = shared
-        self.symmetric = shared.symmetric
-        self._ends = shared if ends is None else ends
-
-    @property
-    def curvature(self) -> Tensor:
-        return self._ends.spectrum.curvature
-
-    @property
-    def lowest(self) -> Tensor:
-        return self._ends.spectrum.lowest
-
-    @property
-    def gradient_step(self) -> float:
-        """A length at which a gradient step neither overshoots nor creeps, about 1/λ_max: for guesses."""
-        return self._ends.gradient_step
-
-    def evaluate(self, z: Float[Tensor, "batch d"]) -> Evaluation:
-        with torch.no_grad():
-            product = z @ self.weight.mT
-            gradient = -(product + self.offset)
-            value = 0.5 * (z * (gradient - self.offset)).sum(-1) if self.symmetric else None
-            scale = 1 + torch.maximum(product.abs().amax(-1), self.offset.abs().amax(-1))
-        return Evaluation(value, gradient, scale)
-
-    def gradient(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        return -(z @ self.weight.mT + self.offset)
-
-    def hessian(self, z: Float[Tensor, "batch d"]) -> Hessian:
-        return SharedHessian(self.shared)
-
-    def is_strictly_convex(self, curvature: float, strictly: bool) -> bool:
-        return self._ends.is_definite(curvature, strictly)
-
-    def double(self) -> BoundQuadratic:
-        wide = self.shared.wide
-        return BoundQuadratic(wide.weight, self.offset.detach().double(), wide, self._ends)
-
-    def select(self, index: Int[Tensor, " kept"]) -> BoundQuadratic:
-        return BoundQuadratic(self.weight, self.offset[index], self.shared, self._ends)
-
-
-class SharedHessian(Hessian):
-    """−W, the same for all samples."""
-
-    shared: SharedMatrix
-
-    def __init__(self, shared: SharedMatrix) -> None:
-        self.shared = shared
-        self.symmetric = shared.symmetric
-
-    def product(self, v: Tensor, transpose: bool = False) -> Tensor:
-        return self.shared.product(v, transpose)
-
-    def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Hessian]]:
-        shared = self.shared
-        rebuild = partial(_rebuild, symmetric=shared.symmetric, least=shared.least)
-        known = shared.known_inverse
-        return ((shared.weight,) if known is None else (shared.weight, known)), rebuild
-
-    def select(self, index: Tensor) -> Hessian:
-        return self
-
-
-def _rebuild(weight: Tensor, inverse: Tensor | None = None, *, symmetric: bool, least: float | None) -> SharedHessian:
-    return SharedHessian(SharedMatrix(weight, symmetric, least, inverse))
-
-
 def _affine(x: Tensor, u: Tensor | None, b: Tensor | None) -> Tensor:
     """Ux + b, where None stands for the identity and for 0."""
     if u is not None:
         return nn.functional.linear(x, u, b)
     return x if b is None else x + b
+
+
+def _target(x: Tensor, u: Tensor | None, b: Tensor | None, rank: int) -> Tensor:
+    """β = Ux + b, (B, r), where None stands for 0."""
+    if u is not None:
+        return nn.functional.linear(x, u, b)
+    return x.new_zeros(rank).expand(*x.shape[:-1], rank) if b is None else b.expand(*x.shape[:-1], rank)
+
+
+def _at_least_single(tensor: Tensor) -> Tensor:
+    """A half-precision tensor in float32, any other as it is."""
+    return tensor.float() if tensor.dtype.itemsize == 2 else tensor
+
+
+def _refuse_unless_low_rank(weight: str, **settings: object) -> None:
+    for name, value in settings.items():
+        if value is not None and weight != "low_rank":
+            raise ValueError(f'{name} = {value!r} has a meaning for weight="low_rank" only, got weight="{weight}"')
 
 
 def _check_matrices(W: Tensor, U: Tensor | None, b: Tensor | None) -> None:

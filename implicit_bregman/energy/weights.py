@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from implicit_bregman.settings import check_positive
+
 
 class ConvexWeight(nn.Module):
     """W = −(P Pᵀ + margin·I), negative definite by construction.
@@ -75,6 +77,51 @@ class FreeWeight(nn.Module):
     def forward(self) -> Float[Tensor, "d d"]:
         """W, (d, d)."""
         return self.entries
+
+
+class LowRankWeight(nn.Module):
+    """W = −V Vᵀ, of rank r at most: the weight of f = ½‖Vᵀz − β‖².
+
+    Args:
+        features: d.
+        rank: r, the number of columns of V.
+        softening: what the energy's `softening` is.
+    """
+
+    symmetric = True
+
+    def __init__(
+        self,
+        features: int,
+        rank: int | None,
+        softening: float,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= features:
+            raise ValueError(
+                f'weight="low_rank" needs rank, the number of columns of V: a whole number from 1 to features = '
+                f"{features}, got {rank!r}"
+            )
+        check_positive("softening", softening)
+        self.softening = float(softening)
+        self.vectors = nn.Parameter(torch.empty(features, rank, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Orthonormal columns: every system Vᵀz = β is then well conditioned, and the step τ = 1 within reach."""
+        with torch.no_grad():
+            wide = self.vectors.to(torch.promote_types(self.vectors.dtype, torch.float32))  # no QR in half precision
+            self.vectors.copy_(torch.linalg.qr(torch.randn_like(wide)).Q)
+
+    def forward(self) -> Float[Tensor, "d d"]:
+        """W, (d, d)."""
+        return -(self.vectors @ self.vectors.mT)
+
+    def extra_repr(self) -> str:
+        """Sizes and softening, for `print(module)`."""
+        return f"features={self.vectors.shape[0]}, rank={self.vectors.shape[1]}, softening={self.softening:g}"
 
 
 class GivenWeight(nn.Module):

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from implicit_bregman.adjoints import Adjoint, Unrolled, adjoint_named
 from implicit_bregman.critical_point import find_critical_point
 from implicit_bregman.energy import QuadraticEnergy
+from implicit_bregman.energy.low_rank import check_projection
+from implicit_bregman.energy.weights import LowRankWeight
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.majorization import Certificate, certify
@@ -33,20 +35,31 @@ class BregmanDEQ(nn.Module):
     With γ = 0 and a convex energy the limit is the solution of a box-constrained quadratic program, in which φ has
     chosen only the box; γ > 0 makes z = ρ((Wz + Ux + b)/γ), the usual weight-tied DEQ.
 
+    With `weight="low_rank"` and γ = 0 it is the *Bregman projection layer*: z minimises D_φ(z, z⁰) subject to
+    Vᵀz = β, r linear equations with a learned V. Then, with `injection="linear"`, β = Ux + b and z⁰ = `initial` or
+    ρ(0): the point nearest to the middle of C (for `exp`, `sigmoid` and others: the one of maximum entropy) with the
+    features β(x). With `injection="initial"`, z⁰ = x and β = b: x is projected onto a learned affine set, and the
+    gradient flows to V, b and x. Where Vᵀz = β has no solution in C, see `QuadraticEnergy`. b starts at Vᵀρ(0), so
+    that there is one. With γ > 0 it is the regularized least squares problem, which no z⁰ changes.
+
     Args:
         in_features: n, the width of x.
         out_features: d, the width of z.
         geometry: φ, by name or instance.
-        weight: "convex" (W ≺ 0, one critical point), "symmetric" or "free"; see `QuadraticEnergy`.
+        weight: "convex" (W ≺ 0, one critical point), "symmetric", "free" or "low_rank" (with `rank`: the Bregman
+            projection layer below); see `QuadraticEnergy`.
         regularization: γ ≥ 0.
         solver: a name or an instance from `implicit_bregman.solvers`.
         adjoint: a name or an instance from `implicit_bregman.adjoints`.
         injection: how x enters. "linear": through the offset Ux + b. "initial": as z⁰ = x (the paper's Definition
             2.2; n = d, x in int C), with the learned offset b alone. The limit of MM then forgets x wholly
             (convex) or up to the choice of a basin (symmetric, free), so "initial" with a convex weight is
-            refused unless the adjoint is `Unrolled`, and warns otherwise.
+            refused unless the adjoint is `Unrolled`, and warns for these two. It is meant for "low_rank" with γ = 0;
+            with γ > 0 the limit would not depend on x, and it is refused.
         bias: whether to learn b.
         margin: for "convex", the least eigenvalue that −W can have.
+        rank: for "low_rank", the number r of equations, 1 ≤ r ≤ d.
+        softening: for "low_rank", the relative ε of infeasible systems; see `QuadraticEnergy`.
         device: where the parameters are made.
         dtype: in which precision the parameters are made.
 
@@ -77,6 +90,8 @@ class BregmanDEQ(nn.Module):
         *,
         bias: bool = True,
         margin: float = 0.1,
+        rank: int | None = None,
+        softening: float | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -97,8 +112,17 @@ class BregmanDEQ(nn.Module):
         self._check_injection()
         self._warn_of_linear_map()
         self.energy = QuadraticEnergy(
-            out_features, in_features, weight, bias=bias, margin=margin, device=device, dtype=dtype
+            out_features,
+            in_features,
+            weight,
+            bias=bias,
+            margin=margin,
+            rank=rank,
+            softening=softening,
+            device=device,
+            dtype=dtype,
         )
+        self._start_feasible()
         if injection == "initial":
             self.energy.input_weight = None
         self.last_solution: Solution | None = None
@@ -153,11 +177,13 @@ class BregmanDEQ(nn.Module):
         return {**self.__dict__, "last_solution": None}
 
     def _check_injection(self) -> None:
+        if self._weight == "low_rank" and not isinstance(adjoint_named(self.adjoint), Unrolled):
+            check_projection(self.geometry, self.regularization)
         if self.injection == "linear":
             return
         self._check_widths()
         self._refuse_constant()
-        if not isinstance(adjoint_named(self.adjoint), Unrolled):
+        if self._weight != "low_rank" and not isinstance(adjoint_named(self.adjoint), Unrolled):
             warnings.warn(
                 f'injection="initial" with weight="{self._weight}" makes h piecewise constant in x: nothing upstream '
                 'of this layer can train. Use injection="linear" unless that is what you study.',
@@ -171,6 +197,19 @@ class BregmanDEQ(nn.Module):
                 'injection="initial" with weight="convex" makes h constant, because the critical point is unique: '
                 'use injection="linear", or adjoint=adjoints.Unrolled(steps=...)'
             )
+        if self._weight == "low_rank" and self.regularization and not isinstance(adjoint_named(self.adjoint), Unrolled):
+            raise ValueError(
+                f'injection="initial" with weight="low_rank" and regularization = {self.regularization} makes h '
+                'constant, because the critical point is unique: use regularization=0 or injection="linear"'
+            )
+
+    def _start_feasible(self) -> None:
+        """b = Vᵀρ(0) for a low-rank weight: the middle of C then solves the system for x = 0."""
+        weight = self.energy.weight_map
+        if isinstance(weight, LowRankWeight) and self.energy.bias is not None:
+            with torch.no_grad():
+                vectors = weight.vectors.to(torch.promote_types(weight.vectors.dtype, torch.float32))
+                self.energy.bias.copy_(self.geometry.activation(torch.zeros_like(vectors[:, 0])) @ vectors)
 
     def _check_widths(self) -> None:
         if self.in_features != self.out_features:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.energy.quadratic import BoundQuadratic
+from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.linalg.free import solve_free_blocks
 from implicit_bregman.linalg.masked import solve_on_free_set
 from implicit_bregman.objective import Objective

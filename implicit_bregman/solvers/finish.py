@@ -20,7 +20,7 @@ from implicit_bregman.status import Status
 
 def can_finish(objective: Objective) -> bool:
     """Whether exact finishing exists for this kind of problem."""
-    return objective.energy.affine
+    return objective.energy.shared is not None
 
 
 def finish(objective: Objective, point: Point, tol: float) -> Finished:

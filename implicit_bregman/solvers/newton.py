@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from implicit_bregman.energy.quadratic import BoundQuadratic
+from implicit_bregman.energy.bound import BoundQuadratic
+from implicit_bregman.energy.low_rank import BoundLowRank
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.solvers.active_set import polish
 from implicit_bregman.solvers.base import Outcome, Solver, Trace
@@ -17,6 +18,7 @@ from implicit_bregman.solvers.finish import finished_status
 from implicit_bregman.solvers.finished import Finished
 from implicit_bregman.solvers.loop import run
 from implicit_bregman.solvers.projected_newton import projected_newton
+from implicit_bregman.solvers.projection import project
 from implicit_bregman.status import Status
 
 #: Projected gradient steps that guess the active set.
@@ -42,6 +44,7 @@ class Newton(Solver):
     - Several critical points: MM steps first. For a quadratic energy until it is proved which critical point MM is
       going to (`solvers.MM` with polish); for an energy of your own until MM's residual is at most 1e-3, after which
       a Newton point counts if it is near, not higher, and no negative curvature was met on the way.
+    - `weight="low_rank"`: in the r-dimensional dual of the Bregman projection.
     - Without an objective (free W): as `solvers.MM`, finished by Newton's method.
 
     float32 problems are finished in float64, so that the result does not lose digits to the condition number.
@@ -57,6 +60,8 @@ class Newton(Solver):
     def solve(self, objective: Objective, dual: Float[Tensor, "batch d"]) -> Outcome:
         """Go from `dual` to a critical point, each sample until its own stop."""
         dual = dual.detach()
+        if isinstance(objective.energy, BoundLowRank):
+            return project(self, objective, dual)
         if len(dual) == 0 or not objective.energy.symmetric:
             return run(self, objective, dual, None)
         with torch.no_grad():

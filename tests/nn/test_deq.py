@@ -309,6 +309,141 @@ def test_initial_injection_takes_no_other_start(x: Tensor) -> None:
         layer(torch.zeros(7, 3))
 
 
+# The Bregman projection layer -----------------------------------------------------------------------------------------
+
+
+def projection_layer(**settings: object) -> ib.BregmanDEQ:
+    layer = ib.BregmanDEQ(6, 6, weight="low_rank", rank=2, injection="initial", dtype=torch.float64, **settings)  # type: ignore[arg-type]
+    with torch.no_grad():
+        layer.energy.bias.add_(torch.tensor([0.2, -0.1]))
+    return layer
+
+
+@pytest.mark.parametrize("geometry", ["tanh", "sigmoid", "exp"])
+def test_the_projection_layer_projects_its_input(geometry: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layer = projection_layer(geometry=geometry)
+    assert {name: tuple(p.shape) for name, p in layer.named_parameters()} == {
+        "energy.bias": (2,),
+        "energy.weight_map.vectors": (6, 2),
+    }
+    x = layer.geometry.activation(0.5 * torch.randn(7, 6, dtype=torch.float64)).requires_grad_()
+    z, vectors = layer(x), layer.energy.weight_map.vectors
+    assert layer.last_solution is not None
+    assert bool(layer.last_solution.converged.all())
+    torch.testing.assert_close(z @ vectors, layer.energy.bias.expand(7, 2), rtol=0, atol=1e-11)
+    leaves = (x, *layer.parameters())
+    gradients = torch.autograd.grad(z.square().sum(), leaves)
+    assert all(bool(g.any()) for g in gradients)
+    layer.adjoint = ib.adjoints.Unrolled(steps=1500)
+    unrolled = torch.autograd.grad(layer(x).square().sum(), leaves)
+    for found, expected in zip(gradients, unrolled, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_a_projection_is_idempotent() -> None:
+    layer = projection_layer()
+    x = torch.tanh(0.5 * torch.randn(7, 6, dtype=torch.float64))
+    torch.testing.assert_close(layer(layer(x)), layer(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("geometry", ["tanh", "sigmoid", "softplus", "exp", BOX])
+def test_a_low_rank_layer_starts_feasible(geometry: str) -> None:
+    layer = ib.BregmanDEQ(8, 16, geometry, "low_rank", rank=4)
+    solution = layer.solve(torch.randn(64, 8))
+    assert bool(solution.converged.all())
+    middle = layer.solve(torch.zeros(1, 8))
+    torch.testing.assert_close(middle.value, layer.geometry.activation(torch.zeros(1, 16)), rtol=0, atol=1e-6)
+
+
+def test_linear_injection_asks_for_features(x: Tensor) -> None:
+    layer = ib.BregmanDEQ(4, 6, "tanh", "low_rank", rank=2, dtype=torch.float64)
+    x = 0.3 * x.double()
+    z = layer(x)
+    torch.testing.assert_close(z @ layer.energy.weight_map.vectors, layer.energy.target(x), rtol=0, atol=1e-11)
+    start = torch.tanh(torch.randn(7, 6, dtype=torch.float64))
+    other = layer.solve(x, start)
+    torch.testing.assert_close(
+        other.value @ layer.energy.weight_map.vectors, layer.energy.target(x), rtol=0, atol=1e-11
+    )
+    assert not torch.allclose(other.value, z)
+
+
+def test_a_projection_layer_that_would_be_constant_is_refused() -> None:
+    message = r'injection="initial" with weight="low_rank" and regularization = 0.1 makes h constant'
+    with pytest.raises(ValueError, match=message):
+        projection_layer(regularization=0.1)
+    layer = projection_layer()
+    layer.regularization = 0.1
+    with pytest.raises(ValueError, match=message):
+        layer(torch.zeros(1, 6, dtype=torch.float64))
+    projection_layer(regularization=0.1, adjoint="unrolled")
+
+
+def test_a_projection_layer_is_printed_copied_and_stored() -> None:
+    layer = projection_layer(softening=0.01)
+    assert "LowRankWeight(features=6, rank=2, softening=0.01)" in repr(layer)
+    x = torch.tanh(torch.randn(3, 6, dtype=torch.float64))
+    expected = layer(x)
+    for other in (copy.deepcopy(layer), _through_pickle(layer), _through_a_file(layer)):
+        assert torch.equal(other(x), expected)
+    other = projection_layer()
+    other.load_state_dict(layer.state_dict())
+    assert torch.equal(other(x), expected)
+
+
+@pytest.mark.parametrize("injection", ["linear", "initial"])
+def test_what_is_upstream_of_a_projection_layer_trains(injection: str, generator: torch.Generator) -> None:
+    x = torch.randn(64, 4, generator=generator)
+    target = (x[:, :2] * x[:, 2:]).sum(-1, keepdim=True).tanh()
+    inputs = [nn.Linear(4, 8), *([nn.Tanh()] if injection == "initial" else [])]
+    layer = ib.BregmanDEQ(8, 8, weight="low_rank", rank=3, injection=injection)
+    model = nn.Sequential(*inputs, layer, nn.Linear(8, 1))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    losses = []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*INFEASIBLE", category=ib.ConvergenceWarning)
+        for _ in range(60):
+            optimizer.zero_grad()
+            loss = (model(x) - target).square().mean()
+            loss.backward()
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_half_precision_projection_layer(dtype: torch.dtype) -> None:
+    layer = projection_layer().to(dtype)
+    x = torch.tanh(0.5 * torch.randn(7, 6)).to(dtype).requires_grad_()
+    z = layer(x)
+    assert z.dtype == dtype
+    z.sum().backward()
+    lifted, leaf = copy.deepcopy(layer).float(), x.detach().float().requires_grad_()
+    lifted.zero_grad()
+    exact = lifted(leaf)
+    exact.sum().backward()
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(z.float(), exact, rtol=4 * eps, atol=4 * eps)
+    for ours, theirs in zip((x, *layer.parameters()), (leaf, *lifted.parameters()), strict=True):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        assert ours.grad.dtype == dtype
+        torch.testing.assert_close(ours.grad.float(), theirs.grad, rtol=16 * eps, atol=16 * eps)
+
+
+def test_autocast_does_not_reach_a_projection_layer(x: Tensor) -> None:
+    layer = ib.BregmanDEQ(4, 6, weight="low_rank", rank=2)
+    expected = layer(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(x)
+        found.sum().backward()
+    assert torch.equal(found, expected)
+
+
 # Copies -------------------------------------------------------------------------------------------------------------
 
 

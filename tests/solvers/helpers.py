@@ -19,7 +19,7 @@ PROBLEMS = {problem.name: problem for problem in collection()}
 SLOW_AT_BOUND = ("isru", "arctan", "bent")
 
 TORCHDEQ = ("anderson", "broyden", "fixed_point_iter")
-ITERATIVE = ("mm", "anderson", "broyden")
+ITERATIVE = ("mm", "anderson", "broyden", "newton")
 ALL = (*ITERATIVE, *(f"torchdeq {method}" for method in TORCHDEQ))
 
 
@@ -28,7 +28,13 @@ def solver_of(name: str, **settings: object) -> ib.solvers.Solver:
     settings = {"on_failure": "ignore", **settings}
     if name.startswith("torchdeq "):
         return ib.solvers.TorchDEQ(name.removeprefix("torchdeq "), **settings)
-    return {"mm": ib.solvers.MM, "anderson": ib.solvers.Anderson, "broyden": ib.solvers.Broyden}[name](**settings)
+    kinds = {
+        "mm": ib.solvers.MM,
+        "anderson": ib.solvers.Anderson,
+        "broyden": ib.solvers.Broyden,
+        "newton": ib.solvers.Newton,
+    }
+    return kinds[name](**settings)
 
 
 def is_unique(problem: Problem) -> bool:

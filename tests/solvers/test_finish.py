@@ -8,7 +8,7 @@ from torch import Tensor
 
 import implicit_bregman as ib
 from implicit_bregman.objective import Objective, Point
-from implicit_bregman.solvers.finish import _solve
+from implicit_bregman.solvers.active_set import point_with
 from implicit_bregman.solvers.loop import run
 from implicit_bregman.status import Status
 
@@ -27,8 +27,8 @@ def test_an_active_set_that_is_wrong_by_little_is_refused(violation: float, dtyp
     objective = objective_of(weight, offset)
     objective.energy.dtype = dtype
     lower, upper = torch.tensor([[False, False]]), torch.tensor([[True, False]])
-    assert not bool(_solve(objective, objective.energy.double(), lower, upper, 1e-10).accepted)
-    right = _solve(objective, objective.energy.double(), lower, lower, 1e-10)
+    assert not bool(point_with(objective, objective.energy.double(), lower, upper, 1e-10).accepted)
+    right = point_with(objective, objective.energy.double(), lower, lower, 1e-10)
     assert bool(right.accepted)
     assert torch.allclose(right.exact, offset, rtol=0, atol=1e-15)
 
@@ -38,7 +38,7 @@ def test_a_free_coordinate_that_leaves_the_domain_is_refused(violation: float) -
     offset = torch.tensor([[1 + violation, 0.2]], dtype=torch.float64)
     objective = objective_of(-torch.eye(2).double(), offset)
     nowhere = torch.zeros(1, 2, dtype=torch.bool)
-    assert not bool(_solve(objective, objective.energy.double(), nowhere, nowhere, 1e-10).accepted)
+    assert not bool(point_with(objective, objective.energy.double(), nowhere, nowhere, 1e-10).accepted)
 
 
 class Tempter:

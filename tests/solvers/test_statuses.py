@@ -42,6 +42,7 @@ def quadratic(weight: list[list[float]], dtype: torch.dtype) -> ib.QuadraticEner
         (Status.DIVERGED, ("weight='convex'", "larger regularization", "bounded domain")),
         (Status.INVALID_INPUT, ("NaN or inf", "clean the input")),
         (Status.SINGULAR, ("regularization", "weight='convex'", "tol")),
+        (Status.INFEASIBLE, ("lower the rank", "regularization > 0", "larger domain")),
     ],
 )
 def test_the_text_of_a_failure_names_its_remedies(status: Status, remedies: tuple[str, ...]) -> None:

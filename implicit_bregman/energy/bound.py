@@ -1,0 +1,98 @@
+"""The quadratic energy at a fixed input, as the solvers see it: one W, and what is computed of it, for all samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from implicit_bregman.energy.base import BoundEnergy, Evaluation, Hessian
+from implicit_bregman.linalg.shared import SharedMatrix
+
+
+class BoundQuadratic(BoundEnergy):
+    """f(z) = −½ zᵀWz − cᵀz for a batch of offsets c, (B, d), and one shared W.
+
+    Args:
+        weight: W, with its gradient.
+        offset: c, (B, d).
+        shared: −W without gradient, and what has been computed of it.
+        ends: the matrix whose spectrum counts, where it is not `shared`: a float64 twin does not compute its own.
+    """
+
+    affine = True
+    shared: SharedMatrix
+
+    def __init__(self, weight: Tensor, offset: Tensor, shared: SharedMatrix, ends: SharedMatrix | None = None) -> None:
+        self.weight = weight
+        self.offset = offset
+        self.dtype = offset.dtype
+        self.shared = shared
+        self.symmetric = shared.symmetric
+        self._ends = shared if ends is None else ends
+
+    @property
+    def curvature(self) -> Tensor:
+        return self._ends.spectrum.curvature
+
+    @property
+    def lowest(self) -> Tensor:
+        return self._ends.spectrum.lowest
+
+    @property
+    def gradient_step(self) -> float:
+        """A length at which a gradient step neither overshoots nor creeps, about 1/λ_max: for guesses."""
+        return self._ends.gradient_step
+
+    def evaluate(self, z: Float[Tensor, "batch d"]) -> Evaluation:
+        with torch.no_grad():
+            product = z @ self.weight.mT
+            gradient = -(product + self.offset)
+            value = 0.5 * (z * (gradient - self.offset)).sum(-1) if self.symmetric else None
+            scale = 1 + torch.maximum(product.abs().amax(-1), self.offset.abs().amax(-1))
+        return Evaluation(value, gradient, scale)
+
+    def gradient(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        return -(z @ self.weight.mT + self.offset)
+
+    def hessian(self, z: Float[Tensor, "batch d"]) -> Hessian:
+        return SharedHessian(self.shared)
+
+    def is_strictly_convex(self, curvature: float, strictly: bool) -> bool:
+        return self._ends.is_definite(curvature, strictly)
+
+    def double(self) -> BoundQuadratic:
+        wide = self.shared.wide
+        return BoundQuadratic(wide.weight, self.offset.detach().double(), wide, self._ends)
+
+    def select(self, index: Int[Tensor, " kept"]) -> BoundQuadratic:
+        return BoundQuadratic(self.weight, self.offset[index], self.shared, self._ends)
+
+
+class SharedHessian(Hessian):
+    """−W, the same for all samples."""
+
+    shared: SharedMatrix
+
+    def __init__(self, shared: SharedMatrix) -> None:
+        self.shared = shared
+        self.symmetric = shared.symmetric
+
+    def product(self, v: Tensor, transpose: bool = False) -> Tensor:
+        return self.shared.product(v, transpose)
+
+    def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Hessian]]:
+        shared = self.shared
+        rebuild = partial(_rebuild, symmetric=shared.symmetric, least=shared.least)
+        known = shared.known_inverse
+        return ((shared.weight,) if known is None else (shared.weight, known)), rebuild
+
+    def select(self, index: Tensor) -> Hessian:
+        return self
+
+
+def _rebuild(weight: Tensor, inverse: Tensor | None = None, *, symmetric: bool, least: float | None) -> SharedHessian:
+    return SharedHessian(SharedMatrix(weight, symmetric, least, inverse))

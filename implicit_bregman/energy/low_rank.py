@@ -1,0 +1,164 @@
+"""The low-rank energy f(z; x) = ½‖Vᵀz − β(x)‖² at a fixed input: what the Bregman projection layer minimises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from implicit_bregman.energy.base import BoundEnergy, Evaluation, Hessian
+from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.linalg.spectrum import Spectrum, spectrum
+
+
+@dataclass(frozen=True)
+class Basis:
+    """V = Q Σ Pᵀ without the singular values that are 0 up to rounding, in float64.
+
+    Attributes:
+        range: Q, orthonormal, (d, k) with k ≤ r.
+        values: the diagonal of Σ, (k,).
+        domain: P, orthonormal, (r, k).
+    """
+
+    range: Tensor
+    values: Tensor
+    domain: Tensor
+
+    def multiplier(self, coordinates: Float[Tensor, "batch k"]) -> Float[Tensor, "batch r"]:
+        """The shortest λ with Vλ = Qμ, for the coordinates μ: λ = P Σ⁻¹ μ."""
+        return (coordinates / self.values) @ self.domain.mT
+
+
+class BoundLowRank(BoundEnergy):
+    """f(z) = ½‖Vᵀz‖² − βᵀVᵀz for a batch of targets β, (B, r), and one shared V.
+
+    Its Hessian VVᵀ is singular where V has fewer than d independent columns; then the critical points are not
+    isolated, and the start z⁰ chooses one of them. It is not a `shared` matrix: what asks for one (the exact finish)
+    needs isolated critical points.
+
+    Args:
+        vectors: V, (d, r).
+        target: β, (B, r).
+        softening: see `QuadraticEnergy`.
+        known: the ends of the spectrum of VVᵀ, where they are known already.
+        basis: V's singular value decomposition, where it is known already.
+    """
+
+    symmetric = True
+    affine = True
+
+    def __init__(
+        self,
+        vectors: Float[Tensor, "d r"],
+        target: Float[Tensor, "batch r"],
+        softening: float,
+        known: Spectrum | None = None,
+        basis: Basis | None = None,
+    ) -> None:
+        self.vectors = vectors
+        self.target = target
+        self.softening = softening
+        self.dtype = target.dtype
+        self.spectrum = gram_spectrum(vectors) if known is None else known
+        if basis is not None:
+            self.basis = basis
+
+    @property
+    def curvature(self) -> Tensor:
+        return self.spectrum.curvature
+
+    @property
+    def lowest(self) -> Tensor:
+        return self.spectrum.lowest
+
+    @cached_property
+    def basis(self) -> Basis:
+        """The singular value decomposition of V, computed at the first use."""
+        vectors = self.vectors.detach()
+        q, values, p = torch.linalg.svd(vectors.double(), full_matrices=False)
+        rounding = max(vectors.shape) * torch.finfo(vectors.dtype).eps * values[0]
+        kept = int((values > rounding).sum())
+        return Basis(q[:, :kept], values[:kept], p[:kept].mT)
+
+    @property
+    def softness(self) -> Tensor:
+        """ε = softening · ‖V‖²/r (Frobenius norm), a 0-d tensor that depends on V differentiably."""
+        return self.softening * self.vectors.square().sum() / self.vectors.shape[1]
+
+    def evaluate(self, z: Float[Tensor, "batch d"]) -> Evaluation:
+        with torch.no_grad():
+            image = z @ self.vectors
+            gradient = (image - self.target) @ self.vectors.mT
+            value = (image * (0.5 * image - self.target)).sum(-1)
+            offset = self.target @ self.vectors.mT
+            scale = 1 + torch.maximum((gradient + offset).abs().amax(-1), offset.abs().amax(-1))
+        return Evaluation(value, gradient, scale)
+
+    def gradient(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        return (z @ self.vectors - self.target) @ self.vectors.mT
+
+    def hessian(self, z: Float[Tensor, "batch d"]) -> Hessian:
+        return _GramHessian(self.vectors.detach())
+
+    def is_strictly_convex(self, curvature: float, strictly: bool) -> bool:
+        return self.spectrum.is_definite(curvature, strictly)
+
+    def double(self) -> BoundLowRank:
+        vectors, target = self.vectors.detach().double(), self.target.detach().double()
+        return BoundLowRank(vectors, target, self.softening, self.spectrum, self.basis)
+
+    def select(self, index: Int[Tensor, " kept"]) -> BoundEnergy:
+        return BoundLowRank(self.vectors, self.target[index], self.softening, self.spectrum, self.__dict__.get("basis"))
+
+
+class _GramHessian(Hessian):
+    """VVᵀ, the same for all samples."""
+
+    shared = None
+    symmetric = True
+
+    def __init__(self, vectors: Tensor) -> None:
+        self.vectors = vectors
+
+    def product(self, v: Tensor, transpose: bool = False) -> Tensor:
+        vectors = self.vectors.to(v.dtype)
+        return (v @ vectors) @ vectors.mT
+
+    def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Hessian]]:
+        return (self.vectors,), _GramHessian
+
+    def select(self, index: Tensor) -> Hessian:
+        return self
+
+
+def gram_spectrum(vectors: Float[Tensor, "d r"]) -> Spectrum:
+    """The ends of the spectrum of VVᵀ, from the r × r Gram matrix VᵀV.
+
+    Raises:
+        ValueError: if V has entries that are not finite.
+    """
+    vectors = vectors.detach()
+    vectors = vectors.float() if vectors.dtype.itemsize == 2 else vectors
+    ends = spectrum(vectors.mT @ vectors, True)
+    deficient = vectors.shape[1] < vectors.shape[0]
+    lowest = torch.zeros_like(ends.lowest) if deficient else ends.lowest.clamp_min(0)
+    return Spectrum(lowest, ends.highest, ends.curvature)
+
+
+def check_projection(geometry: LegendreFunction, regularization: float) -> None:
+    """Refuse a geometry for which MM's limit is no Bregman projection.
+
+    Raises:
+        ValueError: naming the remedies.
+    """
+    if regularization == 0 and not geometry.is_legendre:
+        raise ValueError(
+            f'{geometry.name} is not Legendre: its dual iterates are clamped, so that with weight="low_rank" and '
+            "regularization=0 the limit of MM is not the Bregman projection and has no gradient here: use another "
+            "geometry (isru and tanh have the same domain), regularization > 0, or adjoint=adjoints.Unrolled(steps=...)"
+        )
