@@ -9,6 +9,7 @@ from torch import Tensor
 from implicit_bregman.energy.base import BoundEnergy
 from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient
 from implicit_bregman.linalg.chunks import chunks
+from implicit_bregman.linalg.dense import solve_general
 from implicit_bregman.linalg.free import solve_free_blocks
 from implicit_bregman.linalg.gmres import gmres
 from implicit_bregman.linalg.masked import solve_on_free_set
@@ -108,11 +109,11 @@ def _factorize(system: Linearization, g: Tensor, rows: slice) -> Tensor:
         v = root * torch.cholesky_solve(root[:, :, None] * right, factor).squeeze(-1)
         if not bool((info != 0).any()):
             return v
-        general, bad = torch.linalg.solve_ex(matrix, root[:, :, None] * right)
-        general = torch.where((bad == 0)[:, None], root * general.squeeze(-1), torch.nan)
+        general, good = solve_general(matrix, root[:, :, None] * right)
+        general = torch.where(good[:, None], root * general.squeeze(-1), torch.nan)
         return torch.where((info == 0)[:, None], v, general)
-    u, bad = torch.linalg.solve_ex(system.dense(False, rows, torch.float64), right)
-    return torch.where((bad == 0)[:, None], slope * u.squeeze(-1), torch.nan)
+    u, good = solve_general(system.dense(False, rows, torch.float64), right)
+    return torch.where(good[:, None], slope * u.squeeze(-1), torch.nan)
 
 
 def _residual(system: Linearization, v: Tensor, g: Tensor) -> Float[Tensor, " batch"]:

@@ -47,31 +47,38 @@ def solve_free_blocks(
     """
     blocks = _Blocks(shared, free)
     wide = shared.wide
-    b = rhs.double()
+    b, mask = rhs.double(), free.double()
     # A right-hand side that is 0 outside F keeps what stands there, NaN for one, out of the products.
-    inside = torch.where(free, b, 0.0)
-    target = torch.zeros_like(b) if fixed is None else torch.where(free, 0.0, fixed.double())
-    z = blocks.solve(inside.to(blocks.dtype), target.to(blocks.dtype)).double()
-    z = torch.where(free, z, target)
-    before = None
-    products = 0
+    inside = b if blocks.interior else torch.where(free, b, 0.0)
+    target = None if fixed is None or blocks.interior else torch.where(free, 0.0, fixed.double())
+    z = blocks.solve(inside.to(blocks.dtype), None if target is None else target.to(blocks.dtype)).double()
+    z = _with_fixed(z, mask, target, blocks.interior)
+    before, products, scale = None, 0, torch.ones_like(b[:, 0])
     for _ in range(_REFINEMENTS):
         products += 1
         product = wide.product(z)
         excess = product - inside
-        error = torch.where(free, excess, 0.0)
+        error = excess if blocks.interior else excess * mask
         size = error.abs().amax(-1)
-        scale = torch.maximum(product.abs().amax(-1), inside.abs().amax(-1))
-        done = size <= tol * scale
-        if bool(done.all()) or (before is not None and not bool(((size < _CONTRACTION * before) & ~done).any())):
+        if products == 1:
+            scale = torch.maximum(product.abs().amax(-1), inside.abs().amax(-1))
+        bad = size > tol * scale
+        if not bool(bad.any()) or (before is not None and not bool(((size < _CONTRACTION * before) & bad).any())):
             break
         before = size
         # Scaled to its own size, a residual keeps its digits in float32.
         unit = torch.where(size > 0, size, 1.0)[:, None]
         correction = blocks.solve((error / unit).to(blocks.dtype), None).double()
-        z = torch.where(free, z - unit * correction, target)
-    finite = torch.isfinite(z.sum(-1))
-    return z, excess, finite & (size <= max(1e3 * tol, _EXACT) * scale), products
+        z = _with_fixed(torch.addcmul(z, unit, correction, value=-1), mask, target, blocks.interior)
+    solved = (size <= max(1e3 * tol, _EXACT) * scale) & torch.isfinite(size)
+    return z, excess, solved, products
+
+
+def _with_fixed(z: Tensor, mask: Tensor, target: Tensor | None, interior: bool) -> Tensor:
+    """z with its entries outside F replaced."""
+    if interior:
+        return z
+    return z * mask if target is None else torch.addcmul(target, z, mask)
 
 
 #: Relative residual beyond which a solve has failed, whatever was asked.

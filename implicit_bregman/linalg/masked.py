@@ -8,6 +8,7 @@ from torch import Tensor
 
 from implicit_bregman.linalg.cg import conjugate_gradient
 from implicit_bregman.linalg.chunks import chunks
+from implicit_bregman.linalg.dense import solve_general
 from implicit_bregman.linalg.gmres import gmres
 
 #: Beyond this width, with a free set for every sample, iterating is cheaper than factorizing.
@@ -81,8 +82,7 @@ def _solve(system: Tensor, rhs: Tensor, definite: bool) -> tuple[Tensor, Tensor]
     if definite:
         factor, info = torch.linalg.cholesky_ex(system)
         return torch.cholesky_solve(rhs, factor), info == 0
-    solution, info = torch.linalg.solve_ex(system, rhs)
-    return solution, info == 0
+    return solve_general(system, rhs)
 
 
 def _iterative(matrix: Tensor, free: Tensor, rhs: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from implicit_bregman.energy.base import BoundEnergy
 from implicit_bregman.linalg.chunks import chunks
+from implicit_bregman.linalg.dense import solve_general
 from implicit_bregman.linearization import Linearization
 from implicit_bregman.objective import Objective, RowsOfTensors
 from implicit_bregman.solvers.finished import Finished
@@ -158,11 +159,11 @@ def _factorized_move(system: Linearization, error: Tensor, rows: slice) -> Tenso
         factor, info = torch.linalg.cholesky_ex(matrix)
         q = torch.cholesky_solve((root * right)[:, :, None], factor)
         if bool((info != 0).any()):
-            general = torch.linalg.solve_ex(matrix, (root * right)[:, :, None]).result
+            general, _ = solve_general(matrix, (root * right)[:, :, None])
             q = torch.where((info == 0)[:, None, None], q, general)
         return ((right - shared.product(root * q.squeeze(-1))) / shift).to(error.dtype)
     jacobian = torch.diag_embed(shift) + shared.wide.matrix * slope[:, None, :]
-    return torch.linalg.solve_ex(jacobian, right[:, :, None]).result.squeeze(-1).to(error.dtype)
+    return solve_general(jacobian, right[:, :, None])[0].squeeze(-1).to(error.dtype)
 
 
 def _search(

@@ -25,8 +25,8 @@ from implicit_bregman.status import Status
 _GUESSES = 6
 #: Corrections of the active set before a sample is left to projected Newton steps.
 _CORRECTIONS = 20
-#: Residual at which MM hands an energy that is not convex over to Newton steps,
-_NEAR = 1e-3
+#: Residuals at which MM hands an energy that is not convex over to Newton steps, one after the other if refused,
+_NEAR = (1e-3, 1e-5, 1e-7)
 #: and how far from there, relative to the size of z, these may end: farther is another basin.
 _REACH = 0.05
 
@@ -42,8 +42,8 @@ class Newton(Solver):
     - γ > 0, one critical point: Newton's method in y by conjugate gradients, preconditioned with the shared factor
       where γ is small, with a line search on the objective.
     - Several critical points: MM steps first. For a quadratic energy until it is proved which critical point MM is
-      going to (`solvers.MM` with polish); for an energy of your own until MM's residual is at most 1e-3, after which
-      a Newton point counts if it is near, not higher, and no negative curvature was met on the way.
+      going to (`solvers.MM` with polish); for an energy of your own until MM's residual is small (1e-3, then
+      1e-5, 1e-7), after which a Newton point counts if it is near, not higher, and no negative curvature was met.
     - `weight="low_rank"`: in the r-dimensional dual of the Bregman projection.
     - Without an objective (free W): as `solvers.MM`, finished by Newton's method.
 
@@ -87,7 +87,7 @@ class Newton(Solver):
     def _completed(self, objective: Objective, dual: Tensor, found: Finished, trace: Trace | None) -> Outcome:
         """The outcome, with the samples that Newton gave up left to MM."""
         outcome = _outcome(objective, found, trace)
-        rows = (~found.accepted).nonzero().squeeze(-1)
+        rows = (~found.accepted & (found.steps < self.max_iter)).nonzero().squeeze(-1)
         if len(rows) == 0:
             return outcome
         rest = run(replace(self, trace=False), objective.select(rows), dual[rows], None)
@@ -96,30 +96,40 @@ class Newton(Solver):
     def _after_mm(self, objective: Objective, dual: Tensor) -> Outcome:
         """An energy that may have several critical points, and no certificate: Newton only from nearby."""
         tol = self.tolerance(dual.dtype)
-        walked = run(replace(self, tol=max(_NEAR, tol)), objective, dual, None)
-        near = (walked.status == Status.CONVERGED) | (walked.status == Status.DEGENERATE)
-        rows = near.nonzero().squeeze(-1)
-        point, part = walked.point.select(rows), objective.select(rows)
+        outcome: Outcome | None = None
+        rows = torch.arange(len(dual), device=dual.device)
+        for near in (*(level for level in _NEAR if level > tol), tol):
+            walked = run(replace(self, tol=near), objective.select(rows), dual[rows], None)
+            outcome = walked if outcome is None else _merged(objective, outcome, rows, walked)
+            arrived = (walked.status == Status.CONVERGED) | (walked.status == Status.DEGENERATE)
+            if near == tol:
+                break
+            found, sure = self._from_nearby(objective.select(rows), walked.point, tol)
+            sure &= arrived
+            outcome = replace(outcome, evaluations=outcome.evaluations.index_add(0, rows, found.tries))
+            kept = sure.nonzero().squeeze(-1)
+            good = _outcome(objective.select(rows[kept]), found.select(kept), None)
+            good = replace(good, evaluations=torch.zeros_like(good.evaluations))
+            outcome = _merged(objective, outcome, rows[kept], good)
+            rows = rows[~sure & arrived]
+            dual = outcome.point.dual
+            if len(rows) == 0:
+                break
+        assert outcome is not None
+        return outcome
+
+    def _from_nearby(self, objective: Objective, point: Point, tol: float) -> tuple[Finished, Tensor]:
+        """Newton steps from MM's iterates, and whether their end is near them and not higher, (B,)."""
         if objective.regularization:
-            found = newton(part, point.dual, tol, self.max_iter)
+            found = newton(objective, point.dual, tol, self.max_iter)
         else:
-            found = projected_newton(part, point.value, tol, self.max_iter)
+            found = projected_newton(objective, point.value, tol, self.max_iter)
         size = 1 + point.value.abs().amax(-1)
         moved = (found.value - point.value).abs().amax(-1)
-        reached = part.evaluate(found.dual, part.initial_step(found.dual))
-        rise, noise = part.increase(point, reached)
-        sure = found.accepted & (moved <= _REACH * size) & (rise <= noise)
-        kept = sure.nonzero().squeeze(-1)
-        good = _outcome(part.select(kept), found.select(kept), None)
-        spent = walked.evaluations.index_add(0, rows, found.tries)
-        outcome = replace(walked, evaluations=spent)
-        outcome = _merged(objective, outcome, rows[kept], good)
-        left = torch.ones_like(near).index_fill(0, rows[kept], False).nonzero().squeeze(-1)
-        if len(left) == 0:
-            return outcome
-        # Where MM's own walk had failed, or Newton was refused, MM goes on alone.
-        rest = run(self, objective.select(left), walked.point.dual[left], None)
-        return _merged(objective, outcome, left, rest)
+        reached = objective.evaluate(found.dual, objective.initial_step(found.dual))
+        rise, noise = objective.increase(point, reached)
+        tries = found.tries + 1
+        return replace(found, tries=tries), found.accepted & (moved <= _REACH * size) & (rise <= noise)
 
 
 def _has_inverse(energy: BoundQuadratic, batch: int) -> bool:
@@ -169,7 +179,7 @@ def _outcome(objective: Objective, found: Finished, trace: Trace | None) -> Outc
         step=torch.full_like(found.value[:, :1], torch.nan),
         next_dual=found.dual,
     )
-    status = torch.where(found.accepted, finished_status(found), int(Status.STALLED))
+    status = torch.where(found.accepted, finished_status(found), int(Status.MAX_ITER))
     polished = torch.full_like(found.accepted, gamma == 0) & found.accepted
     return Outcome(point, status, found.steps, found.tries, polished, found.free, trace, without_steps=True)
 

@@ -1,0 +1,90 @@
+"""Solves with the free blocks through the shared inverse, against a dense solve per sample."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from implicit_bregman.linalg import free as module
+from implicit_bregman.linalg.free import solve_free_blocks
+from implicit_bregman.linalg.shared import SharedMatrix
+from tests.linalg.test_shared import matrix_with
+
+D, BATCH = 14, 9
+
+
+@pytest.fixture(params=["factorized", "iterated"])
+def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "iterated":
+        monkeypatch.setattr(module, "_LARGEST_BLOCK", 0)
+    return request.param
+
+
+def problem(
+    share: float, condition: float, dtype: torch.dtype, generator: torch.Generator
+) -> tuple[SharedMatrix, Tensor, Tensor, Tensor]:
+    eigenvalues = torch.logspace(0, -float(torch.tensor(condition).log10()), D)
+    matrix = matrix_with(eigenvalues, generator).to(dtype)
+    free = torch.rand(BATCH, D, generator=generator) >= share
+    free[0], free[1] = True, False
+    rhs, fixed = torch.randn(2, BATCH, D, generator=generator, dtype=torch.float64).to(dtype)
+    return SharedMatrix(-matrix, True), free, rhs, fixed
+
+
+def exact_solution(matrix: Tensor, free: Tensor, rhs: Tensor, fixed: Tensor) -> Tensor:
+    z = torch.where(free, 0.0, fixed.double())
+    for sample in range(len(z)):
+        F, A = free[sample], ~free[sample]
+        right = rhs[sample, F].double() - matrix[F][:, A] @ z[sample, A]
+        z[sample, F] = torch.linalg.solve(matrix[F][:, F], right)
+    return z
+
+
+@pytest.mark.parametrize("condition", [3.0, 1e3, 1e6])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.4, 0.8, 1.0])
+def test_against_a_dense_solve(
+    route: str, share: float, condition: float, dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    shared, free, rhs, fixed = problem(share, condition, dtype, generator)
+    z, excess, solved, products = solve_free_blocks(shared, free, rhs, fixed)
+    assert bool(solved.all())
+    assert 1 <= products <= module._REFINEMENTS
+    exact = exact_solution(shared.wide.matrix, free, rhs, fixed)
+    size = exact.abs().amax(-1, keepdim=True)
+    assert float(((z - exact) / size).abs().max()) <= 1e-12 * condition
+    # The fixed entries are exact, and the excess is Hz − b with b = 0 outside F.
+    assert torch.equal(z[~free], fixed.double()[~free])
+    inside = torch.where(free, rhs.double(), 0.0)
+    assert torch.allclose(excess, z @ shared.wide.matrix - inside, rtol=0, atol=1e-12 * float(size.max()))
+
+
+def test_rows_do_not_disturb_each_other(generator: torch.Generator) -> None:
+    shared, free, rhs, fixed = problem(0.3, 100.0, torch.float64, generator)
+    together, *_ = solve_free_blocks(shared, free, rhs, fixed)
+    for sample in range(BATCH):
+        row = slice(sample, sample + 1)
+        alone, *_ = solve_free_blocks(shared, free[row], rhs[row], fixed[row])
+        assert torch.allclose(alone, together[row], rtol=0, atol=1e-11)
+
+
+def test_entries_outside_the_free_set_do_not_matter(generator: torch.Generator) -> None:
+    shared, free, rhs, _ = problem(0.3, 10.0, torch.float32, generator)
+    found, *_ = solve_free_blocks(shared, free, rhs)
+    other, _, solved, _ = solve_free_blocks(shared, free, torch.where(free, rhs, torch.nan))
+    assert bool(solved.all())
+    assert torch.equal(found, other)
+    assert bool((found[~free] == 0).all())
+
+
+def test_an_empty_batch(generator: torch.Generator) -> None:
+    shared, free, rhs, fixed = problem(0.3, 10.0, torch.float64, generator)
+    z, _, solved, _ = solve_free_blocks(shared, free[:0], rhs[:0], fixed[:0])
+    assert z.shape == (0, D)
+    assert solved.shape == (0,)
+
+
+def test_what_is_not_finite_is_said(generator: torch.Generator) -> None:
+    shared, free, rhs, fixed = problem(0.3, 10.0, torch.float64, generator)
+    rhs[2, free[2].nonzero()[0]] = torch.inf
+    _, _, solved, _ = solve_free_blocks(shared, free, rhs, fixed)
+    assert not bool(solved[2])
+    assert bool(solved[torch.arange(BATCH) != 2].all())
