@@ -24,8 +24,9 @@ DEFAULT_TOL = {torch.float32: 1e-6, torch.float64: 1e-12}
 _SMALL = 64
 #: Up to this width a system that CG found indefinite is factorized instead.
 _LARGEST_DENSE = 1024
-#: A factorization whose solution leaves a larger relative residual is that of a numerically singular system.
-_SINGULAR = 1e-8
+#: A factorization whose solution leaves a larger relative residual is that of a numerically singular system. A
+#: symmetric W may be so only up to its own rounding, of which the factorization sees one half.
+_SINGULAR = {torch.float32: 1e-5, torch.float64: 1e-8}
 #: The smallest relative residual that is asked of a direct solve.
 _LEAST = 1e-13
 #: Rounds of refinement with a float64 residual.
@@ -84,19 +85,20 @@ def _direct(system: Linearization, g: Tensor, tol: float) -> AdjointSolution:
     """Direct solves: through the shared factor where all samples are polished, else one factorization per sample."""
     none = torch.zeros(len(g), dtype=torch.int64, device=g.device)
     shared = system.hessian.shared
+    limit = _SINGULAR[torch.float64 if shared is None else shared.weight.dtype]
     if shared is not None and _on_free_sets(system):
         free = system.slope > 0
         if shared.known_inverse is not None:
             v, excess, solved, _ = solve_free_blocks(shared, free, g, tol=max(1e-3 * tol, _LEAST))
             residual = _relative(torch.where(free, excess, 0.0), torch.where(free, g, 0.0))
-            return v, solved & (residual <= _SINGULAR), residual.to(g.dtype), none
+            return v, solved & (residual <= limit), residual.to(g.dtype), none
         v, solved = solve_on_free_set(shared.wide.matrix.mT, free, g.double(), shared.symmetric)
         v = torch.where(solved[:, None], v, torch.nan)
     else:
         v = torch.cat([_factorize(system, g, rows) for rows in chunks(system.slope)]) if len(g) else g.double()
         solved = torch.isfinite(v.sum(-1))
     residual = _residual(system, v, g)
-    return v, solved & (residual <= _SINGULAR), residual, none
+    return v, solved & (residual <= limit), residual, none
 
 
 def _factorize(system: Linearization, g: Tensor, rows: slice) -> Tensor:

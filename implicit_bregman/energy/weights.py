@@ -37,7 +37,9 @@ class ConvexWeight(nn.Module):
 
     def forward(self) -> Float[Tensor, "d d"]:
         """W, (d, d)."""
-        gram = self.factor @ self.factor.mT
+        product = self.factor @ self.factor.mT
+        # Some matrix products round P Pᵀ to a matrix that is not quite symmetric.
+        gram = 0.5 * (product + product.mT)
         return -(gram + self.margin * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device))
 
 

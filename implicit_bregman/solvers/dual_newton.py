@@ -9,7 +9,7 @@ equation covers interior and active coordinates.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -24,8 +24,8 @@ from implicit_bregman.solvers.finished import Finished
 
 #: Newton steps made before an iterate is given up.
 _STEPS = 60
-#: A step is halved so often at most.
-_HALVINGS = 30
+#: A step is shortened to a quarter so often at most.
+_SHORTENINGS = 12
 #: The error, relative to the size of its terms, at which single precision hands over to double.
 _HAND_OVER = 1e-4
 #: How far below the tolerance the error is driven: the last step is nearly always much better than asked.
@@ -74,17 +74,20 @@ def newton(
         dual: the start y.
         tol: bound on the error E, relative to the size of the terms of ∇f.
         max_steps: bound on the number of steps.
-        record: called with the duals and the rows that are running, before every step.
+        record: called with the duals and their rows before every step, and at the end. All steps are then made in
+            float64.
     """
     energy = objective.energy
     none = torch.zeros(len(dual), dtype=torch.int64, device=dual.device)
     at = _evaluate(objective, energy, dual, none, none + 1)
     max_steps = min(_STEPS, max_steps)
     if dual.dtype != torch.float64 and energy.affine:
-        at = _iterate(objective, energy, at, max(_HAND_OVER, tol), max_steps, record)
+        if record is None:
+            at = _iterate(objective, energy, at, max(_HAND_OVER, tol), max_steps)
         energy = energy.double()
         at = _evaluate(objective, energy, at.dual.double(), at.steps, at.tries + 1)
-    at = _iterate(objective, energy, at, _BELOW * tol, max_steps, record)
+    # A trace ends where the tolerance is met.
+    at = _iterate(objective, energy, at, _BELOW * tol if record is None else tol, max_steps, record)
     return _finished(objective, energy, at, tol)
 
 
@@ -101,13 +104,15 @@ def _iterate(
     at: _Iterate,
     target: float,
     max_steps: int,
-    record: Callable[[Tensor, Tensor], None] | None,
+    record: Callable[[Tensor, Tensor], None] | None = None,
 ) -> _Iterate:
     """Newton steps until ‖E‖∞ ≤ target · scale, or as far as rounding lets them."""
     final, rows = at, torch.arange(len(at.size), device=at.size.device)
     rounding = 8 * torch.finfo(at.dual.dtype).eps
     before = None
     while True:
+        if record is not None:
+            record(at.dual, rows)
         running = (at.size > max(target, rounding) * at.scale) & torch.isfinite(at.size) & (at.steps < max_steps)
         if not bool(running.all()):
             final = final.replace_rows(rows, at)
@@ -116,8 +121,6 @@ def _iterate(
             before = None if before is None else before[kept]
         if len(rows) == 0:
             return final
-        if record is not None:
-            record(at.dual, rows)
         move = _move(objective, energy, at, before, target)
         before = at.size
         at, moved = _search(objective, energy, at, move)
@@ -169,20 +172,20 @@ def _factorized_move(system: Linearization, error: Tensor, rows: slice) -> Tenso
 def _search(
     objective: Objective, energy: BoundEnergy, at: _Iterate, move: Tensor
 ) -> tuple[_Iterate, Bool[Tensor, " batch"]]:
-    """The step along Δy that is accepted, halved as often as needed, and which samples moved at all."""
+    """The step along Δy that is accepted, shortened as often as needed, and which samples moved at all."""
     new = _evaluate(objective, energy, at.dual + move, at.steps + 1, at.tries + 1)
     good = _is_accepted(objective, at, new)
     if bool(good.all()):
         return new, good
     accepted, length = new.where(good, at), 1.0
     rows = (~good).nonzero().squeeze(-1)
-    for halving in range(_HALVINGS):
-        length *= 0.5
+    for trial in range(_SHORTENINGS):
+        length *= 0.25
         start, part = at.select(rows), energy.select(rows)
-        tries = start.tries + 2 + halving
+        tries = at.tries[rows] + 2 + trial
         new = _evaluate(objective, part, start.dual + length * move[rows], start.steps + 1, tries)
         better = _is_accepted(objective, start, new)
-        accepted = accepted.replace_rows(rows, new.where(better, accepted.select(rows)))
+        accepted = accepted.replace_rows(rows, new.where(better, replace(start, tries=tries)))
         good = good.index_copy(0, rows, better)
         rows = rows[~better]
         if len(rows) == 0:
@@ -191,7 +194,7 @@ def _search(
 
 
 def _is_accepted(objective: Objective, old: _Iterate, new: _Iterate) -> Bool[Tensor, " batch"]:
-    """Whether F has fallen enough, seen from its slopes at both ends, or E has been halved.
+    """Whether F has fallen enough, seen from its slopes at both ends, or E is half of what it was.
 
     Along Δz the slope of F is ⟨E, Δz⟩. By convexity F has fallen by at least minus the slope at the end; the
     trapezoidal rule for both slopes is exact for a quadratic. Slopes, unlike values, do not cancel. Where F is not

@@ -25,8 +25,9 @@ from implicit_bregman.status import Status
 _GUESSES = 6
 #: Corrections of the active set before a sample is left to projected Newton steps.
 _CORRECTIONS = 20
-#: Residuals at which MM hands an energy that is not convex over to Newton steps, one after the other if refused,
-_NEAR = (1e-3, 1e-5, 1e-7)
+#: Residuals, and the numbers of MM steps, at which MM hands an energy that is not convex over to Newton steps, one
+#: after the other if these are refused,
+_STAGES = ((1e-3, 300), (1e-5, 1000), (1e-7, 3000))
 #: and how far from there, relative to the size of z, these may end: farther is another basin.
 _REACH = 0.05
 
@@ -42,8 +43,9 @@ class Newton(Solver):
     - γ > 0, one critical point: Newton's method in y by conjugate gradients, preconditioned with the shared factor
       where γ is small, with a line search on the objective.
     - Several critical points: MM steps first. For a quadratic energy until it is proved which critical point MM is
-      going to (`solvers.MM` with polish); for an energy of your own until MM's residual is small (1e-3, then
-      1e-5, 1e-7), after which a Newton point counts if it is near, not higher, and no negative curvature was met.
+      going to (`solvers.MM` with polish); for an energy of your own until MM's residual is small, or it has
+      made some hundred steps, after which a Newton point counts if it is near, not higher, and no negative curvature
+      was met; else MM goes on.
     - `weight="low_rank"`: in the r-dimensional dual of the Bregman projection.
     - Without an objective (free W): as `solvers.MM`, finished by Newton's method.
 
@@ -82,7 +84,9 @@ class Newton(Solver):
         else:
             start = objective.geometry.activation(dual)
             found = projected_newton(objective, start, tol, self.max_iter, None if log is None else log.add_values)
-        return found, None if log is None else log.trace()
+        if log is None:
+            return found, None
+        return replace(found, value=objective.geometry.activation(found.dual)), log.trace()
 
     def _completed(self, objective: Objective, dual: Tensor, found: Finished, trace: Trace | None) -> Outcome:
         """The outcome, with the samples that Newton gave up left to MM."""
@@ -98,20 +102,21 @@ class Newton(Solver):
         tol = self.tolerance(dual.dtype)
         outcome: Outcome | None = None
         rows = torch.arange(len(dual), device=dual.device)
-        for near in (*(level for level in _NEAR if level > tol), tol):
-            walked = run(replace(self, tol=near), objective.select(rows), dual[rows], None)
+        for near, steps in (*(stage for stage in _STAGES if stage[0] > tol), (tol, self.max_iter)):
+            stage = replace(self, tol=near, max_iter=min(steps, self.max_iter))
+            walked = run(stage, objective.select(rows), dual[rows], None)
             outcome = walked if outcome is None else _merged(objective, outcome, rows, walked)
-            arrived = (walked.status == Status.CONVERGED) | (walked.status == Status.DEGENERATE)
             if near == tol:
                 break
+            alive = walked.status != Status.DIVERGED
             found, sure = self._from_nearby(objective.select(rows), walked.point, tol)
-            sure &= arrived
+            sure &= alive
             outcome = replace(outcome, evaluations=outcome.evaluations.index_add(0, rows, found.tries))
             kept = sure.nonzero().squeeze(-1)
             good = _outcome(objective.select(rows[kept]), found.select(kept), None)
-            good = replace(good, evaluations=torch.zeros_like(good.evaluations))
+            good = replace(good, evaluations=torch.ones_like(good.evaluations))  # the rest is counted above
             outcome = _merged(objective, outcome, rows[kept], good)
-            rows = rows[~sure & arrived]
+            rows = rows[~sure & alive]
             dual = outcome.point.dual
             if len(rows) == 0:
                 break
@@ -139,11 +144,10 @@ def _has_inverse(energy: BoundQuadratic, batch: int) -> bool:
 def _by_active_set(objective: Objective, energy: BoundQuadratic, dual: Tensor, tol: float, max_iter: int) -> Finished:
     """γ = 0: guess the active set by a few projected gradient steps, correct it, and search on where it turns round."""
     lo, hi = objective.geometry.bounds(dual.dtype)
-    z = objective.geometry.activation(dual)
-    weight, offset, length = energy.shared.weight, energy.offset.detach(), energy.gradient_step
+    z, length = objective.geometry.activation(dual), energy.gradient_step
     for _ in range(_GUESSES):
-        z = torch.add(z, torch.addmm(offset, z, weight), alpha=length).clamp_(lo, hi)
-    gradient = torch.addmm(offset, z, weight).neg_()
+        z = torch.sub(z, energy.gradient(z), alpha=length).clamp_(lo, hi)
+    gradient = energy.gradient(z)
     found = polish(objective, z, gradient, tol, min(_CORRECTIONS, max_iter - 1))
     found.tries.add_(_GUESSES + 1)
     rows = (~found.accepted).nonzero().squeeze(-1)
@@ -167,6 +171,7 @@ def _outcome(objective: Objective, found: Finished, trace: Trace | None) -> Outc
         known = energy.evaluate(found.value).value
         assert known is not None  # symmetric
         value = known
+        found = replace(found, tries=found.tries + 1)
     if gamma:
         value = value + gamma * objective.geometry.dual_potential(found.exact_dual).sum(-1)
     point = Point(

@@ -71,7 +71,7 @@ def projected_newton(
         value: the start, in C.
         tol: bound on the residual.
         max_steps: bound on the number of steps.
-        record: called with the iterates and the rows that are running, before every step.
+        record: called with the iterates and their rows before every step, and at the end.
     """
     energy = objective.energy.double() if objective.energy.affine else objective.energy
     bounds = objective.geometry.bounds(objective.energy.dtype)
@@ -80,16 +80,19 @@ def projected_newton(
     at = _iterate(energy, start, bounds, none, none + 1)
     final, rows = at, torch.arange(len(start), device=start.device)
     length = torch.ones_like(at.residual)
-    for _ in range(min(_STEPS, max_steps)):
-        running = (at.residual > _BELOW * tol) & torch.isfinite(at.residual)
+    target = _BELOW * tol if record is None else tol  # a trace ends where the tolerance is met
+    for step in range(min(_STEPS, max_steps) + 1):
+        if record is not None:
+            record(at.value, rows)
+        running = (at.residual > target) & torch.isfinite(at.residual)
+        if step == max_steps:
+            running = torch.zeros_like(running)
         if not bool(running.all()):
             final = final.replace_rows(rows, at)
             kept = running.nonzero().squeeze(-1)
             rows, at, energy, length = rows[kept], at.select(kept), energy.select(kept), length[kept]
         if len(rows) == 0:
             break
-        if record is not None:
-            record(at.value, rows)
         free = ~_held(at, bounds, length)
         direction, bent = _direction(energy, at, free)
         at, moved, length = _search(energy, at, direction, free, bounds, length)
@@ -158,11 +161,12 @@ def _search(
         # Held coordinates go to their bound, by a gradient step of the length that has proved itself.
         held = (start.value - (length[rows] * step[rows])[:, None] * start.gradient).clamp(*bounds)
         moved = torch.where(free[rows], moved, held)
-        new = _iterate(part, moved, bounds, start.steps + 1, start.tries + 1 + trial)
+        tries = at.tries[rows] + 1 + trial
+        new = _iterate(part, moved, bounds, start.steps + 1, tries)
         ok = _is_lower(part, start, new)
         if trial == 0 and bool(ok.all()):
             return new, ok, (2 * length).clamp_max(1e3)
-        accepted = accepted.replace_rows(rows, new.where(ok, accepted.select(rows)))
+        accepted = accepted.replace_rows(rows, new.where(ok, replace(start, tries=tries)))
         good = good.index_copy(0, rows, ok)
         rows = rows[~ok]
         if len(rows) == 0:
@@ -170,7 +174,7 @@ def _search(
         step = step.index_copy(0, rows, 0.25 * step[rows])
     # A sample that had to shorten its step learns a shorter gradient step.
     length = torch.where(step < 1, length * step.clamp_min(0.25), (2 * length).clamp_max(1e3))
-    return replace(accepted), good, length
+    return accepted, good, length
 
 
 def _is_lower(energy: BoundEnergy, old: _Iterate, new: _Iterate) -> Bool[Tensor, " batch"]:

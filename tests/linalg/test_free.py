@@ -57,6 +57,15 @@ def test_against_a_dense_solve(
     assert torch.allclose(excess, z @ shared.wide.matrix - inside, rtol=0, atol=1e-12 * float(size.max()))
 
 
+def test_products_are_counted(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:
+    shared, free, rhs, fixed = problem(0.3, 100.0, dtype, generator)
+    calls: list[Tensor] = []
+    real = shared.wide.product
+    monkeypatch.setattr(shared.wide, "product", lambda v: (calls.append(v), real(v))[1])
+    *_, products = solve_free_blocks(shared, free, rhs, fixed)
+    assert products == len(calls)
+
+
 def test_rows_do_not_disturb_each_other(generator: torch.Generator) -> None:
     shared, free, rhs, fixed = problem(0.3, 100.0, torch.float64, generator)
     together, *_ = solve_free_blocks(shared, free, rhs, fixed)

@@ -19,7 +19,9 @@ PROBLEMS = {problem.name: problem for problem in collection()}
 SLOW_AT_BOUND = ("isru", "arctan", "bent")
 
 TORCHDEQ = ("anderson", "broyden", "fixed_point_iter")
-ITERATIVE = ("mm", "anderson", "broyden", "newton")
+#: Solvers that go step by step through first-order information, so that many small steps are expected of them.
+FIRST_ORDER = ("mm", "anderson", "broyden")
+ITERATIVE = (*FIRST_ORDER, "newton")
 ALL = (*ITERATIVE, *(f"torchdeq {method}" for method in TORCHDEQ))
 
 

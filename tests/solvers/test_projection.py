@@ -404,9 +404,9 @@ def test_max_iter_and_trace() -> None:
 
 
 def test_only_a_low_rank_energy_has_an_r_dimensional_dual() -> None:
-    energy = ib.QuadraticEnergy(D)
+    objective = Objective(ib.QuadraticEnergy(D).bind(torch.zeros(2, D)), ib.geometry("tanh"), 0.0)
     with pytest.raises(TypeError, match="only a low-rank energy has an r-dimensional dual, got BoundQuadratic"):
-        ib.find_critical_point(energy, "tanh", torch.zeros(2, D), solver=ib.solvers.Newton())
+        project(ib.solvers.Newton(), objective, torch.zeros(2, D))
 
 
 def test_the_function_on_its_own() -> None:

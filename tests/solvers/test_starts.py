@@ -34,7 +34,9 @@ def test_a_solution_is_a_start_at_the_answer(name: str, solver: str) -> None:
     assert bool(first.converged.all())
     again = solve(problem, solver, first)
     assert bool(again.converged.all())
-    assert again.iterations.tolist() == [0] * 4
+    # Newton for γ = 0 solves for the active set of the start, and confirms it.
+    most = 1 if solver == "newton" and problem.regularization == 0 else 0
+    assert int(again.iterations.max()) <= most
     assert torch.allclose(again.value, first.value, rtol=0, atol=1e-15)
 
 

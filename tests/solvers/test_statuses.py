@@ -12,10 +12,11 @@ from torch import Tensor
 import implicit_bregman as ib
 from implicit_bregman import ConvergenceWarning, Status
 from implicit_bregman.experiments.problems import Problem, make_problem
-from tests.solvers.helpers import ALL, ITERATIVE, own_residual, relative_error, solve, solver_of
+from tests.solvers.helpers import ALL, FIRST_ORDER, ITERATIVE, own_residual, relative_error, solve, solver_of
 
 every_solver = pytest.mark.parametrize("solver", ALL)
 every_own_solver = pytest.mark.parametrize("solver", ITERATIVE)
+every_first_order_solver = pytest.mark.parametrize("solver", FIRST_ORDER)
 polish_or_not = pytest.mark.parametrize("polish", [True, False], ids=["polish", "plain"])
 
 
@@ -71,7 +72,7 @@ def test_converged(solver: str, dtype: torch.dtype) -> None:
     assert "CONVERGED 3" in repr(found)
 
 
-@every_solver
+@pytest.mark.parametrize("solver", [solver for solver in ALL if solver != "newton"])
 def test_max_iter(solver: str, dtype: torch.dtype) -> None:
     problem = small().to(dtype)
     found = solve(problem, solver, max_iter=3, polish=False)
@@ -81,7 +82,7 @@ def test_max_iter(solver: str, dtype: torch.dtype) -> None:
     assert bool((own_residual(problem, found.dual) > 1e-6).all())
 
 
-@every_own_solver
+@every_first_order_solver
 @pytest.mark.parametrize("max_iter", [1, 2, 10])
 def test_max_iter_bounds_the_iterations(solver: str, max_iter: int) -> None:
     found = solve(small(), solver, max_iter=max_iter, polish=False)
@@ -89,9 +90,9 @@ def test_max_iter_bounds_the_iterations(solver: str, max_iter: int) -> None:
     assert found.evaluations.tolist() == [max_iter + 1] * 3
 
 
-@every_own_solver
+@every_first_order_solver  # Newton ends in float64, and gets there
 def test_stalled_in_single_precision_below_rounding(solver: str) -> None:
-    problem = small(active=0.0, condition=5.0).to(torch.float32)
+    problem = small(active=0.0, condition=5.0, batch=24).to(torch.float32)
     found = solve(problem, solver, tol=1e-12, polish=False)
     assert Status.STALLED in statuses(found)
     assert statuses(found) <= {Status.STALLED, Status.CONVERGED}, "an exact residual of 0 is not impossible"
@@ -100,7 +101,7 @@ def test_stalled_in_single_precision_below_rounding(solver: str) -> None:
     assert bool((found.residual <= 1e-6).all()), "as good as single precision gets, but not what was asked for"
 
 
-@every_own_solver
+@every_first_order_solver
 def test_slow_progress_is_not_called_stalled(solver: str) -> None:
     """A rate of 1 − 1e-4 per step is progress, with and without an objective."""
     slow = torch.diag(torch.logspace(0, -4, 4, dtype=torch.float64))
@@ -135,7 +136,7 @@ def test_a_coordinate_on_its_way_back_is_not_called_stalled() -> None:
 
 
 @pytest.mark.parametrize("geometry", ["identity", "softplus", "bent", "exp", "arcsinh"])
-@every_own_solver
+@every_first_order_solver
 def test_diverged_by_drifting_along_a_flat_direction(geometry: str, solver: str, dtype: torch.dtype) -> None:
     """−W has the eigenvalue 0 and c points along it: F falls for ever. The other sample has a solution."""
     energy = quadratic([[-1.0, 0.0], [0.0, 0.0]], dtype)
@@ -182,7 +183,7 @@ def test_acceleration_of_a_field_does_not_lead_away(solver: str, settings: dict[
 
 
 @polish_or_not
-@every_own_solver
+@every_first_order_solver
 def test_diverged_where_the_regularization_only_balances_the_curvature(solver: str, polish: bool) -> None:
     """F = −cᵀz on the line: the relative residual tends to 0 at infinity, which is no convergence."""
     energy = quadratic([[0.5, 0.0], [0.0, 0.5]], torch.float64)
