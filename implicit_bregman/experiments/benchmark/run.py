@@ -1,0 +1,185 @@
+"""The benchmark: every cell, the feed-forward layers, MM's limits, the scaling plots."""
+
+from __future__ import annotations
+
+import gc
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+
+from implicit_bregman.experiments.benchmark.cells import Cell
+from implicit_bregman.experiments.benchmark.contenders import (
+    BOTH,
+    FORWARD,
+    OURS,
+    Contender,
+    Failure,
+    Found,
+    errors,
+    library,
+    library_value,
+    our_contenders,
+    unrolled_contenders,
+)
+from implicit_bregman.experiments.benchmark.feedforward import ACTIVATIONS, Size, compare_layers
+from implicit_bregman.experiments.benchmark.limits import POOLS, share_on_limit
+from implicit_bregman.experiments.benchmark.machine import environment, missing_peers
+from implicit_bregman.experiments.benchmark.qp_peer import applies, proxqp_contenders
+from implicit_bregman.experiments.benchmark.results import (
+    Benchmark,
+    CellResult,
+    Entry,
+    FeedForwardRow,
+    LimitRow,
+    ScalingPoint,
+)
+from implicit_bregman.experiments.benchmark.scaling import held_bytes, places, scaling_points
+from implicit_bregman.experiments.benchmark.settings import BenchmarkSettings
+from implicit_bregman.experiments.benchmark.timing import measure
+from implicit_bregman.experiments.benchmark.torchdeq_sweep import torchdeq_contenders
+from implicit_bregman.experiments.benchmark.truth import Prepared, prepare
+from implicit_bregman.experiments.training import cpu_threads
+
+Progress = Callable[[float, str], None]
+"""Called with the share of all the work that is done, in 0 … 1, and what is being done."""
+
+# Shares of a cell's cap: what is not used by one is there for the next.
+_TORCHDEQ_SHARE, _PROXQP_SHARE, _UNROLLED_SHARE, _TIMING_SHARE = 0.45, 0.2, 0.1, 0.25
+_LIMIT_SAMPLES, _QUICK_LIMIT_SAMPLES = 100, 24
+_QUICK_POOLS = 3
+_SIZES = (Size(), Size(512, 512))
+_OTHER_SECONDS = 1.0  # for the repeats of one feed-forward row, and of one place of a scaling plot
+
+
+def run_benchmark(
+    settings: BenchmarkSettings,
+    progress: Progress = lambda share, text: None,
+    missing: dict[str, str] | None = None,
+) -> Benchmark:
+    """Run everything that was asked for, in this process.
+
+    Args:
+        settings: What to measure.
+        progress: Told about the progress.
+        missing: Peers to do without, and why; None: those that are not installed.
+
+    Returns:
+        The results.
+    """
+    absent = missing_peers() if missing is None else missing
+    cells = settings.chosen_cells()
+    pools = POOLS[:_QUICK_POOLS] if settings.quick else POOLS
+    layers = [(name, size) for size in (_SIZES[:1] if settings.quick else _SIZES) for name in ACTIVATIONS]
+    spots = places(settings.quick) if settings.scaling else []
+
+    done, total = 0.0, settings.seconds_per_cell * len(cells)
+    others = 2.0 * len(pools) + 1.0 * len(layers) if settings.others else 0.0
+    total += others + 2.0 * len(spots)
+
+    def report(seconds: float, text: str) -> None:
+        nonlocal done
+        progress(done / total, text)
+        done += seconds
+
+    measured: list[CellResult] = []
+    feedforward: list[FeedForwardRow] = []
+    limits: list[LimitRow] = []
+    scaling: list[ScalingPoint] = []
+    with warnings.catch_warnings(), cpu_threads(settings.used_threads):
+        # What fails is told by its error; peers warn about themselves.
+        warnings.simplefilter("ignore")
+        for cell in cells:
+            report(settings.seconds_per_cell, f"cell {cell.name}")
+            measured.append(run_cell(cell, settings, absent))
+        if settings.others:
+            for pool in pools:
+                report(2.0, f"MM's limits, {pool.geometry}")
+                samples = _QUICK_LIMIT_SAMPLES if settings.quick else _LIMIT_SAMPLES
+                limits.append(share_on_limit(pool, samples))
+            if "bregmanet" not in absent:
+                for name, size in layers:
+                    report(1.0, f"feed-forward layers, {name}")
+                    feedforward.append(compare_layers(name, size, 10 * settings.used_repeats, _OTHER_SECONDS))
+        for axis, at in spots:
+            report(2.0, f"scaling, {axis} = {at:g}")
+            scaling += scaling_points(axis, at, "torchdeq" not in absent, settings.used_repeats, _OTHER_SECONDS)
+    progress(1.0, "done")
+    return Benchmark(
+        command=settings.command,
+        settings=_shown(settings),
+        environment=environment(settings.used_threads),
+        missing=absent,
+        cells=tuple(measured),
+        feedforward=tuple(feedforward),
+        limits=tuple(limits),
+        scaling=tuple(scaling),
+    )
+
+
+def run_cell(cell: Cell, settings: BenchmarkSettings, missing: dict[str, str]) -> CellResult:
+    """Sweep and time every contender on one cell.
+
+    Args:
+        cell: The cell.
+        settings: Cap, threads, repeats, accuracies.
+        missing: Peers to do without.
+    """
+    start = time.perf_counter()
+    prepared = prepare(cell, settings.seed)
+    contenders, failures = _contenders(prepared, settings, missing)
+    entries = measure(prepared, contenders, settings.used_repeats, _TIMING_SHARE * settings.seconds_per_cell)
+    entries += [
+        Entry(item.name, item.task, item.accuracy, False, item.settings, item.value_error, item.gradient_error)
+        for item in failures
+    ]
+    value_error, gradient_error = errors(prepared, *library(prepared)())
+    assert gradient_error is not None
+    batch, dim = prepared.offset.shape
+    size = prepared.offset.element_size()
+    held = held_bytes(prepared, library_value(prepared))
+    gc.collect()
+    return CellResult(
+        name=cell.name,
+        text=cell.text,
+        facts=asdict(cell),
+        reference=prepared.method,
+        excluded=prepared.excluded,
+        value_error=value_error,
+        gradient_error=gradient_error,
+        held_bytes=held,
+        # The input is c itself: n = d.
+        allowed_bytes=size * (6 * batch * dim + batch * dim + 2 * dim * dim),
+        seconds=time.perf_counter() - start,
+        entries=tuple(entries),
+    )
+
+
+def _contenders(prepared: Prepared, settings: BenchmarkSettings, missing: dict[str, str]) -> Found:
+    cap, levels = settings.seconds_per_cell, settings.accuracies
+    parts = [
+        our_contenders(prepared, levels, BOTH),
+        unrolled_contenders(prepared, levels, _UNROLLED_SHARE * cap),
+    ]
+    if "torchdeq" not in missing:
+        parts.append(torchdeq_contenders(prepared, levels, _TORCHDEQ_SHARE * cap, settings.quick))
+    if "proxsuite" not in missing and applies(prepared):
+        parts.append(our_contenders(prepared, levels, FORWARD, tuned=False))
+        parts.append(proxqp_contenders(prepared, levels, _PROXQP_SHARE * cap, settings.used_threads))
+    contenders: list[Contender] = []
+    failures: list[Failure] = []
+    for found, failed in parts:
+        contenders += found
+        failures += failed
+    assert any(item.name == OURS for item in [*contenders, *failures])
+    return contenders, failures
+
+
+def _shown(settings: BenchmarkSettings) -> dict[str, object]:
+    return asdict(settings) | {
+        "cells": [cell.name for cell in settings.chosen_cells()],
+        "accuracies": list(settings.accuracies),
+        "cap": settings.seconds_per_cell,
+        "threads": settings.used_threads,
+        "repeats": settings.used_repeats,
+    }

@@ -1,0 +1,89 @@
+"""Interleaved repeats: A B C A B C …, so that a busy moment of the machine hits all contenders alike."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from implicit_bregman.experiments.benchmark.contenders import Contender, errors, reaches
+from implicit_bregman.experiments.benchmark.results import Entry
+from implicit_bregman.experiments.benchmark.truth import Prepared
+
+_SLOW = 2.0  # seconds from which the sweep's own runs count as the warm-up
+
+
+@contextmanager
+def no_collector() -> Iterator[None]:
+    """Keep the garbage collector from running."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def interleaved(
+    runs: Sequence[Callable[[], object]], estimates: Sequence[float], repeats: int, budget: float
+) -> list[tuple[float, ...]]:
+    """Seconds of every run, `repeats` times in turn.
+
+    Args:
+        runs: What to time.
+        estimates: Seconds that each is expected to take.
+        repeats: How often.
+        budget: Seconds for everything. A run that is slower than its share is repeated less often, at least
+            once.
+
+    Returns:
+        For each run its times.
+    """
+    share = budget / max(1, len(runs))
+    planned = [max(1, min(repeats, int(share / max(estimate, 1e-9)))) for estimate in estimates]
+    found: list[list[float]] = [[] for _ in runs]
+    with no_collector():
+        for turn in range(max(planned, default=0)):
+            for run, count, times in zip(runs, planned, found, strict=True):
+                if turn < count:
+                    start = time.perf_counter()
+                    run()
+                    times.append(time.perf_counter() - start)
+    return [tuple(times) for times in found]
+
+
+def measure(prepared: Prepared, contenders: Sequence[Contender], repeats: int, budget: float) -> list[Entry]:
+    """Check that the contenders reach what they are meant to, and time those that do.
+
+    Returns:
+        For each name, task and accuracy the entry with the smallest median, or one that is not reached.
+    """
+    checked = []
+    for contender in contenders:
+        value_error, gradient_error = errors(prepared, *contender.run())
+        if contender.estimate < _SLOW:  # the run above has loaded everything; this one finds the caches warm
+            contender.run()
+        checked.append((contender, value_error, gradient_error))
+    seconds = interleaved([c.run for c in contenders], [c.estimate for c in contenders], repeats, budget)
+    best: dict[tuple[str, str, float], Entry] = {}
+    for (contender, value_error, gradient_error), times in zip(checked, seconds, strict=True):
+        for level in contender.accuracies:
+            reached = reaches(level, value_error, gradient_error, contender.task)
+            entry = Entry(
+                contender.name,
+                contender.task,
+                level,
+                reached,
+                contender.settings,
+                value_error,
+                gradient_error,
+                times if reached else (),
+            )
+            key = (contender.name, contender.task, level)
+            old = best.get(key)
+            if old is None or (entry.reached, -entry.median) > (old.reached, -old.median):
+                best[key] = entry
+    return list(best.values())
