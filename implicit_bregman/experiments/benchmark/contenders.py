@@ -238,4 +238,3 @@ def _step(prepared: Prepared, dual: Tensor) -> Tensor:
 
 def _able(contenders: Sequence[Contender], level: float) -> list[Contender]:
     return [contender for contender in contenders if level in contender.accuracies]
-

@@ -33,7 +33,7 @@ ACTIVATIONS = {
 LAYERS = 4
 CLASSES = 10
 _SPREAD = 0.3  # standard deviation of the input in dual coordinates: well inside C
-_SAME = 1e-4  # largest relative difference of the outputs, in float32
+_SAME = 5e-4  # largest relative difference of the outputs; bregmanet rounds the constants of scaled_tanh
 _INVERSE = 1e-3  # largest error of ρ(ρ⁻¹(z)) − z that counts as an inverse
 
 
@@ -50,9 +50,7 @@ class Size:
         return f"{LAYERS} layers of width {self.width}, B = {self.batch}, float32"
 
 
-def compare_layers(
-    geometry: str, size: Size, repeats: int, budget: float, seed: int = 0
-) -> FeedForwardRow:
+def compare_layers(geometry: str, size: Size, repeats: int, budget: float, seed: int = 0) -> FeedForwardRow:
     """Time forward and backward of both networks, if bregmanet's is right.
 
     Args:
@@ -75,22 +73,25 @@ def compare_layers(
 
         off = _inverse_error(name, x)
         if not off <= _INVERSE:
-            reason = f"its inverse is wrong: ρ(ρ⁻¹(z)) is off by {off:.2g}" if math.isfinite(off) else (
-                "its inverse is wrong: it gives NaN or infinity inside C"
+            reason = (
+                f"its inverse is wrong: ρ(ρ⁻¹(z)) is off by {off:.2g}"
+                if math.isfinite(off)
+                else ("its inverse is wrong: it gives NaN or infinity inside C")
             )
             return FeedForwardRow(geometry, name, size.text, reason=reason)
         theirs = MLP(
             name, version="bregman", hidden_dim=[size.width] * LAYERS, input_dim=size.width, output_dim=CLASSES
         )
-        ours = nn.Sequential(FeedForward([size.width] * (LAYERS + 1), phi), nn.Linear(size.width, CLASSES))
+        hidden, output = FeedForward([size.width] * (LAYERS + 1), phi), nn.Linear(size.width, CLASSES)
+        ours = nn.Sequential(hidden, output)
         with torch.no_grad():
-            for mine, other in zip([*ours[0], ours[1]], [*theirs.lin, theirs.output], strict=True):
+            for mine, other in zip([*hidden, output], [*theirs.lin, theirs.output], strict=True):
                 mine.weight.copy_(other.weight)
                 mine.bias.copy_(other.bias)
             expected = ours(x)
             difference = float((theirs(x) - expected).norm() / expected.norm())
         if not difference <= _SAME:
-            reason = f"its output differs by {difference:.2g} (it clamps z 1e-5 away from the bounds)"
+            reason = f"its output differs by {difference:.2g}"
             return FeedForwardRow(geometry, name, size.text, difference=difference, reason=reason)
         cotangent = torch.randn(expected.shape, generator=generator)
         runs = [_step(model, x, cotangent) for model in (ours, theirs)]

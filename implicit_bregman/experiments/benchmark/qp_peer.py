@@ -15,7 +15,7 @@ from implicit_bregman.experiments.benchmark.truth import Prepared
 from implicit_bregman.experiments.optimality import on_host
 
 NAME = "ProxQP"
-LAYOUTS = ("box", "box, PrimalLDLT", "rows")
+LAYOUTS = ("rows", "box, PrimalLDLT", "box")
 _TOLERANCES = tuple(10.0**-power for power in range(2, 12))
 _INFINITE = 1e20  # ProxQP's word for no bound
 
@@ -37,9 +37,7 @@ class Batch:
         samples: How many of the samples; None: all.
     """
 
-    def __init__(
-        self, prepared: Prepared, layout: str, eps: float, threads: int, samples: int | None = None
-    ) -> None:
+    def __init__(self, prepared: Prepared, layout: str, eps: float, threads: int, samples: int | None = None) -> None:
         import numpy
 
         self.layout, self.eps, self.threads = layout, eps, threads
@@ -62,17 +60,17 @@ class Batch:
         self.batch = dense.BatchQP() if self.layout == "rows" else dense.VectorQP()
         backend = getattr(dense.DenseBackend, "PrimalLDLT" if self.layout.endswith("PrimalLDLT") else "Automatic")
         identity = numpy.eye(dim) if self.layout == "rows" else None
-        for row, g in enumerate(linear):
+        for g in linear:
             if self.layout == "rows":
                 problem = self.batch.init_qp_in_place(dim, 0, dim)
             else:
-                self.batch.append(dense.QP(dim, 0, 0, True, dense.HessianType.Dense, backend))
-                problem = self.batch[row]
+                problem = dense.QP(dim, 0, 0, True, dense.HessianType.Dense, backend)
             problem.settings.eps_abs, problem.settings.eps_rel = self.eps, 0.0
             if identity is not None:
                 problem.init(hessian, g, None, None, identity, self.low, self.high)
             else:
                 problem.init(hessian, g, None, None, None, None, None, self.low, self.high)
+                self.batch.append(problem)  # a copy: there is no batch of problems with boxes in place
 
     def solve(self) -> Tensor:
         """Z, in float64."""

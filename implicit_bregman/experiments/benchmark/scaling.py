@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import implicit_bregman as ib
 from implicit_bregman.experiments.benchmark.cells import Cell
@@ -49,8 +50,13 @@ def scaling_points(
         budget: Seconds for all of them.
         base: The cell that one factor is changed of; default: the benchmark's base point.
     """
-    changed = {"d": {"dim": int(at)}, "B": {"batch": int(at)}, "condition": {"condition": at}, "L": {}}[axis]
-    prepared = prepare(replace(base or Cell("base"), **changed))
+    changes: dict[str, dict[str, Any]] = {
+        "d": {"dim": int(at)},
+        "B": {"batch": int(at)},
+        "condition": {"condition": at},
+        "L": {},
+    }
+    prepared = prepare(replace(base or Cell("base"), **changes[axis]))
     steps = int(at) if axis == "L" else FIXED
     named = dict(_contenders(prepared, steps, axis == "L", torchdeq))
     runs = [differentiated(prepared, value) for value in named.values()]

@@ -101,3 +101,20 @@ class BenchmarkSettings:
         if self.seed:
             words.append(f"--seed {self.seed}")
         return " ".join(words)
+
+
+def parse_accuracies(text: str) -> tuple[float, ...]:
+    """The levels of `--accuracy`.
+
+    Raises:
+        ValueError: For what is not a number.
+    """
+    found = []
+    for word in text.split(","):
+        try:
+            found.append(float(word))
+        except ValueError:
+            raise ValueError(
+                f"accuracy has {word.strip()!r}, which is not a number; use for example 1e-3,1e-6"
+            ) from None
+    return tuple(found)

@@ -50,12 +50,15 @@ class Method:
         from torchdeq.solver.broyden import broyden_solver
         from torchdeq.solver.fp_iter import simple_fixed_point_iter
 
-        solvers = {"anderson": anderson_solver, "broyden": broyden_solver, "simple": simple_fixed_point_iter}
-        solver = solvers[self.name]
-        found: Tensor = solver(
-            function, start, max_iter=iterations, tol=0.0, return_final=True, **self.options
-        )[0]
-        return found
+        solvers: dict[str, Callable[..., tuple[Any, ...]]] = {
+            "anderson": anderson_solver,
+            "broyden": broyden_solver,
+            "simple": simple_fixed_point_iter,
+        }
+        settings: dict[str, Any] = {"max_iter": iterations, "tol": 0.0, "return_final": True, **self.options}
+        outcome = solvers[self.name](function, start, **settings)
+        result: Tensor = outcome[0]
+        return result
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ def setups(prepared: Prepared, quick: bool = False) -> list[Setup]:
     if not quick:
         methods.append(Method("broyden", {"LBFGS_thres": 20, "ls": False}))
     maps = [(CLAMPED, margins[0]), (DUAL, 0.0), (CLAMPED, margins[1])]
+    if quick:
+        maps = maps[:2]
     if not any(map(math.isfinite, prepared.geometry.domain)):
         maps = [(DUAL, 0.0), (CLAMPED, 0.0)]
     found = []
@@ -156,9 +161,7 @@ class FixedPoint:
         margin = self.margin * width
         if math.isinf(low) and math.isinf(high):
             return z
-        return z.clamp(
-            low + margin if math.isfinite(low) else None, high - margin if math.isfinite(high) else None
-        )
+        return z.clamp(low + margin if math.isfinite(low) else None, high - margin if math.isfinite(high) else None)
 
 
 def torchdeq_value(prepared: Prepared, setup: Setup, iterations: int, backward_iterations: int) -> Value:

@@ -25,6 +25,7 @@ from implicit_bregman.experiments.benchmark.truth import Prepared
 
 _KEPT = 3  # setups per method and accuracy that are timed properly
 _TRIES = 4  # forward iterates per setup and accuracy from which the backward pass is searched
+_FIRST_SHARE = 0.15  # of the time that is left, for the next setup
 _SPACING = 1.2  # between their numbers of iterations
 _ABANDONED = (torch.linalg.LinAlgError, MemoryError)
 
@@ -148,8 +149,8 @@ def torchdeq_contenders(
         if left <= 0:
             break
         examined += 1
-        # An equal share for each that is still to come, and up to twice that for an early one.
-        _examine(search, group, 2 * left / (len(pending) - number + 1))
+        # The promising ones come first and may take more than an equal share.
+        _examine(search, group, max(2 * left / (len(pending) - number + 1), _FIRST_SHARE * left))
     found: list[Contender] = []
     failures: list[Failure] = []
     swept = "" if examined == len(pending) else f" (cap: {examined} of {len(pending)} setups swept)"
