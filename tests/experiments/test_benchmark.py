@@ -135,7 +135,7 @@ def test_levels_need_both_errors() -> None:
 
 
 def test_the_tuned_settings_reach_their_level() -> None:
-    found, failures = our_contenders(prepare(REGULAR), LEVELS, BOTH)
+    found, failures = our_contenders(prepare(REGULAR), LEVELS, BOTH, 5.0)
     assert not failures
     assert {(c.name, level) for c in found for level in c.accuracies} >= {(OURS, 1e-3), (OURS, 1e-6), (TUNED, 1e-3)}
 

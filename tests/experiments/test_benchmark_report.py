@@ -2,6 +2,8 @@
 
 import io
 import math
+import runpy
+from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
@@ -202,3 +204,24 @@ def test_figures_show_something(full: Benchmark) -> None:
         assert pixels.shape[1] == 2100  # 7 inches at 300 dots per inch
         assert (pixels[..., :3].min(-1) < 0.9).mean() > 0.002
         assert caption
+
+
+def test_the_page_is_written_between_its_marks(full: Benchmark, tmp_path: Path) -> None:
+    script = runpy.run_path(str(Path(__file__).resolve().parents[2] / "docs" / "scripts" / "benchmarks.py"))
+    results, docs = tmp_path / "results", tmp_path / "docs"
+    results.mkdir()
+    docs.mkdir()
+    (results / "results.json").write_text(full.to_json())
+    assert script["main"]([str(results)], docs) == 0
+    first = (docs / "benchmarks.md").read_text()
+    assert first.startswith("# Benchmarks\n")
+    assert "## Benchmark\n" in first
+    images = [path.name for path in (docs / "images").iterdir()]
+    assert images
+    assert all(f"](images/{name})" in first for name in images)
+    (docs / "benchmarks.md").write_text(first + "More.\n")
+    assert script["main"]([str(results)], docs) == 0
+    assert (docs / "benchmarks.md").read_text() == first + "More.\n"
+    with pytest.raises(ValueError, match="marks"):
+        script["page_with"](full, "# No marks\n")
+    assert script["main"]([]) == 2

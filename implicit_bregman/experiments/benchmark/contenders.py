@@ -20,6 +20,8 @@ TUNED = "implicit-bregman, tuned"
 UNROLLED = "unrolled"
 BOTH = "forward+backward"
 FORWARD = "forward"
+_DEFAULTS = "solver='auto', adjoint='implicit'"
+SLOW = 2.0  # seconds from which a run needs no other one to warm up
 LONGEST = 1000  # iterations that a sweep goes up to
 _UNCHANGED = 6  # looks at a run over which its error does not change: it will not change any more
 _LOOSER = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -147,29 +149,38 @@ def library(prepared: Prepared, solver: str | Solver = "auto", task: str = BOTH)
     return forward
 
 
-def our_contenders(prepared: Prepared, accuracies: Sequence[float], task: str, tuned: bool = True) -> Found:
-    """The defaults, and the loosest tolerance that still reaches each accuracy."""
+def our_contenders(prepared: Prepared, accuracies: Sequence[float], task: str, tuning: float) -> Found:
+    """The defaults, and the loosest tolerance that still reaches each accuracy.
+
+    Args:
+        prepared: The cell.
+        accuracies: Levels.
+        task: `BOTH` or `FORWARD`.
+        tuning: Seconds for the search of the tolerance; 0 for none.
+    """
     found: list[Contender] = []
     failures: list[Failure] = []
     run = library(prepared, task=task)
-    run()
     seconds, z, gradient = timed(run)
+    if seconds < SLOW:
+        seconds, z, gradient = timed(run)
     value_error, gradient_error = errors(prepared, z, gradient)
     good = tuple(level for level in accuracies if reaches(level, value_error, gradient_error, task))
     if good:
-        found.append(Contender(OURS, task, "solver='auto', adjoint='implicit'", run, good, seconds))
+        found.append(Contender(OURS, task, _DEFAULTS, run, good, seconds))
     for level in set(accuracies) - set(good):
-        failures.append(Failure(OURS, task, level, "solver='auto', adjoint='implicit'", value_error, gradient_error))
-    if not tuned:
-        return found, failures
+        failures.append(Failure(OURS, task, level, _DEFAULTS, value_error, gradient_error))
+    deadline = time.perf_counter() + tuning
     name = "Newton" if hasattr(ib.solvers, "Newton") else "Anderson"
     looser: list[Contender] = []
     for tol in _LOOSER:
+        if time.perf_counter() + seconds > deadline:
+            break
         run = library(prepared, getattr(ib.solvers, name)(tol=tol), task)
-        seconds, z, gradient = timed(run)
+        tried, z, gradient = timed(run)
         good = tuple(level for level in accuracies if reaches(level, *errors(prepared, z, gradient), task))
         if good:
-            looser.append(Contender(TUNED, task, f"{name}(tol={tol:g})", run, good, seconds))
+            looser.append(Contender(TUNED, task, f"{name}(tol={tol:g})", run, good, tried))
     best = {level: min(able, key=lambda c: c.estimate) for level in accuracies if (able := _able(looser, level))}
     found.extend({id(contender): contender for contender in best.values()}.values())
     return found, failures

@@ -7,11 +7,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from implicit_bregman.experiments.benchmark.contenders import Contender, errors, reaches
+from implicit_bregman.experiments.benchmark.contenders import SLOW, Contender, errors, reaches, timed
 from implicit_bregman.experiments.benchmark.results import Entry
 from implicit_bregman.experiments.benchmark.truth import Prepared
-
-_SLOW = 2.0  # seconds from which the sweep's own runs count as the warm-up
 
 
 @contextmanager
@@ -61,15 +59,22 @@ def measure(prepared: Prepared, contenders: Sequence[Contender], repeats: int, b
     Returns:
         For each name, task and accuracy the entry with the smallest median, or one that is not reached.
     """
+    share = budget / max(1, len(contenders))
     checked = []
-    for contender in contenders:
-        value_error, gradient_error = errors(prepared, *contender.run())
-        if contender.estimate < _SLOW:  # the run above has loaded everything; this one finds the caches warm
-            contender.run()
-        checked.append((contender, value_error, gradient_error))
-    seconds = interleaved([c.run for c in contenders], [c.estimate for c in contenders], repeats, budget)
+    once: dict[int, tuple[float, ...]] = {}
+    for number, contender in enumerate(contenders):
+        taken, z, gradient = timed(contender.run)
+        checked.append((contender, *errors(prepared, z, gradient)))
+        if contender.estimate >= SLOW and 2 * contender.estimate > share:
+            once[number] = (taken,)  # slower than the cap: this is its one repeat
+        elif contender.estimate < SLOW:
+            contender.run()  # the one above has loaded everything, this one finds the caches warm
+    rest = [number for number in range(len(contenders)) if number not in once]
+    runs, estimates = [contenders[k].run for k in rest], [contenders[k].estimate for k in rest]
+    times_of = once | dict(zip(rest, interleaved(runs, estimates, repeats, share * len(rest)), strict=True))
     best: dict[tuple[str, str, float], Entry] = {}
-    for (contender, value_error, gradient_error), times in zip(checked, seconds, strict=True):
+    for number, (contender, value_error, gradient_error) in enumerate(checked):
+        times = times_of[number]
         for level in contender.accuracies:
             reached = reaches(level, value_error, gradient_error, contender.task)
             entry = Entry(

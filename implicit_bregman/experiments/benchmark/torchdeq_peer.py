@@ -105,7 +105,7 @@ def setups(prepared: Prepared, quick: bool = False) -> list[Setup]:
         maps = maps[:2]
     if not any(map(math.isfinite, prepared.geometry.domain)):
         maps = [(DUAL, 0.0), (CLAMPED, 0.0)]
-    found = []
+    found: list[Setup] = []
     for method in (methods[0], simple, *methods[1:]):
         for variable, margin in maps:
             others = [usual] if method.name == "simple" else [simple]
