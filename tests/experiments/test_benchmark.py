@@ -14,6 +14,7 @@ import torch
 import implicit_bregman as ib
 from implicit_bregman.cli import main
 from implicit_bregman.experiments.benchmark import cells as cells_module
+from implicit_bregman.experiments.benchmark import run as run_module
 from implicit_bregman.experiments.benchmark.cells import QUICK, Cell, catalogue, chosen
 from implicit_bregman.experiments.benchmark.contenders import (
     BOTH,
@@ -31,6 +32,7 @@ from implicit_bregman.experiments.benchmark.contenders import (
     unrolled_contenders,
 )
 from implicit_bregman.experiments.benchmark.limits import Pool, share_on_limit
+from implicit_bregman.experiments.benchmark.report import to_markdown
 from implicit_bregman.experiments.benchmark.results import Benchmark
 from implicit_bregman.experiments.benchmark.run import run_benchmark
 from implicit_bregman.experiments.benchmark.scaling import scaling_points
@@ -181,6 +183,39 @@ def test_what_is_not_reached_when_it_is_checked_gets_no_time() -> None:
     assert entries[1e-3].value_error == pytest.approx(0.01, rel=1e-3)
 
 
+def broken() -> tuple[torch.Tensor, None]:
+    raise torch.linalg.LinAlgError("singular\nsecond line")
+
+
+def test_what_raises_is_not_reached_and_says_why() -> None:
+    (entry,) = measure(prepare(TINY), [Contender("broken", FORWARD, "any", broken, (1e-1,), 1e-6)], 3, 1.0)
+    assert not entry.reached
+    assert entry.seconds == ()
+    assert entry.settings.endswith("Error: singular")
+
+
+def test_a_library_that_raises_is_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(ib, "find_critical_point", fail)
+    found, failures = our_contenders(prepare(TINY), LEVELS, BOTH, 1.0)
+    assert found == []
+    assert [failure.settings for failure in failures] == ["raised RuntimeError: no luck"] * 2
+
+
+def test_a_cell_without_a_truth_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(cell: Cell, seed: int) -> None:
+        raise RuntimeError("conditions do not hold")
+
+    monkeypatch.setattr(run_module, "prepare", fail)
+    settings = BenchmarkSettings(cells=("tiny",), threads=1, scaling=False, others=False)
+    result = run_benchmark(settings, missing=NO_PEERS)
+    assert result.cells == ()
+    assert result.skipped == {"tiny": "conditions do not hold"}
+    assert "**tiny**: left out, conditions do not hold" in to_markdown(result, {})
+
+
 # the whole
 
 
@@ -207,6 +242,7 @@ def test_the_benchmark_without_peers(result: Benchmark) -> None:
         " --no-scaling --no-others"
     )
     for cell in result.cells:
+        assert cell.held_bytes is not None
         assert cell.held_bytes <= cell.allowed_bytes
         ours = cell.entry(OURS, 1e-3)
         assert ours is not None

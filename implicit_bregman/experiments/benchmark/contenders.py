@@ -95,6 +95,11 @@ def settled(found: Sequence[float]) -> bool:
     return math.isinf(found[-1]) or (len(last) == _UNCHANGED and max(last) <= 1.02 * min(last))
 
 
+def raised(error: RuntimeError) -> str:
+    """What to say of a run that ended with an error."""
+    return f"raised {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:100]}"
+
+
 def timed(run: Run) -> tuple[float, Tensor, Tensor | None]:
     """Seconds, z and dL/dW of one run."""
     start = time.perf_counter()
@@ -161,9 +166,12 @@ def our_contenders(prepared: Prepared, accuracies: Sequence[float], task: str, t
     found: list[Contender] = []
     failures: list[Failure] = []
     run = library(prepared, task=task)
-    seconds, z, gradient = timed(run)
-    if seconds < SLOW:
+    try:
         seconds, z, gradient = timed(run)
+        if seconds < SLOW:
+            seconds, z, gradient = timed(run)
+    except RuntimeError as error:
+        return found, [Failure(OURS, task, level, raised(error), None, None) for level in accuracies]
     value_error, gradient_error = errors(prepared, z, gradient)
     good = tuple(level for level in accuracies if reaches(level, value_error, gradient_error, task))
     if good:
@@ -177,7 +185,10 @@ def our_contenders(prepared: Prepared, accuracies: Sequence[float], task: str, t
         if time.perf_counter() + seconds > deadline:
             break
         run = library(prepared, getattr(ib.solvers, name)(tol=tol), task)
-        tried, z, gradient = timed(run)
+        try:
+            tried, z, gradient = timed(run)
+        except RuntimeError:
+            continue
         good = tuple(level for level in accuracies if reaches(level, *errors(prepared, z, gradient), task))
         if good:
             looser.append(Contender(TUNED, task, f"{name}(tol={tol:g})", run, good, tried))

@@ -124,6 +124,7 @@ def to_markdown(benchmark: Benchmark, figures: dict[str, str], level: int = 1) -
         lines += [f"![{caption}]({name})", "", f"*{caption}: {made_by}.*", ""]
     lines += [f"{mark}# Cells", ""]
     lines += [f"* **{cell.name}**: {cell.text}; {_truth(cell.reference, cell.excluded)}." for cell in benchmark.cells]
+    lines += [f"* **{name}**: left out, {reason}." for name, reason in benchmark.skipped.items()]
     lines += ["", f"{mark}# Environment", ""]
     lines += [f"* {key}: {value}" for key, value in benchmark.environment.items()]
     lines += [f"* {peer}: {reason}" for peer, reason in benchmark.missing.items()]

@@ -66,7 +66,7 @@ class CellResult:
         excluded: Share of the samples whose limit the reference does not know; they were left out.
         value_error: Relative error of z of this library's defaults.
         gradient_error: Relative error of dL/dW of this library's defaults.
-        held_bytes: What its forward pass holds for the backward pass beyond W.
+        held_bytes: What its forward pass holds for the backward pass beyond W; None if it raises.
         allowed_bytes: 4 (6 B d + B n + 2 d²), twice that in float64.
         seconds: What the cell took, sweeps included.
         entries: The contenders.
@@ -79,7 +79,7 @@ class CellResult:
     excluded: float
     value_error: float
     gradient_error: float
-    held_bytes: int
+    held_bytes: int | None
     allowed_bytes: int
     seconds: float
     entries: tuple[Entry, ...]
@@ -182,6 +182,7 @@ class Benchmark:
         feedforward: One per activation.
         limits: One per pool.
         scaling: The points of the scaling plots.
+        skipped: Cells without a truth, and why.
     """
 
     command: str
@@ -192,6 +193,7 @@ class Benchmark:
     feedforward: tuple[FeedForwardRow, ...] = field(default=())
     limits: tuple[LimitRow, ...] = field(default=())
     scaling: tuple[ScalingPoint, ...] = field(default=())
+    skipped: dict[str, str] = field(default_factory=dict)
 
     @property
     def accuracies(self) -> tuple[float, ...]:

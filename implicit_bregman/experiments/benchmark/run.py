@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import time
@@ -9,7 +10,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 
-from implicit_bregman.experiments.benchmark.cells import Cell
 from implicit_bregman.experiments.benchmark.contenders import (
     BOTH,
     FORWARD,
@@ -83,6 +83,7 @@ def run_benchmark(
         done += seconds
 
     measured: list[CellResult] = []
+    skipped: dict[str, str] = {}
     feedforward: list[FeedForwardRow] = []
     limits: list[LimitRow] = []
     scaling: list[ScalingPoint] = []
@@ -91,7 +92,12 @@ def run_benchmark(
         warnings.simplefilter("ignore")
         for cell in cells:
             report(settings.seconds_per_cell, f"cell {cell.name}")
-            measured.append(run_cell(cell, settings, absent))
+            try:
+                prepared = prepare(cell, settings.seed)
+            except RuntimeError as error:  # nothing to judge the contenders by
+                skipped[cell.name] = str(error)
+                continue
+            measured.append(run_cell(prepared, settings, absent))
         if settings.others:
             for pool in pools:
                 report(2.0, f"MM's limits, {pool.geometry}")
@@ -114,19 +120,19 @@ def run_benchmark(
         feedforward=tuple(feedforward),
         limits=tuple(limits),
         scaling=tuple(scaling),
+        skipped=skipped,
     )
 
 
-def run_cell(cell: Cell, settings: BenchmarkSettings, missing: dict[str, str]) -> CellResult:
+def run_cell(prepared: Prepared, settings: BenchmarkSettings, missing: dict[str, str]) -> CellResult:
     """Sweep and time every contender on one cell.
 
     Args:
-        cell: The cell.
+        prepared: The cell.
         settings: Cap, threads, repeats, accuracies.
         missing: Peers to do without.
     """
-    start = time.perf_counter()
-    prepared = prepare(cell, settings.seed)
+    start, cell = time.perf_counter(), prepared.cell
     contenders, failures = _contenders(prepared, settings, missing)
     entries = measure(prepared, contenders, settings.used_repeats, _TIMING_SHARE * settings.seconds_per_cell)
     entries += [
@@ -136,7 +142,9 @@ def run_cell(cell: Cell, settings: BenchmarkSettings, missing: dict[str, str]) -
     ours = next(entry for entry in entries if (entry.contender, entry.task) == (OURS, BOTH))
     batch, dim = prepared.offset.shape
     size = prepared.offset.element_size()
-    held = held_bytes(prepared, library_value(prepared))
+    held: int | None = None
+    with contextlib.suppress(RuntimeError):  # the entries tell of it
+        held = held_bytes(prepared, library_value(prepared))
     gc.collect()
     return CellResult(
         name=cell.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -59,17 +60,22 @@ def scaling_points(
     prepared = prepare(replace(base or Cell("base"), **changes[axis]))
     steps = int(at) if axis == "L" else FIXED
     named = dict(_contenders(prepared, steps, axis == "L", torchdeq))
-    runs = [differentiated(prepared, value) for value in named.values()]
-    estimates = []
-    for run in runs:
-        run()
-        start = time.perf_counter()
-        run()
-        estimates.append(time.perf_counter() - start)
-    times = interleaved(runs, estimates, repeats, budget)
+    estimates: dict[str, float] = {}
+    held: dict[str, int] = {}
+    for name, value in named.items():
+        # What raises is left out: the cells tell of it.
+        with contextlib.suppress(RuntimeError):
+            run = differentiated(prepared, value)
+            run()
+            start = time.perf_counter()
+            run()
+            seconds = time.perf_counter() - start
+            held[name], estimates[name] = held_bytes(prepared, value), seconds
+    runs = [differentiated(prepared, named[name]) for name in estimates]
+    times = interleaved(runs, list(estimates.values()), repeats, budget)
     return [
-        ScalingPoint(axis, float(at), name, seconds, held_bytes(prepared, value))
-        for (name, value), seconds in zip(named.items(), times, strict=True)
+        ScalingPoint(axis, float(at), name, repeated, held[name])
+        for name, repeated in zip(estimates, times, strict=True)
     ]
 
 

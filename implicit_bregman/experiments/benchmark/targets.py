@@ -136,7 +136,11 @@ def _limits(benchmark: Benchmark) -> Target:
 def _memory(benchmark: Benchmark) -> Target:
     name = "bytes held for backward beyond parameters, float32"
     goal = "≤ 4(6Bd + Bn + 2d²), whatever the iterations"
-    shares = {c.name: c.held_bytes / c.allowed_bytes for c in benchmark.cells if c.facts["dtype"] == "float32"}
+    shares = {
+        c.name: c.held_bytes / c.allowed_bytes
+        for c in benchmark.cells
+        if c.facts["dtype"] == "float32" and c.held_bytes is not None
+    }
     if not shares:
         return Target(name, goal, "–", UNKNOWN)
     worst = max(shares, key=lambda cell: shares[cell])

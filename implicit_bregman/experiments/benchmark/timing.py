@@ -6,8 +6,9 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
-from implicit_bregman.experiments.benchmark.contenders import SLOW, Contender, errors, reaches, timed
+from implicit_bregman.experiments.benchmark.contenders import SLOW, Contender, errors, raised, reaches, timed
 from implicit_bregman.experiments.benchmark.results import Entry
 from implicit_bregman.experiments.benchmark.truth import Prepared
 
@@ -60,15 +61,20 @@ def measure(prepared: Prepared, contenders: Sequence[Contender], repeats: int, b
         For each name, task and accuracy the entry with the smallest median, or one that is not reached.
     """
     share = budget / max(1, len(contenders))
-    checked = []
+    checked: list[tuple[Contender, float | None, float | None]] = []
     once: dict[int, tuple[float, ...]] = {}
     for number, contender in enumerate(contenders):
-        taken, z, gradient = timed(contender.run)
+        try:
+            taken, z, gradient = timed(contender.run)
+            if contender.estimate < SLOW:
+                contender.run()  # the one above has loaded everything, this one finds the caches warm
+        except RuntimeError as error:
+            checked.append((replace(contender, settings=f"{contender.settings}: {raised(error)}"), None, None))
+            once[number] = ()
+            continue
         checked.append((contender, *errors(prepared, z, gradient)))
         if contender.estimate >= SLOW and 2 * contender.estimate > share:
             once[number] = (taken,)  # slower than the cap: this is its one repeat
-        elif contender.estimate < SLOW:
-            contender.run()  # the one above has loaded everything, this one finds the caches warm
     rest = [number for number in range(len(contenders)) if number not in once]
     runs, estimates = [contenders[k].run for k in rest], [contenders[k].estimate for k in rest]
     times_of = once | dict(zip(rest, interleaved(runs, estimates, repeats, share * len(rest)), strict=True))
