@@ -44,10 +44,12 @@ def interleaved(
     share = budget / max(1, len(runs))
     planned = [max(1, min(repeats, int(share / max(estimate, 1e-9)))) for estimate in estimates]
     found: list[list[float]] = [[] for _ in runs]
+    deadline = time.perf_counter() + budget
     with no_collector():
         for turn in range(max(planned, default=0)):
             for run, count, times in zip(runs, planned, found, strict=True):
-                if turn < count:
+                # On a busy machine the estimates are too small: then there are fewer repeats, but one at least.
+                if turn < count and (turn == 0 or time.perf_counter() < deadline):
                     start = time.perf_counter()
                     run()
                     times.append(time.perf_counter() - start)
@@ -60,7 +62,7 @@ def measure(prepared: Prepared, contenders: Sequence[Contender], repeats: int, b
     Returns:
         For each name, task and accuracy the entry with the smallest median, or one that is not reached.
     """
-    share = budget / max(1, len(contenders))
+    begin, share = time.perf_counter(), budget / max(1, len(contenders))
     checked: list[tuple[Contender, float | None, float | None]] = []
     once: dict[int, tuple[float, ...]] = {}
     for number, contender in enumerate(contenders):
@@ -75,9 +77,10 @@ def measure(prepared: Prepared, contenders: Sequence[Contender], repeats: int, b
         checked.append((contender, *errors(prepared, z, gradient)))
         if contender.estimate >= SLOW and 2 * contender.estimate > share:
             once[number] = (taken,)  # slower than the cap: this is its one repeat
+    left = max(0.5 * budget, budget - (time.perf_counter() - begin))
     rest = [number for number in range(len(contenders)) if number not in once]
     runs, estimates = [contenders[k].run for k in rest], [contenders[k].estimate for k in rest]
-    times_of = once | dict(zip(rest, interleaved(runs, estimates, repeats, share * len(rest)), strict=True))
+    times_of = once | dict(zip(rest, interleaved(runs, estimates, repeats, left), strict=True))
     best: dict[tuple[str, str, float], Entry] = {}
     for number, (contender, value_error, gradient_error) in enumerate(checked):
         times = times_of[number]
