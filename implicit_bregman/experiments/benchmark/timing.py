@@ -13,6 +13,9 @@ from implicit_bregman.experiments.benchmark.results import Entry
 from implicit_bregman.experiments.benchmark.truth import Prepared
 
 
+_SLACK = 1.5  # how far a run may go beyond its share of the budget before it is no longer repeated
+
+
 @contextmanager
 def no_collector() -> Iterator[None]:
     """Keep the garbage collector from running."""
@@ -44,12 +47,11 @@ def interleaved(
     share = budget / max(1, len(runs))
     planned = [max(1, min(repeats, int(share / max(estimate, 1e-9)))) for estimate in estimates]
     found: list[list[float]] = [[] for _ in runs]
-    deadline = time.perf_counter() + budget
     with no_collector():
         for turn in range(max(planned, default=0)):
             for run, count, times in zip(runs, planned, found, strict=True):
                 # On a busy machine the estimates are too small: then there are fewer repeats, but one at least.
-                if turn < count and (turn == 0 or time.perf_counter() < deadline):
+                if turn < count and (turn == 0 or sum(times) < _SLACK * share):
                     start = time.perf_counter()
                     run()
                     times.append(time.perf_counter() - start)

@@ -25,7 +25,7 @@ from implicit_bregman.experiments.benchmark.truth import Prepared
 
 _KEPT = 3  # setups per method and accuracy that are timed properly
 _TRIES = 4  # forward iterates per setup and accuracy from which the backward pass is searched
-_FIRST_SHARE = 0.15  # of the time that is left, for the next setup
+_FIRST_SHARE = 0.25  # of the time that is left, for the next setup
 _SPACING = 1.2  # between their numbers of iterations
 _ABANDONED = (torch.linalg.LinAlgError, MemoryError)
 
