@@ -12,7 +12,7 @@ from implicit_bregman.experiments.benchmark.contenders import SLOW, Contender, e
 from implicit_bregman.experiments.benchmark.results import Entry
 from implicit_bregman.experiments.benchmark.truth import Prepared
 
-
+_LEAST, _FAST = 3, 0.5  # repeats that a run of less than so many seconds has in any case
 _SLACK = 1.5  # how far a run may go beyond its share of the budget before it is no longer repeated
 
 
@@ -38,20 +38,21 @@ def interleaved(
         runs: What to time.
         estimates: Seconds that each is expected to take.
         repeats: How often.
-        budget: Seconds for everything. A run that is slower than its share is repeated less often, at least
-            once.
+        budget: Seconds for everything. A run that is slower than its share is repeated less often: at least
+            three times if it takes less than half a second, once otherwise.
 
     Returns:
         For each run its times.
     """
     share = budget / max(1, len(runs))
-    planned = [max(1, min(repeats, int(share / max(estimate, 1e-9)))) for estimate in estimates]
+    least = [min(repeats, _LEAST) if estimate < _FAST else 1 for estimate in estimates]
+    planned = [max(few, min(repeats, int(share / max(e, 1e-9)))) for e, few in zip(estimates, least, strict=True)]
     found: list[list[float]] = [[] for _ in runs]
     with no_collector():
         for turn in range(max(planned, default=0)):
-            for run, count, times in zip(runs, planned, found, strict=True):
-                # On a busy machine the estimates are too small: then there are fewer repeats, but one at least.
-                if turn < count and (turn == 0 or sum(times) < _SLACK * share):
+            for run, count, few, times in zip(runs, planned, least, found, strict=True):
+                # On a busy machine the estimates are too small: then there are fewer repeats.
+                if turn < count and (turn < few or sum(times) < _SLACK * share):
                     start = time.perf_counter()
                     run()
                     times.append(time.perf_counter() - start)
