@@ -166,6 +166,60 @@ def convergence(
     _print(f"Written to {folder}: {', '.join(path.name for path in written)}")
 
 
+@app.command()
+def benchmark(
+    quick: Annotated[bool, typer.Option("--quick", help="A subset, in less than five minutes on two cores.")] = False,
+    cells: Annotated[
+        str | None, typer.Option(help="Cells, separated by commas, see --list; default: all, or those of --quick.")
+    ] = None,
+    list_cells: Annotated[bool, typer.Option("--list", help="List the cells and stop.")] = False,
+    cap: Annotated[float | None, typer.Option(help="Seconds per cell; default: 40, with --quick 12.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of every contender; default: all cores.")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Timed repeats; default: 15, with --quick 7.")] = None,
+    accuracy: Annotated[str, typer.Option(help="Relative errors to be reached, separated by commas.")] = "1e-3,1e-6",
+    scaling: Annotated[bool, typer.Option(help="Time and memory against d, B, condition and iterations.")] = True,
+    others: Annotated[bool, typer.Option(help="Feed-forward layers, and the share of samples on MM's limit.")] = True,
+    seed: Annotated[int, typer.Option(help="Seed of the problems.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("benchmark-results"),
+) -> None:
+    """Time to accuracy, side by side with torchdeq, ProxQP, bregmanet and plain PyTorch unrolled."""
+    from implicit_bregman.experiments.benchmark.cells import QUICK, catalogue
+    from implicit_bregman.experiments.benchmark.figures import benchmark_figures
+    from implicit_bregman.experiments.benchmark.report import to_csv, to_markdown, to_tables
+    from implicit_bregman.experiments.benchmark.run import run_benchmark
+    from implicit_bregman.experiments.benchmark.settings import BenchmarkSettings, parse_accuracies
+
+    if list_cells:
+        for cell in catalogue():
+            _print(f"{cell.name}{' (quick)' if cell.name in QUICK else ''}: {cell.text}")
+        return
+    settings = BenchmarkSettings(
+        cells=None if cells is None else tuple(name.strip() for name in cells.split(",")),
+        quick=quick,
+        cap=cap,
+        threads=threads,
+        repeats=repeats,
+        accuracies=parse_accuracies(accuracy),
+        scaling=scaling,
+        others=others,
+        seed=seed,
+    )
+    folder = writable_folder(out)
+    with _progress() as progress:
+        result = run_benchmark(settings, progress)
+    figures = benchmark_figures(result)
+    captions = {name: caption for name, (_, caption) in figures.items()}
+    texts = {
+        "results.json": result.to_json(),
+        "results.csv": to_csv(result),
+        "report.md": to_markdown(result, captions),
+    }
+    contents = {name: text.encode() for name, text in texts.items()}
+    written = write_all(folder, contents | {name: png for name, (png, _) in figures.items()})
+    _print(*to_tables(result))
+    _print(f"Written to {folder}: {', '.join(path.name for path in written)}")
+
+
 @contextmanager
 def _progress() -> Iterator[Callable[[float, str], None]]:
     """A progress bar on stderr, and the function that moves it."""

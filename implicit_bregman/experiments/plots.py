@@ -72,15 +72,15 @@ def comparison_figures(comparison: Comparison) -> dict[str, tuple[bytes, str]]:
     if any(row.family == "unrolled" for row in comparison.rows):
         # All solvers end at the same point, so that only their cost differs.
         learned, all_rows = _levels(comparison, all_solvers=False), _levels(comparison, all_solvers=True)
-        with _figure(2, 4.3, sharex=True) as (figure, axes):
+        with figure_of(2, 4.3, sharex=True) as (figure, axes):
             _against_depth(comparison, axes[0], "accuracy_at_steps", 100.0, learned)
             _against_depth(comparison, axes[1], "gradient_error", 1.0, learned)
             axes[0].set_ylabel("test accuracy [%]")
             axes[1].set(ylabel="relative gradient error", yscale="log")
             _finish_depth(figure, axes)
             caption = f"Test accuracy after {steps}, and relative error of the gradient, against L"
-            figures["accuracy_and_gradient.png"] = (_png(figure), caption)
-        with _figure(2, 4.6, sharex=True) as (figure, axes):
+            figures["accuracy_and_gradient.png"] = (png(figure), caption)
+        with figure_of(2, 4.6, sharex=True) as (figure, axes):
             _against_depth(comparison, axes[0], "activation_bytes", 1e-3, all_rows)
             _against_depth(comparison, axes[1], "step_ms", 1.0, all_rows)
             axes[0].set(ylabel="activation memory [kB]")
@@ -90,18 +90,18 @@ def comparison_figures(comparison: Comparison) -> dict[str, tuple[bytes, str]]:
                 _plain_numbers(axis.yaxis)
             _finish_depth(figure, axes)
             caption = "Memory held for the backward pass, and time of a training step, against L"
-            figures["memory_and_time.png"] = (_png(figure), caption)
-    with _figure(2, 4.6) as (figure, axes):
+            figures["memory_and_time.png"] = (png(figure), caption)
+    with figure_of(2, 4.6) as (figure, axes):
         _training(comparison, axes)
         _legend(figure, axes[0])
         caption = f"Training loss against steps and against seconds, up to {steps}; mean over the seeds"
-        figures["training.png"] = (_png(figure), caption)
+        figures["training.png"] = (png(figure), caption)
     return figures
 
 
 def convergence_figure(result: Convergence) -> bytes:
     """Residual, objective and gradient error against the iteration, one line per solver, as a PNG file."""
-    with _figure(3, 2.7, columns=2) as (figure, axes):
+    with figure_of(3, 2.7, columns=2) as (figure, axes):
         for curves in result.solvers:
             color, line, _ = STYLES[curves.name if curves.name == UNROLLED else f"implicit-{curves.name}"]
             for axis, curve in zip(axes, (curves.residual, curves.objective, curves.gradient_error), strict=True):
@@ -117,20 +117,31 @@ def convergence_figure(result: Convergence) -> bytes:
             label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
         }
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
-        return _png(figure)
+        return png(figure)
 
 
 @contextmanager
-def _figure(panels: int, height: float, columns: int = 1, sharex: bool = False) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure as wide as so many columns of the paper: panels stacked in one column, side by side in two."""
+def figure_of(
+    panels: int, height: float, columns: int = 1, sharex: bool = False, rows: int | None = None
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure as wide as so many columns of the paper, in the experiments' style.
+
+    Args:
+        panels: How many; stacked in one column, side by side in two, unless `rows` says otherwise.
+        height: In inches.
+        columns: Of the paper.
+        sharex: Whether the panels share their horizontal axis.
+        rows: Rows of panels.
+    """
     with rc_context(_RC):
         figure = Figure(figsize=(COLUMN_WIDTH * columns, height), dpi=DPI, layout=ConstrainedLayoutEngine(wspace=0.06))
         FigureCanvasAgg(figure)
-        rows, wide = (panels, 1) if columns == 1 else (1, panels)
-        yield figure, list(figure.subplots(rows, wide, squeeze=False, sharex=sharex).flat)
+        high = rows if rows is not None else panels if columns == 1 else 1
+        yield figure, list(figure.subplots(high, panels // high, squeeze=False, sharex=sharex).flat)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file."""
     target = io.BytesIO()
     figure.savefig(target, format="png", dpi=DPI)
     return target.getvalue()

@@ -1,0 +1,108 @@
+"""The cells of the benchmark: a base problem and one factor changed at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from implicit_bregman.experiments.problems import Problem, make_problem
+from implicit_bregman.legendre import geometries
+from implicit_bregman.legendre import geometry as find_geometry
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+UNBOUNDED = ("arcsinh", "identity")  # no bound to be active at
+QUICK = ("base", "d32", "B1", "active40", "gamma0.1", "gamma1", "float64", "sigmoid")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One problem of the benchmark.
+
+    Attributes:
+        name: Name, as `--cells` takes it.
+        kind: "convex" or "indefinite".
+        geometry: Name of φ.
+        dim: d.
+        batch: B.
+        condition: Condition number of W.
+        active: Share of the coordinates at a bound.
+        regularization: γ.
+        dtype: "float32" or "float64".
+    """
+
+    name: str
+    kind: str = "convex"
+    geometry: str = "tanh"
+    dim: int = 128
+    batch: int = 64
+    condition: float = 100.0
+    active: float = 0.05
+    regularization: float = 0.0
+    dtype: str = "float32"
+
+    def problem(self, seed: int = 0) -> Problem:
+        """The problem, rounded to the cell's precision."""
+        made = make_problem(
+            self.kind,
+            self.geometry,
+            self.dim,
+            self.batch,
+            self.condition,
+            self.active,
+            self.regularization,
+            seed=seed,
+            name=self.name,
+        )
+        return made.to(DTYPES[self.dtype])
+
+    @property
+    def text(self) -> str:
+        """What it is, in one line."""
+        return (
+            f"{self.kind}, {self.geometry}, d = {self.dim}, B = {self.batch}, condition {self.condition:g}, "
+            f"{self.active:.0%} active, γ = {self.regularization:g}, {self.dtype}"
+        )
+
+
+def catalogue() -> tuple[Cell, ...]:
+    """All cells: the base point, one factor at a time, every geometry with γ = 0 and with γ = 0.1."""
+    base = Cell("base")
+    cells = [
+        base,
+        *(replace(base, name=f"d{dim}", dim=dim) for dim in (32, 512, 2048)),
+        *(replace(base, name=f"B{batch}", batch=batch) for batch in (1, 512)),
+        *(replace(base, name=f"cond{condition}", condition=float(condition)) for condition in (10, 1000)),
+        *(replace(base, name=f"active{share}", active=share / 100) for share in (0, 40)),
+        *(replace(base, name=f"gamma{gamma:g}", active=0.0, regularization=gamma) for gamma in (0.1, 1.0)),
+        replace(base, name="float64", dtype="float64"),
+        replace(base, name="indefinite", kind="indefinite"),
+    ]
+    others = [name for name in geometries() if name != base.geometry]
+    for name in others:
+        cells.append(replace(base, name=name, geometry=name, active=0.0 if name in UNBOUNDED else base.active))
+    for name in others:
+        # sin is not Legendre: γφ does not keep the solution off the bounds.
+        active = base.active if not find_geometry(name).is_legendre else 0.0
+        cells.append(replace(base, name=f"{name}-gamma0.1", geometry=name, active=active, regularization=0.1))
+    return tuple(cells)
+
+
+def chosen(names: Sequence[str] | None, quick: bool) -> tuple[Cell, ...]:
+    """The cells of these names, in their order; None: all, or with `quick` a few of each kind.
+
+    Raises:
+        ValueError: For an unknown or repeated name, or none at all.
+    """
+    known = {cell.name: cell for cell in catalogue()}
+    if names is None:
+        return tuple(known[name] for name in QUICK) if quick else tuple(known.values())
+    if not names:
+        raise ValueError(f"cells is empty, name at least one of {', '.join(known)}")
+    for number, name in enumerate(names):
+        if name not in known:
+            raise ValueError(f"cells has {name!r}, which is unknown; use {', '.join(known)}")
+        if name in names[:number]:
+            raise ValueError(f"cells names {name!r} twice, name it once")
+    return tuple(known[name] for name in names)

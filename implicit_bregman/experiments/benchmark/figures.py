@@ -1,0 +1,189 @@
+"""The figures of a benchmark, in the style of the other experiments' figures; each says which command made it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from implicit_bregman.experiments.benchmark.contenders import BOTH, FORWARD, OURS, TUNED, UNROLLED
+from implicit_bregman.experiments.benchmark.qp_peer import NAME as PROXQP
+from implicit_bregman.experiments.benchmark.results import TORCHDEQ, Benchmark, CellResult, contender_order
+from implicit_bregman.experiments.benchmark.scaling import AXES, IMPLICIT_MM
+from implicit_bregman.experiments.plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, figure_of, png
+
+_LOOKS: dict[str, tuple[str, str]] = {
+    OURS: (RED, "s"),
+    TUNED: (ORANGE, "D"),
+    "torchdeq Anderson": (PURPLE, "X"),
+    "torchdeq Broyden": (SKY, "P"),
+    "torchdeq fixed point": (GREEN, "^"),
+    UNROLLED: (BLUE, "o"),
+    PROXQP: (BLACK, "v"),
+}
+_PER_CELL = 0.17  # inches
+_AXIS_LABELS = {"d": "features d", "B": "batch B", "condition": "condition number", "L": "iterations L"}
+
+
+def benchmark_figures(benchmark: Benchmark) -> dict[str, tuple[bytes, str]]:
+    """File name → PNG file and caption, of every figure for which something was measured."""
+    figures: dict[str, tuple[bytes, str]] = {}
+    ratios = _ratios(benchmark)
+    if ratios is not None:
+        figures["ratios.png"] = (ratios, "Time of the best peer that reaches the level over that of the defaults")
+    for task, accuracy in [(task, accuracy) for task in (BOTH, FORWARD) for accuracy in benchmark.accuracies]:
+        times = _times(benchmark, accuracy, task)
+        if times is not None:
+            name = f"time-{task.replace('+', '-')}-{accuracy:.0e}.png"
+            figures[name] = (times, f"Time to a relative error of {accuracy:.0e}, {task}, median and quartiles")
+    if benchmark.scaling:
+        caption = "Time of forward and backward, and memory held for the backward pass, in float32 from the base point"
+        figures["scaling.png"] = (_scaling(benchmark), caption)
+    return figures
+
+
+def _ratios(benchmark: Benchmark) -> bytes | None:
+    """One point per cell, peer and level."""
+    series = [
+        (f"{label}, {accuracy:.0e}", [cell.ratio(prefix, accuracy, task) for cell in benchmark.cells], color, filled)
+        for label, prefix, task, color in (
+            ("torchdeq's best", TORCHDEQ, BOTH, PURPLE),
+            ("unrolled", UNROLLED, BOTH, BLUE),
+            ("ProxQP, forward", PROXQP, FORWARD, BLACK),
+        )
+        for accuracy, filled in zip(benchmark.accuracies, (True, *(False for _ in benchmark.accuracies)), strict=False)
+    ]
+    series = [item for item in series if any(ratio is not None for ratio in item[1])]
+    if not series:
+        return None
+    with figure_of(1, _height(benchmark.cells), columns=2) as (figure, (axis,)):
+        for label, values, color, filled in series:
+            points = [(ratio, row) for row, ratio in enumerate(values) if ratio is not None]
+            marker = {PURPLE: "X", BLUE: "o", BLACK: "v"}[color]
+            axis.plot(
+                *zip(*points, strict=True),
+                linestyle="",
+                marker=marker,
+                color=color,
+                markerfacecolor=color if filled else "white",
+                label=label,
+            )
+        axis.axvline(1, color=BLACK, linewidth=1)
+        _rows(axis, benchmark.cells)
+        axis.set(xscale="log", xlabel="times as long as implicit-bregman's defaults (right of 1: slower than them)")
+        _plain(axis)
+        _legend(figure, axis, benchmark.command)
+        return png(figure)
+
+
+def _times(benchmark: Benchmark, accuracy: float, task: str) -> bytes | None:
+    cells = [cell for cell in benchmark.cells if any(e.task == task and e.accuracy == accuracy for e in cell.entries)]
+    names = [n for n in contender_order(cells) if any(cell.entry(n, accuracy, task) for cell in cells)]
+    if not names:
+        return None
+    with figure_of(1, _height(cells), columns=2) as (figure, (axis,)):
+        for number, name in enumerate(names):
+            color, marker = _LOOKS.get(name, (BLACK, "."))
+            # A little apart within a row, so that no mark hides another.
+            shift = 0.6 * ((number + 0.5) / len(names) - 0.5)
+            entries = [(row, entry) for row, cell in enumerate(cells) if (entry := cell.entry(name, accuracy, task))]
+            medians = [1e3 * entry.median for _, entry in entries]
+            spread = [
+                [1e3 * (entry.median - entry.quartiles[0]) for _, entry in entries],
+                [1e3 * (entry.quartiles[1] - entry.median) for _, entry in entries],
+            ]
+            axis.errorbar(
+                medians,
+                [row + shift for row, _ in entries],
+                xerr=spread,
+                linestyle="",
+                marker=marker,
+                color=color,
+                capsize=1.5,
+                elinewidth=0.8,
+                label=name,
+            )
+        _rows(axis, cells)
+        axis.set(xscale="log", xlabel=f"time to a relative error of {accuracy:.0e}, {task} [ms]")
+        _plain(axis)
+        _legend(figure, axis, benchmark.command)
+        return png(figure)
+
+
+def _scaling(benchmark: Benchmark) -> bytes:
+    """Time above memory, one column per axis."""
+    names = [axis for axis in AXES if any(point.axis == axis for point in benchmark.scaling)]
+    with figure_of(2 * len(names), 4.6, columns=2, rows=2) as (figure, axes):
+        handles: dict[str, Any] = {}
+        for number, name in enumerate(names):
+            top, bottom = axes[number], axes[len(names) + number]
+            points = [point for point in benchmark.scaling if point.axis == name]
+            for contender in dict.fromkeys(point.contender for point in points):
+                along = sorted((p for p in points if p.contender == contender), key=lambda p: p.at)
+                label, color, marker, line = _scaling_look(contender)
+                at = [p.at for p in along]
+                (handle,) = top.plot(
+                    at,
+                    [1e3 * statistics.median(p.seconds) for p in along],
+                    color=color,
+                    marker=marker,
+                    linestyle=line,
+                )
+                bottom.plot(at, [1e-6 * p.held_bytes for p in along], color=color, marker=marker, linestyle=line)
+                handles.setdefault(label, handle)
+            for axis in (top, bottom):
+                axis.set(xscale="log", yscale="log")
+                low, high = axis.get_ylim()
+                axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 30 * low else (1.0,)))
+                axis.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+                axis.yaxis.set_minor_formatter(NullFormatter())
+                axis.set_xticks(sorted({p.at for p in points}), minor=False)
+                axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+                axis.set_xticks([], minor=True)
+                axis.tick_params(axis="x", labelrotation=45)
+            bottom.set_xlabel(_AXIS_LABELS[name])
+        axes[0].set_ylabel("time [ms]")
+        axes[len(names)].set_ylabel("memory held [MB]")
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2)
+        _command(figure, benchmark.command)
+        return png(figure)
+
+
+def _scaling_look(contender: str) -> tuple[str, str, str, str]:
+    """Label, colour, marker and line of a contender of the scaling plots."""
+    if contender == OURS:
+        return "implicit-bregman, defaults", RED, "s", "-"
+    if contender == IMPLICIT_MM:
+        return "implicit-bregman, L plain MM steps", ORANGE, "D", "--"
+    if contender.startswith(UNROLLED):
+        return "unrolled (100 steps, right: L)", BLUE, "o", "-"
+    return "torchdeq Anderson (100 + 100 iterations, right: L + L)", PURPLE, "X", ":"
+
+
+def _height(cells: Sequence[CellResult]) -> float:
+    return 1.3 + _PER_CELL * max(4, len(cells))
+
+
+def _rows(axis: Axes, cells: Sequence[CellResult]) -> None:
+    axis.set_yticks(range(len(cells)), [cell.name for cell in cells])
+    axis.set_ylim(len(cells) - 0.4, -0.6)
+
+
+def _plain(axis: Axes) -> None:
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=20))
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _legend(figure: Figure, axis: Axes, command: str) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    _command(figure, command)
+
+
+def _command(figure: Figure, command: str) -> None:
+    figure.suptitle(command, fontsize=6, family="monospace", wrap=True)

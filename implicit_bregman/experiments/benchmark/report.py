@@ -1,0 +1,273 @@
+"""A benchmark as terminal tables, CSV and Markdown. All show the same numbers, each with the command that made it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from implicit_bregman.experiments.benchmark.contenders import BOTH, FORWARD, OURS
+from implicit_bregman.experiments.benchmark.qp_peer import NAME as PROXQP
+from implicit_bregman.experiments.benchmark.results import TORCHDEQ, Benchmark, Entry, contender_order
+from implicit_bregman.experiments.benchmark.targets import MISSED, Target, targets
+
+Rows = list[list[str]]
+
+NOTHING = "–"
+NOT_REACHED = "not reached"
+SETTINGS = "The settings that won"
+_CSV = (
+    "cell",
+    "kind",
+    "geometry",
+    "dim",
+    "batch",
+    "condition",
+    "active",
+    "regularization",
+    "dtype",
+    "contender",
+    "task",
+    "accuracy",
+    "reached",
+    "median_seconds",
+    "first_quartile_seconds",
+    "third_quartile_seconds",
+    "repeats",
+    "value_error",
+    "gradient_error",
+    "settings",
+)
+
+_METHOD = """\
+* **Time to accuracy**: median seconds, first and third quartile in brackets, of a run that ends with a relative
+  error ‖z − z\\*‖ / ‖z\\*‖ *and*, where there is a backward pass, ‖dL/dW − (dL/dW)\\*‖ / ‖(dL/dW)\\*‖ of at most the
+  level, for L = ⟨G, z⟩ with a fixed random G. z\\* and (dL/dW)\\* are float64 solutions of the same rounded data,
+  found without this library's solvers. What does not get there is listed apart.
+* **Side by side**: one process, {threads} thread(s) each, repeats interleaved (A B C A B C …), up to {repeats} of them,
+  the garbage collector off. At most {cap:g} s per cell, sweeps included.
+* **implicit-bregman**: the defaults, from the raw tensors W and c: spectrum and factorizations are inside the time.
+  *Tuned*: the loosest tolerance that still reaches the level.
+* **torchdeq**: its Anderson, Broyden and fixed-point solvers and its implicit backward pass, on the dual map of MM and
+  on z clamped ε away from the bounds; regularization, memory, ε and the iterations of both passes are swept, the
+  cheapest that reach the level are timed, the best counts. The step τ is given to it free of charge, and it makes no
+  iteration more than it needs. Where φ has no strong convexity (exp), that τ comes from the true solution.
+* **unrolled**: MM steps in plain PyTorch, differentiated by autograd, the least number L that reaches the level.
+* **ProxQP**: forward only, γ = 0 and convex; its parallel batch, set-up included, its box constraints or rows of a
+  constraint matrix, the loosest eps_abs that reaches the level.
+"""
+
+
+def to_csv(benchmark: Benchmark) -> str:
+    """One line per cell, contender and accuracy, in seconds, at full precision."""
+    target = io.StringIO()
+    writer = csv.writer(target, lineterminator="\n")
+    writer.writerow(_CSV)
+    for cell in benchmark.cells:
+        facts = [cell.facts[key] for key in _CSV[1:9]]
+        for entry in cell.entries:
+            numbers = (entry.median, *entry.quartiles)
+            writer.writerow(
+                [
+                    cell.name,
+                    *facts,
+                    entry.contender,
+                    entry.task,
+                    repr(entry.accuracy),
+                    entry.reached,
+                    *(repr(number) if math.isfinite(number) else "" for number in numbers),
+                    len(entry.seconds),
+                    *("" if error is None else repr(error) for error in (entry.value_error, entry.gradient_error)),
+                    entry.settings,
+                ]
+            )
+    return target.getvalue()
+
+
+def to_tables(benchmark: Benchmark) -> list[Table]:
+    """The tables for the terminal: time to accuracy, ratios, what was not reached, the layers, the targets."""
+    tables = []
+    for title, heading, rows in sections(benchmark):
+        if title == SETTINGS:  # long, and in the report
+            continue
+        table = Table(title=Text(f"{title}\n{benchmark.command}"), header_style="bold", box=SIMPLE_HEAD, padding=0)
+        for number, name in enumerate(heading):
+            table.add_column(Text(name), justify="left" if number == 0 else "right", overflow="fold")
+        for row in rows:
+            style = "red" if MISSED in row else None
+            table.add_row(*(Text(cell) for cell in row), style=style)
+        tables.append(table)
+    return tables
+
+
+def to_markdown(benchmark: Benchmark, figures: dict[str, str], level: int = 1) -> str:
+    """The report.
+
+    Args:
+        benchmark: The results.
+        figures: File names of the plots and their captions.
+        level: Level of the first heading.
+    """
+    mark = "#" * level
+    made_by = f"`{benchmark.command}`"
+    lines = [f"{mark} Benchmark", "", f"Made by {made_by}.", "", f"{mark}# What was done", ""]
+    lines += [*_METHOD.format(**benchmark.settings).splitlines(), ""]
+    for title, heading, rows in sections(benchmark):
+        lines += [f"{mark}# {title}", "", *_markdown_table(heading, rows), "", f"*{made_by}*", ""]
+    for name, caption in figures.items():
+        lines += [f"![{caption}]({name})", "", f"*{caption}: {made_by}.*", ""]
+    lines += [f"{mark}# Cells", ""]
+    lines += [f"* **{cell.name}**: {cell.text}; {_truth(cell.reference, cell.excluded)}." for cell in benchmark.cells]
+    lines += [f"* **{name}**: left out, {reason}." for name, reason in benchmark.skipped.items()]
+    lines += ["", f"{mark}# Environment", ""]
+    lines += [f"* {key}: {value}" for key, value in benchmark.environment.items()]
+    lines += [f"* {peer}: {reason}" for peer, reason in benchmark.missing.items()]
+    lines += ["", "All repeats and settings are in `results.json`, one line per contender in `results.csv`.", ""]
+    return "\n".join(lines)
+
+
+def sections(benchmark: Benchmark) -> list[tuple[str, list[str], Rows]]:
+    """Title, heading and rows of every table that has rows."""
+    found = [
+        ("Targets", ["target", "goal", "measured", "verdict", "missed by"], _target_rows(targets(benchmark))),
+        *(
+            (f"Time to {accuracy:.0e}, {task} [ms]", *_time_rows(benchmark, accuracy, task))
+            for task in (BOTH, FORWARD)
+            for accuracy in benchmark.accuracies
+        ),
+        ("Times of the best peer over those of implicit-bregman's defaults", *_ratio_rows(benchmark)),
+        (
+            "Not reached",
+            ["cell", "contender", "level", "error of z", "error of dL/dW", "closest settings"],
+            _failures(benchmark),
+        ),
+        (SETTINGS, ["cell", "contender", "task", "level", "settings"], _settings(benchmark)),
+        (
+            "Feed-forward layers, forward and backward",
+            [
+                "geometry",
+                "network",
+                "implicit-bregman [ms]",
+                "bregmanet [ms]",
+                "ratio",
+                "difference",
+                "not compared because",
+            ],
+            _layer_rows(benchmark),
+        ),
+        ("Samples on MM's own limit", ["problems", "counted", "on the limit", "limit unknown"], _limit_rows(benchmark)),
+    ]
+    return [(title, heading, rows) for title, heading, rows in found if rows]
+
+
+def shown(entry: Entry | None) -> str:
+    """Median and quartiles in milliseconds."""
+    if entry is None:
+        return NOTHING
+    low, high = entry.quartiles
+    return f"{_ms(entry.median)} [{_ms(low)}, {_ms(high)}]"
+
+
+def _ms(seconds: float) -> str:
+    value = 1e3 * seconds
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _error(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.1e}"
+
+
+def _truth(reference: str, excluded: float) -> str:
+    left_out = f", {excluded:.0%} of the samples left out: their limit is not known" if excluded else ""
+    return f"truth from the {reference}{left_out}"
+
+
+def _target_rows(found: Sequence[Target]) -> Rows:
+    return [[item.name, item.goal, item.measured, item.verdict, item.margin] for item in found]
+
+
+def _time_rows(benchmark: Benchmark, accuracy: float, task: str) -> tuple[list[str], Rows]:
+    names = [
+        name
+        for name in contender_order(benchmark.cells)
+        if any(cell.entry(name, accuracy, task) is not None for cell in benchmark.cells)
+    ]
+    rows = []
+    for cell in benchmark.cells:
+        tried = {entry.contender for entry in cell.entries if (entry.task, entry.accuracy) == (task, accuracy)}
+        if not tried:
+            continue
+        texts = []
+        for name in names:
+            entry = cell.entry(name, accuracy, task)
+            texts.append(NOT_REACHED if entry is None and name in tried else shown(entry))
+        rows.append([cell.name, *texts])
+    return ["cell", *names], rows if names else []
+
+
+def _ratio_rows(benchmark: Benchmark) -> tuple[list[str], Rows]:
+    columns: list[tuple[str, str, float, str]] = [
+        (f"{peer}, {accuracy:.0e}", peer, accuracy, task)
+        for peer, task in ((TORCHDEQ, BOTH), ("unrolled", BOTH), (PROXQP, FORWARD))
+        for accuracy in benchmark.accuracies
+    ]
+    columns = [c for c in columns if any(cell.ratio(*c[1:]) is not None for cell in benchmark.cells)]
+    rows = []
+    for cell in benchmark.cells:
+        ratios = [cell.ratio(*column[1:]) for column in columns]
+        rows.append([cell.name, *(NOTHING if ratio is None else f"{ratio:.3g}×" for ratio in ratios)])
+    return ["cell", *(column[0] for column in columns)], rows if columns else []
+
+
+def _failures(benchmark: Benchmark) -> Rows:
+    return [
+        [
+            cell.name,
+            entry.contender if entry.task == BOTH else f"{entry.contender} ({entry.task})",
+            f"{entry.accuracy:.0e}",
+            _error(entry.value_error),
+            _error(entry.gradient_error),
+            entry.settings,
+        ]
+        for cell in benchmark.cells
+        for entry in cell.entries
+        if not entry.reached
+    ]
+
+
+def _settings(benchmark: Benchmark) -> Rows:
+    return [
+        [cell.name, entry.contender, entry.task, f"{entry.accuracy:.0e}", entry.settings]
+        for cell in benchmark.cells
+        for entry in cell.entries
+        if entry.reached and entry.contender != OURS
+    ]
+
+
+def _layer_rows(benchmark: Benchmark) -> Rows:
+    rows = []
+    for row in benchmark.feedforward:
+        times: list[Any] = [NOTHING] * 3
+        if row.reason is None:
+            both = [Entry("", BOTH, 1.0, True, "", None, None, seconds) for seconds in (row.ours, row.theirs)]
+            times = [*map(shown, both), f"{row.ratio:.3g}×"]
+        rows.append([row.geometry, row.text, *times, _error(row.difference), row.reason or ""])
+    return rows
+
+
+def _limit_rows(benchmark: Benchmark) -> Rows:
+    return [[row.text, str(row.counted), str(row.found), str(row.excluded)] for row in benchmark.limits]
+
+
+def _markdown_table(heading: Sequence[str], rows: Rows) -> list[str]:
+    return [
+        f"| {' | '.join(heading)} |",
+        f"| --- |{' --- |' * (len(heading) - 1)}",
+        *(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows),
+    ]

@@ -1,0 +1,227 @@
+"""Ratios, verdicts, tables and figures of a made-up benchmark."""
+
+import io
+import math
+import runpy
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+from rich.console import Console
+
+from implicit_bregman.experiments.benchmark.contenders import BOTH, FORWARD, OURS, UNROLLED
+from implicit_bregman.experiments.benchmark.figures import benchmark_figures
+from implicit_bregman.experiments.benchmark.report import sections, to_csv, to_markdown, to_tables
+from implicit_bregman.experiments.benchmark.results import (
+    Benchmark,
+    CellResult,
+    Entry,
+    FeedForwardRow,
+    LimitRow,
+    ScalingPoint,
+)
+from implicit_bregman.experiments.benchmark.targets import MET, MISSED, UNKNOWN, targets
+
+COMMAND = "implicit-bregman benchmark --quick"
+
+
+def entry(contender: str, seconds: float | None, accuracy: float = 1e-3, task: str = BOTH) -> Entry:
+    times = () if seconds is None else (seconds, 0.9 * seconds, 1.2 * seconds)
+    error = accuracy / 2 if seconds is not None else 3 * accuracy
+    return Entry(contender, task, accuracy, seconds is not None, f"settings of {contender}", error, error, times)
+
+
+def cell(name: str, *entries: Entry, **facts: object) -> CellResult:
+    usual = {
+        "name": name,
+        "kind": "convex",
+        "geometry": "tanh",
+        "dim": 8,
+        "batch": 64,
+        "condition": 100.0,
+        "active": 0.05,
+        "regularization": 0.0,
+        "dtype": "float32",
+    }
+    return CellResult(name, f"text of {name}", usual | facts, "oracle", 0.0, 1e-7, 1e-6, 50, 100, 1.0, entries)
+
+
+def benchmark(*cells: CellResult, **parts: object) -> Benchmark:
+    settings = {"accuracies": [1e-3, 1e-6], "threads": 2, "repeats": 7, "cap": 14.0}
+    return Benchmark(COMMAND, settings, {"processor": "abacus"}, {}, cells, **parts)
+
+
+@pytest.fixture
+def full() -> Benchmark:
+    """Something of everything."""
+    plain = cell(
+        "plain",
+        entry(OURS, 0.001),
+        entry(OURS, 0.001, 1e-6),
+        entry("torchdeq Anderson", 0.05),
+        entry("torchdeq Broyden", 0.03),
+        entry("torchdeq Anderson", None, 1e-6),
+        entry(UNROLLED, None),
+        entry(OURS, 0.001, 1e-6, FORWARD),
+        entry("ProxQP", 0.004, 1e-6, FORWARD),
+    )
+    hard = cell("hard", entry(OURS, 0.002), entry("torchdeq Anderson", None), dtype="float64")
+    regular = cell("regular", entry(OURS, 0.002), entry("torchdeq fixed point", 0.001), regularization=0.1)
+    return benchmark(
+        plain,
+        hard,
+        regular,
+        feedforward=(
+            FeedForwardRow("tanh", "tanh", "4 layers of width 8, B = 2", (0.001, 0.002, 0.001), (0.002,), 1e-7),
+            FeedForwardRow("bent", "relu", "4 layers of width 8, B = 2", reason="its inverse is wrong"),
+        ),
+        limits=(LimitRow("a pool", 200, 199, 3),),
+        scaling=tuple(
+            ScalingPoint(axis, at, name, (0.001 * at,), int(100 * at))
+            for axis in ("d", "L")
+            for at in (10.0, 100.0)
+            for name in (OURS, "unrolled, L steps", "torchdeq Anderson, L + L")
+        ),
+    )
+
+
+def verdicts(result: Benchmark) -> dict[str, tuple[str, str]]:
+    return {target.name: (target.verdict, target.margin) for target in targets(result)}
+
+
+def test_median_and_quartiles() -> None:
+    item = Entry("a", BOTH, 1e-3, True, "", None, None, (5.0, 1.0, 2.0, 4.0, 3.0))
+    assert item.median == 3
+    assert item.quartiles == (2, 4)
+    assert Entry("a", BOTH, 1e-3, True, "", None, None, (2.0, 1.0)).quartiles == (1, 2)
+    assert math.isnan(Entry("a", BOTH, 1e-3, False, "", None, None).median)
+
+
+def test_ratios_are_of_the_best_peer_that_gets_there(full: Benchmark) -> None:
+    plain, hard, regular = full.cells
+    assert plain.ratio("torchdeq", 1e-3) == pytest.approx(30)
+    assert plain.ratio("torchdeq", 1e-6) is None
+    assert plain.ratio("ProxQP", 1e-6, FORWARD) == pytest.approx(4)
+    assert plain.ratio(UNROLLED, 1e-3) is None
+    assert hard.ratio("torchdeq", 1e-3) is None
+    assert regular.ratio("torchdeq", 1e-3) == pytest.approx(0.5)
+
+
+def test_targets_are_met_or_missed_by_how_much(full: Benchmark) -> None:
+    found = verdicts(full)
+    assert found["forward + backward to 1e-3 against torchdeq's best, γ = 0"] == (MET, "")
+    verdict, margin = found["forward + backward to 1e-3 against torchdeq's best, γ > 0"]
+    assert verdict == MISSED
+    assert margin == "the median by a factor of 10; slower in regular"
+    assert found["forward to 1e-6, B ≥ 64, against ProxQP's parallel batch"] == (MET, "")
+    assert found["relative error of z, float32, condition ≤ 1000"] == (MET, "")
+    verdict, margin = found["relative error of z, float64, condition ≤ 1000"]
+    assert verdict == MISSED
+    assert margin == "by a factor of 1e+02 at most: hard"
+    assert found["samples on MM's own limit, indefinite W"] == (MET, "")
+    assert found["bytes held for backward beyond parameters, float32"] == (MET, "")
+    assert found["feed-forward layers against bregmanet, same result"] == (MET, "")
+    assert found["the same on a GPU"] == (UNKNOWN, "")
+
+
+def test_a_cell_that_only_the_peer_solves_is_a_slower_one() -> None:
+    lost = cell("lost", entry(OURS, None), entry("torchdeq Anderson", 0.1))
+    good = cell("good", entry(OURS, 0.001), entry("torchdeq Anderson", 0.1))
+    verdict, margin = verdicts(benchmark(lost, good))["forward + backward to 1e-3 against torchdeq's best, γ = 0"]
+    assert verdict == MISSED
+    assert "slower in lost" in margin
+
+
+def test_the_least_misses_are_seen() -> None:
+    slow = FeedForwardRow("tanh", "tanh", "4 layers", (0.0011,), (0.001,), 1e-7)
+    result = benchmark(
+        cell("only", entry(OURS, 0.001, 1e-6, FORWARD), entry("ProxQP", 0.0019, 1e-6, FORWARD)),
+        feedforward=(slow,),
+        limits=(LimitRow("a pool", 200, 198, 0),),
+    )
+    found = verdicts(result)
+    assert found["forward to 1e-6, B ≥ 64, against ProxQP's parallel batch"][0] == MISSED
+    assert found["samples on MM's own limit, indefinite W"] == (MISSED, "by 0.5 percentage points")
+    assert found["feed-forward layers against bregmanet, same result"][1].startswith("10 % slower")
+
+
+def test_without_measurements_nothing_is_claimed() -> None:
+    assert {target.verdict for target in targets(benchmark())} == {UNKNOWN}
+    assert benchmark_figures(benchmark()) == {}
+    assert to_markdown(benchmark(), {})
+
+
+def test_not_reached_is_listed_apart_and_without_a_time(full: Benchmark) -> None:
+    tables = {title: (heading, rows) for title, heading, rows in sections(full)}
+    apart = tables["Not reached"][1]
+    assert [(row[0], row[1], row[2], row[3]) for row in apart] == [
+        ("plain", "torchdeq Anderson", "1e-06", "3.0e-06"),
+        ("plain", UNROLLED, "1e-03", "3.0e-03"),
+        ("hard", "torchdeq Anderson", "1e-03", "3.0e-03"),
+    ]
+    heading, rows = tables["Time to 1e-03, forward+backward [ms]"]
+    shown = dict(zip(heading, rows[1], strict=True))
+    assert shown["cell"] == "hard"
+    assert shown["torchdeq Anderson"] == "not reached"
+    assert shown[OURS] == "2 [1.9, 2.2]"
+    assert shown["torchdeq Broyden"] == "–"
+
+
+def test_everything_names_the_command(full: Benchmark) -> None:
+    figures = {name: caption for name, (_, caption) in benchmark_figures(full).items()}
+    text = to_markdown(full, figures)
+    assert text.count(f"`{COMMAND}`") == 1 + len(sections(full)) + len(figures)
+    assert "abacus" in text
+    for table in to_tables(full):
+        assert COMMAND in str(table.title)
+
+
+def test_the_terminal_shows_all_numbers(full: Benchmark) -> None:
+    console = Console(width=160, file=io.StringIO())
+    for table in to_tables(full):
+        console.print(table)
+    shown = console.file.getvalue()
+    for piece in ("2 [1.9, 2.2]", "30×", "missed", "its inverse is wrong", "199"):
+        assert piece in shown
+
+
+def test_csv_has_a_line_per_entry(full: Benchmark) -> None:
+    lines = to_csv(full).splitlines()
+    assert len(lines) == 1 + sum(len(found.entries) for found in full.cells)
+
+
+def test_missing_peers_are_named(full: Benchmark) -> None:
+    result = benchmark(*full.cells)
+    result.missing["proxsuite"] = "not installed"
+    assert "proxsuite: not installed" in to_markdown(result, {})
+
+
+def test_figures_show_something(full: Benchmark) -> None:
+    figures = benchmark_figures(full)
+    assert {"ratios.png", "scaling.png", "time-forward-backward-1e-03.png", "time-forward-1e-06.png"} <= set(figures)
+    for png, caption in figures.values():
+        pixels = imread(io.BytesIO(png))
+        assert pixels.shape[1] == 2100  # 7 inches at 300 dots per inch
+        assert (pixels[..., :3].min(-1) < 0.9).mean() > 0.002
+        assert caption
+
+
+def test_the_page_is_written_between_its_marks(full: Benchmark, tmp_path: Path) -> None:
+    script = runpy.run_path(str(Path(__file__).resolve().parents[2] / "docs" / "scripts" / "benchmarks.py"))
+    results, docs = tmp_path / "results", tmp_path / "docs"
+    results.mkdir()
+    docs.mkdir()
+    (results / "results.json").write_text(full.to_json())
+    assert script["main"]([str(results)], docs) == 0
+    first = (docs / "benchmarks.md").read_text()
+    assert first.startswith("# Benchmarks\n")
+    assert "## Benchmark\n" in first
+    images = [path.name for path in (docs / "images").iterdir()]
+    assert images
+    assert all(f"](images/{name})" in first for name in images)
+    (docs / "benchmarks.md").write_text(first + "More.\n")
+    assert script["main"]([str(results)], docs) == 0
+    assert (docs / "benchmarks.md").read_text() == first + "More.\n"
+    with pytest.raises(ValueError, match="marks"):
+        script["page_with"](full, "# No marks\n")
+    assert script["main"]([]) == 2
