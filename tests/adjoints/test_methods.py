@@ -186,7 +186,7 @@ def test_at_a_degenerate_multiplier_the_gradient_is_one_sided(polish: bool) -> N
     torch.testing.assert_close(solution.value, x, rtol=0, atol=1e-7)
     (gradient,) = torch.autograd.grad(solution.value.sum(), x)
     # dz/dc is 1 from inside and 0 from outside; the other coordinates have their derivative, 1.
-    assert 0 <= float(gradient[0, 0]) <= 1 + 1e-14
+    assert 0 <= float(gradient[0, 0]) <= 1 + 1e-12
     torch.testing.assert_close(gradient[:, 1], torch.ones(2, dtype=torch.float64))
     torch.testing.assert_close(gradient[1, 0], torch.ones((), dtype=torch.float64))
 

@@ -11,7 +11,7 @@ import torch
 
 import implicit_bregman as ib
 from implicit_bregman.experiments.problems import make_problem
-from implicit_bregman.solvers import MM, Anderson, Broyden, Solver, TorchDEQ, solver_named
+from implicit_bregman.solvers import MM, Anderson, Broyden, Newton, Solver, TorchDEQ, solver_named
 from tests.solvers.helpers import FIRST_ORDER, own_residual, solve
 
 CLASSES = (MM, Anderson, Broyden, TorchDEQ)
