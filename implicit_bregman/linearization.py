@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,13 +10,15 @@ from torch import Tensor
 
 from implicit_bregman.energy.base import Hessian
 from implicit_bregman.legendre import LegendreFunction
-from implicit_bregman.linalg.cg import conjugate_gradient
+from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient
 from implicit_bregman.objective import Point
 
-#: Coordinates whose D₊ exceeds this share of the largest are preconditioned together.
+#: Coordinates whose D₊ exceeds this share of the largest are preconditioned together,
 _STEEP = 0.1
+#: and those whose D₊ does not exceed this one are flat: dividing by D₊ would cost digits.
+_NOT_FLAT = 1e-3
 #: The diagonal is preconditioner enough where the mean of shift/D₊ exceeds this share of λ_max(H).
-_DIAGONAL_WILL_DO = 0.02
+_DIAGONAL_WILL_DO = 0.5
 #: Most products in the linear system of one Newton step.
 _MOST_PRODUCTS = 1000
 
@@ -50,51 +51,75 @@ class Linearization:
     def apply_symmetric(self, p: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """The symmetric form diag(shift) + S H S with S = √D₊, where p = S u."""
         root = self.slope.to(p.dtype).sqrt()
-        return self.shift.to(p.dtype) * p + root * self.hessian.product(root * p)
+        return torch.addcmul(self.shift.to(p.dtype) * p, root, self.hessian.product(root * p))
 
-    def preconditioner(self) -> Callable[[Tensor], Tensor]:
-        """p ↦ M⁻¹p for the symmetric form: its diagonal or, where that would not do, the shared factor.
+    def solve_symmetric(
+        self, right: Float[Tensor, "batch d"], tol: float | Float[Tensor, " batch"], max_iter: int
+    ) -> LinearSolution:
+        """v = S p, where (diag(shift) + S H S) p = `right`, by preconditioned CG; H symmetric.
 
-        Where D₊ spans little and the shift is small against S H S, (κ + H)⁻¹, κ the mean of shift/D₊ over those
-        coordinates, stands for the form on all of them at once; the flat coordinates keep their diagonal.
+        Where no coordinate is flat, by the equivalent form diag(shift/D₊) + H in v itself, which takes fewer
+        operations. The preconditioner is the diagonal or, where the shift is small against S H S, the inverse of
+        H + κI that all samples share, κ the mean of shift/D₊; flat coordinates keep their diagonal.
         """
-        diagonal = 1 / self.diagonal()
+        root, least = self.slope.sqrt(), _NOT_FLAT * self.slope.amax(-1, keepdim=True)
+        inverse = self._shared_inverse()
+        shared = self.hessian.shared
+        if bool((self.slope > least).all()):
+            ratio = self.shift / self.slope
+            if shared is None:
+                operator = lambda v: torch.addcmul(self.hessian.product(v), ratio, v)  # noqa: E731
+                diagonal = ratio.clamp_min(torch.finfo(ratio.dtype).tiny)
+            else:
+                weight = shared.weight.to(ratio.dtype)
+                operator = lambda v: torch.addmm(ratio * v, v, weight, alpha=-1)  # noqa: E731
+                diagonal = self.diagonal() / self.slope
+            precondition = (lambda r: r @ inverse) if inverse is not None else (lambda r: r / diagonal)
+            return conjugate_gradient(operator, right / root, precondition, tol, max_iter)
+        diagonal = self.diagonal()
+        precondition = lambda r: r / diagonal  # noqa: E731
+        if inverse is not None:
+            steep = self.slope > _STEEP * self.slope.amax(-1, keepdim=True)
+            reciprocal = torch.where(steep, root, 1.0).reciprocal() * steep
+            rest = torch.where(steep, 0.0, 1 / diagonal)
+            precondition = lambda r: torch.addcmul(rest * r, reciprocal, (reciprocal * r) @ inverse)  # noqa: E731
+        product = self.hessian.product
+        found = conjugate_gradient(
+            lambda p: torch.addcmul(self.shift * p, root, product(root * p)), right, precondition, tol, max_iter
+        )
+        return replace(found, value=root * found.value)
+
+    def _shared_inverse(self) -> Float[Tensor, "d d"] | None:
+        """(H + κI)⁻¹ with κ the mean of shift/D₊ where D₊ is not small, if it is worth having."""
         shared = self.hessian.shared
         if shared is None or not shared.symmetric or not shared.is_worth_inverting(len(self.slope)):
-            return lambda r: diagonal * r
+            return None
         steep = self.slope > _STEEP * self.slope.amax(-1, keepdim=True)
-        inverse_root = torch.where(steep, self.slope, 1.0).rsqrt() * steep
-        share = float((self.shift * inverse_root.square()).sum() / steep.sum().clamp_min(1))
-        if not share * shared.gradient_step < _DIAGONAL_WILL_DO:
-            return lambda r: diagonal * r
-        inverse = shared.damped_inverse(share)
-        if inverse is None:
-            return lambda r: diagonal * r
-        rest = torch.where(steep, 0.0, diagonal)
-        inverse = inverse.to(self.slope.dtype)
-        return lambda r: inverse_root * ((inverse_root * r) @ inverse) + rest * r
+        ratio = torch.where(steep, self.shift / self.slope, 0.0)
+        mean = float(ratio.sum() / steep.sum().clamp_min(1))
+        # (a mean that is not positive, or not a number, is no shift either)
+        if not 0 < mean * shared.gradient_step < _DIAGONAL_WILL_DO:
+            return None
+        inverse = shared.damped_inverse(mean)
+        return None if inverse is None else inverse.to(self.slope.dtype)
 
     def newton_step(
         self, error: Float[Tensor, "batch d"], tol: Float[Tensor, " batch"]
-    ) -> tuple[Float[Tensor, "batch d"], Float[Tensor, "batch d"], Bool[Tensor, " batch"]]:
-        """v = DΔy for the Newton step (γ + H D) Δy = −E, H v, and whether a negative curvature was met.
+    ) -> tuple[Float[Tensor, "batch d"], Bool[Tensor, " batch"]]:
+        """v = DΔy for the Newton step (γ + H D) Δy = −E, and whether a negative curvature was met.
 
         Args:
             error: E.
-            tol: relative residual of the symmetric form, per sample.
+            tol: relative residual of the linear system, per sample.
         """
         # CG in the Hessian's own precision: it stops long before its digits end, and E is scaled to 1.
         shared = self.hessian.shared
         dtype = error.dtype if shared is None else shared.weight.dtype
         system = Linearization(self.hessian, self.slope.to(dtype), self.shift.to(dtype))
-        root, size = system.slope.sqrt(), error.abs().amax(-1, keepdim=True)
-        size = torch.where(size > 0, size, 1.0)
-        right = root * (error / size).neg().to(dtype)
-        found = conjugate_gradient(
-            system.apply_symmetric, right, system.preconditioner(), tol.to(dtype), _MOST_PRODUCTS
-        )
-        v = (root * found.value).to(error.dtype) * size
-        return v, self.hessian.product(v), ~found.positive
+        size = error.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(dtype).tiny)
+        right = system.slope.sqrt() * (error / size).neg().to(dtype)
+        found = system.solve_symmetric(right, tol.to(dtype), _MOST_PRODUCTS)
+        return found.value.to(error.dtype) * size, ~found.positive
 
     def dense(self, symmetric: bool, rows: slice, dtype: torch.dtype) -> Float[Tensor, "rows d d"]:
         """The operator (or its symmetric form) as one matrix per sample, for a part of the batch.

@@ -7,7 +7,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.energy.base import BoundEnergy
-from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient
 from implicit_bregman.linalg.chunks import chunks
 from implicit_bregman.linalg.dense import solve_general
 from implicit_bregman.linalg.free import solve_free_blocks
@@ -136,15 +135,12 @@ def _relative(error: Tensor, to: Tensor) -> Float[Tensor, " batch"]:
 def _iterate(system: Linearization, g: Tensor, method: str, tol: float, max_iter: int) -> AdjointSolution:
     """CG on the symmetric form, or GMRES, refined with float64 residuals where H is a matrix."""
     symmetric = system.hessian.symmetric and method != "gmres"
-    root = system.slope.sqrt()
-    operator = system.apply_symmetric if symmetric else system.apply
     wide = torch.float64 if system.hessian.shared is not None else g.dtype
-    rhs = (root if symmetric else torch.ones_like(root)).to(wide) * g.to(wide)
-    solve = conjugate_gradient if symmetric else gmres
+    scaling = (system.slope.sqrt() if symmetric else system.slope).to(wide)
+    rhs = scaling * g.to(wide) if symmetric else g.to(wide)
     diagonal = system.diagonal()
-    precondition = system.preconditioner() if symmetric else lambda r: r / diagonal
 
-    total = torch.zeros_like(rhs)
+    v = torch.zeros_like(rhs)
     residual, norm = rhs, torch.linalg.vector_norm(rhs, dim=-1)
     safe = torch.where(norm > 0, norm, 1.0)
     iterations = torch.zeros(len(g), dtype=torch.int64, device=g.device)
@@ -155,19 +151,35 @@ def _iterate(system: Linearization, g: Tensor, method: str, tol: float, max_iter
         size = torch.linalg.vector_norm(residual, dim=-1)
         scale = torch.where(done | (size == 0), 1.0, size)[:, None]
         right = torch.where(done[:, None], 0.0, residual / scale).to(g.dtype)
-        part: LinearSolution = solve(operator, right, precondition, max(tol, _reach(g.dtype)), max_iter)
-        total = total + scale * part.value.to(wide)
+        # What is still missing, and no more than one solve can give.
+        missing = (0.5 * tol * norm / scale.squeeze(-1)).clamp(_reach(g.dtype), 0.5).to(g.dtype)
+        if symmetric:
+            part = system.solve_symmetric(right, missing, max_iter)
+            step = part.value.to(wide)
+        else:
+            part = gmres(system.apply, right, lambda r: r / diagonal, missing, max_iter)
+            step = scaling * part.value.to(wide)
+        v = torch.addcmul(v, scale, step)
         iterations, positive = iterations + part.iterations, positive & part.positive
-        residual = rhs - operator(total)
+        residual = rhs - _applied(system, v, scaling, symmetric)
         done = torch.linalg.vector_norm(residual, dim=-1) <= tol * safe
         if bool(done.all()):
             break
-    scaling = (root if symmetric else system.slope).to(wide)
-    v, relative = scaling * total, torch.linalg.vector_norm(residual, dim=-1) / safe
+    relative = torch.linalg.vector_norm(residual, dim=-1) / safe
     solved = done | (part.converged & (relative <= 10 * tol))
     if not bool(positive.all()):
         v, solved, relative = _replace_indefinite(system, g, (v, solved, relative), positive, tol, max_iter)
     return v, solved, relative.to(g.dtype), iterations
+
+
+def _applied(system: Linearization, v: Tensor, scaling: Tensor, symmetric: bool) -> Tensor:
+    """The operator's left-hand side at v: (shift/S + S H) v of the symmetric form, or (shift/D₊ + Hᵀ) v.
+
+    Where D₊ is 0, v is 0 and so is its term.
+    """
+    term = system.shift.to(v.dtype) * torch.where(scaling > 0, v / torch.where(scaling > 0, scaling, 1.0), 0.0)
+    product = system.hessian.product(v, transpose=True)
+    return torch.addcmul(term, scaling, product) if symmetric else term + product
 
 
 def _reach(dtype: torch.dtype) -> float:

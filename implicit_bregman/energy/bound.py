@@ -86,13 +86,18 @@ class SharedHessian(Hessian):
 
     def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Hessian]]:
         shared = self.shared
-        rebuild = partial(_rebuild, symmetric=shared.symmetric, least=shared.least)
-        known = shared.known_inverse
-        return ((shared.weight,) if known is None else (shared.weight, known)), rebuild
+        inverse, damped = shared.known_inverse, shared.damped
+        tensors = [shared.weight, *([] if inverse is None else [inverse]), *([] if damped is None else [damped[1]])]
+        shift = None if damped is None else damped[0]
+        return tuple(tensors), partial(_rebuild, shared.symmetric, shared.least, inverse is not None, shift)
 
     def select(self, index: Tensor) -> Hessian:
         return self
 
 
-def _rebuild(weight: Tensor, inverse: Tensor | None = None, *, symmetric: bool, least: float | None) -> SharedHessian:
-    return SharedHessian(SharedMatrix(weight, symmetric, least, inverse))
+def _rebuild(
+    symmetric: bool, least: float | None, has_inverse: bool, shift: float | None, weight: Tensor, *known: Tensor
+) -> SharedHessian:
+    inverse = known[0] if has_inverse else None
+    damped = None if shift is None else (shift, known[-1])
+    return SharedHessian(SharedMatrix(weight, symmetric, least, inverse, damped))

@@ -49,40 +49,38 @@ def conjugate_gradient(
     """
     norm_b = torch.linalg.vector_norm(rhs, dim=-1)
     usable = torch.isfinite(norm_b)
-    clean = bool(usable.all())
-    norm_b = norm_b if clean else torch.where(usable, norm_b, 0.0)
-    r = rhs if clean else torch.where(usable[:, None], rhs, 0.0)
+    r = rhs
+    if not bool(usable.all()):
+        norm_b, r = torch.where(usable, norm_b, 0.0), torch.where(usable[:, None], rhs, 0.0)
     x = torch.zeros_like(rhs)
     target = tol * norm_b
+    # A residual that explodes is the mark of a singular system: leave it before it overflows.
+    limit = norm_b * torch.finfo(rhs.dtype).eps ** -0.5
     p = preconditioner(r)
     rz = torch.linalg.vecdot(r, p)
     norm_r = norm_b
     iterations = torch.zeros_like(norm_b, dtype=torch.int64)
-    positive = torch.ones_like(usable)
     active = norm_r > target
-    # A residual that explodes is the mark of a singular system: leave it before it overflows.
-    limit = norm_b * torch.finfo(rhs.dtype).eps ** -0.5
     for _ in range(max_iter):
         if not bool(active.any()):
             break
         product = operator(p)
         curvature = torch.linalg.vecdot(p, product)
         iterations += active
-        bent = curvature > 0
-        positive &= bent | ~active
-        active &= bent
-        # Steps of samples that have stopped are 0, and divisions by 1, so that 0/0 never appears.
-        alpha = torch.where(active, rz, 0.0).div_(torch.where(active, curvature, 1.0))[:, None]
+        active = active & (curvature > 0)
+        # A quotient of a sample that has stopped may be 0/0; it is not used.
+        alpha = torch.where(active, rz / curvature, 0.0)[:, None]
         x.addcmul_(alpha, p)
         r = torch.addcmul(r, alpha, product, value=-1)
         z = preconditioner(r)
         rz_next = torch.linalg.vecdot(r, z)
-        beta = torch.where(active, rz_next, 0.0).div_(torch.where(rz > 0, rz, 1.0))[:, None]
+        beta = torch.where(active, rz_next / rz, 0.0)[:, None]
         p = torch.addcmul(z, beta, p)
         rz = rz_next
         norm_r = torch.linalg.vector_norm(r, dim=-1)
-        tame = norm_r <= limit
-        positive &= tame | ~active
-        active &= tame & (norm_r > target)
+        active = active & (norm_r > target) & (norm_r <= limit)
+    converged = norm_r <= target
+    # Who has stopped without having converged met a curvature that is not positive, or a singular system.
+    positive = active | converged
     relative = norm_r / torch.where(norm_b > 0, norm_b, 1.0)
-    return LinearSolution(x, relative, iterations, usable & positive & (norm_r <= target), positive)
+    return LinearSolution(x, relative, iterations, usable & converged, positive)

@@ -15,7 +15,7 @@ def gmres(
     operator: Callable[[Tensor], Tensor],
     rhs: Float[Tensor, "batch d"],
     preconditioner: Callable[[Tensor], Tensor],
-    tol: float,
+    tol: float | Float[Tensor, " batch"],
     max_iter: int,
     restart: int = 50,
 ) -> LinearSolution:
@@ -25,7 +25,7 @@ def gmres(
         operator: v ↦ A v for a whole batch.
         rhs: b, (B, d).
         preconditioner: r ↦ M⁻¹ r.
-        tol: bound on ‖b − Ax‖₂ / ‖b‖₂.
+        tol: bound on ‖b − Ax‖₂ / ‖b‖₂, one for all samples or one for each.
         max_iter: bound on the number of products, restarts included.
         restart: number of basis vectors kept, each (B, d).
     """

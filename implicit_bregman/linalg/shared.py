@@ -33,6 +33,7 @@ class SharedMatrix:
         symmetric: whether it is.
         least: a number that all eigenvalues of H are known to exceed, or None.
         inverse: H⁻¹, if it is known.
+        damped: s > 0 and (H + s·I)⁻¹, if they are known.
     """
 
     def __init__(
@@ -41,11 +42,12 @@ class SharedMatrix:
         symmetric: bool,
         least: float | None = None,
         inverse: Float[Tensor, "d d"] | None = None,
+        damped: tuple[float, Float[Tensor, "d d"]] | None = None,
     ) -> None:
         self.weight = weight.detach()
         self.symmetric = symmetric
         self.least = least
-        self._damped: tuple[float, Tensor | None] | None = None
+        self.damped = damped
         if inverse is not None:
             self.__dict__["inverse"] = inverse
 
@@ -80,13 +82,18 @@ class SharedMatrix:
         return self.spectrum.is_definite(shift, or_semidefinite)
 
     def damped_inverse(self, shift: float) -> Float[Tensor, "d d"] | None:
-        """(H + shift·I)⁻¹ in W's own precision, or None if that is not definite; the last one is kept."""
-        if self._damped is None or self._damped[0] != shift:
+        """About (H + shift·I)⁻¹ in W's own precision, to precondition with; None if that is not definite.
+
+        The last one is kept, and returned for shifts within a factor of 2 of its own.
+        """
+        if self.damped is None or not 0.5 <= shift / self.damped[0] <= 2.0:
             matrix = self.matrix
             matrix.diagonal().add_(shift)
             factor, info = torch.linalg.cholesky_ex(matrix)
-            self._damped = (shift, torch.cholesky_inverse(factor) if int(info) == 0 else None)
-        return self._damped[1]
+            if int(info) != 0:
+                return None
+            self.damped = (shift, torch.cholesky_inverse(factor))
+        return self.damped[1]
 
     @property
     def known_inverse(self) -> Float[Tensor, "d d"] | None:

@@ -143,11 +143,14 @@ def _move(objective: Objective, energy: BoundEnergy, at: _Iterate, before: Tenso
     # As exact as the progress of the last step promises this one to be, and no more than the goal asks for.
     goal = (0.3 * target * at.scale / at.size).clamp(1e-7, _LOOSE)
     forcing = torch.full_like(at.size, _LOOSE) if before is None else (at.size / before).square().clamp(_TIGHT, _LOOSE)
-    v, product, bent = system.newton_step(at.error, torch.maximum(forcing, goal))
+    v, bent = system.newton_step(at.error, torch.maximum(forcing, goal))
     if not objective.unique:
         # Negative curvature: not near a minimum, and so not certain to be near MM's limit.
-        v, product = (torch.where(bent[:, None], torch.nan, part) for part in (v, product))
+        v = torch.where(bent[:, None], torch.nan, v)
     steep = slope > _FLAT * slope.amax(-1, keepdim=True)
+    if bool(steep.all()):
+        return v / slope
+    product = hessian.product(v)
     return torch.where(steep, v / torch.where(steep, slope, 1.0), -(at.error + product) / gamma)
 
 

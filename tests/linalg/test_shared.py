@@ -100,8 +100,9 @@ def test_damped_inverse(dtype: torch.dtype, generator: torch.Generator) -> None:
     exact = torch.linalg.inv(matrix.double() + 0.5 * torch.eye(9).double())
     assert torch.allclose(inverse.double(), exact, atol=1e-4 if dtype == torch.float32 else 1e-12)
     assert found.damped_inverse(0.5) is inverse
+    assert found.damped_inverse(0.4) is inverse  # near enough to precondition with
     assert found.damped_inverse(0.05) is None  # still indefinite
-    assert torch.allclose(found.damped_inverse(0.5), inverse)
+    assert not torch.allclose(found.damped_inverse(2.0), inverse)
 
 
 @pytest.mark.parametrize("largest", [1e-3, 1.0, 50.0])
