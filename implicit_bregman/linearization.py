@@ -38,11 +38,13 @@ class Linearization:
         hessian: H.
         slope: D₊, (B, d).
         shift: (1 + τγ)(1 − r)/τ, (B, d).
+        on_free_sets: whether every sample's system is known to be the free block of H and the identity.
     """
 
     hessian: Hessian
     slope: Tensor
     shift: Tensor
+    on_free_sets: bool = False
 
     def apply(self, u: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """The adjoint operator above, in u's precision (where H is a matrix)."""
@@ -54,53 +56,71 @@ class Linearization:
         return torch.addcmul(self.shift.to(p.dtype) * p, root, self.hessian.product(root * p))
 
     def solve_symmetric(
-        self, right: Float[Tensor, "batch d"], tol: float | Float[Tensor, " batch"], max_iter: int
+        self, g: Float[Tensor, "batch d"], tol: float | Float[Tensor, " batch"], max_iter: int
     ) -> LinearSolution:
-        """v = S p, where (diag(shift) + S H S) p = `right`, by preconditioned CG; H symmetric.
+        """v with (diag(shift/D₊) + H) v = g, by preconditioned CG; H symmetric.
 
-        Where no coordinate is flat, by the equivalent form diag(shift/D₊) + H in v itself, which takes fewer
-        operations. The preconditioner is the diagonal or, where the shift is small against S H S, the inverse of
-        H + κI that all samples share, κ the mean of shift/D₊; flat coordinates keep their diagonal.
+        In this form where no coordinate is flat, else in the symmetric form (diag(shift) + S H S) p = S g, v = S p.
+        The preconditioner is the diagonal or, where the shift is small against D₊H, the inverse of H + κI that all
+        samples share, κ the mean of shift/D₊; flat coordinates keep their diagonal.
+
+        Args:
+            g: the right-hand side.
+            tol: relative residual of the form that is solved, one for all samples or one for each.
+            max_iter: bound on the number of products.
         """
-        root, least = self.slope.sqrt(), _NOT_FLAT * self.slope.amax(-1, keepdim=True)
-        inverse = self._shared_inverse()
-        shared = self.hessian.shared
-        if bool((self.slope > least).all()):
-            ratio = self.shift / self.slope
-            if shared is None:
-                operator = lambda v: torch.addcmul(self.hessian.product(v), ratio, v)  # noqa: E731
-                diagonal = ratio.clamp_min(torch.finfo(ratio.dtype).tiny)
-            else:
-                weight = shared.weight.to(ratio.dtype)
-                operator = lambda v: torch.addmm(ratio * v, v, weight, alpha=-1)  # noqa: E731
-                diagonal = self.diagonal() / self.slope
-            precondition = (lambda r: r @ inverse) if inverse is not None else (lambda r: r / diagonal)
-            return conjugate_gradient(operator, right / root, precondition, tol, max_iter)
-        diagonal = self.diagonal()
-        precondition = lambda r: r / diagonal  # noqa: E731
-        if inverse is not None:
-            steep = self.slope > _STEEP * self.slope.amax(-1, keepdim=True)
-            reciprocal = torch.where(steep, root, 1.0).reciprocal() * steep
-            rest = torch.where(steep, 0.0, 1 / diagonal)
-            precondition = lambda r: torch.addcmul(rest * r, reciprocal, (reciprocal * r) @ inverse)  # noqa: E731
-        product = self.hessian.product
-        found = conjugate_gradient(
-            lambda p: torch.addcmul(self.shift * p, root, product(root * p)), right, precondition, tol, max_iter
+        least = _NOT_FLAT * self.slope.amax(-1, keepdim=True)
+        return (
+            self._solve_plain(g, tol, max_iter)
+            if bool((self.slope > least).all())
+            else self._solve_scaled(g, tol, max_iter)
         )
+
+    def _solve_plain(self, g: Tensor, tol: float | Tensor, max_iter: int) -> LinearSolution:
+        ratio, shared = self.shift / self.slope, self.hessian.shared
+        inverse = self._shared_inverse(ratio.mean())
+        weight = None if shared is None else shared.weight.to(ratio.dtype)
+
+        def operator(v: Tensor) -> Tensor:
+            if weight is None:
+                return torch.addcmul(self.hessian.product(v), ratio, v)
+            return torch.addmm(ratio * v, v, weight, alpha=-1)
+
+        if inverse is not None:
+            return conjugate_gradient(operator, g, lambda r: r @ inverse, tol, max_iter)
+        scale = self.slope / self.diagonal()
+        return conjugate_gradient(operator, g, lambda r: r * scale, tol, max_iter)
+
+    def _solve_scaled(self, g: Tensor, tol: float | Tensor, max_iter: int) -> LinearSolution:
+        root, reciprocal = self.slope.sqrt(), 1 / self.diagonal()
+        steep = self.slope > _STEEP * self.slope.amax(-1, keepdim=True)
+        ratio = torch.where(steep, self.shift / self.slope, 0.0)
+        inverse = self._shared_inverse(ratio.sum() / steep.sum().clamp_min(1))
+        product = self.hessian.product
+
+        def operator(p: Tensor) -> Tensor:
+            return torch.addcmul(self.shift * p, root, product(root * p))
+
+        if inverse is None:
+            found = conjugate_gradient(operator, root * g, lambda r: r * reciprocal, tol, max_iter)
+        else:
+            outer = torch.where(steep, root, 1.0).reciprocal() * steep
+            rest = torch.where(steep, 0.0, reciprocal)
+            found = conjugate_gradient(
+                operator, root * g, lambda r: torch.addcmul(rest * r, outer, (outer * r) @ inverse), tol, max_iter
+            )
         return replace(found, value=root * found.value)
 
-    def _shared_inverse(self) -> Float[Tensor, "d d"] | None:
-        """(H + κI)⁻¹ with κ the mean of shift/D₊ where D₊ is not small, if it is worth having."""
+    def _shared_inverse(self, mean: Tensor) -> Float[Tensor, "d d"] | None:
+        """About (H + κI)⁻¹ for κ = `mean`, if it is worth having."""
         shared = self.hessian.shared
         if shared is None or not shared.symmetric or not shared.is_worth_inverting(len(self.slope)):
             return None
-        steep = self.slope > _STEEP * self.slope.amax(-1, keepdim=True)
-        ratio = torch.where(steep, self.shift / self.slope, 0.0)
-        mean = float(ratio.sum() / steep.sum().clamp_min(1))
+        kappa = float(mean)
         # (a mean that is not positive, or not a number, is no shift either)
-        if not 0 < mean * shared.gradient_step < _DIAGONAL_WILL_DO:
+        if not 0 < kappa * shared.gradient_step < _DIAGONAL_WILL_DO:
             return None
-        inverse = shared.damped_inverse(mean)
+        inverse = shared.damped_inverse(kappa)
         return None if inverse is None else inverse.to(self.slope.dtype)
 
     def newton_step(
@@ -115,10 +135,12 @@ class Linearization:
         # CG in the Hessian's own precision: it stops long before its digits end, and E is scaled to 1.
         shared = self.hessian.shared
         dtype = error.dtype if shared is None else shared.weight.dtype
+        if dtype == error.dtype:
+            found = self.solve_symmetric(-error, tol, _MOST_PRODUCTS)
+            return found.value, ~found.positive
         system = Linearization(self.hessian, self.slope.to(dtype), self.shift.to(dtype))
         size = error.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(dtype).tiny)
-        right = system.slope.sqrt() * (error / size).neg().to(dtype)
-        found = system.solve_symmetric(right, tol.to(dtype), _MOST_PRODUCTS)
+        found = system.solve_symmetric((error / size).neg().to(dtype), tol.to(dtype), _MOST_PRODUCTS)
         return found.value.to(error.dtype) * size, ~found.positive
 
     def dense(self, symmetric: bool, rows: slice, dtype: torch.dtype) -> Float[Tensor, "rows d d"]:
@@ -175,4 +197,4 @@ def linearize(
 def linearize_on_free_set(hessian: Hessian, free: Bool[Tensor, "batch d"], dtype: torch.dtype) -> Linearization:
     """The second-order model at polished points: the Hessian's free block, the identity on active coordinates."""
     inside = free.to(dtype)
-    return Linearization(hessian, inside, 1 - inside)
+    return Linearization(hessian, inside, 1 - inside, on_free_sets=True)

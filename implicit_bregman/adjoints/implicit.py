@@ -112,7 +112,7 @@ def _relative_residual(objective: Objective, point: Point) -> Tensor:
     return torch.linalg.vector_norm(left, dim=-1) / size.clamp_min(torch.finfo(z.dtype).tiny)
 
 
-def _estimated_error(g: Tensor, v: Tensor, residual: Tensor, leftover: Tensor, leaving: Tensor) -> Tensor:
+def _estimated_error(g: Tensor, v: Tensor, residual: Tensor, leftover: Tensor, leaving: Tensor | None) -> Tensor:
     """The estimate that `Solution.gradient_error` documents, (B,).
 
     Args:
@@ -120,13 +120,13 @@ def _estimated_error(g: Tensor, v: Tensor, residual: Tensor, leftover: Tensor, l
         v: dL/dc.
         residual: of the backward solve, relative, (B,).
         leftover: see `_relative_residual`.
-        leaving: the coordinates that are on their way to a bound, where v is 0 in the limit, (B, d).
+        leaving: the coordinates that are on their way to a bound, where v is 0 in the limit, (B, d); None: none.
     """
     tiny = torch.finfo(v.dtype).tiny
     size = torch.linalg.vector_norm(v, dim=-1).clamp_min(tiny)
     inverse = size / torch.linalg.vector_norm(g, dim=-1).clamp_min(tiny)
-    share = torch.linalg.vector_norm(torch.where(leaving, v, 0.0), dim=-1) / size
-    return residual.to(v.dtype) + inverse * leftover + share
+    error = residual.to(v.dtype) + inverse * leftover
+    return error if leaving is None else error + torch.linalg.vector_norm(v * leaving, dim=-1) / size
 
 
 @dataclass(frozen=True)
@@ -151,6 +151,7 @@ class _AttachImplicit(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         backward: _Backward = inputs[3]
         ctx.adjoint, ctx.report, ctx.bounds_attract = backward.adjoint, backward.report, backward.bounds_attract
+        ctx.on_free_sets = backward.system.on_free_sets
         # Saved, not just held, so that autograd counts, offloads and frees these tensors as its own.
         tensors, ctx.rebuild_hessian = backward.system.hessian.pack()
         ctx.save_for_backward(backward.system.slope, backward.system.shift, backward.leftover, *tensors)
@@ -160,13 +161,14 @@ class _AttachImplicit(torch.autograd.Function):
         refuse_higher_order("implicit")
         refuse_batched("implicit", gradient)
         slope, shift, leftover, *rest = ctx.saved_tensors
-        system = Linearization(ctx.rebuild_hessian(*rest), slope, shift)
+        system = Linearization(ctx.rebuild_hessian(*rest), slope, shift, ctx.on_free_sets)
         adjoint: Implicit = ctx.adjoint
         with torch.autocast(gradient.device.type, enabled=False):
             v, status, residual, iterations = solve_adjoint_system(
                 system, gradient, adjoint.method, adjoint.tol, adjoint.max_iter
             )
-        leaving = system.shift > system.slope if ctx.bounds_attract else torch.zeros_like(v, dtype=torch.bool)
+        # At an exact point v is 0 on the bounds already; for γ > 0 no coordinate leaves for one.
+        leaving = system.shift > system.slope if ctx.bounds_attract and not ctx.on_free_sets else None
         error = _estimated_error(gradient, v, residual, leftover, leaving)
         ctx.report.fill(status, residual, iterations, error)
         report_failures("implicit adjoint", status, adjoint.on_failure)

@@ -76,6 +76,8 @@ def _is_cheap(system: Linearization) -> bool:
 
 def _on_free_sets(system: Linearization) -> bool:
     """Whether every sample's system is the free block of H and the identity (all samples are polished)."""
+    if system.on_free_sets:
+        return True
     slope, shift = system.slope, system.shift
     return bool((((slope == 1) & (shift == 0)) | ((slope == 0) & (shift == 1))).all())
 
@@ -136,50 +138,43 @@ def _iterate(system: Linearization, g: Tensor, method: str, tol: float, max_iter
     """CG on the symmetric form, or GMRES, refined with float64 residuals where H is a matrix."""
     symmetric = system.hessian.symmetric and method != "gmres"
     wide = torch.float64 if system.hessian.shared is not None else g.dtype
-    scaling = (system.slope.sqrt() if symmetric else system.slope).to(wide)
-    rhs = scaling * g.to(wide) if symmetric else g.to(wide)
-    diagonal = system.diagonal()
+    slope, shift, g_wide = system.slope.to(wide), system.shift.to(wide), g.to(wide)
+    inside = slope > 0
+    ratio = torch.where(inside, shift / torch.where(inside, slope, 1.0), 0.0)
+    # The symmetric form's residual is that of v's own equation times √D₊; it has no equation where D₊ is 0.
+    weight = slope.sqrt() if symmetric else torch.ones_like(slope)
 
-    v = torch.zeros_like(rhs)
-    residual, norm = rhs, torch.linalg.vector_norm(rhs, dim=-1)
+    v, residual = torch.zeros_like(g_wide), g_wide
+    norm = torch.linalg.vector_norm(weight * residual, dim=-1)
     safe = torch.where(norm > 0, norm, 1.0)
     iterations = torch.zeros(len(g), dtype=torch.int64, device=g.device)
     positive = torch.ones(len(g), dtype=torch.bool, device=g.device)
-    done = norm == 0
+    done, size = norm == 0, norm
     # One round where nothing can be gained: float64, or a Hessian that is not a matrix.
     for _ in range(_REFINEMENTS if wide != g.dtype else 1):
-        size = torch.linalg.vector_norm(residual, dim=-1)
-        scale = torch.where(done | (size == 0), 1.0, size)[:, None]
-        right = torch.where(done[:, None], 0.0, residual / scale).to(g.dtype)
+        scale = torch.where(done | (size == 0), 1.0, size)
+        right = torch.where(done[:, None], 0.0, residual / scale[:, None]).to(g.dtype)
         # What is still missing, and no more than one solve can give.
-        missing = (0.5 * tol * norm / scale.squeeze(-1)).clamp(_reach(g.dtype), 0.5).to(g.dtype)
+        missing = (0.5 * tol * norm / scale).clamp(_reach(g.dtype), 0.5).to(g.dtype)
         if symmetric:
             part = system.solve_symmetric(right, missing, max_iter)
             step = part.value.to(wide)
         else:
-            part = gmres(system.apply, right, lambda r: r / diagonal, missing, max_iter)
-            step = scaling * part.value.to(wide)
-        v = torch.addcmul(v, scale, step)
+            diagonal = system.diagonal()
+            part = gmres(system.apply, right, lambda r, d=diagonal: r / d, missing, max_iter)
+            step = slope * part.value.to(wide)
+        v = torch.addcmul(v, scale[:, None], step)
         iterations, positive = iterations + part.iterations, positive & part.positive
-        residual = rhs - _applied(system, v, scaling, symmetric)
-        done = torch.linalg.vector_norm(residual, dim=-1) <= tol * safe
+        residual = g_wide - torch.addcmul(system.hessian.product(v, transpose=True), ratio, v)
+        size = torch.linalg.vector_norm(weight * residual, dim=-1)
+        done = size <= tol * safe
         if bool(done.all()):
             break
-    relative = torch.linalg.vector_norm(residual, dim=-1) / safe
+    relative = size / safe
     solved = done | (part.converged & (relative <= 10 * tol))
     if not bool(positive.all()):
         v, solved, relative = _replace_indefinite(system, g, (v, solved, relative), positive, tol, max_iter)
     return v, solved, relative.to(g.dtype), iterations
-
-
-def _applied(system: Linearization, v: Tensor, scaling: Tensor, symmetric: bool) -> Tensor:
-    """The operator's left-hand side at v: (shift/S + S H) v of the symmetric form, or (shift/D₊ + Hᵀ) v.
-
-    Where D₊ is 0, v is 0 and so is its term.
-    """
-    term = system.shift.to(v.dtype) * torch.where(scaling > 0, v / torch.where(scaling > 0, scaling, 1.0), 0.0)
-    product = system.hessian.product(v, transpose=True)
-    return torch.addcmul(term, scaling, product) if symmetric else term + product
 
 
 def _reach(dtype: torch.dtype) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 
 import torch
@@ -77,7 +78,7 @@ class SharedMatrix:
         """Whether H + shift·I is positive definite beyond rounding (or semidefinite up to rounding, if asked)."""
         if self.least is not None and self.least + shift > float(self._rounding):
             return True
-        if self.symmetric and shift >= 0 and self._factor is not None:
+        if self.symmetric and shift >= 0 and self._is_proved_definite:
             return True
         return self.spectrum.is_definite(shift, or_semidefinite)
 
@@ -112,10 +113,9 @@ class SharedMatrix:
 
         In W's own precision where the condition allows it, else in float64.
         """
-        if self._factor is not None:
-            factor, shift = self._factor
-            inverse = torch.cholesky_inverse(factor)
-            if float(shift * torch.linalg.matrix_norm(inverse)) <= _ROUGH:
+        if self._plain_inverse is not None and self._is_proved_definite:
+            inverse, norm = self._plain_inverse
+            if norm * float(self._rounding) <= _ROUGH:
                 return inverse
         if not (self.symmetric and self.is_definite()):
             return None
@@ -123,21 +123,43 @@ class SharedMatrix:
         return torch.cholesky_inverse(factor) if int(info) == 0 else None
 
     @cached_property
+    def _is_proved_definite(self) -> bool:
+        """Whether a factorization proves all eigenvalues to exceed the rounding error.
+
+        By the norm of the inverse, whose reciprocal bounds the least eigenvalue from below, where the inverse is
+        cheap. Else by the Cholesky factor of H less so much of the identity.
+        """
+        if self.weight.shape[0] <= _ALWAYS:
+            return self._plain_inverse is not None and self._plain_inverse[1] * float(self._rounding) < 1
+        return self._shifted_factor is not None
+
+    @cached_property
+    def _plain_inverse(self) -> tuple[Tensor, float] | None:
+        """H⁻¹ in W's own precision and its norm, or None where the factorization fails."""
+        if self.weight.shape[0] <= _ALWAYS:
+            factor, info = torch.linalg.cholesky_ex(self.matrix)
+            if int(info) != 0:
+                return None
+        elif self._shifted_factor is None:
+            return None
+        else:
+            factor = self._shifted_factor
+        inverse = torch.cholesky_inverse(factor)
+        norm = float(torch.linalg.matrix_norm(inverse))
+        return (inverse, norm) if math.isfinite(norm) else None
+
+    @cached_property
+    def _shifted_factor(self) -> Tensor | None:
+        """The Cholesky factor of H less its rounding error times I, or None if that is not definite."""
+        matrix = self.matrix
+        matrix.diagonal().sub_(self._rounding)
+        factor, info = torch.linalg.cholesky_ex(matrix)
+        return factor if int(info) == 0 else None
+
+    @cached_property
     def _rounding(self) -> Tensor:
         """What an eigenvalue has to exceed to be told from 0, a 0-d tensor."""
         return _ROUNDING * torch.finfo(self.weight.dtype).eps * torch.linalg.matrix_norm(self.weight)
-
-    @cached_property
-    def _factor(self) -> tuple[Tensor, Tensor] | None:
-        """The Cholesky factor of H − s·I and s, or None if that is not definite.
-
-        With s a multiple of the rounding error, success is a proof that H is definite beyond rounding, at the cost
-        of the factorization alone.
-        """
-        matrix, shift = self.matrix, self._rounding
-        matrix.diagonal().sub_(shift)
-        factor, info = torch.linalg.cholesky_ex(matrix)
-        return None if int(info) != 0 else (factor, shift)
 
     @cached_property
     def gradient_step(self) -> float:
