@@ -161,7 +161,7 @@ def _iterate(system: Linearization, g: Tensor, method: str, tol: float, max_iter
             step = part.value.to(wide)
         else:
             diagonal = system.diagonal()
-            part = gmres(system.apply, right, lambda r, d=diagonal: r / d, missing, max_iter)
+            part = gmres(system.apply, right, (1 / diagonal).mul, missing, max_iter)
             step = slope * part.value.to(wide)
         v = torch.addcmul(v, scale[:, None], step)
         iterations, positive = iterations + part.iterations, positive & part.positive

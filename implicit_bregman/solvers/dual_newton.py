@@ -16,10 +16,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from implicit_bregman.energy.base import BoundEnergy
+from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.linalg.chunks import chunks
 from implicit_bregman.linalg.dense import solve_general
 from implicit_bregman.linearization import Linearization
 from implicit_bregman.objective import Objective, RowsOfTensors
+from implicit_bregman.solvers.chebyshev import chebyshev_steps
 from implicit_bregman.solvers.finished import Finished
 
 #: Newton steps made before an iterate is given up.
@@ -28,6 +30,8 @@ _STEPS = 60
 _SHORTENINGS = 12
 #: The error, relative to the size of its terms, at which single precision hands over to double.
 _HAND_OVER = 1e-4
+#: The most that Chebyshev steps are asked to reduce the error by.
+_SWEEP = 1e-6
 #: How far below the tolerance the error is driven: the last step is nearly always much better than asked.
 _BELOW = 0.1
 #: Relative residual of the linear systems: loose far from the solution (Eisenstat and Walker), and at the end.
@@ -81,6 +85,8 @@ def newton(
     none = torch.zeros(len(dual), dtype=torch.int64, device=dual.device)
     at = _evaluate(objective, energy, dual, none, none + 1)
     max_steps = min(_STEPS, max_steps)
+    if record is None and objective.unique and isinstance(energy, BoundQuadratic) and energy.symmetric:
+        at = _swept(objective, energy, at, tol)
     if dual.dtype != torch.float64 and energy.affine:
         if record is None:
             at = _iterate(objective, energy, at, max(_HAND_OVER, tol), max_steps)
@@ -89,6 +95,18 @@ def newton(
     # A trace ends where the tolerance is met.
     at = _iterate(objective, energy, at, _BELOW * tol if record is None else tol, max_steps, record)
     return _finished(objective, energy, at, tol)
+
+
+def _swept(objective: Objective, energy: BoundQuadratic, at: _Iterate, tol: float) -> _Iterate:
+    """The iterates after a few Chebyshev steps, where there is a use for them and the error is smaller then."""
+    found = chebyshev_steps(energy, objective.geometry, objective.regularization, at.dual, max(tol, _SWEEP))
+    if found is None:
+        return at
+    dual, count = found
+    tries = at.tries + count
+    new = _evaluate(objective, energy, dual, at.steps + 1, tries + 1)
+    better = torch.isfinite(new.size) & (new.size < 0.1 * at.size)
+    return new.where(better, replace(at, tries=tries + 1))
 
 
 def _evaluate(objective: Objective, energy: BoundEnergy, dual: Tensor, steps: Tensor, tries: Tensor) -> _Iterate:
