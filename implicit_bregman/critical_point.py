@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.adjoints import Adjoint, AdjointReport, Unrolled, adjoint_named
+from implicit_bregman.adjoints import Adjoint, AdjointReport, Shine, Unrolled, adjoint_named
 from implicit_bregman.checks import (
     check_existence,
     check_initial,
@@ -20,7 +20,7 @@ from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.objective import Objective
 from implicit_bregman.settings import check_nonnegative
 from implicit_bregman.solution import Solution
-from implicit_bregman.solvers import MM, Outcome, Solver, solver_named
+from implicit_bregman.solvers import MM, Broyden, Outcome, Solver, solver_named
 from implicit_bregman.status import Status, report_failures
 
 
@@ -47,7 +47,7 @@ def find_critical_point(
         initial: z⁰, (B, d), in int C; or a `Solution`, whose dual is taken. None: ρ(0).
         regularization: γ ≥ 0.
         solver: a name ("auto", "mm", "anderson", "broyden") or an instance.
-        adjoint: a name ("implicit", "phantom", "one_step", "unrolled") or an instance.
+        adjoint: a name ("implicit", "phantom", "one_step", "shine", "unrolled") or an instance.
 
     Raises:
         TypeError: for tensors that are not floating point, or arguments of the wrong kind.
@@ -121,6 +121,8 @@ def attach_gradient(
 
 
 def _solver_for(solver: str | Solver, adjoint: Adjoint) -> Solver:
+    if isinstance(adjoint, Shine) and solver in ("auto", "broyden"):
+        return Broyden(polish=False)
     return MM() if isinstance(adjoint, Unrolled) and solver == "auto" else solver_named(solver)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from implicit_bregman.objective import Objective, Point, RowsOfTensors
 from implicit_bregman.settings import check_count
 from implicit_bregman.solvers.base import Outcome, Solver
+from implicit_bregman.solvers.inverse import InverseEstimate
 from implicit_bregman.solvers.loop import run
 
 
@@ -40,9 +41,17 @@ class Broyden(Solver):
         super().__post_init__()
         check_count("memory", self.memory)
 
-    def solve(self, objective: Objective, dual: Float[Tensor, "batch d"]) -> Outcome:
-        """Iterate from `dual` until each sample has stopped."""
-        return run(self, objective, dual, _RankOneUpdates(self.memory))
+    def solve(self, objective: Objective, dual: Float[Tensor, "batch d"], keep_inverse: bool = False) -> Outcome:
+        """Iterate from `dual` until each sample has stopped.
+
+        Args:
+            objective: F.
+            dual: y⁰.
+            keep_inverse: also return the estimate that each sample ended with, as the outcome's `inverse`. Without
+                `polish`: a sample that is finished exactly leaves its estimate behind.
+        """
+        updates = _RankOneUpdates(self.memory)
+        return run(self, objective, dual, updates, updates.inverse if keep_inverse else None)
 
 
 @dataclass(frozen=True)
@@ -78,9 +87,25 @@ class _RankOneUpdates:
     def propose(
         self, objective: Objective, memory: _Estimate, point: Point, fresh: Bool[Tensor, " batch"]
     ) -> tuple[_Estimate, Tensor]:
+        estimate = self._updated(objective, memory, point, fresh | (memory.count >= self.memory))
+        correction = _apply(estimate.left, estimate.right, estimate.residual)
+        return estimate, objective.geometry.project_dual(point.next_dual + correction)
+
+    def inverse(
+        self, objective: Objective, memory: _Estimate, point: Point, restart: Bool[Tensor, " batch"]
+    ) -> InverseEstimate:
+        """The estimate at the last iterate, with the update that the step there gives, if there is room for it."""
+        full = memory.count >= self.memory
+        unused = restart & (memory.count == 0)
+        last = self._updated(objective, memory, point, unused | full).where(~full, memory)
+        return InverseEstimate(last.left, last.right, last.count)
+
+    def _updated(
+        self, objective: Objective, memory: _Estimate, point: Point, fresh: Bool[Tensor, " batch"]
+    ) -> _Estimate:
+        """The estimate with one more update, from the last iterate to this one; none where it is to start anew."""
         residual, noise = objective.primal_step(point)
         step = point.next_dual - point.dual
-        fresh = fresh | (memory.count >= self.memory)
         keep = ~fresh
         left, right = keep[:, None, None] * memory.left, keep[:, None, None] * memory.right
         count = keep * memory.count
@@ -96,7 +121,7 @@ class _RankOneUpdates:
         new_right = torch.where(usable[:, None], change / safe, 0.0)
         slot = torch.nn.functional.one_hot(count, self.memory).to(step.dtype)[:, :, None]
         left, right = left + slot * new_left[:, None], right + slot * new_right[:, None]
-        estimate = replace(
+        return replace(
             memory,
             dual=point.dual,
             residual=residual,
@@ -105,7 +130,6 @@ class _RankOneUpdates:
             right=right,
             count=count + usable,
         )
-        return estimate, objective.geometry.project_dual(point.next_dual + _apply(left, right, residual))
 
 
 def _apply(left: Tensor, right: Tensor, vector: Tensor) -> Tensor:

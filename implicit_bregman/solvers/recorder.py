@@ -11,6 +11,7 @@ from torch import Tensor
 
 from implicit_bregman.objective import Point
 from implicit_bregman.solvers.base import Outcome, Trace
+from implicit_bregman.solvers.inverse import InverseEstimate
 
 
 class Counted(Protocol):
@@ -49,6 +50,7 @@ class Recorder:
         self._batch = batch
         self._dtype = start.value.dtype
         self._trace: list[tuple[Tensor, Tensor, Tensor]] | None = [] if trace else None
+        self._inverses: list[tuple[Tensor, InverseEstimate]] = []
 
     def record(self, index: Int[Tensor, " running"], point: Point) -> None:
         """Add one iteration to the trace."""
@@ -83,6 +85,10 @@ class Recorder:
             self._polished[index] = True
             self._free[index] = free
 
+    def keep(self, index: Int[Tensor, " done"], inverse: InverseEstimate) -> None:
+        """Write out the inverse estimates of samples that have stopped."""
+        self._inverses.append((index, inverse.trimmed()))
+
     def outcome(self) -> Outcome:
         """Everything, once all samples have stopped."""
         trace = None
@@ -96,7 +102,20 @@ class Recorder:
             self._polished,
             self._free,
             trace,
+            inverse=self._assembled() if self._inverses else None,
         )
+
+    def _assembled(self) -> InverseEstimate:
+        """The estimates of the whole batch; without updates for samples that have none."""
+        like = self._inverses[0][1].left
+        shape = (self._batch, max(part.left.shape[1] for _, part in self._inverses), like.shape[-1])
+        left, right = like.new_zeros(shape), like.new_zeros(shape)
+        count = torch.zeros_like(self._status)
+        while self._inverses:
+            index, part = self._inverses.pop()
+            rows = part.left.shape[1]
+            left[index, :rows], right[index, :rows], count[index] = part.left, part.right, part.count
+        return InverseEstimate(left, right, count)
 
     def _stacked(self, rows: list[tuple[Tensor, Tensor, Tensor]]) -> Trace:
         if not rows:  # an empty batch makes no iteration
