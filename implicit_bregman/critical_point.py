@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from implicit_bregman.adjoints import Adjoint, AdjointReport, Shine, Unrolled, adjoint_named
+from implicit_bregman.adjoints.shine import SHINE_SOLVER
 from implicit_bregman.checks import (
     check_existence,
     check_initial,
@@ -20,7 +21,7 @@ from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.objective import Objective
 from implicit_bregman.settings import check_nonnegative
 from implicit_bregman.solution import Solution
-from implicit_bregman.solvers import MM, Broyden, Outcome, Solver, solver_named
+from implicit_bregman.solvers import MM, Outcome, Solver, solver_named
 from implicit_bregman.status import Status, report_failures
 
 
@@ -122,7 +123,7 @@ def attach_gradient(
 
 def _solver_for(solver: str | Solver, adjoint: Adjoint) -> Solver:
     if isinstance(adjoint, Shine) and solver in ("auto", "broyden"):
-        return Broyden(polish=False)
+        return SHINE_SOLVER
     return MM() if isinstance(adjoint, Unrolled) and solver == "auto" else solver_named(solver)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.adjoints.base import Adjoint, AdjointReport
@@ -16,13 +16,15 @@ from implicit_bregman.adjoints.transforms import refuse_batched, refuse_higher_o
 from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient
 from implicit_bregman.linalg.gmres import gmres
 from implicit_bregman.linearization import Linearization
-from implicit_bregman.objective import Objective
+from implicit_bregman.objective import Objective, Point
 from implicit_bregman.settings import FAILURE_MODES, check_choice, check_count
 from implicit_bregman.solvers.base import Outcome, Solver
 from implicit_bregman.solvers.broyden import Broyden
-from implicit_bregman.solvers.inverse import InverseEstimate
+from implicit_bregman.solvers.inverse import InverseEstimate, apply_updates
 from implicit_bregman.status import Status, report_failures
 
+#: What solver="auto" and "broyden" mean under `Shine`.
+SHINE_SOLVER = Broyden(memory=100, polish=False)
 #: Rounds of refinement with a float64 residual.
 _ROUNDS = 4
 
@@ -42,21 +44,31 @@ class Shine(Adjoint):
 
         v = D₊u,    u = −κ J⁻ᵀ D g ≈ κ Bᵀ D g
 
-    at any iterate, converged or not, for B ≈ −J⁻¹ as Broyden builds it. Active coordinates take care of themselves:
-    D and D₊ vanish there, and v with them.
+    at any iterate, for B ≈ −J⁻¹ as Broyden builds it.
 
-    B is the MM step r ↦ y⁺ − y plus rank-one updates. The MM step divides by (ρ(y⁺) − ρ(y))/(y⁺ − y), which tends to
-    D; its transpose is taken as D⁻¹, so that without updates v = κD₊g, which is `OneStep`. A sample that stops soon
-    after its memory was full and started anew, or after a rejected proposal, has few updates: give `Broyden` a
-    `memory` of as many steps as it takes.
+    With γ = 0, D and D₊ tend to 0 at an active bound, and v with them. The estimate is wrong there: y goes on towards
+    infinity however small r has become, so that the updates grow without bound. It is used on the other coordinates.
 
-    A sample falls back to `OneStep`'s v where that one is closer to the solution: in the energy norm, in which CG
-    measures it (for a free W: by the residual), or where the estimate overflows. What is used has therefore ⟨v, g⟩ > 0
-    where H is positive.
+    B is the MM step r ↦ y⁺ − y plus rank-one updates Σ left ⟨right, ·⟩. The MM step divides by
+    (ρ(y⁺) − ρ(y))/(y⁺ − y), which tends to D; its transpose is taken as D⁻¹, so that it stands for v = κD₊g, which is
+    `OneStep`. In p = √D₊ u and b = √D₊ g, where the system is symmetric if H is, and with D₊ = D as at the limit,
 
-    Only `Broyden` without `polish` has an estimate at the point where it stops: solver="auto" and "broyden" mean
-    that. The report's status is CONVERGED for every sample whose v is finite; how good it is, `residual` tells: the
-    relative residual of the adjoint system at v.
+        p ≈ κb + Σ κ√D right ⟨√D left, b⟩,
+
+    of which the symmetric part is taken where H is symmetric: the inverse is symmetric, the estimate is not.
+
+    How it is used. The paper falls back to the Jacobian-free direction, here κb, where the estimate's is out of
+    proportion. Here the two are combined, per sample, with the weights that bring them nearest to the solution, in
+    the norm in which CG measures the error (for a free W: in the residual). It costs the two products with the
+    operator that a comparison would cost, makes ⟨v, g⟩ > 0 where the operator is positive, and where the estimate is
+    useless or not finite a multiple of `OneStep` is left.
+
+    Only `Broyden` without `polish` has an estimate at the point where it stops. solver="auto" and "broyden" mean
+    Broyden(memory=100, polish=False): a memory that is full starts anew and takes what was learned with it. A sample
+    that starts at its solution has learned nothing.
+
+    The report's status is CONVERGED for every sample whose v is finite; how good v is, its `residual` tells: the
+    relative residual of the adjoint system, in p. `iterations` counts the products, those two included.
 
     Args:
         refine: steps of CG (GMRES for a free W) on the adjoint system that follow, from the estimate on.
@@ -115,11 +127,11 @@ class Shine(Adjoint):
             return z, report
         if inverse is None:
             raise TypeError("Shine differentiates its own solve, whose inverse estimate it needs, not a given iterate")
-        estimate = _Transposed.of(objective, outcome, inverse)
+        system = linearize_outcome(objective, outcome)
         backward = _Backward(
             self,
-            linearize_outcome(objective, outcome),
-            estimate,
+            system,
+            _Transposed.of(objective, outcome.point, inverse, _leaving(system, not objective.regularization)),
             relative_residual(objective, outcome.point),
             not objective.regularization,
             objective.unique and objective.energy.symmetric,
@@ -128,14 +140,19 @@ class Shine(Adjoint):
         return _AttachShine.apply(z, force, dual, backward), report
 
 
+def _leaving(system: Linearization, bounds_attract: bool) -> Bool[Tensor, "batch d"]:
+    """The coordinates that are on their way to a bound, where v is 0 in the limit."""
+    return (system.shift > system.slope) & bounds_attract
+
+
 @dataclass(frozen=True)
 class _Transposed:
-    """g ↦ κ BᵀDg = κg + Σ right_i ⟨left_i, g⟩.
+    """b ↦ κb + Σ right_i ⟨left_i, b⟩, the transposed estimate in the coordinates of the symmetric form.
 
     Attributes:
         scale: κ, (B, 1).
-        left: D left_i, (B, m, d).
-        right: κ right_i, (B, m, d).
+        left: √D left_i, (B, m, d).
+        right: κ√D right_i, (B, m, d).
     """
 
     scale: Tensor
@@ -143,16 +160,21 @@ class _Transposed:
     right: Tensor
 
     @classmethod
-    def of(cls, objective: Objective, outcome: Outcome, inverse: InverseEstimate) -> _Transposed:
+    def of(cls, objective: Objective, point: Point, inverse: InverseEstimate, leaving: Tensor) -> _Transposed:
+        """From Broyden's estimate at `point`, without the coordinates that are `leaving` for a bound."""
         with torch.no_grad():
-            step = outcome.point.step
-            scale = step / (1 + step * objective.regularization)
-            slope = objective.geometry.slope(outcome.point.dual)
-            return cls(scale, slope[:, None] * inverse.left, scale[:, :, None] * inverse.right)
+            scale = point.step / (1 + point.step * objective.regularization)
+            root = objective.geometry.slope(point.dual).sqrt()
+            root = torch.where(leaving, 0.0, root)[:, None]
+            return cls(scale, root * inverse.left, scale[:, :, None] * root * inverse.right)
 
-    def __call__(self, g: Tensor) -> Tensor:
-        weights = self.left @ g[:, :, None]
-        return self.scale * g + (self.right.mT @ weights).squeeze(-1)
+    def __call__(self, b: Tensor, symmetrize: bool) -> Tensor:
+        """In b's precision; `symmetrize` takes the symmetric part."""
+        narrow = b.to(self.left.dtype)
+        update = apply_updates(self.right, self.left, narrow)
+        if symmetrize:
+            update = 0.5 * (update + apply_updates(self.left, self.right, narrow))
+        return self.scale * b + update.to(b.dtype)
 
 
 @dataclass(frozen=True)
@@ -197,8 +219,7 @@ class _AttachShine(torch.autograd.Function):
         with torch.autocast(gradient.device.type, enabled=False):
             estimate = _Transposed(scale, left, right)
             v, status, residual, iterations = _solve(system, estimate, gradient, adjoint.refine, ctx.positive)
-        leaving = shift > slope if ctx.bounds_attract else torch.zeros_like(v, dtype=torch.bool)
-        error = estimated_error(gradient, v, residual, leftover, leaving)
+        error = estimated_error(gradient, v, residual, leftover, _leaving(system, ctx.bounds_attract))
         ctx.report.fill(status, residual, iterations, error)
         report_failures("shine adjoint", status, adjoint.on_failure)
         initial = torch.zeros_like(gradient) if ctx.needs_input_grad[2] else None
@@ -220,8 +241,8 @@ def _solve(
     usable = torch.isfinite(gradient.sum(-1))
     g = torch.where(usable[:, None], gradient, 0.0)
     form = _Scaled.of(system, g)
-    found = form.better(estimate(g), estimate.scale * g)
-    # Both candidates have cost a product.
+    found = form.combined(estimate.scale * form.right, estimate(form.right, system.hessian.symmetric))
+    # Each of the two has cost a product.
     iterations = torch.full_like(usable, 2, dtype=torch.int64)
     if refine:
         found, more = form.refined(found, refine, positive)
@@ -265,18 +286,18 @@ class _Scaled:
         root = system.slope.to(wide).sqrt()
         return cls(system, root, root * g.to(wide), g.dtype)
 
-    def better(self, u: Tensor, plain: Tensor) -> _Candidate:
-        """u or, where that is nearer to the solution or u cannot be used, `plain`."""
-        usable = torch.isfinite(u.sum(-1))
-        first, second = self._at(torch.where(usable[:, None], u, 0.0)), self._at(plain)
-        if self.system.hessian.symmetric:
-            # ½pᵀAp − bᵀp is half the squared error in the norm of A, up to a constant.
-            usable = usable & (torch.linalg.vecdot(first.point, first.image) > 0)
-            nearer = self._energy(first) <= self._energy(second)
-        else:
-            nearer = self.relative(first) <= self.relative(second)
-        keep = (usable & nearer)[:, None]
-        return _Candidate(torch.where(keep, first.point, second.point), torch.where(keep, first.image, second.image))
+    def combined(self, plain: Tensor, estimated: Tensor) -> _Candidate:
+        """The combination of two p that is nearest to the solution: two steps of conjugate directions."""
+        usable = torch.isfinite(estimated.sum(-1))
+        zero = torch.zeros_like(plain)
+        first = self._at(plain)
+        second = self._at(torch.where(usable[:, None], estimated, plain))
+        found = self._advanced(_Candidate(zero, zero), first, otherwise=1.0)
+        # What `second` adds: its part conjugate to `first`.
+        tested = self._tested(first)
+        share = _ratio(torch.linalg.vecdot(tested, second.image), torch.linalg.vecdot(tested, first.image), 0.0)
+        rest = _Candidate(second.point - share * first.point, second.image - share * first.image)
+        return self._advanced(found, rest, otherwise=0.0, least=torch.linalg.vecdot(self._tested(second), second.image))
 
     def refined(self, found: _Candidate, steps: int, positive: bool) -> tuple[_Candidate, Int[Tensor, " batch"]]:
         """At most `steps` iterations on from `found`, fewer where the residual gets small; and their number.
@@ -314,13 +335,37 @@ class _Scaled:
         diagonal = self.system.diagonal()
         return gmres(self._apply, right, lambda r: r / diagonal, tol, steps)
 
-    def _at(self, u: Tensor) -> _Candidate:
-        point = self.root * u.to(self.root.dtype)
+    def _advanced(
+        self, found: _Candidate, along: _Candidate, otherwise: float, least: Tensor | None = None
+    ) -> _Candidate:
+        """The best point on a line; `otherwise` is the step where the curvature along it is not positive.
+
+        Args:
+            found: where the line starts.
+            along: its direction.
+            otherwise: see above.
+            least: a curvature in comparison with which that along the line must not be a rounding error.
+        """
+        tested = self._tested(along)
+        curvature = torch.linalg.vecdot(tested, along.image)
+        if least is not None:
+            curvature = torch.where(curvature > torch.finfo(curvature.dtype).eps * least, curvature, 0.0)
+        weight = _ratio(torch.linalg.vecdot(tested, self.right - found.image), curvature, otherwise)
+        return _Candidate(found.point + weight * along.point, found.image + weight * along.image)
+
+    def _tested(self, candidate: _Candidate) -> Tensor:
+        """What the residual is made orthogonal to: p for the energy norm of a symmetric A, A p for the residual."""
+        return candidate.point if self.system.hessian.symmetric else candidate.image
+
+    def _at(self, point: Tensor) -> _Candidate:
         return _Candidate(point, self._apply(point))
 
     def _apply(self, p: Tensor) -> Tensor:
         root = self.root.to(p.dtype)
         return self.system.shift.to(p.dtype) * p + root * self.system.hessian.product(root * p, transpose=True)
 
-    def _energy(self, candidate: _Candidate) -> Float[Tensor, " batch"]:
-        return torch.linalg.vecdot(candidate.point, 0.5 * candidate.image - self.right)
+
+def _ratio(top: Tensor, bottom: Tensor, otherwise: float) -> Float[Tensor, "batch 1"]:
+    """top / bottom, or `otherwise` where bottom is not positive."""
+    good = bottom > 0
+    return torch.where(good, top / torch.where(good, bottom, 1.0), otherwise)[:, None]

@@ -11,7 +11,7 @@ from torch import Tensor
 from implicit_bregman.objective import Objective, Point, RowsOfTensors
 from implicit_bregman.settings import check_count
 from implicit_bregman.solvers.base import Outcome, Solver
-from implicit_bregman.solvers.inverse import InverseEstimate
+from implicit_bregman.solvers.inverse import InverseEstimate, apply_updates
 from implicit_bregman.solvers.loop import run
 
 
@@ -88,7 +88,7 @@ class _RankOneUpdates:
         self, objective: Objective, memory: _Estimate, point: Point, fresh: Bool[Tensor, " batch"]
     ) -> tuple[_Estimate, Tensor]:
         estimate = self._updated(objective, memory, point, fresh | (memory.count >= self.memory))
-        correction = _apply(estimate.left, estimate.right, estimate.residual)
+        correction = apply_updates(estimate.left, estimate.right, estimate.residual)
         return estimate, objective.geometry.project_dual(point.next_dual + correction)
 
     def inverse(
@@ -116,7 +116,7 @@ class _RankOneUpdates:
         norm = (change * change).sum(-1) + noise.square()
         usable = keep & (norm > 0)
         safe = torch.where(usable, norm, 1.0)[:, None]
-        mapped = (step - memory.step) + _apply(left, right, change)
+        mapped = (step - memory.step) + apply_updates(left, right, change)
         new_left = torch.where(usable[:, None], -(point.dual - memory.dual) - mapped, 0.0)
         new_right = torch.where(usable[:, None], change / safe, 0.0)
         slot = torch.nn.functional.one_hot(count, self.memory).to(step.dtype)[:, :, None]
@@ -130,9 +130,3 @@ class _RankOneUpdates:
             right=right,
             count=count + usable,
         )
-
-
-def _apply(left: Tensor, right: Tensor, vector: Tensor) -> Tensor:
-    """Σ left_i ⟨right_i, vector⟩ per sample."""
-    weights = right @ vector[:, :, None]
-    return (left * weights).sum(1)

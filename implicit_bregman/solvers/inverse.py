@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jaxtyping import Float
 from torch import Tensor
 
 from implicit_bregman.objective import RowsOfTensors
@@ -29,3 +30,11 @@ class InverseEstimate(RowsOfTensors):
         most = int(self.count.max()) if len(self.count) else 0
         # Copies: a view would keep the whole memory alive.
         return InverseEstimate(self.left[:, :most].clone(), self.right[:, :most].clone(), self.count)
+
+
+def apply_updates(
+    left: Float[Tensor, "batch m d"], right: Float[Tensor, "batch m d"], vector: Float[Tensor, "batch d"]
+) -> Float[Tensor, "batch d"]:
+    """Σ left_i ⟨right_i, vector⟩ per sample."""
+    weights = right @ vector[:, :, None]
+    return (left * weights).sum(1)
