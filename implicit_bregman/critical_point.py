@@ -104,7 +104,7 @@ def attach_gradient(
         adjoint: `Implicit`, `Phantom` or `OneStep`, by name or instance.
 
     Raises:
-        TypeError: for `Unrolled`, which has iterates of its own.
+        TypeError: for `Unrolled` and `Shine`, which need a solve of their own.
         ValueError: for shapes or dtypes that do not fit.
     """
     phi = lookup(geometry)

@@ -65,13 +65,15 @@ class Shine(Adjoint):
 
     Only `Broyden` without `polish` has an estimate at the point where it stops. solver="auto" and "broyden" mean
     Broyden(memory=100, polish=False): a memory that is full starts anew and takes what was learned with it. A sample
-    that starts at its solution has learned nothing.
+    that starts at its solution has learned nothing, nor has one that was held to MM steps, as `Broyden` is where an
+    energy of your own is not declared convex.
 
     The report's status is CONVERGED for every sample whose v is finite; how good v is, its `residual` tells: the
     relative residual of the adjoint system, in p. `iterations` counts the products, those two included.
 
     Args:
-        refine: steps of CG (GMRES for a free W) on the adjoint system that follow, from the estimate on.
+        refine: steps of CG on the adjoint system that follow, from the estimate on; of GMRES for a free W and where F
+            may have several critical points.
         on_failure: "warn" (once), "raise" or "ignore" where dL/dz or the estimate is not finite.
 
     Raises:

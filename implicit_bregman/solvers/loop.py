@@ -152,7 +152,7 @@ class _Run:
         self.finish_at = self.finish_every
         # Where one exact solve ends it all, plain steps are the cheapest way to the right active set.
         self.walks = self.finishes and objective.unique and not (objective.backtracks or objective.regularization)
-        self.recorder = Recorder(self.point, trace=solver.trace)
+        self.recorder = Recorder(self.point, trace=solver.trace, inverse=read_inverse is not None)
 
     def result(self) -> Outcome:
         iteration = 0

@@ -34,9 +34,10 @@ class Recorder:
     Args:
         start: the first iterates of the whole batch.
         trace: whether to keep residual, objective and iterate of every iteration.
+        inverse: whether inverse estimates will be given.
     """
 
-    def __init__(self, start: Point, trace: bool) -> None:
+    def __init__(self, start: Point, trace: bool, inverse: bool = False) -> None:
         self._rows = {
             field.name: None if getattr(start, field.name) is None else torch.empty_like(getattr(start, field.name))
             for field in fields(start)
@@ -50,7 +51,7 @@ class Recorder:
         self._batch = batch
         self._dtype = start.value.dtype
         self._trace: list[tuple[Tensor, Tensor, Tensor]] | None = [] if trace else None
-        self._inverses: list[tuple[Tensor, InverseEstimate]] = []
+        self._inverses: list[tuple[Tensor, InverseEstimate]] | None = [] if inverse else None
 
     def record(self, index: Int[Tensor, " running"], point: Point) -> None:
         """Add one iteration to the trace."""
@@ -87,7 +88,8 @@ class Recorder:
 
     def keep(self, index: Int[Tensor, " done"], inverse: InverseEstimate) -> None:
         """Write out the inverse estimates of samples that have stopped."""
-        self._inverses.append((index, inverse.trimmed()))
+        if self._inverses is not None:
+            self._inverses.append((index, inverse.trimmed()))
 
     def outcome(self) -> Outcome:
         """Everything, once all samples have stopped."""
@@ -102,17 +104,15 @@ class Recorder:
             self._polished,
             self._free,
             trace,
-            inverse=self._assembled() if self._inverses else None,
+            inverse=None if self._inverses is None else self._assembled(self._inverses),
         )
 
-    def _assembled(self) -> InverseEstimate:
+    def _assembled(self, parts: list[tuple[Tensor, InverseEstimate]]) -> InverseEstimate:
         """The estimates of the whole batch; without updates for samples that have none."""
-        like = self._inverses[0][1].left
-        shape = (self._batch, max(part.left.shape[1] for _, part in self._inverses), like.shape[-1])
-        left, right = like.new_zeros(shape), like.new_zeros(shape)
-        count = torch.zeros_like(self._status)
-        while self._inverses:
-            index, part = self._inverses.pop()
+        most = max((part.left.shape[1] for _, part in parts), default=0)
+        left = torch.zeros(self._batch, most, self._free.shape[-1], dtype=self._dtype, device=self._free.device)
+        right, count = torch.zeros_like(left), torch.zeros_like(self._status)
+        for index, part in parts:
             rows = part.left.shape[1]
             left[index, :rows], right[index, :rows], count[index] = part.left, part.right, part.count
         return InverseEstimate(left, right, count)
