@@ -45,7 +45,8 @@ def find_critical_point(
         energy: f.
         geometry: φ, by name or instance.
         x: input, (B, n) with any leading shape B.
-        initial: z⁰, (B, d), in int C; or a `Solution`, whose dual is taken. None: ρ(0).
+        initial: z⁰, (B, d), in int C; or a `Solution` of this shape and device, whose dual is taken in x's precision.
+            None: ρ(0).
         regularization: γ ≥ 0.
         solver: a name ("auto", "mm", "anderson", "broyden") or an instance.
         adjoint: a name ("implicit", "phantom", "one_step", "shine", "unrolled") or an instance.
@@ -144,7 +145,9 @@ def _start(
         return flat.new_zeros(len(flat), features), all_usable
     if isinstance(initial, Solution):
         check_initial(initial.dual, (*batch, features), flat)
-        return initial.dual.detach().reshape(len(flat), features).to(flat.dtype), all_usable
+        # A dual far beyond saturation in float64 must not become infinite in float32, nor the sum of a few of them.
+        limit = torch.finfo(flat.dtype).max * torch.finfo(flat.dtype).eps
+        return initial.dual.detach().reshape(len(flat), features).to(flat.dtype).clamp(-limit, limit), all_usable
     check_initial(initial, (*batch, features), flat)
     rows = initial.reshape(len(flat), features).to(flat.dtype)
     usable = torch.isfinite(rows).all(-1)

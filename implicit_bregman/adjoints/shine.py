@@ -69,7 +69,7 @@ class Shine(Adjoint):
     energy of your own is not declared convex.
 
     The report's status is CONVERGED for every sample whose v is finite; how good v is, its `residual` tells: the
-    relative residual of the adjoint system, in p. `iterations` counts the products, those two included.
+    relative residual of the adjoint system, in the scaling of v. `iterations` counts the products, those two included.
 
     Args:
         refine: steps of CG on the adjoint system that follow, from the estimate on; of GMRES for a free W and where F
@@ -249,7 +249,7 @@ def _solve(
     if refine:
         found, more = form.refined(found, refine, positive)
         iterations = iterations + more
-    v, residual = form.root * found.point, form.relative(found)
+    v, residual = form.root * found.point, form.relative(found, form.root)
     finite = torch.isfinite(v.sum(-1))
     status = torch.where(finite, int(Status.CONVERGED), int(Status.SINGULAR))
     status = torch.where(usable, status, int(Status.INVALID_INPUT))
@@ -323,19 +323,19 @@ class _Scaled:
             running = running & (part.iterations < steps) & part.converged
         return found, iterations
 
-    def relative(self, candidate: _Candidate) -> Float[Tensor, " batch"]:
-        """‖b − Ap‖ / ‖b‖, or ‖Ap‖ where b is 0."""
-        size = torch.linalg.vector_norm(self.right, dim=-1)
-        left = torch.linalg.vector_norm(self.right - candidate.image, dim=-1)
+    def relative(self, candidate: _Candidate, weight: Tensor | float = 1.0) -> Float[Tensor, " batch"]:
+        """‖b − Ap‖ / ‖b‖ with weighted coordinates, or the numerator where b is 0."""
+        size = torch.linalg.vector_norm(weight * self.right, dim=-1)
+        left = torch.linalg.vector_norm(weight * (self.right - candidate.image), dim=-1)
         return left / torch.where(size > 0, size, 1.0)
 
     def _correction(self, residual: Tensor, steps: int, positive: bool) -> LinearSolution:
         """A p = residual, in the problem's precision."""
         tol, right = max(DEFAULT_TOL[self.narrow], 64 * torch.finfo(self.narrow).eps), residual.to(self.narrow)
-        if positive:
-            return conjugate_gradient(self._apply, right, self.system.preconditioner(), tol, steps)
+        # Not the system's own preconditioner, which depends on the whole batch: after a few steps it would show.
         diagonal = self.system.diagonal()
-        return gmres(self._apply, right, lambda r: r / diagonal, tol, steps)
+        solve = conjugate_gradient if positive else gmres
+        return solve(self._apply, right, lambda r: r / diagonal, tol, steps)
 
     def _advanced(
         self, found: _Candidate, along: _Candidate, otherwise: float, least: Tensor | None = None

@@ -14,6 +14,9 @@ from implicit_bregman.solvers.base import Outcome, Solver
 from implicit_bregman.solvers.inverse import InverseEstimate, apply_updates
 from implicit_bregman.solvers.loop import run
 
+#: Coordinates whose ρ' is below this share of the largest make MM's own steps.
+_SATURATED = 1e-6
+
 
 @dataclass(frozen=True)
 class Broyden(Solver):
@@ -89,6 +92,10 @@ class _RankOneUpdates:
     ) -> tuple[_Estimate, Tensor]:
         estimate = self._updated(objective, memory, point, fresh | (memory.count >= self.memory))
         correction = apply_updates(estimate.left, estimate.right, estimate.residual)
+        # Of a saturated coordinate the residuals say nothing: a correction could hold it at a bound it has to leave.
+        slope = objective.geometry.slope(point.next_dual)
+        seen = slope > _SATURATED * slope.amax(-1, keepdim=True)
+        correction = torch.where(seen, correction, 0.0)
         return estimate, objective.geometry.project_dual(point.next_dual + correction)
 
     def inverse(
