@@ -14,8 +14,8 @@ from implicit_bregman.solvers.base import Outcome, Solver
 from implicit_bregman.solvers.inverse import InverseEstimate, apply_updates
 from implicit_bregman.solvers.loop import run
 
-#: Coordinates whose ρ' is below this share of the largest make MM's own steps.
-_SATURATED = 1e-6
+#: Coordinates with a log φ'' so far above the least make MM's own steps on their way back from a bound.
+_SATURATED = 14.0
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Broyden(Solver):
     does not. The estimate starts from the MM step (r ↦ y⁺ − y) and receives one rank-one update per step so that
     it maps the last change of r to minus the last change of y ("bad" Broyden: the update that only needs inner
     products of residuals, in which saturated coordinates weigh nothing). Proposals that raise the objective
-    (without one: the residual) above the last few are replaced by MM steps and the updates are forgotten.
+    (without one: the residual) above the last few are replaced by MM steps and the updates are forgotten. A saturated
+    coordinate on its way back from a bound, whose residual says nothing yet, makes MM's own steps.
 
     Args:
         memory: number of updates kept; when it is full the updates start anew.
@@ -93,9 +94,9 @@ class _RankOneUpdates:
         estimate = self._updated(objective, memory, point, fresh | (memory.count >= self.memory))
         correction = apply_updates(estimate.left, estimate.right, estimate.residual)
         # Of a saturated coordinate the residuals say nothing: a correction could hold it at a bound it has to leave.
-        slope = objective.geometry.slope(point.next_dual)
-        seen = slope > _SATURATED * slope.amax(-1, keepdim=True)
-        correction = torch.where(seen, correction, 0.0)
+        before, after = (objective.geometry.log_curvature(dual) for dual in (point.dual, point.next_dual))
+        returning = (before > before.amin(-1, keepdim=True) + _SATURATED) & (after < before)
+        correction = torch.where(returning, 0.0, correction)
         return estimate, objective.geometry.project_dual(point.next_dual + correction)
 
     def inverse(
