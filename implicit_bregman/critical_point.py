@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.adjoints import Adjoint, AdjointReport, Implicit, Unrolled, adjoint_named
+from implicit_bregman.adjoints import Adjoint, AdjointReport, Implicit, Shine, Unrolled, adjoint_named
+from implicit_bregman.adjoints.shine import SHINE_SOLVER
 from implicit_bregman.checks import (
     check_existence,
     check_initial,
@@ -45,11 +46,11 @@ def find_critical_point(
         energy: f.
         geometry: φ, by name or instance.
         x: input, (B, n) with any leading shape B.
-        initial: z⁰, (B, d), in int C; or a `Solution`, whose dual is taken. None: ρ(0). With a low-rank weight and
-            γ = 0 the implicit gradient flows to it too.
+        initial: z⁰, (B, d), in int C; or a `Solution` of this shape and device, whose dual is taken in x's precision.
+            None: ρ(0). With a low-rank weight and γ = 0 the implicit gradient flows to it too.
         regularization: γ ≥ 0.
-        solver: a name ("auto", "mm", "anderson", "broyden") or an instance.
-        adjoint: a name ("implicit", "phantom", "one_step", "unrolled") or an instance.
+        solver: a name ("auto", "newton", "mm", "anderson", "broyden") or an instance.
+        adjoint: a name ("implicit", "phantom", "one_step", "shine", "unrolled") or an instance.
 
     Raises:
         TypeError: for tensors that are not floating point, or arguments of the wrong kind.
@@ -107,7 +108,7 @@ def attach_gradient(
         adjoint: `Implicit`, `Phantom` or `OneStep`, by name or instance.
 
     Raises:
-        TypeError: for `Unrolled`, which has iterates of its own.
+        TypeError: for `Unrolled` and `Shine`, which need a solve of their own.
         ValueError: for shapes or dtypes that do not fit, and for `Implicit` with a low-rank weight and γ = 0,
             whose gradient depends on the start.
     """
@@ -131,6 +132,8 @@ def attach_gradient(
 
 
 def _solver_for(solver: str | Solver, adjoint: Adjoint) -> Solver:
+    if isinstance(adjoint, Shine) and solver in ("auto", "broyden"):
+        return SHINE_SOLVER
     return MM() if isinstance(adjoint, Unrolled) and solver == "auto" else solver_named(solver)
 
 
@@ -151,7 +154,9 @@ def _start(
         return flat.new_zeros(len(flat), features), all_usable
     if isinstance(initial, Solution):
         check_initial(initial.dual, (*batch, features), flat)
-        return initial.dual.detach().reshape(len(flat), features).to(flat.dtype), all_usable
+        # A dual far beyond saturation in float64 must not become infinite in float32, nor the sum of a few of them.
+        limit = torch.finfo(flat.dtype).max * torch.finfo(flat.dtype).eps
+        return initial.dual.detach().reshape(len(flat), features).to(flat.dtype).clamp(-limit, limit), all_usable
     check_initial(initial, (*batch, features), flat)
     rows = initial.reshape(len(flat), features).to(flat.dtype)
     usable = torch.isfinite(rows).all(-1)

@@ -201,7 +201,7 @@ def test_unknown_names_list_the_known_ones(energy: ib.Energy, x: Tensor) -> None
     refuse(
         ValueError, "solver must be one of auto, mm, anderson, broyden.*, got 'sgd'", energy, "tanh", x, solver="sgd"
     )
-    message = "adjoint must be one of implicit, unrolled, phantom, one_step, got 'bptt'"
+    message = "adjoint must be one of implicit, unrolled, phantom, one_step, shine, got 'bptt'"
     refuse(ValueError, message, energy, "tanh", x, adjoint="bptt")
 
 

@@ -80,7 +80,7 @@ def test_solvers_have_their_names(name: str) -> None:
     assert inspect.isclass(getattr(ib.solvers, name))
 
 
-@pytest.mark.parametrize("name", ["Implicit", "Unrolled", "Phantom", "OneStep"])
+@pytest.mark.parametrize("name", ["Implicit", "Unrolled", "Phantom", "OneStep", "Shine"])
 def test_adjoints_have_their_names(name: str) -> None:
     assert name in ib.adjoints.__all__
     assert inspect.isclass(getattr(ib.adjoints, name))

@@ -74,7 +74,7 @@ class Implicit(Adjoint):
         if not (force.requires_grad or dual.requires_grad):
             return z, report
         system = linearize_outcome(objective, outcome)
-        leftover = _relative_residual(objective, outcome.point)
+        leftover = relative_residual(objective, outcome.point)
         value = _AttachImplicit.apply(
             z, force, dual, _Backward(self, system, leftover, not objective.regularization, report)
         )
@@ -101,7 +101,7 @@ def linearize_outcome(objective: Objective, outcome: Outcome) -> Linearization:
     )
 
 
-def _relative_residual(objective: Objective, point: Point) -> Tensor:
+def relative_residual(objective: Objective, point: Point) -> Tensor:
     """‖Π_C(z − ∇f − γy) − z‖₂ / ‖z‖₂, (B,): to the order of magnitude, the forward error of a well conditioned H."""
     z = point.value
     if objective.regularization:
@@ -112,14 +112,14 @@ def _relative_residual(objective: Objective, point: Point) -> Tensor:
     return torch.linalg.vector_norm(left, dim=-1) / size.clamp_min(torch.finfo(z.dtype).tiny)
 
 
-def _estimated_error(g: Tensor, v: Tensor, residual: Tensor, leftover: Tensor, leaving: Tensor | None) -> Tensor:
+def estimated_error(g: Tensor, v: Tensor, residual: Tensor, leftover: Tensor, leaving: Tensor | None) -> Tensor:
     """The estimate that `Solution.gradient_error` documents, (B,).
 
     Args:
         g: dL/dz.
         v: dL/dc.
         residual: of the backward solve, relative, (B,).
-        leftover: see `_relative_residual`.
+        leftover: see `relative_residual`.
         leaving: the coordinates that are on their way to a bound, where v is 0 in the limit, (B, d); None: none.
     """
     tiny = torch.finfo(v.dtype).tiny
@@ -169,7 +169,7 @@ class _AttachImplicit(torch.autograd.Function):
             )
         # At an exact point v is 0 on the bounds already; for γ > 0 no coordinate leaves for one.
         leaving = system.shift > system.slope if ctx.bounds_attract and not ctx.on_free_sets else None
-        error = _estimated_error(gradient, v, residual, leftover, leaving)
+        error = estimated_error(gradient, v, residual, leftover, leaving)
         ctx.report.fill(status, residual, iterations, error)
         report_failures("implicit adjoint", status, adjoint.on_failure)
         initial = torch.zeros_like(gradient) if ctx.needs_input_grad[2] else None

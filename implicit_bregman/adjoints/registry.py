@@ -5,6 +5,7 @@ from __future__ import annotations
 from implicit_bregman.adjoints.base import Adjoint
 from implicit_bregman.adjoints.implicit import Implicit
 from implicit_bregman.adjoints.phantom import OneStep, Phantom
+from implicit_bregman.adjoints.shine import Shine
 from implicit_bregman.adjoints.unrolled import Unrolled
 
 _ADJOINTS: dict[str, type[Adjoint]] = {
@@ -12,6 +13,7 @@ _ADJOINTS: dict[str, type[Adjoint]] = {
     "unrolled": Unrolled,
     "phantom": Phantom,
     "one_step": OneStep,
+    "shine": Shine,
 }
 
 

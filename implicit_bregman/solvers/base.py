@@ -12,6 +12,7 @@ from torch import Tensor
 
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.settings import FAILURE_MODES, Settings, check_choice, check_count, check_positive
+from implicit_bregman.solvers.inverse import InverseEstimate
 
 #: The residual a solve has to reach, by precision. Errors are about the residual times the condition number.
 DEFAULT_TOL = {torch.float32: 1e-6, torch.float64: 1e-11}
@@ -45,6 +46,7 @@ class Outcome:
         free: for polished samples, which coordinates are not at a bound, (B, d).
         trace: if the solver was asked for it.
         without_steps: whether no sample's result comes from MM steps: all points are exact, and τ is not known.
+        inverse: the solver's estimate of the inverse Jacobian where each sample stopped, if it was asked for.
     """
 
     point: Point
@@ -55,6 +57,7 @@ class Outcome:
     free: Bool[Tensor, "batch d"]
     trace: Trace | None
     without_steps: bool = False
+    inverse: InverseEstimate | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

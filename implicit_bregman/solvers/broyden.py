@@ -11,7 +11,11 @@ from torch import Tensor
 from implicit_bregman.objective import Objective, Point, RowsOfTensors
 from implicit_bregman.settings import check_count
 from implicit_bregman.solvers.base import Outcome, Solver
+from implicit_bregman.solvers.inverse import InverseEstimate, apply_updates
 from implicit_bregman.solvers.loop import run
+
+#: Coordinates with a log φ'' so far above the least make MM's own steps on their way back from a bound.
+_SATURATED = 14.0
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,8 @@ class Broyden(Solver):
     does not. The estimate starts from the MM step (r ↦ y⁺ − y) and receives one rank-one update per step so that
     it maps the last change of r to minus the last change of y ("bad" Broyden: the update that only needs inner
     products of residuals, in which saturated coordinates weigh nothing). Proposals that raise the objective
-    (without one: the residual) above the last few are replaced by MM steps and the updates are forgotten.
+    (without one: the residual) above the last few are replaced by MM steps and the updates are forgotten. A saturated
+    coordinate on its way back from a bound, whose residual says nothing yet, makes MM's own steps.
 
     Args:
         memory: number of updates kept; when it is full the updates start anew.
@@ -40,9 +45,17 @@ class Broyden(Solver):
         super().__post_init__()
         check_count("memory", self.memory)
 
-    def solve(self, objective: Objective, dual: Float[Tensor, "batch d"]) -> Outcome:
-        """Iterate from `dual` until each sample has stopped."""
-        return run(self, objective, dual, _RankOneUpdates(self.memory))
+    def solve(self, objective: Objective, dual: Float[Tensor, "batch d"], keep_inverse: bool = False) -> Outcome:
+        """Iterate from `dual` until each sample has stopped.
+
+        Args:
+            objective: F.
+            dual: y⁰.
+            keep_inverse: also return the estimate that each sample ended with, as the outcome's `inverse`. Without
+                `polish`: a sample that is finished exactly leaves its estimate behind.
+        """
+        updates = _RankOneUpdates(self.memory)
+        return run(self, objective, dual, updates, updates.inverse if keep_inverse else None)
 
 
 @dataclass(frozen=True)
@@ -78,9 +91,29 @@ class _RankOneUpdates:
     def propose(
         self, objective: Objective, memory: _Estimate, point: Point, fresh: Bool[Tensor, " batch"]
     ) -> tuple[_Estimate, Tensor]:
+        estimate = self._updated(objective, memory, point, fresh | (memory.count >= self.memory))
+        correction = apply_updates(estimate.left, estimate.right, estimate.residual)
+        # Of a saturated coordinate the residuals say nothing: a correction could hold it at a bound it has to leave.
+        before, after = (objective.geometry.log_curvature(dual) for dual in (point.dual, point.next_dual))
+        returning = (before > before.amin(-1, keepdim=True) + _SATURATED) & (after < before)
+        correction = torch.where(returning, 0.0, correction)
+        return estimate, objective.geometry.project_dual(point.next_dual + correction)
+
+    def inverse(
+        self, objective: Objective, memory: _Estimate, point: Point, restart: Bool[Tensor, " batch"]
+    ) -> InverseEstimate:
+        """The estimate at the last iterate, with the update that the step there gives, if there is room for it."""
+        full = memory.count >= self.memory
+        unused = restart & (memory.count == 0)
+        last = self._updated(objective, memory, point, unused | full).where(~full, memory)
+        return InverseEstimate(last.left, last.right, last.count)
+
+    def _updated(
+        self, objective: Objective, memory: _Estimate, point: Point, fresh: Bool[Tensor, " batch"]
+    ) -> _Estimate:
+        """The estimate with one more update, from the last iterate to this one; none where it is to start anew."""
         residual, noise = objective.primal_step(point)
         step = point.next_dual - point.dual
-        fresh = fresh | (memory.count >= self.memory)
         keep = ~fresh
         left, right = keep[:, None, None] * memory.left, keep[:, None, None] * memory.right
         count = keep * memory.count
@@ -91,12 +124,12 @@ class _RankOneUpdates:
         norm = (change * change).sum(-1) + noise.square()
         usable = keep & (norm > 0)
         safe = torch.where(usable, norm, 1.0)[:, None]
-        mapped = (step - memory.step) + _apply(left, right, change)
+        mapped = (step - memory.step) + apply_updates(left, right, change)
         new_left = torch.where(usable[:, None], -(point.dual - memory.dual) - mapped, 0.0)
         new_right = torch.where(usable[:, None], change / safe, 0.0)
         slot = torch.nn.functional.one_hot(count, self.memory).to(step.dtype)[:, :, None]
         left, right = left + slot * new_left[:, None], right + slot * new_right[:, None]
-        estimate = replace(
+        return replace(
             memory,
             dual=point.dual,
             residual=residual,
@@ -105,10 +138,3 @@ class _RankOneUpdates:
             right=right,
             count=count + usable,
         )
-        return estimate, objective.geometry.project_dual(point.next_dual + _apply(left, right, residual))
-
-
-def _apply(left: Tensor, right: Tensor, vector: Tensor) -> Tensor:
-    """Σ left_i ⟨right_i, vector⟩ per sample."""
-    weights = right @ vector[:, :, None]
-    return (left * weights).sum(1)

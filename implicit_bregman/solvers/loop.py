@@ -6,6 +6,7 @@ iterations cannot touch it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -18,6 +19,7 @@ from implicit_bregman.solvers.base import Outcome, Solver
 from implicit_bregman.solvers.basin import can_certify, certified_radius
 from implicit_bregman.solvers.finish import can_finish, finish, finished_point, finished_status
 from implicit_bregman.solvers.finished import Finished
+from implicit_bregman.solvers.inverse import InverseEstimate
 from implicit_bregman.solvers.motion import drifts, leap, returns
 from implicit_bregman.solvers.recorder import Recorder
 from implicit_bregman.status import Status
@@ -96,8 +98,17 @@ class _Progress(RowsOfTensors):
     stride: Tensor
 
 
+#: What an accelerator's memory says, where its sample stopped, of the inverse Jacobian. The last argument marks the
+#: samples whose last proposal was rejected or that have made no step.
+ReadInverse = Callable[[Objective, Any, Point, Tensor], InverseEstimate]
+
+
 def run(
-    solver: Solver, objective: Objective, dual: Float[Tensor, "batch d"], accelerator: Accelerator | None
+    solver: Solver,
+    objective: Objective,
+    dual: Float[Tensor, "batch d"],
+    accelerator: Accelerator | None,
+    read_inverse: ReadInverse | None = None,
 ) -> Outcome:
     """Iterate from `dual` until each sample has stopped.
 
@@ -106,9 +117,10 @@ def run(
         objective: F at the batch's inputs.
         dual: y⁰, (B, d).
         accelerator: what proposes the iterates; None for MM's own.
+        read_inverse: reads the outcome's `inverse` off the accelerator's memory; None: it is not wanted.
     """
     with torch.no_grad():
-        return _Run(solver, objective, dual.detach(), accelerator).result()
+        return _Run(solver, objective, dual.detach(), accelerator, read_inverse).result()
 
 
 def _dual_step(point: Point) -> Tensor:
@@ -116,8 +128,16 @@ def _dual_step(point: Point) -> Tensor:
 
 
 class _Run:
-    def __init__(self, solver: Solver, objective: Objective, dual: Tensor, accelerator: Accelerator | None) -> None:
+    def __init__(
+        self,
+        solver: Solver,
+        objective: Objective,
+        dual: Tensor,
+        accelerator: Accelerator | None,
+        read_inverse: ReadInverse | None,
+    ) -> None:
         self.solver = solver
+        self.read_inverse = read_inverse
         self.objective = objective
         self.accelerator = accelerator
         self.tol = solver.tolerance(dual.dtype)
@@ -132,7 +152,7 @@ class _Run:
         self.finish_at = self.finish_every
         # Where one exact solve ends it all, plain steps are the cheapest way to the right active set.
         self.walks = self.finishes and objective.unique and not (objective.backtracks or objective.regularization)
-        self.recorder = Recorder(self.point, trace=solver.trace)
+        self.recorder = Recorder(self.point, trace=solver.trace, inverse=read_inverse is not None)
 
     def result(self) -> Outcome:
         iteration = 0
@@ -342,7 +362,12 @@ class _Run:
         status = status[rows]
         degenerate = (status == int(Status.CONVERGED)) & self.objective.select(rows).degenerate(final, 10 * self.tol)
         status = torch.where(degenerate, int(Status.DEGENERATE), status)
-        self.recorder.finish(self.progress.select(rows), final, status, iteration, None)
+        who = self.progress.select(rows)
+        self.recorder.finish(who, final, status, iteration, None)
+        if self.read_inverse is not None:
+            part = self.objective.select(rows)
+            memory = None if self.memory is None else self.memory.select(rows)
+            self.recorder.keep(who.index, self.read_inverse(part, memory, final, who.restart))
         self._keep(~done)
 
     def _keep(self, mask: Bool[Tensor, " batch"]) -> None:

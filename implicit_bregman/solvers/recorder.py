@@ -11,6 +11,7 @@ from torch import Tensor
 
 from implicit_bregman.objective import Point
 from implicit_bregman.solvers.base import Outcome, Trace
+from implicit_bregman.solvers.inverse import InverseEstimate
 
 
 class Counted(Protocol):
@@ -33,9 +34,10 @@ class Recorder:
     Args:
         start: the first iterates of the whole batch.
         trace: whether to keep residual, objective and iterate of every iteration.
+        inverse: whether inverse estimates will be given.
     """
 
-    def __init__(self, start: Point, trace: bool) -> None:
+    def __init__(self, start: Point, trace: bool, inverse: bool = False) -> None:
         self._rows = {
             field.name: None if getattr(start, field.name) is None else torch.empty_like(getattr(start, field.name))
             for field in fields(start)
@@ -49,6 +51,7 @@ class Recorder:
         self._batch = batch
         self._dtype = start.value.dtype
         self._trace: list[tuple[Tensor, Tensor, Tensor]] | None = [] if trace else None
+        self._inverses: list[tuple[Tensor, InverseEstimate]] | None = [] if inverse else None
 
     def record(self, index: Int[Tensor, " running"], point: Point) -> None:
         """Add one iteration to the trace."""
@@ -83,6 +86,11 @@ class Recorder:
             self._polished[index] = True
             self._free[index] = free
 
+    def keep(self, index: Int[Tensor, " done"], inverse: InverseEstimate) -> None:
+        """Write out the inverse estimates of samples that have stopped."""
+        if self._inverses is not None:
+            self._inverses.append((index, inverse.trimmed()))
+
     def outcome(self) -> Outcome:
         """Everything, once all samples have stopped."""
         trace = None
@@ -96,7 +104,18 @@ class Recorder:
             self._polished,
             self._free,
             trace,
+            inverse=None if self._inverses is None else self._assembled(self._inverses),
         )
+
+    def _assembled(self, parts: list[tuple[Tensor, InverseEstimate]]) -> InverseEstimate:
+        """The estimates of the whole batch; without updates for samples that have none."""
+        most = max((part.left.shape[1] for _, part in parts), default=0)
+        left = torch.zeros(self._batch, most, self._free.shape[-1], dtype=self._dtype, device=self._free.device)
+        right, count = torch.zeros_like(left), torch.zeros_like(self._status)
+        for index, part in parts:
+            rows = part.left.shape[1]
+            left[index, :rows], right[index, :rows], count[index] = part.left, part.right, part.count
+        return InverseEstimate(left, right, count)
 
     def _stacked(self, rows: list[tuple[Tensor, Tensor, Tensor]]) -> Trace:
         if not rows:  # an empty batch makes no iteration

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 import implicit_bregman as ib
 
-ADJOINTS = ["implicit", "phantom", "one_step", "unrolled"]
+ADJOINTS = ["implicit", "phantom", "one_step", "shine", "unrolled"]
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_double_backward_of_unrolled_works(layer: ib.BregmanDEQ, x: Tensor) -> N
     assert bool(second.any())
 
 
-@pytest.mark.parametrize("adjoint", ["phantom", "one_step"])
+@pytest.mark.parametrize("adjoint", ["phantom", "one_step", "shine"])
 def test_double_backward_of_approximate_gradients_is_refused(layer: ib.BregmanDEQ, x: Tensor, adjoint: str) -> None:
     """Differentiating the few steps twice would give the derivative of another function."""
     layer.adjoint = adjoint
@@ -81,10 +81,12 @@ def test_function_transforms_are_refused(
     layer(x).sum().backward()
 
 
-def test_batched_gradients_of_implicit_are_refused(layer: ib.BregmanDEQ, x: Tensor) -> None:
+@pytest.mark.parametrize("adjoint", ["implicit", "shine"])
+def test_batched_gradients_of_backward_solves_are_refused(layer: ib.BregmanDEQ, x: Tensor, adjoint: str) -> None:
+    layer.adjoint = adjoint
     value = layer(x.requires_grad_())
     many = torch.ones(2, *value.shape, dtype=x.dtype)
-    message = r"implicit adjoint has no batched backward \(is_grads_batched=True, vectorize=True, vmap\): "
+    message = rf"{adjoint} adjoint has no batched backward \(is_grads_batched=True, vectorize=True, vmap\): "
     with pytest.raises(RuntimeError, match=message):
         torch.autograd.grad(value, x, many, is_grads_batched=True)
     with pytest.raises(RuntimeError, match=message):
