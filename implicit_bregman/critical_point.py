@@ -72,15 +72,19 @@ def find_critical_point(
         flat = _lift(x, energy).reshape(batch.numel(), x.shape[-1])
         dual, usable = _start(phi, initial, flat, batch, features)
         clean = torch.isfinite(flat).all(-1) & usable
-        flat = torch.where(clean[:, None], flat, 0.0)
+        spoilt = not bool(clean.all())
+        if spoilt:
+            flat, dual = torch.where(clean[:, None], flat, 0.0), torch.where(clean[:, None], dual, 0.0)
         objective = _objective(energy, phi, flat, gamma)
         if isinstance(objective.energy, BoundLowRank) and not isinstance(how, Unrolled):
             check_projection(phi, gamma)
-        outcome, value, report = how.solve(objective, torch.where(clean[:, None], dual, 0.0), method)
+        outcome, value, report = how.solve(objective, dual, method)
         report.batch = batch
-        status = torch.where(clean, outcome.status, int(Status.INVALID_INPUT))
+        status = outcome.status
+        if spoilt:
+            status = torch.where(clean, status, int(Status.INVALID_INPUT))
+            value = torch.where(clean[:, None], value, torch.nan)
         report_failures("find_critical_point", status, method.on_failure)
-        value = torch.where(clean[:, None], value, torch.nan)
         if result_dtype.itemsize == 2:
             value = value.to(result_dtype)
         return _solution(outcome, value, status, batch, report)

@@ -120,8 +120,8 @@ class Linearization:
         # (a mean that is not positive, or not a number, is no shift either)
         if not 0 < kappa * shared.gradient_step < _DIAGONAL_WILL_DO:
             return None
-        inverse = shared.damped_inverse(kappa)
-        return None if inverse is None else inverse.to(self.slope.dtype)
+        found = shared.damped_inverse(kappa)
+        return None if found is None else found[1].to(self.slope.dtype)
 
     def newton_step(
         self, error: Float[Tensor, "batch d"], tol: Float[Tensor, " batch"]

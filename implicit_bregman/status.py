@@ -72,7 +72,7 @@ def report_failures(where: str, status: Int[Tensor, " batch"], on_failure: str) 
     Raises:
         RuntimeError: if `on_failure` is "raise" and a sample failed.
     """
-    if on_failure == "ignore":
+    if on_failure == "ignore" or not bool((status > int(Status.TRUNCATED)).any()):
         return
     kinds = [Status(int(code)) for code in status.unique().tolist()]
     failed = [kind for kind in kinds if kind.failed]

@@ -155,7 +155,7 @@ def _iterate(system: Linearization, g: Tensor, method: str, tol: float, max_iter
         scale = torch.where(done | (size == 0), 1.0, size)
         right = torch.where(done[:, None], 0.0, residual / scale[:, None]).to(g.dtype)
         # What is still missing, and no more than one solve can give.
-        missing = (0.5 * tol * norm / scale).clamp(_reach(g.dtype), 0.5).to(g.dtype)
+        missing = (0.7 * tol * norm / scale).clamp(_reach(g.dtype), 0.5).to(g.dtype)
         if symmetric:
             part = system.solve_symmetric(right, missing, max_iter)
             step = part.value.to(wide)
@@ -178,8 +178,8 @@ def _iterate(system: Linearization, g: Tensor, method: str, tol: float, max_iter
 
 
 def _reach(dtype: torch.dtype) -> float:
-    """The relative residual that one iterative solve can reach in this precision."""
-    return 64 * float(torch.finfo(dtype).eps)
+    """The relative residual that one iterative solve can be asked for in this precision."""
+    return 4 * float(torch.finfo(dtype).eps)
 
 
 def _replace_indefinite(

@@ -49,6 +49,7 @@ class SharedMatrix:
         self.symmetric = symmetric
         self.least = least
         self.damped = damped
+        self._factored: tuple[float, Tensor | None] = (1.0, None)
         if inverse is not None:
             self.__dict__["inverse"] = inverse
 
@@ -78,23 +79,36 @@ class SharedMatrix:
         """Whether H + shift·I is positive definite beyond rounding (or semidefinite up to rounding, if asked)."""
         if self.least is not None and self.least + shift > float(self._rounding):
             return True
-        if self.symmetric and shift >= 0 and self._is_proved_definite:
-            return True
+        if self.symmetric and shift >= 0:
+            # A factor of H + shift·I, for a shift far above rounding, is proof enough, and serves as preconditioner.
+            large = shift > 1e3 * float(self._rounding)
+            if self._damped_factor(shift) is not None if large else self._is_proved_definite:
+                return True
         return self.spectrum.is_definite(shift, or_semidefinite)
 
-    def damped_inverse(self, shift: float) -> Float[Tensor, "d d"] | None:
-        """About (H + shift·I)⁻¹ in W's own precision, to precondition with; None if that is not definite.
+    def damped_inverse(self, shift: float) -> tuple[float, Float[Tensor, "d d"]] | None:
+        """(H + s·I)⁻¹ in W's own precision, to precondition with, and s; None if that is not definite.
 
         The last one is kept, and returned for shifts within a factor of 2 of its own.
         """
         if self.damped is None or not 0.5 <= shift / self.damped[0] <= 2.0:
+            factor = self._damped_factor(shift)
+            if factor is None:
+                return None
+            self.damped = (self._factored[0], torch.cholesky_inverse(factor))
+        return self.damped
+
+    def _damped_factor(self, shift: float) -> Tensor | None:
+        """The Cholesky factor of H + s·I, s within a factor of 2 of `shift`; None if that is not definite."""
+        known, factor = self._factored
+        if factor is None or not 0.5 <= shift / known <= 2.0:
             matrix = self.matrix
             matrix.diagonal().add_(shift)
             factor, info = torch.linalg.cholesky_ex(matrix)
             if int(info) != 0:
                 return None
-            self.damped = (shift, torch.cholesky_inverse(factor))
-        return self.damped[1]
+            self._factored = (shift, factor)
+        return factor
 
     @property
     def known_inverse(self) -> Float[Tensor, "d d"] | None:

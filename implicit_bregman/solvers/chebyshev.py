@@ -50,17 +50,17 @@ def chebyshev_steps(
     steepest, a = 1 / geometry.strong_convexity, gamma * shared.gradient_step
     if a >= _NO_NEED * steepest:
         return _steps(energy, geometry, gamma, dual, None, (gamma, gamma * (1 + steepest / a)), tol)
-    inverse = shared.damped_inverse(2 * gamma / steepest) if shared.is_worth_inverting(len(dual)) else None
-    if inverse is None or shared.damped is None:
+    found = shared.damped_inverse(2 * gamma / steepest) if shared.is_worth_inverting(len(dual)) else None
+    if found is None:
         return None
-    middle = gamma / shared.damped[0]
-    inverse = inverse / middle
+    middle = gamma / found[0]
+    inverse = found[1].to(dual.dtype) / middle
     # One step by P alone shows how flat ρ becomes.
     first = torch.addmm(dual, _negative_error(energy, geometry, gamma, dual), inverse)
     flattest = _SAFETY * float(geometry.slope(first).amin())
     interval = ((a + flattest) / (a + middle), (a + steepest) / (a + middle))
-    found = _steps(energy, geometry, gamma, first, inverse, interval, tol)
-    return None if found is None else (found[0], found[1] + 1)
+    swept = _steps(energy, geometry, gamma, first, inverse, interval, tol)
+    return None if swept is None else (swept[0], swept[1] + 1)
 
 
 def _steps(

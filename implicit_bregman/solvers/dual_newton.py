@@ -31,9 +31,11 @@ _SHORTENINGS = 12
 #: The error, relative to the size of its terms, at which single precision hands over to double.
 _HAND_OVER = 1e-4
 #: The most that Chebyshev steps are asked to reduce the error by.
-_SWEEP = 1e-6
+_SWEEP = 2e-7
 #: How far below the tolerance the error is driven: the last step is nearly always much better than asked.
 _BELOW = 0.1
+#: A sample whose error is below this part of the tolerance before the last steps is left as it is.
+_CLOSE = 0.5
 #: Relative residual of the linear systems: loose far from the solution (Eisenstat and Walker), and at the end.
 _LOOSE, _TIGHT = 0.1, 1e-4
 #: D below which Δy is not recovered from v = DΔy.
@@ -93,27 +95,34 @@ def newton(
         energy = energy.double()
         at = _evaluate(objective, energy, at.dual.double(), at.steps, at.tries + 1)
     # A trace ends where the tolerance is met.
-    at = _iterate(objective, energy, at, _BELOW * tol if record is None else tol, max_steps, record)
+    at = _iterate(objective, energy, at, _BELOW * tol if record is None else tol, max_steps, record, _CLOSE * tol)
     return _finished(objective, energy, at, tol)
 
 
 def _swept(objective: Objective, energy: BoundQuadratic, at: _Iterate, tol: float) -> _Iterate:
     """The iterates after a few Chebyshev steps, where there is a use for them and the error is smaller then."""
-    found = chebyshev_steps(energy, objective.geometry, objective.regularization, at.dual, max(tol, _SWEEP))
+    found = chebyshev_steps(energy, objective.geometry, objective.regularization, at.dual, max(0.1 * tol, _SWEEP))
     if found is None:
         return at
     dual, count = found
     tries = at.tries + count
-    new = _evaluate(objective, energy, dual, at.steps + 1, tries + 1)
+    new = _evaluate(objective, energy, dual, at.steps + 1, tries + 1, at.scale)
     better = torch.isfinite(new.size) & (new.size < 0.1 * at.size)
     return new.where(better, replace(at, tries=tries + 1))
 
 
-def _evaluate(objective: Objective, energy: BoundEnergy, dual: Tensor, steps: Tensor, tries: Tensor) -> _Iterate:
+def _evaluate(
+    objective: Objective, energy: BoundEnergy, dual: Tensor, steps: Tensor, tries: Tensor, scale: Tensor | None = None
+) -> _Iterate:
+    """The iterate y = `dual`; where the scale is that of an iterate before it, less has to be computed."""
     value = objective.geometry.activation(dual)
-    at = energy.evaluate(value)
-    error = at.gradient + objective.regularization * dual
-    return _Iterate(dual, value, error, error.abs().amax(-1), at.scale, steps, tries)
+    if scale is None:
+        at = energy.evaluate(value)
+        gradient, scale = at.gradient, at.scale
+    else:
+        gradient = energy.gradient(value).detach()
+    error = torch.add(gradient, dual, alpha=objective.regularization)
+    return _Iterate(dual, value, error, error.abs().amax(-1), scale, steps, tries)
 
 
 def _iterate(
@@ -123,15 +132,17 @@ def _iterate(
     target: float,
     max_steps: int,
     record: Callable[[Tensor, Tensor], None] | None = None,
+    enough: float = 0.0,
 ) -> _Iterate:
-    """Newton steps until ‖E‖∞ ≤ target · scale, or as far as rounding lets them."""
+    """Newton steps until ‖E‖∞ ≤ target · scale (or `enough` · scale at the start), or as far as rounding lets them."""
     final, rows = at, torch.arange(len(at.size), device=at.size.device)
     rounding = 8 * torch.finfo(at.dual.dtype).eps
     before = None
     while True:
         if record is not None:
             record(at.dual, rows)
-        running = (at.size > max(target, rounding) * at.scale) & torch.isfinite(at.size) & (at.steps < max_steps)
+        limit, enough = max(target, rounding, enough), 0.0
+        running = (at.size > limit * at.scale) & torch.isfinite(at.size) & (at.steps < max_steps)
         if not bool(running.all()):
             final = final.replace_rows(rows, at)
             kept = running.nonzero().squeeze(-1)
@@ -194,7 +205,7 @@ def _search(
     objective: Objective, energy: BoundEnergy, at: _Iterate, move: Tensor
 ) -> tuple[_Iterate, Bool[Tensor, " batch"]]:
     """The step along Δy that is accepted, shortened as often as needed, and which samples moved at all."""
-    new = _evaluate(objective, energy, at.dual + move, at.steps + 1, at.tries + 1)
+    new = _evaluate(objective, energy, at.dual + move, at.steps + 1, at.tries + 1, at.scale)
     good = _is_accepted(objective, at, new)
     if bool(good.all()):
         return new, good
@@ -204,7 +215,7 @@ def _search(
         length *= 0.25
         start, part = at.select(rows), energy.select(rows)
         tries = at.tries[rows] + 2 + trial
-        new = _evaluate(objective, part, start.dual + length * move[rows], start.steps + 1, tries)
+        new = _evaluate(objective, part, start.dual + length * move[rows], start.steps + 1, tries, start.scale)
         better = _is_accepted(objective, start, new)
         accepted = accepted.replace_rows(rows, new.where(better, replace(start, tries=tries)))
         good = good.index_copy(0, rows, better)
@@ -234,11 +245,15 @@ def _finished(objective: Objective, energy: BoundEnergy, at: _Iterate, tol: floa
     dual = geometry.project_dual(at.dual)
     gradient = at.error - gamma * at.dual
     lo, hi = geometry.bounds(dual.dtype)
-    residual = ((at.value - gradient - gamma * dual).clamp(lo, hi) - at.value).abs().amax(-1) / at.scale
+    size = gradient.abs().amax(-1)
+    if isinstance(energy, BoundQuadratic):
+        size = torch.maximum((gradient + energy.offset).abs().amax(-1), energy.offset.abs().amax(-1))
+    scale = 1 + size
+    residual = ((at.value - gradient - gamma * dual).clamp(lo, hi) - at.value).abs().amax(-1) / scale
     # The residual alone is held down by the distance to a bound: ask it of the equation as well.
-    accepted = (residual <= tol) & (at.size <= tol * at.scale)
+    accepted = (residual <= tol) & (at.size <= tol * scale)
     at_bound = dual != at.dual
-    thin = (at_bound & (gamma * (at.dual - dual).abs() <= 10 * (tol * at.scale)[:, None])).any(-1)
+    thin = (at_bound & (gamma * (at.dual - dual).abs() <= 10 * (tol * scale)[:, None])).any(-1)
     return Finished(
         value=geometry.activation(dual.to(dtype)),
         dual=dual.to(dtype),
@@ -246,7 +261,7 @@ def _finished(objective: Objective, energy: BoundEnergy, at: _Iterate, tol: floa
         exact_dual=dual,
         free=~at_bound,
         gradient=gradient,
-        scale=at.scale,
+        scale=scale,
         residual=residual.to(dtype),
         accepted=accepted,
         degenerate=thin & accepted,
