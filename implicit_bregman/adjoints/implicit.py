@@ -74,7 +74,8 @@ class Implicit(Adjoint):
         if not (force.requires_grad or dual.requires_grad):
             return z, report
         system = linearize_outcome(objective, outcome)
-        leftover = relative_residual(objective, outcome.point)
+        exact = outcome.without_steps and not objective.regularization
+        leftover = outcome.point.residual if exact else relative_residual(objective, outcome.point)
         value = _AttachImplicit.apply(
             z, force, dual, _Backward(self, system, leftover, not objective.regularization, report)
         )
@@ -143,18 +144,15 @@ class _Backward:
 class _AttachImplicit(torch.autograd.Function):
     """z ↦ z, whose backward turns dL/dz into v = dL/d(−∇f)."""
 
+    # (With `setup_context` PyTorch inspects the signature at every call, which takes longer than all of this.)
     @staticmethod
-    def forward(value: Tensor, force: Tensor, initial: Tensor, backward: _Backward) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        backward: _Backward = inputs[3]
+    def forward(ctx: Any, value: Tensor, force: Tensor, initial: Tensor, backward: _Backward) -> Tensor:
         ctx.adjoint, ctx.report, ctx.bounds_attract = backward.adjoint, backward.report, backward.bounds_attract
         ctx.on_free_sets = backward.system.on_free_sets
         # Saved, not just held, so that autograd counts, offloads and frees these tensors as its own.
         tensors, ctx.rebuild_hessian = backward.system.hessian.pack()
         ctx.save_for_backward(backward.system.slope, backward.system.shift, backward.leftover, *tensors)
+        return value.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:

@@ -139,7 +139,7 @@ def _solve(
     shared = _quadratic(objective).shared
     if definite and shared.is_worth_inverting(len(free)) and shared.inverse is not None:
         offset = energy.offset
-        exact, excess, solved, products = solve_free_blocks(shared, free, offset, fixed, 0.1 * tol)
+        exact, excess, solved, products = solve_free_blocks(shared, free, offset, fixed, 0.5 * tol)
         gradient = excess - torch.where(free, 0.0, offset)
         scale = 1 + torch.maximum((gradient + offset).abs().amax(-1), offset.abs().amax(-1))
         return exact, gradient, scale, solved, products
