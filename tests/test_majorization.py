@@ -386,7 +386,7 @@ def test_no_automatic_step_without_a_bound_or_without_sigma() -> None:
 
 def test_the_step_carries_no_gradient() -> None:
     W = (-4 * torch.eye(2, dtype=torch.float64)).requires_grad_()
-    found = ib.find_critical_point(QuadraticEnergy.from_matrices(W), "tanh", torch.zeros(1, 2).double())
+    found = ib.find_critical_point(QuadraticEnergy.from_matrices(W), "tanh", torch.zeros(1, 2).double(), solver="mm")
     assert found.step.tolist() == [0.25]
     assert not found.step.requires_grad
 

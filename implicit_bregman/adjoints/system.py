@@ -142,7 +142,7 @@ def _iterate(system: Linearization, g: Tensor, method: str, tol: float, max_iter
     inside = slope > 0
     ratio = torch.where(inside, shift / torch.where(inside, slope, 1.0), 0.0)
     # The symmetric form's residual is that of v's own equation times √D₊; it has no equation where D₊ is 0.
-    weight = slope.sqrt() if symmetric else torch.ones_like(slope)
+    weight = slope.sqrt() if symmetric else inside.to(wide)
 
     v, residual = torch.zeros_like(g_wide), g_wide
     norm = torch.linalg.vector_norm(weight * residual, dim=-1)

@@ -22,7 +22,7 @@ from implicit_bregman.experiments.basin import in_basin
 from implicit_bregman.experiments.optimality import Conditions, on_host
 from implicit_bregman.legendre import LegendreFunction
 
-EXACT = 1e-12  # largest relative residual of a solution that was finished by Newton or on its active set
+EXACT = 2e-12  # largest relative residual of a solution that was finished by Newton or on its active set
 REACHED = 1e-10  # largest relative residual of an MM run that counts as arrived
 
 

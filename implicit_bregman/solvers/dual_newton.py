@@ -34,6 +34,8 @@ _HAND_OVER = 1e-4
 _SWEEP = 2e-7
 #: How far below the tolerance the error is driven: the last step is nearly always much better than asked.
 _BELOW = 0.1
+#: γ/λ_max from which on a step that is not needed for E is not needed for z.
+_WELL = 0.05
 #: A sample whose error is below this part of the tolerance before the last steps is left as it is.
 _CLOSE = 0.5
 #: Relative residual of the linear systems: loose far from the solution (Eisenstat and Walker), and at the end.
@@ -86,6 +88,8 @@ def newton(
     energy = objective.energy
     none = torch.zeros(len(dual), dtype=torch.int64, device=dual.device)
     at = _evaluate(objective, energy, dual, none, none + 1)
+    if not objective.geometry.is_legendre:
+        at = _unclamped(objective, at)
     max_steps = min(_STEPS, max_steps)
     if record is None and objective.unique and isinstance(energy, BoundQuadratic) and energy.symmetric:
         at = _swept(objective, energy, at, tol)
@@ -95,19 +99,39 @@ def newton(
         energy = energy.double()
         at = _evaluate(objective, energy, at.dual.double(), at.steps, at.tries + 1)
     # A trace ends where the tolerance is met.
-    at = _iterate(objective, energy, at, _BELOW * tol if record is None else tol, max_steps, record, _CLOSE * tol)
+    enough = _CLOSE * tol if _is_well_conditioned(objective) else 0.0
+    at = _iterate(objective, energy, at, _BELOW * tol if record is None else tol, max_steps, record, enough)
     return _finished(objective, energy, at, tol)
+
+
+def _is_well_conditioned(objective: Objective) -> bool:
+    """Whether an error E is no great error of z: γ is no small part of λ_max."""
+    energy = objective.energy
+    return isinstance(energy, BoundQuadratic) and objective.regularization * energy.gradient_step >= _WELL
+
+
+def _unclamped(objective: Objective, at: _Iterate) -> _Iterate:
+    """The same points with the duals of active coordinates where the equation wants them, beyond the clamp."""
+    gamma, geometry = objective.regularization, objective.geometry
+    wanted = at.dual - at.error / gamma
+    active = (geometry.slope(at.dual) == 0) & (geometry.project_dual(wanted) == geometry.project_dual(at.dual))
+    error = torch.where(active, 0.0, at.error)
+    return replace(at, dual=torch.where(active, wanted, at.dual), error=error, size=error.abs().amax(-1))
 
 
 def _swept(objective: Objective, energy: BoundQuadratic, at: _Iterate, tol: float) -> _Iterate:
     """The iterates after a few Chebyshev steps, where there is a use for them and the error is smaller then."""
-    found = chebyshev_steps(energy, objective.geometry, objective.regularization, at.dual, max(0.1 * tol, _SWEEP))
+    wanting = at.size > _CLOSE * tol * at.scale
+    if not bool(wanting.any()):
+        return at
+    reduction = float((_CLOSE * tol * at.scale / at.size)[wanting].min())
+    found = chebyshev_steps(energy, objective.geometry, objective.regularization, at.dual, max(0.3 * reduction, _SWEEP))
     if found is None:
         return at
     dual, count = found
     tries = at.tries + count
     new = _evaluate(objective, energy, dual, at.steps + 1, tries + 1, at.scale)
-    better = torch.isfinite(new.size) & (new.size < 0.1 * at.size)
+    better = wanting & torch.isfinite(new.size) & (new.size < 0.1 * at.size)
     return new.where(better, replace(at, tries=tries + 1))
 
 

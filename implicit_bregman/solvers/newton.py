@@ -86,7 +86,9 @@ class Newton(Solver):
             found = projected_newton(objective, start, tol, self.max_iter, None if log is None else log.add_values)
         if log is None:
             return found, None
-        return replace(found, value=objective.geometry.activation(found.dual)), log.trace()
+        # The last row of a trace is the result.
+        point = objective.evaluate(found.dual, torch.ones_like(found.dual[:, :1]))
+        return replace(found, value=point.value, residual=point.residual), log.trace()
 
     def _completed(self, objective: Objective, dual: Tensor, found: Finished, trace: Trace | None) -> Outcome:
         """The outcome, with the samples that Newton gave up left to MM."""
@@ -165,14 +167,18 @@ def _by_active_set(objective: Objective, energy: BoundQuadratic, dual: Tensor, t
 def _outcome(objective: Objective, found: Finished, trace: Trace | None) -> Outcome:
     """The result of a method that makes no MM steps, so that τ is not asked for."""
     energy, gamma, dtype = objective.energy, objective.regularization, found.value.dtype
-    if isinstance(energy, BoundQuadratic):
+    if trace is not None:
+        seen = objective.evaluate(found.dual, torch.ones_like(found.dual[:, :1])).objective
+        assert seen is not None  # symmetric
+        value = seen
+    elif isinstance(energy, BoundQuadratic):
         value = 0.5 * (found.exact * (found.gradient - energy.offset)).sum(-1)
     else:
         known = energy.evaluate(found.value).value
         assert known is not None  # symmetric
         value = known
         found = replace(found, tries=found.tries + 1)
-    if gamma:
+    if gamma and trace is None:
         value = value + gamma * objective.geometry.dual_potential(found.exact_dual).sum(-1)
     point = Point(
         dual=found.dual,
@@ -185,7 +191,7 @@ def _outcome(objective: Objective, found: Finished, trace: Trace | None) -> Outc
         next_dual=found.dual,
     )
     status = torch.where(found.accepted, finished_status(found), int(Status.MAX_ITER))
-    polished = torch.full_like(found.accepted, gamma == 0) & found.accepted
+    polished = torch.full_like(found.accepted, gamma == 0 and trace is None) & found.accepted
     return Outcome(point, status, found.steps, found.tries, polished, found.free, trace, without_steps=True)
 
 

@@ -47,7 +47,7 @@ def test_a_sample_that_is_not_finite_has_no_gradient_and_changes_no_other(
     assert solution.status[1] == ib.Status.INVALID_INPUT
     assert bool(solution.value[1].isnan().all())
     assert bool(solution.dual.isfinite().all())
-    torch.testing.assert_close(solution.value[others], clean.solve(adjoint).value, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(solution.value[others], clean.solve(adjoint).value, rtol=1e-11, atol=1e-12)
     leaves = dirty.leaves()
     found = torch.autograd.grad(clean.loss(solution.value[others]), list(leaves.values()), allow_unused=True)
     for (name, leaf), gradient in zip(leaves.items(), found, strict=True):

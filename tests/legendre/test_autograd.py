@@ -112,7 +112,8 @@ def test_transforms_compose(case: Any) -> None:
     phi: LegendreFunction = case.geometry
     y = interior(case).detach()
     batch = torch.stack([y, 0.5 * y])
-    assert torch.equal(torch.func.vmap(phi.activation)(batch), phi.activation(batch))
+    # (vectorized code may round a strided input differently)
+    torch.testing.assert_close(torch.func.vmap(phi.activation)(batch), phi.activation(batch), rtol=1e-15, atol=0.0)
     per_sample = torch.func.vmap(torch.func.grad(lambda row: phi.activation(row).sum()))(batch)
     torch.testing.assert_close(per_sample, phi.slope(batch), rtol=1e-15, atol=0.0)
     inner = torch.func.grad(lambda row: torch.func.vmap(phi.activation)(row).sum())(batch)

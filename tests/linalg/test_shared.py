@@ -96,13 +96,14 @@ def test_products_in_either_precision(generator: torch.Generator) -> None:
 def test_damped_inverse(dtype: torch.dtype, generator: torch.Generator) -> None:
     matrix = matrix_with(torch.linspace(-0.1, 1, 9), generator).to(dtype)
     found = shared_of(matrix)
-    inverse = found.damped_inverse(0.5)
+    shift, inverse = found.damped_inverse(0.5)
     exact = torch.linalg.inv(matrix.double() + 0.5 * torch.eye(9).double())
+    assert shift == 0.5
     assert torch.allclose(inverse.double(), exact, atol=1e-4 if dtype == torch.float32 else 1e-12)
-    assert found.damped_inverse(0.5) is inverse
-    assert found.damped_inverse(0.4) is inverse  # near enough to precondition with
+    assert found.damped_inverse(0.5)[1] is inverse
+    assert found.damped_inverse(0.4)[1] is inverse  # near enough to precondition with
     assert found.damped_inverse(0.05) is None  # still indefinite
-    assert not torch.allclose(found.damped_inverse(2.0), inverse)
+    assert found.damped_inverse(2.0)[0] == 2.0
 
 
 @pytest.mark.parametrize("largest", [1e-3, 1.0, 50.0])

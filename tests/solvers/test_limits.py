@@ -117,7 +117,9 @@ def test_the_side_on_which_mm_leaves_a_saddle(geometry: str, solver: str, genera
     assert distinct(reference) >= 3
     energy = ib.QuadraticEnergy.from_matrices(one.weight)
     for polish in (True, False):
-        method = getattr(ib.solvers, {"mm": "MM", "anderson": "Anderson", "broyden": "Broyden"}[solver])(polish=polish)
+        method = getattr(
+            ib.solvers, {"mm": "MM", "anderson": "Anderson", "broyden": "Broyden", "newton": "Newton"}[solver]
+        )(polish=polish)
         found = ib.find_critical_point(energy, one.geometry, offset, start, solver=method)
         assert bool(found.converged.all())
         assert share_on_reference_limit(found.value, reference) == (1.0, 0.0)
@@ -127,7 +129,7 @@ def test_the_start_chooses_the_limit() -> None:
     """tanh, W = ½: the critical points −1, 0, 1 of −¼z²; MM goes to the bound on the side of its start."""
     energy = ib.QuadraticEnergy.from_matrices(torch.tensor([[0.5]], dtype=torch.float64))
     start = torch.tensor([[-0.9], [-1e-6], [1e-6], [0.3]], dtype=torch.float64)
-    for solver in ("mm", "anderson", "broyden"):
+    for solver in ITERATIVE:
         found = ib.find_critical_point(energy, "tanh", torch.zeros(4, 1).double(), start, solver=solver)
         assert bool(found.converged.all())
         assert found.value.sign().flatten().tolist() == [-1, -1, 1, 1]
