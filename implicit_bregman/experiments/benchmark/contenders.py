@@ -129,21 +129,30 @@ def differentiated(prepared: Prepared, value: Value) -> Run:
     return run
 
 
-def library_value(prepared: Prepared, solver: str | Solver = "auto") -> Value:
-    """This library: spectrum and factorizations are inside, as W changes at every training step."""
+def library_value(prepared: Prepared, tol: float | None = None, solver: str | Solver = "auto") -> Value:
+    """This library: factorizations are inside, as W changes at every training step.
+
+    Args:
+        prepared: The cell.
+        tol: Tolerance of Newton and of the adjoint; None: the defaults, and `solver`.
+        solver: The solver.
+    """
+    if tol is not None:
+        solver = ib.solvers.Newton(tol=tol)
+    adjoint = ib.adjoints.Implicit(tol=tol)
 
     def value() -> Tensor:
         energy = ib.QuadraticEnergy.from_matrices(prepared.weight)
         return ib.find_critical_point(
-            energy, prepared.geometry, prepared.offset, regularization=prepared.regularization, solver=solver
+            energy, prepared.geometry, prepared.offset, None, prepared.regularization, solver, adjoint
         ).value
 
     return value
 
 
-def library(prepared: Prepared, solver: str | Solver = "auto", task: str = BOTH) -> Run:
+def library(prepared: Prepared, tol: float | None = None, task: str = BOTH) -> Run:
     """This library as a contender."""
-    value = library_value(prepared, solver)
+    value = library_value(prepared, tol)
     if task == BOTH:
         return differentiated(prepared, value)
 
@@ -179,19 +188,18 @@ def our_contenders(prepared: Prepared, accuracies: Sequence[float], task: str, t
     for level in set(accuracies) - set(good):
         failures.append(Failure(OURS, task, level, _DEFAULTS, value_error, gradient_error))
     deadline = time.perf_counter() + tuning
-    name = "Newton" if hasattr(ib.solvers, "Newton") else "Anderson"
     looser: list[Contender] = []
     for tol in _LOOSER:
         if time.perf_counter() + seconds > deadline:
             break
-        run = library(prepared, getattr(ib.solvers, name)(tol=tol), task)
+        run = library(prepared, tol, task)
         try:
             tried, z, gradient = timed(run)
         except RuntimeError:
             continue
         good = tuple(level for level in accuracies if reaches(level, *errors(prepared, z, gradient), task))
         if good:
-            looser.append(Contender(TUNED, task, f"{name}(tol={tol:g})", run, good, tried))
+            looser.append(Contender(TUNED, task, f"Newton(tol={tol:g}), Implicit(tol={tol:g})", run, good, tried))
     best = {level: min(able, key=lambda c: c.estimate) for level in accuracies if (able := _able(looser, level))}
     found.extend({id(contender): contender for contender in best.values()}.values())
     return found, failures

@@ -90,7 +90,7 @@ def _contenders(prepared: Prepared, steps: int, varied: bool, torchdeq: bool) ->
     if varied:
         # A tolerance that is never reached: exactly L steps, without the exact finish.
         plain = ib.solvers.MM(tol=1e-30, max_iter=steps, polish=False, on_failure="ignore")
-        yield IMPLICIT_MM, library_value(prepared, plain)
+        yield IMPLICIT_MM, library_value(prepared, solver=plain)
     yield f"unrolled, {count} steps", unrolled_value(prepared, steps)
     if torchdeq:
         method = Method("anderson", {"m": 6, "lam": 1e-12, "tau": 1.0})
