@@ -15,7 +15,7 @@ from pathlib import Path
 
 import implicit_bregman as ib
 from implicit_bregman.experiments.problems import Problem, collection
-from implicit_bregman.solvers import MM, Anderson, Broyden, Solver, TorchDEQ
+from implicit_bregman.solvers import MM, Anderson, Broyden, Newton, Solver, TorchDEQ
 
 PAGE = Path(__file__).resolve().parent.parent / "choosing.md"
 MAX_ITER = 1000
@@ -56,8 +56,8 @@ def cell(problem: Problem, solver: Solver) -> str:
 def table() -> str:
     """The table in Markdown."""
     lines = [
-        '| problem | width | condition | polish | `MM` | `Anderson` | `Broyden` | `TorchDEQ("anderson")` |',
-        "| --- |" + " --- |" * 7,
+        '| problem | width | condition | polish | `MM` | `Anderson` | `Broyden` | `Newton` | `TorchDEQ("anderson")` |',
+        "| --- |" + " --- |" * 8,
     ]
     for title, problem in chosen_problems():
         for polish in (False, True):
@@ -65,6 +65,7 @@ def table() -> str:
                 MM(max_iter=MAX_ITER, polish=polish),
                 Anderson(max_iter=MAX_ITER, polish=polish),
                 Broyden(max_iter=MAX_ITER, polish=polish),
+                Newton(max_iter=MAX_ITER, polish=polish),
                 TorchDEQ("anderson", max_iter=MAX_ITER, polish=polish),
             )
             facts = [title, str(problem.weight.shape[0]), f"{problem.condition:g}", "on" if polish else "off"]

@@ -28,9 +28,9 @@ from implicit_bregman.experiments.oracle import (
 )
 from implicit_bregman.experiments.problems import Problem, collection
 from implicit_bregman.experiments.training import cpu_threads
-from implicit_bregman.solvers import MM, Anderson, Broyden, Solver, TorchDEQ, Trace
+from implicit_bregman.solvers import MM, Anderson, Broyden, Newton, Solver, TorchDEQ, Trace
 
-SOLVERS = ("mm", "anderson", "broyden", "torchdeq")
+SOLVERS = ("mm", "anderson", "broyden", "newton", "torchdeq")
 UNROLLED = "unrolled"
 DEFAULT_PROBLEM = "convex-tanh-d16-condition100-active0.25-regularization0-stiffness1"
 GRADIENT_POINTS = 40  # iterations, evenly spread on a log scale, at which the gradient is computed
@@ -45,7 +45,7 @@ class ConvergenceSettings:
 
     Attributes:
         problem: Name of a problem of the collection.
-        solvers: Names of solvers, from "mm", "anderson", "broyden" and "torchdeq".
+        solvers: Names of solvers, from "mm", "anderson", "broyden", "newton" and "torchdeq".
         tol: Tolerance of the relative residual.
         max_iter: Largest number of iterations.
     """
@@ -274,7 +274,7 @@ def _solver(name: str, settings: ConvergenceSettings) -> Solver:
     tol, max_iter = settings.tol, settings.max_iter
     if name == "torchdeq":
         return TorchDEQ(method="anderson", tol=tol, max_iter=max_iter, trace=True)
-    kind = {"mm": MM, "anderson": Anderson, "broyden": Broyden}[name]
+    kind = {"mm": MM, "anderson": Anderson, "broyden": Broyden, "newton": Newton}[name]
     return kind(tol=tol, max_iter=max_iter, trace=True)
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from implicit_bregman.adjoints import Implicit, OneStep, Phantom, Unrolled
-from implicit_bregman.solvers import MM, Anderson, Broyden, TorchDEQ
+from implicit_bregman.solvers import MM, Anderson, Broyden, Newton, TorchDEQ
 
-Solver = MM | Anderson | Broyden | TorchDEQ | str
+Solver = MM | Anderson | Broyden | Newton | TorchDEQ | str
 Adjoint = Implicit | OneStep | Phantom | Unrolled
 
 UNROLLED_DEPTHS = (1, 2, 5, 10, 20, 50, 100)
@@ -20,7 +20,12 @@ TORCHDEQ_MAX_ITER = 50  # torchdeq's own default
 
 _UNROLLED = re.compile(r"unrolled-([1-9]\d*)")
 _TRUNCATED = re.compile(r"truncated-([1-9]\d*)-of-([1-9]\d*)")
-_SOLVERS = {"implicit-anderson": Anderson, "implicit-broyden": Broyden, "implicit-mm": MM}
+_SOLVERS = {
+    "implicit-newton": Newton,
+    "implicit-anderson": Anderson,
+    "implicit-broyden": Broyden,
+    "implicit-mm": MM,
+}
 _FIXED = ("implicit", *_SOLVERS, "implicit-torchdeq", "one-step", "phantom")
 
 
@@ -62,8 +67,8 @@ def make_methods(names: Sequence[str], tol: float | None = None, max_iter: int |
     """Build rows from their names.
 
     Args:
-        names: "implicit" (the layer's own choice of solver), "implicit-mm", "implicit-anderson",
-            "implicit-broyden", "implicit-torchdeq" (torchdeq's Anderson, without polish and by default within
+        names: "implicit" (the layer's own choice of solver), "implicit-newton", "implicit-mm",
+            "implicit-anderson", "implicit-broyden", "implicit-torchdeq" (torchdeq's Anderson, without polish and by default within
             torchdeq's own 50 iterations), "one-step", "phantom",
             "unrolled-L" or "truncated-K-of-L" with whole numbers K ≤ L.
         tol: Tolerance of the named solvers; None: the solvers' default.

@@ -37,6 +37,7 @@ STYLES = {
     "unrolled": (BLUE, "-", "o"),
     "truncated": (PURPLE, "", "D"),
     "implicit": (RED, "-", "s"),
+    "implicit-newton": (RED, "-", "s"),
     "implicit-mm": (ORANGE, "-.", "^"),
     "implicit-anderson": (GREEN, "--", "v"),
     "implicit-broyden": (SKY, (0, (5, 1)), "P"),

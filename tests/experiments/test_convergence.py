@@ -30,8 +30,8 @@ def result() -> Convergence:
 
 def test_every_solver_reaches_the_solution(result: Convergence) -> None:
     names = [curves.name for curves in result.solvers]
-    assert names[:3] == ["mm", "anderson", "broyden"]
-    for curves in result.solvers[:3]:
+    assert names[:4] == ["mm", "anderson", "broyden", "newton"]
+    for curves in result.solvers[:4]:
         assert curves.converged == 1.0
         assert curves.residual[-1][1] <= 1e-11
         assert curves.gradient_error[-1][1] < 1e-6
