@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -232,6 +233,10 @@ class QuadraticEnergy(Energy):
             yield
         finally:
             self._held = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles are not frozen."""
+        return {**self.__dict__, "_held": None}
 
     def _bind_low_rank(self, x: Tensor, weight: LowRankWeight) -> BoundEnergy:
         lifted = [None if t is None else _at_least_single(t) for t in (self.input_weight, self.bias)]

@@ -19,6 +19,8 @@ _ROUGH = 0.05
 _ALWAYS = 512
 #: and beyond it where there is a sample for every so many coordinates.
 _PER_SAMPLE = 128
+#: Damped inverses that are kept.
+_KEPT = 3
 #: Power iterations behind a guess of λ_max.
 _POWER_STEPS = 6
 
@@ -49,6 +51,8 @@ class SharedMatrix:
         self.symmetric = symmetric
         self.least = least
         self.damped = damped
+        self._kept: list[tuple[float, Tensor]] = [] if damped is None else [damped]
+        self._definite_from: float | None = None
         self._factored: tuple[float, Tensor | None] = (1.0, None)
         if inverse is not None:
             self.__dict__["inverse"] = inverse
@@ -79,23 +83,30 @@ class SharedMatrix:
         """Whether H + shift·I is positive definite beyond rounding (or semidefinite up to rounding, if asked)."""
         if self.least is not None and self.least + shift > float(self._rounding):
             return True
+        if self._definite_from is not None and shift >= self._definite_from:
+            return True
         if self.symmetric and shift >= 0:
             # A factor of H + shift·I, for a shift far above rounding, is proof enough, and serves as preconditioner.
             large = shift > 1e3 * float(self._rounding)
             if self._damped_factor(shift) is not None if large else self._is_proved_definite:
+                self._definite_from = shift
                 return True
         return self.spectrum.is_definite(shift, or_semidefinite)
 
     def damped_inverse(self, shift: float) -> tuple[float, Float[Tensor, "d d"]] | None:
         """(H + s·I)⁻¹ in W's own precision, to precondition with, and s; None if that is not definite.
 
-        The last one is kept, and returned for shifts within a factor of 2 of its own.
+        The last few are kept, and returned for shifts within a factor of 2 of their own.
         """
-        if self.damped is None or not 0.5 <= shift / self.damped[0] <= 2.0:
-            factor = self._damped_factor(shift)
-            if factor is None:
-                return None
-            self.damped = (self._factored[0], torch.cholesky_inverse(factor))
+        known = [pair for pair in self._kept if 0.5 <= shift / pair[0] <= 2.0]
+        if known:
+            self.damped = known[-1]
+            return self.damped
+        factor = self._damped_factor(shift)
+        if factor is None:
+            return None
+        self.damped = (self._factored[0], torch.cholesky_inverse(factor))
+        self._kept = [*self._kept[1 - _KEPT :], self.damped]
         return self.damped
 
     def _damped_factor(self, shift: float) -> Tensor | None:
