@@ -69,7 +69,8 @@ def make_methods(names: Sequence[str], tol: float | None = None, max_iter: int |
     Args:
         names: "implicit" (the layer's own choice of solver), "implicit-newton", "implicit-mm",
             "implicit-anderson", "implicit-broyden", "implicit-torchdeq" (torchdeq's Anderson, without polish and by
-            default within torchdeq's own 50 iterations), "one-step", "phantom", "unrolled-L" or "truncated-K-of-L" with whole numbers K ≤ L.
+            default within torchdeq's own 50 iterations), "one-step", "phantom", "unrolled-L" or "truncated-K-of-L"
+            with whole numbers K ≤ L.
         tol: Tolerance of the named solvers; None: the solvers' default.
         max_iter: Largest number of iterations of the named solvers; None: the solvers' default.
 

@@ -68,8 +68,7 @@ def test_rows_that_compute_the_same_thing_learn_the_same_thing(comparison: Compa
 
 def test_memory_and_iterations(comparison: Comparison) -> None:
     rows = {row.name: row for row in comparison.rows}
-    # Implicit holds W and its inverse besides what one step holds; at this width (d = 16) that is what counts.
-    assert rows["unrolled-200"].mean("activation_bytes") > 10 * rows["implicit"].mean("activation_bytes")
+    assert rows["unrolled-200"].mean("activation_bytes") > 20 * rows["implicit"].mean("activation_bytes")
     assert rows["truncated-1-of-3"].mean("activation_bytes") < rows["unrolled-200"].mean("activation_bytes")
     assert rows["unrolled-200"].columns["iterations"].values == (200.0, 200.0)
     assert rows["truncated-1-of-3"].columns["iterations"].values == (3.0, 3.0)
