@@ -12,6 +12,7 @@ from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.energy.low_rank import BoundLowRank
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.solvers.active_set import polish
+from implicit_bregman.solvers.anderson import Anderson
 from implicit_bregman.solvers.base import Outcome, Solver, Trace
 from implicit_bregman.solvers.dual_newton import newton
 from implicit_bregman.solvers.finish import finished_status
@@ -43,11 +44,11 @@ class Newton(Solver):
     - γ > 0, one critical point: Newton's method in y by conjugate gradients, preconditioned with the shared factor
       where γ is small, with a line search on the objective.
     - Several critical points: MM steps first. For a quadratic energy until it is proved which critical point MM is
-      going to (`solvers.MM` with polish); for an energy of your own until MM's residual is small, or it has
+      going to (as `solvers.Anderson` does); for an energy of your own until MM's residual is small, or it has
       made some hundred steps, after which a Newton point counts if it is near, not higher, and no negative curvature
       was met; else MM goes on.
     - `weight="low_rank"`: in the r-dimensional dual of the Bregman projection.
-    - Without an objective (free W): as `solvers.MM`, finished by Newton's method.
+    - Without an objective (free W): `solvers.Anderson`, finished by Newton's method.
 
     float32 problems are finished in float64, so that the result does not lose digits to the condition number.
 
@@ -65,13 +66,19 @@ class Newton(Solver):
         if isinstance(objective.energy, BoundLowRank):
             return project(self, objective, dual)
         if len(dual) == 0 or not objective.energy.symmetric:
-            return run(self, objective, dual, None)
+            return self._accelerated().solve(objective, dual)
         with torch.no_grad():
             if objective.unique:
                 return self._completed(objective, dual, *self._directly(objective, dual))
             if objective.energy.affine or self.trace:
-                return run(self, objective, dual, None)
+                return self._accelerated().solve(objective, dual)
             return self._after_mm(objective, dual)
+
+    def _accelerated(self) -> Anderson:
+        """What is used where second-order steps are not: it makes MM's own steps until their limit is certain."""
+        return Anderson(
+            tol=self.tol, max_iter=self.max_iter, polish=self.polish, trace=self.trace, on_failure=self.on_failure
+        )
 
     def _directly(self, objective: Objective, dual: Tensor) -> tuple[Finished, Trace | None]:
         """One critical point: Newton steps from the start."""
