@@ -99,7 +99,8 @@ def test_a_row_that_is_not_finite_has_its_own_status_and_touches_no_other(
     assert bool(solution.residual[1].isnan())
     assert bool(solution.dual.isfinite().all())
     others = torch.tensor([0, 2, 3, 4])
-    torch.testing.assert_close(solution.value[others], clean.value[others], rtol=1e-12, atol=1e-14)
+    # Within the tolerance of the solves, 1e-11: what is computed for a whole batch at once may differ by that much.
+    torch.testing.assert_close(solution.value[others], clean.value[others], rtol=1e-11, atol=1e-11)
     assert "clean the input of this sample" in solution.message
     assert "INVALID_INPUT 1" in repr(solution)
 
