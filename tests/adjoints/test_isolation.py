@@ -55,7 +55,7 @@ def test_a_sample_that_is_not_finite_has_no_gradient_and_changes_no_other(
         if name in ("x", "initial"):
             assert not bool(ours[1].any())
             ours = ours[others]
-        torch.testing.assert_close(ours, expected[name], rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(ours, expected[name], rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
@@ -72,7 +72,7 @@ def test_even_a_loss_over_the_spoiled_sample_leaves_the_parameters_alone(adjoint
     assert bool(loss.isnan())
     found = torch.autograd.grad(loss, list(dirty.energy.parameters()))
     for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
