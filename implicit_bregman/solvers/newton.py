@@ -42,8 +42,8 @@ class Newton(Solver):
       adjoint share. Where d is too large for the number of samples, for an energy of your own, and for samples whose
       set does not settle: projected Newton steps by conjugate gradients, with a line search on the objective.
     - γ > 0, one critical point: for a quadratic energy a few Chebyshev steps, where these are few (γ no small part of
-      λ_max(−W)); then, where they are not enough, Newton's method in y by conjugate gradients, preconditioned with the shared factor
-      where γ is small, with a line search on the objective.
+      λ_max(−W)); then, where they are not enough, Newton's method in y by conjugate gradients, preconditioned with the
+      shared factor where γ is small, with a line search on the objective.
     - Several critical points: MM steps first. For a quadratic energy until it is proved which critical point MM is
       going to (as `solvers.Anderson` does); for an energy of your own until MM's residual is small, or it has
       made some hundred steps, after which a Newton point counts if it is near, not higher, and no negative curvature
@@ -51,7 +51,8 @@ class Newton(Solver):
     - `weight="low_rank"`: in the r-dimensional dual of the Bregman projection.
     - Without an objective (free W): `solvers.Anderson`, finished by Newton's method.
 
-    Quadratic problems in float32 are finished in float64, so that the result does not lose digits to the condition number.
+    Quadratic problems in float32 are finished in float64, so that the result does not lose digits to the condition
+    number.
 
     Args:
         tol: see `Solver`.
