@@ -1,10 +1,11 @@
-"""Keeping torch.compile out of code that it cannot follow."""
+"""Keeping torch.compile and autocast out of code that they would break."""
 
 from __future__ import annotations
 
 import functools
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -28,3 +29,10 @@ def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
     # The mark by which the compiler knows, while it traces a caller, to break the graph here.
     wrapper._torchdynamo_disable = True  # type: ignore[attr-defined]
     return wrapper
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[None]:
+    """A context in which autocast is off; it costs nothing where it is off already."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()

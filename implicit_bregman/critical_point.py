@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -14,14 +16,14 @@ from implicit_bregman.checks import (
     check_input,
     refuse_transforms,
 )
-from implicit_bregman.compilation import uncompiled
+from implicit_bregman.compilation import uncompiled, without_autocast
 from implicit_bregman.energy.base import Energy
 from implicit_bregman.energy.low_rank import BoundLowRank, check_projection
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.objective import Objective
 from implicit_bregman.settings import check_nonnegative
-from implicit_bregman.solution import Solution
+from implicit_bregman.solution import LazyObjective, Solution
 from implicit_bregman.solvers import MM, Outcome, Solver, solver_named
 from implicit_bregman.status import Status, report_failures
 
@@ -68,26 +70,26 @@ def find_critical_point(
     batch = x.shape[:-1]
     # Under autocast a half-precision x is a matter of the layer before; the parameters' precision is what counts.
     result_dtype = torch.float32 if torch.is_autocast_enabled(x.device.type) else x.dtype
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device.type):
         flat = _lift(x, energy).reshape(batch.numel(), x.shape[-1])
         dual, usable = _start(phi, initial, flat, batch, features)
-        clean = torch.isfinite(flat).all(-1) & usable
-        spoilt = not bool(clean.all())
-        if spoilt:
+        clean = _clean(flat, usable)
+        if clean is not None:
             flat, dual = torch.where(clean[:, None], flat, 0.0), torch.where(clean[:, None], dual, 0.0)
         objective = _objective(energy, phi, flat, gamma)
         if isinstance(objective.energy, BoundLowRank) and not isinstance(how, Unrolled):
             check_projection(phi, gamma)
         outcome, value, report = how.solve(objective, dual, method)
-        report.batch = batch
+        report.batch = batch if len(batch) != 1 else None
         status = outcome.status
-        if spoilt:
+        if clean is not None:
             status = torch.where(clean, status, int(Status.INVALID_INPUT))
             value = torch.where(clean[:, None], value, torch.nan)
-        report_failures("find_critical_point", status, method.on_failure)
+        if not outcome.complete or clean is not None:
+            report_failures("find_critical_point", status, method.on_failure)
         if result_dtype.itemsize == 2:
             value = value.to(result_dtype)
-        return _solution(outcome, value, status, batch, report)
+        return _solution(objective, outcome, value, status, clean, report)
 
 
 @uncompiled
@@ -151,16 +153,15 @@ def _lift(x: Tensor, energy: Energy) -> Tensor:
 
 def _start(
     phi: LegendreFunction, initial: Tensor | Solution | None, flat: Tensor, batch: torch.Size, features: int
-) -> tuple[Tensor, Tensor]:
-    """y⁰, (B, d), and which samples have a usable one, (B,)."""
-    all_usable = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
+) -> tuple[Tensor, Tensor | None]:
+    """y⁰, (B, d), and which samples have a usable one, (B,); None: all."""
     if initial is None:
-        return flat.new_zeros(len(flat), features), all_usable
+        return flat.new_zeros(len(flat), features), None
     if isinstance(initial, Solution):
         check_initial(initial.dual, (*batch, features), flat)
         # A dual far beyond saturation in float64 must not become infinite in float32, nor the sum of a few of them.
         limit = torch.finfo(flat.dtype).max * torch.finfo(flat.dtype).eps
-        return initial.dual.detach().reshape(len(flat), features).to(flat.dtype).clamp(-limit, limit), all_usable
+        return initial.dual.detach().reshape(len(flat), features).to(flat.dtype).clamp(-limit, limit), None
     check_initial(initial, (*batch, features), flat)
     rows = initial.reshape(len(flat), features).to(flat.dtype)
     usable = torch.isfinite(rows).all(-1)
@@ -178,28 +179,44 @@ def _start(
     return dual.clamp(*saturated), usable
 
 
+def _clean(flat: Tensor, usable: Tensor | None) -> Tensor | None:
+    """Which samples have a finite input and a usable start, (B,); None: all."""
+    # (the sum of finite entries may overflow: then each is looked at)
+    if usable is None and math.isfinite(float(flat.detach().sum())):
+        return None
+    clean = torch.isfinite(flat).all(-1)
+    clean = clean if usable is None else clean & usable
+    return None if bool(clean.all()) else clean
+
+
 def _objective(energy: Energy, phi: LegendreFunction, flat: Tensor, gamma: float) -> Objective:
     bound = energy.bind(flat)
     check_existence(bound, phi, gamma)
     return Objective(bound, phi, gamma)
 
 
-def _solution(outcome: Outcome, value: Tensor, status: Tensor, batch: torch.Size, report: AdjointReport) -> Solution:
+def _solution(
+    objective: Objective, outcome: Outcome, value: Tensor, status: Tensor, clean: Tensor | None, report: AdjointReport
+) -> Solution:
     point = outcome.point
 
     def shaped(rows: Tensor) -> Tensor:
-        return rows.reshape((*batch, *rows.shape[1:]))
+        return rows if report.batch is None else rows.reshape((*report.batch, *rows.shape[1:]))
 
+    residual = point.residual if clean is None else torch.where(clean, point.residual, torch.nan)
+    dual = shaped(point.dual.detach())
+    known = None if point.objective is None else shaped(point.objective)
+    left_out = objective.regularization if outcome.without_potential else 0.0
     return Solution(
         value=shaped(value),
-        dual=shaped(point.dual.detach()),
-        residual=shaped(torch.where(status == Status.INVALID_INPUT, torch.nan, point.residual)),
+        dual=dual,
+        residual=shaped(residual),
         iterations=shaped(outcome.iterations),
         evaluations=shaped(outcome.evaluations),
         status=shaped(status),
-        objective=None if point.objective is None else shaped(point.objective),
         polished=shaped(outcome.polished),
         step=shaped(point.step.squeeze(-1)),
         trace=outcome.trace,
         adjoint=report,
+        _objective=LazyObjective(known, objective.geometry, left_out, dual),
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,6 +13,8 @@ from torch import Tensor
 from implicit_bregman.energy.base import Hessian
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient
+from implicit_bregman.linalg.chebyshev import semi_iteration, steps_needed
+from implicit_bregman.linalg.free import FreeBlocks
 from implicit_bregman.objective import Point
 
 #: Coordinates whose D₊ exceeds this share of the largest are preconditioned together,
@@ -21,6 +25,10 @@ _NOT_FLAT = 1e-3
 _DIAGONAL_WILL_DO = 0.5
 #: Most products in the linear system of one Newton step.
 _MOST_PRODUCTS = 1000
+#: Most Chebyshev steps: conjugate gradients need fewer, but three times as many operations for each.
+_MOST_SWEEPS = 28
+#: γ/λ_max, relative to the largest D, from which on these need no preconditioner.
+_NO_NEED = 0.4
 
 
 @dataclass(frozen=True)
@@ -39,12 +47,25 @@ class Linearization:
         slope: D₊, (B, d).
         shift: (1 + τγ)(1 − r)/τ, (B, d).
         on_free_sets: whether every sample's system is known to be the free block of H and the identity.
+        blocks: then the factors of these, if they are known.
+        damping: the number that the shift is known to be everywhere (γ, at an exact point), if so.
     """
 
     hessian: Hessian
     slope: Tensor
     shift: Tensor
     on_free_sets: bool = False
+    blocks: FreeBlocks | None = None
+    damping: float | None = None
+
+    def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Linearization]]:
+        """Its tensors, and a function that makes the same of them and holds none itself."""
+        hessian, rebuild_hessian = self.hessian.pack()
+        blocks, rebuild_blocks = ((), None) if self.blocks is None else self.blocks.pack()
+        rebuild = partial(
+            _rebuild, rebuild_hessian, rebuild_blocks, len(blocks), self.on_free_sets, self.damping
+        )
+        return (self.slope, self.shift, *blocks, *hessian), rebuild
 
     def apply(self, u: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """The adjoint operator above, in u's precision (where H is a matrix)."""
@@ -75,6 +96,51 @@ class Linearization:
             if bool((self.slope > least).all())
             else self._solve_scaled(g, tol, max_iter)
         )
+
+    def sweep(
+        self, g: Float[Tensor, "batch d"], tol: float, max_iter: int
+    ) -> tuple[Float[Tensor, "batch d"], int] | None:
+        """u with (γ + HD₊) u = g by Chebyshev's semi-iteration, and the products it took; v = D₊u.
+
+        None where that would take many steps, or is not possible.
+
+        The shift has to be one number γ. With P = (γ + s̄H)⁻¹ the eigenvalues of P(γ + HD) are between
+        (a + D_min)/(a + s̄) and (a + D_max)/(a + s̄), or 1, with a = γ/λ_max.
+
+        Args:
+            g: the right-hand side.
+            tol: about the relative residual that is wanted; the result has to be judged.
+            max_iter: bound on the number of products.
+        """
+        shared, gamma = self.hessian.shared, self.damping
+        if gamma is None or shared is None or not shared.symmetric:
+            return None
+        flattest, steepest = self.slope_range
+        a = gamma * shared.gradient_step
+        inverse: Tensor | None = None
+        interval = (gamma, gamma * (1 + steepest / a))
+        if a < _NO_NEED * steepest:
+            if shared.damped is None:
+                return None
+            middle = gamma / shared.damped[0]
+            inverse = shared.damped[1].to(g.dtype) / middle
+            interval = min(1.0, (a + flattest) / (a + middle)), max(1.0, (a + steepest) / (a + middle))
+        count = steps_needed(interval, tol, min(_MOST_SWEEPS, max_iter))
+        if count is None:
+            return None
+        slope, weight = self.slope.to(g.dtype), shared.weight.to(g.dtype)
+
+        def residual(u: Tensor) -> Tensor:
+            return torch.addmm(g, slope * u, weight).sub_(u, alpha=gamma)
+
+        u = semi_iteration(residual, torch.zeros_like(g), g, inverse, interval, count)
+        return u, count
+
+    @cached_property
+    def slope_range(self) -> tuple[float, float]:
+        """The least and the largest D₊."""
+        least, largest = self.slope.aminmax()
+        return float(least), float(largest)
 
     def _solve_plain(self, g: Tensor, tol: float | Tensor, max_iter: int) -> LinearSolution:
         ratio, shared = self.shift / self.slope, self.hessian.shared
@@ -167,6 +233,20 @@ class Linearization:
         return torch.where(diagonal > 1e-6 * size, diagonal, torch.where(size > 0, size, 1.0))
 
 
+def _rebuild(
+    rebuild_hessian: Callable[..., Hessian],
+    rebuild_blocks: Callable[..., FreeBlocks | None] | None,
+    count: int,
+    on_free_sets: bool,
+    damping: float | None,
+    slope: Tensor,
+    shift: Tensor,
+    *tensors: Tensor,
+) -> Linearization:
+    blocks = None if rebuild_blocks is None else rebuild_blocks(slope > 0, *tensors[:count])
+    return Linearization(rebuild_hessian(*tensors[count:]), slope, shift, on_free_sets, blocks, damping)
+
+
 def linearize(
     hessian: Hessian,
     geometry: LegendreFunction,
@@ -194,7 +274,9 @@ def linearize(
     return Linearization(hessian, slope, shift)
 
 
-def linearize_on_free_set(hessian: Hessian, free: Bool[Tensor, "batch d"], dtype: torch.dtype) -> Linearization:
+def linearize_on_free_set(
+    hessian: Hessian, free: Bool[Tensor, "batch d"], dtype: torch.dtype, blocks: FreeBlocks | None = None
+) -> Linearization:
     """The second-order model at polished points: the Hessian's free block, the identity on active coordinates."""
     inside = free.to(dtype)
-    return Linearization(hessian, inside, 1 - inside, on_free_sets=True)
+    return Linearization(hessian, inside, 1 - inside, on_free_sets=True, blocks=blocks)

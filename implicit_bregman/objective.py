@@ -19,7 +19,7 @@ Rows = TypeVar("Rows", bound="RowsOfTensors")
 
 @dataclass(frozen=True)
 class RowsOfTensors:
-    """A dataclass whose fields are tensors with one row per sample, or None."""
+    """A dataclass whose fields are tensors with one row per sample, or None, or what does not depend on rows."""
 
     def select(self: Rows, index: Int[Tensor, " kept"]) -> Rows:
         """The rows of some samples."""
@@ -40,7 +40,7 @@ class RowsOfTensors:
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
         pairs = [(field.name, getattr(self, field.name)) for field in fields(self)]
-        return [(name, value) for name, value in pairs if value is not None]
+        return [(name, value) for name, value in pairs if isinstance(value, Tensor)]
 
 
 @dataclass(frozen=True)
@@ -137,9 +137,13 @@ class Objective:
             residual = ((z - total).clamp(lo, hi) - z).abs().amax(-1) / at.scale
             objective = at.value
             if objective is not None and gamma:
-                objective = objective + gamma * geometry.dual_potential(dual).sum(-1)
+                objective = objective + self.potential(dual)
             next_dual = mm_step(geometry, dual, at.gradient, step, gamma)
         return Point(dual, z, at.gradient, objective, residual, at.scale, step, next_dual)
+
+    def potential(self, dual: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
+        """γ Σ φ(ρ(y)), (B,)."""
+        return potential(self.geometry, self.regularization, dual)
 
     def restep(self, point: Point, step: Float[Tensor, "batch 1"]) -> Point:
         """The same iterate with another τ: no new evaluation of ∇f."""
@@ -222,6 +226,13 @@ class Objective:
         if "step" in self.__dict__:
             part.__dict__["step"] = self.step
         return part
+
+
+def potential(
+    geometry: LegendreFunction, regularization: float, dual: Float[Tensor, "*batch d"]
+) -> Float[Tensor, "*batch"]:
+    """γ Σ φ(ρ(y)), (B,)."""
+    return regularization * geometry.dual_potential(dual).sum(-1)
 
 
 def _value_difference(old: Point, new: Point) -> tuple[Tensor, Tensor]:

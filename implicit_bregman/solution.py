@@ -4,13 +4,40 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.adjoints.base import AdjointReport
+from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.objective import potential
 from implicit_bregman.solvers.base import Trace
 from implicit_bregman.status import Status
+
+
+@dataclass(frozen=True)
+class LazyObjective:
+    """F, completed when it is asked for.
+
+    Attributes:
+        known: F without the part that is left out, (B,), or None where there is no objective.
+        geometry: φ.
+        left_out: γ, if γΣφ(z) is still to be added, else 0.
+        dual: y, (B, d).
+    """
+
+    known: Float[Tensor, "*batch"] | None
+    geometry: LegendreFunction
+    left_out: float
+    dual: Float[Tensor, "*batch d"]
+
+    @cached_property
+    def value(self) -> Float[Tensor, "*batch"] | None:
+        """F, (B,)."""
+        if self.known is None or not self.left_out:
+            return self.known
+        return self.known + potential(self.geometry, self.left_out, self.dual)
 
 
 @dataclass(frozen=True)
@@ -24,7 +51,6 @@ class Solution:
         iterations: steps of the solver, (B,).
         evaluations: evaluations of ∇f, the polish's included, (B,).
         status: `Status` values, (B,).
-        objective: F(z), (B,); None where W is not symmetric.
         polished: whether the point was found exactly by the KKT polish, (B,).
         step: τ, (B,); NaN where the solver made no MM steps.
         trace: residual, objective and dual per iteration, if the solver was asked for it.
@@ -37,11 +63,16 @@ class Solution:
     iterations: Int[Tensor, "*batch"]
     evaluations: Int[Tensor, "*batch"]
     status: Int[Tensor, "*batch"]
-    objective: Float[Tensor, "*batch"] | None
     polished: Bool[Tensor, "*batch"]
     step: Float[Tensor, "*batch"]
     trace: Trace | None
     adjoint: AdjointReport
+    _objective: LazyObjective
+
+    @property
+    def objective(self) -> Float[Tensor, "*batch"] | None:
+        """F(z), (B,); None where W is not symmetric."""
+        return self._objective.value
 
     @property
     def converged(self) -> Bool[Tensor, "*batch"]:

@@ -13,6 +13,8 @@ from implicit_bregman.adjoints.base import Adjoint, AdjointReport
 from implicit_bregman.adjoints.projection import attach_projection
 from implicit_bregman.adjoints.system import METHODS, check_method, solve_adjoint_system
 from implicit_bregman.adjoints.transforms import refuse_batched, refuse_higher_order
+from implicit_bregman.compilation import without_autocast
+from implicit_bregman.energy.base import PullBack
 from implicit_bregman.energy.low_rank import BoundLowRank
 from implicit_bregman.linearization import Linearization, linearize, linearize_on_free_set
 from implicit_bregman.objective import Objective, Point
@@ -69,16 +71,16 @@ class Implicit(Adjoint):
         z = outcome.point.value.detach()
         if not torch.is_grad_enabled():
             return z, report
-        # −∇f at fixed z: its derivatives in x and θ are all that the chain rule needs besides v.
-        force = -objective.energy.gradient(z)
-        if not (force.requires_grad or dual.requires_grad):
+        leaves = objective.energy.leaves(z)
+        if not (dual.requires_grad or any(leaf.requires_grad for leaf in leaves)):
             return z, report
         system = linearize_outcome(objective, outcome)
         exact = outcome.without_steps and not objective.regularization
         leftover = outcome.point.residual if exact else relative_residual(objective, outcome.point)
-        value = _AttachImplicit.apply(
-            z, force, dual, _Backward(self, system, leftover, not objective.regularization, report)
+        backward = _Backward(
+            self, system, leftover, not objective.regularization, report, objective.energy.pull_back
         )
+        value: Tensor = _AttachImplicit.apply(z, dual, backward, *leaves)
         return value, report
 
 
@@ -89,9 +91,9 @@ def linearize_outcome(objective: Objective, outcome: Outcome) -> Linearization:
     if outcome.without_steps:
         # An exact point: its next MM iterate is itself.
         if not objective.regularization:
-            return linearize_on_free_set(hessian, outcome.free, point.value.dtype)
-        slope = objective.geometry.slope(point.dual)
-        return Linearization(hessian, slope, torch.full_like(slope, objective.regularization))
+            return linearize_on_free_set(hessian, outcome.free, point.value.dtype, outcome.blocks)
+        slope, gamma = objective.geometry.slope(point.dual), objective.regularization
+        return Linearization(hessian, slope, torch.full_like(slope, gamma), damping=gamma)
     scaled = linearize(hessian, objective.geometry, objective.regularization, point)
     exact = linearize_on_free_set(hessian, outcome.free, point.value.dtype)
     polished = outcome.polished[:, None]
@@ -139,39 +141,41 @@ class _Backward:
     leftover: Tensor
     bounds_attract: bool
     report: AdjointReport
+    pull_back: PullBack
 
 
 class _AttachImplicit(torch.autograd.Function):
-    """z ↦ z, whose backward turns dL/dz into v = dL/d(−∇f)."""
+    """z ↦ z, whose backward turns dL/dz into v = dL/d(−∇f), and v into the gradients of what ∇f depends on."""
 
     # (With `setup_context` PyTorch inspects the signature at every call, which takes longer than all of this.)
     @staticmethod
-    def forward(ctx: Any, value: Tensor, force: Tensor, initial: Tensor, backward: _Backward) -> Tensor:
+    def forward(ctx: Any, value: Tensor, initial: Tensor, backward: _Backward, *leaves: Tensor) -> Tensor:
         ctx.adjoint, ctx.report, ctx.bounds_attract = backward.adjoint, backward.report, backward.bounds_attract
-        ctx.on_free_sets = backward.system.on_free_sets
+        ctx.pull_back = backward.pull_back
         # Saved, not just held, so that autograd counts, offloads and frees these tensors as its own.
-        tensors, ctx.rebuild_hessian = backward.system.hessian.pack()
-        ctx.save_for_backward(backward.system.slope, backward.system.shift, backward.leftover, *tensors)
+        tensors, ctx.rebuild = backward.system.pack()
+        ctx.save_for_backward(value, backward.leftover, *tensors)
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         refuse_higher_order("implicit")
         refuse_batched("implicit", gradient)
-        slope, shift, leftover, *rest = ctx.saved_tensors
-        system = Linearization(ctx.rebuild_hessian(*rest), slope, shift, ctx.on_free_sets)
+        value, leftover, *tensors = ctx.saved_tensors
+        system: Linearization = ctx.rebuild(*tensors)
         adjoint: Implicit = ctx.adjoint
-        with torch.autocast(gradient.device.type, enabled=False):
+        with without_autocast(gradient.device.type):
             v, status, residual, iterations = solve_adjoint_system(
                 system, gradient, adjoint.method, adjoint.tol, adjoint.max_iter
             )
+            leaves = ctx.pull_back(v, value, ctx.needs_input_grad[3:])
         # At an exact point v is 0 on the bounds already; for γ > 0 no coordinate leaves for one.
-        leaving = system.shift > system.slope if ctx.bounds_attract and not ctx.on_free_sets else None
+        leaving = system.shift > system.slope if ctx.bounds_attract and not system.on_free_sets else None
         error = estimated_error(gradient, v, residual, leftover, leaving)
         ctx.report.fill(status, residual, iterations, error)
         report_failures("implicit adjoint", status, adjoint.on_failure)
-        initial = torch.zeros_like(gradient) if ctx.needs_input_grad[2] else None
-        return None, v, initial, None
+        initial = torch.zeros_like(gradient) if ctx.needs_input_grad[1] else None
+        return None, initial, None, *leaves
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -30,6 +33,8 @@ _SINGULAR = {torch.float32: 1e-5, torch.float64: 1e-8}
 _LEAST = 1e-13
 #: Rounds of refinement with a float64 residual.
 _REFINEMENTS = 4
+#: Rounds of Chebyshev steps.
+_SWEEPS = 3
 
 AdjointSolution = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -42,19 +47,25 @@ def solve_adjoint_system(
     Returns:
         v (B, d), status (B,), relative residual (B,), iterations (B,).
     """
-    usable = torch.isfinite(gradient.sum(-1))
-    g = torch.where(usable[:, None], gradient, 0.0)
+    usable, g = None, gradient
+    if not math.isfinite(float(gradient.sum())):
+        usable = torch.isfinite(gradient.sum(-1))
+        g = torch.where(usable[:, None], gradient, 0.0)
     target = DEFAULT_TOL[g.dtype] if tol is None else tol
     direct = system.hessian.shared is not None and (method == "dense" or (method == "auto" and _is_cheap(system)))
     v, solved, residual, iterations = (
         _direct(system, g, target) if direct else _iterate(system, g, method, target, max_iter)
     )
     finite = torch.isfinite(v.sum(-1))
+    if usable is None and bool((solved & finite).all()):
+        # (CONVERGED is 0)
+        return v.to(gradient.dtype), torch.zeros_like(iterations), residual, iterations
     # More iterations cannot help where there was a factorization, or where they ended before their limit.
     unsolved = torch.where((iterations >= max_iter) & (not direct), int(Status.MAX_ITER), int(Status.SINGULAR))
     status = torch.where(solved, int(Status.CONVERGED), unsolved)
     status = torch.where(finite, status, int(Status.SINGULAR))
-    status = torch.where(usable, status, int(Status.INVALID_INPUT))
+    if usable is not None:
+        status = torch.where(usable, status, int(Status.INVALID_INPUT))
     return torch.where(finite[:, None], v, 0.0).to(gradient.dtype), status, residual, iterations
 
 
@@ -90,9 +101,8 @@ def _direct(system: Linearization, g: Tensor, tol: float) -> AdjointSolution:
     if shared is not None and _on_free_sets(system):
         free = system.slope > 0
         if shared.known_inverse is not None:
-            v, excess, solved, _ = solve_free_blocks(shared, free, g, tol=max(1e-3 * tol, _LEAST))
-            residual = _relative(torch.where(free, excess, 0.0), torch.where(free, g, 0.0))
-            return v, solved & (residual <= limit), residual.to(g.dtype), none
+            found = solve_free_blocks(shared, free, g, tol=max(1e-3 * tol, _LEAST), blocks=system.blocks)
+            return found.value, found.solved & (found.residual <= limit), found.residual.to(g.dtype), none
         v, solved = solve_on_free_set(shared.wide.matrix.mT, free, g.double(), shared.symmetric)
         v = torch.where(solved[:, None], v, torch.nan)
     else:
@@ -135,46 +145,96 @@ def _relative(error: Tensor, to: Tensor) -> Float[Tensor, " batch"]:
 
 
 def _iterate(system: Linearization, g: Tensor, method: str, tol: float, max_iter: int) -> AdjointSolution:
-    """CG on the symmetric form, or GMRES, refined with float64 residuals where H is a matrix."""
+    """By iteration, refined with float64 residuals where H is a matrix and CG or GMRES are used."""
     symmetric = system.hessian.symmetric and method != "gmres"
+    swept = _sweep(system, g, tol, max_iter) if symmetric else None
+    if swept is not None:
+        return swept
     wide = torch.float64 if system.hessian.shared is not None else g.dtype
-    slope, shift, g_wide = system.slope.to(wide), system.shift.to(wide), g.to(wide)
-    inside = slope > 0
-    ratio = torch.where(inside, shift / torch.where(inside, slope, 1.0), 0.0)
-    # The symmetric form's residual is that of v's own equation times √D₊; it has no equation where D₊ is 0.
-    weight = slope.sqrt() if symmetric else inside.to(wide)
-
-    v, residual = torch.zeros_like(g_wide), g_wide
-    norm = torch.linalg.vector_norm(weight * residual, dim=-1)
-    safe = torch.where(norm > 0, norm, 1.0)
+    equation = _Equation.of(system, symmetric, wide)
+    right, residual, v = g, g.to(wide), torch.zeros_like(g, dtype=wide)
+    norm = equation.size(residual)
+    size, unit = norm, torch.ones_like(norm)
     iterations = torch.zeros(len(g), dtype=torch.int64, device=g.device)
     positive = torch.ones(len(g), dtype=torch.bool, device=g.device)
-    done, size = norm == 0, norm
     # One round where nothing can be gained: float64, or a Hessian that is not a matrix.
     for _ in range(_REFINEMENTS if wide != g.dtype else 1):
-        scale = torch.where(done | (size == 0), 1.0, size)
-        right = torch.where(done[:, None], 0.0, residual / scale[:, None]).to(g.dtype)
         # What is still missing, and no more than one solve can give.
-        missing = (0.7 * tol * norm / scale).clamp(_reach(g.dtype), 0.5).to(g.dtype)
+        missing = (0.7 * tol * norm / torch.where(size > 0, size, 1.0)).clamp(_reach(g.dtype), 0.5).to(g.dtype)
         if symmetric:
             part = system.solve_symmetric(right, missing, max_iter)
-            step = part.value.to(wide)
+            step = part.value
         else:
-            diagonal = system.diagonal()
-            part = gmres(system.apply, right, (1 / diagonal).mul, missing, max_iter)
-            step = slope * part.value.to(wide)
-        v = torch.addcmul(v, scale[:, None], step)
+            part = gmres(system.apply, right, (1 / system.diagonal()).mul, missing, max_iter)
+            step = system.slope * part.value
+        v = torch.addcmul(v, unit[:, None], step.to(wide))
         iterations, positive = iterations + part.iterations, positive & part.positive
-        residual = g_wide - torch.addcmul(system.hessian.product(v, transpose=True), ratio, v)
-        size = torch.linalg.vector_norm(weight * residual, dim=-1)
-        done = size <= tol * safe
+        residual = equation.residual(v, g)
+        size = equation.size(residual)
+        done = size <= tol * norm
         if bool(done.all()):
             break
-    relative = size / safe
+        unit = torch.where(done | (size == 0), 1.0, size)
+        right = torch.where(done[:, None], 0.0, residual / unit[:, None]).to(g.dtype)
+    relative = size / torch.where(norm > 0, norm, 1.0)
     solved = done | (part.converged & (relative <= 10 * tol))
     if not bool(positive.all()):
         v, solved, relative = _replace_indefinite(system, g, (v, solved, relative), positive, tol, max_iter)
     return v, solved, relative.to(g.dtype), iterations
+
+
+def _sweep(system: Linearization, g: Tensor, tol: float, max_iter: int) -> AdjointSolution | None:
+    """By Chebyshev steps, repeated for what is left over; None where they do not pay or do not get there."""
+    if len(g) == 0:
+        return None
+    weight = system.slope.sqrt()
+    norm = torch.linalg.vector_norm(weight * g, dim=-1)
+    u, left, products, reduction = None, g, 0, 0.3 * tol
+    for _ in range(_SWEEPS):
+        found = system.sweep(left, max(reduction, _reach(g.dtype)), max_iter - products)
+        if found is None:
+            return None
+        u, products = found[0] if u is None else u + found[0], products + found[1]
+        left = g - system.apply(u)
+        size = torch.linalg.vector_norm(weight * left, dim=-1)
+        worst = float((size - tol * norm).max())
+        if worst <= 0:
+            relative = size / torch.where(norm > 0, norm, 1.0)
+            solved = torch.ones_like(norm, dtype=torch.bool)
+            return system.slope * u, solved, relative, torch.full_like(norm, products, dtype=torch.int64)
+        reduction = 0.1
+    return None
+
+
+@dataclass(frozen=True)
+class _Equation:
+    """v's equation (shift/D₊ + Hᵀ) v = g on the coordinates with D₊ > 0, and the norm that its residual is judged by.
+
+    Attributes:
+        system: the linearization.
+        ratio: shift/D₊, 0 where D₊ is 0, (B, d).
+        weight: √D₊, which makes the residual that of the symmetric form; else 1 where D₊ > 0 and 0 elsewhere.
+    """
+
+    system: Linearization
+    ratio: Tensor
+    weight: Tensor
+
+    @classmethod
+    def of(cls, system: Linearization, symmetric: bool, dtype: torch.dtype) -> _Equation:
+        slope, shift = system.slope.to(dtype), system.shift.to(dtype)
+        if symmetric and system.slope_range[0] > 0:
+            return cls(system, shift / slope, slope.sqrt())
+        inside = slope > 0
+        ratio = torch.where(inside, shift / torch.where(inside, slope, 1.0), 0.0)
+        return cls(system, ratio, slope.sqrt() if symmetric else inside.to(dtype))
+
+    def residual(self, v: Tensor, g: Tensor) -> Tensor:
+        """g − (shift/D₊ + Hᵀ) v."""
+        return (g - self.system.hessian.product(v, transpose=True)).addcmul_(self.ratio, v, value=-1)
+
+    def size(self, residual: Tensor) -> Float[Tensor, " batch"]:
+        return torch.linalg.vector_norm(self.weight * residual, dim=-1)
 
 
 def _reach(dtype: torch.dtype) -> float:

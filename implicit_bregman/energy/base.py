@@ -14,6 +14,10 @@ from torch import Tensor, nn
 from implicit_bregman.linalg.shared import SharedMatrix
 
 
+PullBack = Callable[[Tensor, Tensor, tuple[bool, ...]], tuple[Tensor | None, ...]]
+"""From v = dL/d(−∇f), z and what is needed to the gradients of an energy's `leaves`."""
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """f and ∇f at one batch of points.
@@ -90,6 +94,17 @@ class BoundEnergy(ABC):
     @abstractmethod
     def gradient(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """∇f(z; x), differentiable in z and in the parameters where grad mode is on."""
+
+    def leaves(self, z: Float[Tensor, "batch d"]) -> tuple[Tensor, ...]:
+        """Tensors through which −∇f(z) at a fixed z depends on x and θ; by default −∇f(z) itself, with its graph."""
+        return (-self.gradient(z),)
+
+    @staticmethod
+    def pull_back(
+        v: Float[Tensor, "batch d"], z: Float[Tensor, "batch d"], needed: tuple[bool, ...]
+    ) -> tuple[Tensor | None, ...]:
+        """The gradients of `leaves`, where they are needed, from v = dL/d(−∇f)."""
+        return (v,)
 
     @abstractmethod
     def hessian(self, z: Float[Tensor, "batch d"]) -> Hessian:

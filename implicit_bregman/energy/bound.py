@@ -49,14 +49,32 @@ class BoundQuadratic(BoundEnergy):
 
     def evaluate(self, z: Float[Tensor, "batch d"]) -> Evaluation:
         with torch.no_grad():
-            product = z @ self.weight.mT
-            gradient = -(product + self.offset)
-            value = 0.5 * (z * (gradient - self.offset)).sum(-1) if self.symmetric else None
-            scale = 1 + torch.maximum(product.abs().amax(-1), self.offset.abs().amax(-1))
+            gradient = self.gradient(z)
+            value = 0.5 * torch.linalg.vecdot(z, gradient - self.offset) if self.symmetric else None
+            scale = 1 + torch.maximum((gradient + self.offset).abs().amax(-1), self.offset.abs().amax(-1))
         return Evaluation(value, gradient, scale)
 
+    def force(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """−∇f(z) = Wz + c."""
+        return torch.addmm(self.offset, z, self.weight.mT)
+
+    def descent(self, length: float) -> Callable[[Float[Tensor, "batch d"]], Float[Tensor, "batch d"]]:
+        """The gradient step z ↦ z − length·∇f(z) = (I + length·W)z + length·c."""
+        matrix, offset = length * self.weight, length * self.offset
+        matrix.diagonal().add_(1.0)
+        return lambda z: torch.addmm(offset, z, matrix.mT)
+
     def gradient(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        return -(z @ self.weight.mT + self.offset)
+        return torch.addmm(self.offset, z, self.weight.mT, beta=-1, alpha=-1)
+
+    def leaves(self, z: Float[Tensor, "batch d"]) -> tuple[Tensor, ...]:
+        return self.weight, self.offset
+
+    @staticmethod
+    def pull_back(
+        v: Float[Tensor, "batch d"], z: Float[Tensor, "batch d"], needed: tuple[bool, ...]
+    ) -> tuple[Tensor | None, ...]:
+        return v.mT @ z if needed[0] else None, v if needed[1] else None
 
     def hessian(self, z: Float[Tensor, "batch d"]) -> Hessian:
         return SharedHessian(self.shared)
@@ -86,18 +104,24 @@ class SharedHessian(Hessian):
 
     def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Hessian]]:
         shared = self.shared
-        inverse, damped = shared.known_inverse, shared.damped
+        inverse, damped, step = shared.known_inverse, shared.damped, shared.known_step
         tensors = [shared.weight, *([] if inverse is None else [inverse]), *([] if damped is None else [damped[1]])]
         shift = None if damped is None else damped[0]
-        return tuple(tensors), partial(_rebuild, shared.symmetric, shared.least, inverse is not None, shift)
+        return tuple(tensors), partial(_rebuild, shared.symmetric, shared.least, inverse is not None, shift, step)
 
     def select(self, index: Tensor) -> Hessian:
         return self
 
 
 def _rebuild(
-    symmetric: bool, least: float | None, has_inverse: bool, shift: float | None, weight: Tensor, *known: Tensor
+    symmetric: bool,
+    least: float | None,
+    has_inverse: bool,
+    shift: float | None,
+    step: float | None,
+    weight: Tensor,
+    *known: Tensor,
 ) -> SharedHessian:
     inverse = known[0] if has_inverse else None
     damped = None if shift is None else (shift, known[-1])
-    return SharedHessian(SharedMatrix(weight, symmetric, least, inverse, damped))
+    return SharedHessian(SharedMatrix(weight, symmetric, least, inverse, damped, step))

@@ -7,6 +7,11 @@ active set. Where most coordinates are active the free block itself is the small
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -23,6 +28,30 @@ _COARSE = 1e-3
 _REFINEMENTS = 8
 #: A round that does not halve the residual is the last.
 _CONTRACTION = 0.5
+#: Relative residual beyond which a solve has failed, whatever was asked.
+_EXACT = 1e-10
+#: Factors are small enough to be kept for the backward pass if a block has at most this many entries per coordinate.
+_SMALL = 2
+
+
+class FreeSolution(NamedTuple):
+    """What `solve_free_blocks` found.
+
+    Attributes:
+        value: z, (B, d), in float64.
+        excess: H z − b, (B, d), with b taken for 0 outside F.
+        solved: whether the residual became small, (B,).
+        products: the number of products with H.
+        size: the size of the entries of b_F and H z, (B,).
+        residual: the largest entry of (H z − b)_F relative to that, (B,).
+    """
+
+    value: Tensor
+    excess: Tensor
+    solved: Tensor
+    products: int
+    size: Tensor
+    residual: Tensor
 
 
 def solve_free_blocks(
@@ -31,7 +60,8 @@ def solve_free_blocks(
     rhs: Float[Tensor, "batch d"],
     fixed: Float[Tensor, "batch d"] | None = None,
     tol: float = 1e-13,
-) -> tuple[Float[Tensor, "batch d"], Float[Tensor, "batch d"], Bool[Tensor, " batch"], int]:
+    blocks: FreeBlocks | None = None,
+) -> FreeSolution:
     """z with z_A = fixed_A and (H z)_F = rhs_F, refined with float64 residuals.
 
     Args:
@@ -40,136 +70,166 @@ def solve_free_blocks(
         rhs: b, (B, d); its entries outside F do not matter.
         fixed: values outside F, (B, d); None: 0.
         tol: bound on the largest entry of (H z − b)_F, relative to the size of b and Hz, at which refinement ends.
-
-    Returns:
-        z, (B, d), in float64; H z − b there, (B, d), with b taken for 0 outside F; whether the residual became small,
-        (B,); and the number of products with H.
+        blocks: what `free_blocks` made of H and F; None: it is made here.
     """
-    blocks = _Blocks(shared, free)
-    wide = shared.wide
-    b, mask = rhs.double(), free.double()
+    if blocks is None:
+        blocks = free_blocks(shared, free)
+    interior, dtype = blocks.interior, blocks.dtype(shared)
+    b = rhs.double()
     # A right-hand side that is 0 outside F keeps what stands there, NaN for one, out of the products.
-    inside = b if blocks.interior else torch.where(free, b, 0.0)
-    target = None if fixed is None or blocks.interior else torch.where(free, 0.0, fixed.double())
-    z = blocks.solve(inside.to(blocks.dtype), None if target is None else target.to(blocks.dtype)).double()
-    z = _with_fixed(z, mask, target, blocks.interior)
-    before, products, scale = None, 0, torch.ones_like(b[:, 0])
-    for _ in range(_REFINEMENTS):
+    inside = b if interior else torch.where(free, b, 0.0)
+    target: Tensor | float = 0.0 if fixed is None else fixed.double()
+    with_target = None if fixed is None or interior else torch.where(free, 0.0, fixed).to(dtype)
+    z = blocks.solve(shared, inside.to(dtype), with_target).double()
+    z = z if interior else torch.where(free, z, target)
+    before, products, size, wide = None, 0, torch.ones_like(b[:, 0]), shared.wide
+    while True:
         products += 1
-        product = wide.product(z)
-        excess = product - inside
-        error = excess if blocks.interior else excess * mask
-        size = error.abs().amax(-1)
-        if products == 1:
-            scale = torch.maximum(product.abs().amax(-1), inside.abs().amax(-1))
-        bad = size > tol * scale
-        if not bool(bad.any()) or (before is not None and not bool(((size < _CONTRACTION * before) & bad).any())):
+        excess = wide.excess(z, inside)
+        error = excess if interior else torch.where(free, excess, 0.0)
+        left = error.abs().amax(-1)
+        if before is None:
+            size = torch.maximum(excess.abs().amax(-1), inside.abs().amax(-1))
+        bad = left > tol * size
+        if products == _REFINEMENTS or not bool(bad.any()):
             break
-        before = size
-        # Scaled to its own size, a residual keeps its digits in float32.
-        unit = torch.where(size > 0, size, 1.0)[:, None]
-        correction = blocks.solve((error / unit).to(blocks.dtype), None).double()
-        z = _with_fixed(torch.addcmul(z, unit, correction, value=-1), mask, target, blocks.interior)
-    solved = (size <= max(1e3 * tol, _EXACT) * scale) & torch.isfinite(size)
-    return z, excess, solved, products
+        if before is not None and not bool(((left < _CONTRACTION * before) & bad).any()):
+            break
+        before = left
+        # Scaled to its own size, a residual can neither vanish nor overflow in float32.
+        unit = torch.where(left > 0, left, 1.0)[:, None]
+        correction = blocks.solve(shared, (error / unit).to(dtype), None)
+        z = torch.addcmul(z, unit, correction.double(), value=-1)
+        z = z if interior else torch.where(free, z, target)
+    # (0 where b is 0; NaN is not small, and nothing is where b is infinite)
+    residual = left / size.clamp_min(torch.finfo(size.dtype).tiny)
+    solved = (residual <= max(1e3 * tol, _EXACT)) & (size < torch.inf)
+    return FreeSolution(z, excess, solved, products, size, residual)
 
 
-def _with_fixed(z: Tensor, mask: Tensor, target: Tensor | None, interior: bool) -> Tensor:
-    """z with its entries outside F replaced."""
-    if interior:
-        return z
-    return z * mask if target is None else torch.addcmul(target, z, mask)
+@dataclass(frozen=True)
+class FreeBlocks:
+    """The factorized blocks of one batch of free sets, and how they are used.
 
+    Attributes:
+        free: F, (B, d).
+        interior: whether every F has all coordinates.
+        on_active: whether the blocks are those of K on A, or those of H on F.
+        index: the members of each block, padded to the largest, (B, m); None where there are no factors: for
+            `interior`, for blocks without members, and for blocks so large that iterations cost less.
+        valid: which of these are not padding, (B, m).
+        factor: Cholesky factors of the blocks, the identity on padding, (B, m, m).
+        iterates: whether the systems are solved by iteration.
+    """
 
-#: Relative residual beyond which a solve has failed, whatever was asked.
-_EXACT = 1e-10
+    free: Bool[Tensor, "batch d"]
+    interior: bool
+    on_active: bool
+    iterates: bool = False
+    index: Int[Tensor, "batch m"] | None = None
+    valid: Bool[Tensor, "batch m"] | None = None
+    factor: Float[Tensor, "batch m m"] | None = None
 
+    def dtype(self, shared: SharedMatrix) -> torch.dtype:
+        """The precision of the solves, which is that of the inverse."""
+        return _inverse(shared).dtype
 
-class _Blocks:
-    """The factorized blocks of one batch of free sets."""
-
-    def __init__(self, shared: SharedMatrix, free: Tensor) -> None:
-        inverse = shared.inverse
-        assert inverse is not None  # the caller has checked
-        self.inverse = inverse
-        self.dtype = inverse.dtype
-        self.shared = shared if inverse.dtype == shared.weight.dtype else shared.wide
-        self.free = free
-        d = free.shape[-1]
-        active = ~free
-        most_active = int(active.sum(-1).max()) if len(free) else 0
-        most_free = int(free.sum(-1).max()) if len(free) else 0
-        self.interior = most_active == 0
-        # The size of the systems, and whether they are blocks of K on A or of H on F.
-        self.on_active = most_active <= most_free
-        self.size = min(most_active, most_free)
-        self.iterates = self.size**3 > _LARGEST_BLOCK * d * d
-        if self.interior or self.iterates or self.size == 0:
-            return
-        members = active if self.on_active else free
-        matrix = inverse if self.on_active else self.shared.matrix
-        self.index, self.valid = _positions(members, self.size)
-        self.factor = _factorize(matrix, self.index, self.valid)
-
-    def solve(self, b: Tensor, target: Tensor | None) -> Tensor:
-        """z with z_A = target_A (None: 0) and (H z)_F ≈ b_F, in the inverse's precision; b is 0 outside F."""
+    def solve(self, shared: SharedMatrix, b: Tensor, target: Tensor | None) -> Tensor:
+        """z with z_A = target_A (None: 0) and (H z)_F ≈ b_F, in the inverse's precision; b and target are 0 elsewhere."""
         if self.interior:
-            return b @ self.inverse
+            return b @ _inverse(shared)
         if self.iterates:
-            return self._iterate(b, target)
-        if self.size == 0:
+            return self._iterate(shared, b, target)
+        if self.index is None or self.valid is None or self.factor is None:
             return torch.zeros_like(b) if target is None else target
         if self.on_active:
-            return self._by_multipliers(b, target)
+            inverse = _inverse(shared)
+            plain = (b @ inverse).gather(1, self.index)
+            wanted = plain.neg() if target is None else target.gather(1, self.index) - plain
+            m = _solve_factored(self.factor, wanted * self.valid)
+            return b.scatter_add(1, self.index, m) @ inverse
         if target is not None:
-            b = b - self.shared.product(target)
-        part = _solve_factored(self.factor, torch.where(self.valid, b.gather(1, self.index), 0.0))
-        z = torch.zeros_like(b).scatter_add(1, self.index, torch.where(self.valid, part, 0.0))
+            b = b - shared.product(target)
+        part = _solve_factored(self.factor, b.gather(1, self.index) * self.valid)
+        z = torch.zeros_like(b).scatter_add(1, self.index, part)
         return z if target is None else z + target
 
-    def _by_multipliers(self, b: Tensor, target: Tensor | None) -> Tensor:
-        plain = (b @ self.inverse).gather(1, self.index)
-        wanted = -plain if target is None else target.gather(1, self.index) - plain
-        m = _solve_factored(self.factor, torch.where(self.valid, wanted, 0.0))
-        return b.scatter_add(1, self.index, torch.where(self.valid, m, 0.0)) @ self.inverse
-
-    def _iterate(self, b: Tensor, target: Tensor | None) -> Tensor:
-        mask = self.free.to(b.dtype)
+    def _iterate(self, shared: SharedMatrix, b: Tensor, target: Tensor | None) -> Tensor:
+        inverse, mask = _inverse(shared), self.free.to(b.dtype)
         if target is not None:
-            b = mask * (b - self.shared.product(target))
+            b = mask * (b - shared.product(target))
         found = conjugate_gradient(
-            lambda v: mask * self.shared.product(mask * v) + (1 - mask) * v,
+            lambda v: mask * shared.product(mask * v) + (1 - mask) * v,
             b,
-            lambda r: mask * ((mask * r) @ self.inverse) + (1 - mask) * r,
+            lambda r: mask * ((mask * r) @ inverse) + (1 - mask) * r,
             _COARSE,
             10 * b.shape[-1],
         )
         return found.value if target is None else mask * found.value + (1 - mask) * target
 
+    def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., FreeBlocks | None]]:
+        """Tensors to keep for the backward pass, and a function that makes this of F and them, or None.
 
-def _positions(members: Bool[Tensor, "batch d"], size: int) -> tuple[Int[Tensor, "batch m"], Bool[Tensor, "batch m"]]:
-    """The members of each row, padded to `size`, and which entries are not padding."""
-    rows, columns = members.nonzero(as_tuple=True)
-    rank = members.cumsum(-1)[rows, columns] - 1
-    index = torch.zeros(len(members), size, dtype=torch.int64, device=members.device)
-    index[rows, rank] = columns
-    valid = torch.arange(size, device=members.device) < members.sum(-1, keepdim=True)
-    return index, valid
+        Where the factors are large they are not kept, and the function returns None.
+        """
+        if self.index is None or self.valid is None or self.factor is None:
+            return (), partial(_without_factors, self.interior, self.on_active, self.iterates)
+        if self.index.shape[-1] ** 2 > _SMALL * self.free.shape[-1]:
+            return (), _nothing
+        return (self.index, self.valid, self.factor), partial(_with_factors, self.on_active)
 
 
-def _factorize(matrix: Tensor, index: Tensor, valid: Tensor) -> Float[Tensor, "batch m m"]:
+def free_blocks(shared: SharedMatrix, free: Bool[Tensor, "batch d"]) -> FreeBlocks:
+    """The factors of the blocks of H on F or of its inverse on the rest, whichever are smaller."""
+    d = free.shape[-1]
+    active = ~free
+    least, most = (int(count) for count in active.sum(-1).aminmax()) if len(free) else (0, 0)
+    if most == 0:
+        return FreeBlocks(free, True, True)
+    # (the smallest active set leaves the largest free one)
+    on_active = most <= d - least
+    size = most if on_active else d - least
+    if size == 0 or size**3 > _LARGEST_BLOCK * d * d:
+        return FreeBlocks(free, False, on_active, iterates=size > 0)
+    inverse = _inverse(shared)
+    matrix = inverse if on_active else (shared if inverse.dtype == shared.weight.dtype else shared.wide).matrix
+    members = (active if on_active else free).to(torch.float32)
+    ranked, index = members.topk(size, dim=-1)
+    valid = ranked > 0
+    factor = _factorize(matrix, index, None if least == most else valid)
+    return FreeBlocks(free, False, on_active, False, index, valid, factor)
+
+
+def _without_factors(interior: bool, on_active: bool, iterates: bool, free: Tensor) -> FreeBlocks:
+    return FreeBlocks(free, interior, on_active, iterates)
+
+
+def _with_factors(on_active: bool, free: Tensor, index: Tensor, valid: Tensor, factor: Tensor) -> FreeBlocks:
+    return FreeBlocks(free, False, on_active, False, index, valid, factor)
+
+
+def _nothing(free: Tensor) -> None:
+    return None
+
+
+def _inverse(shared: SharedMatrix) -> Tensor:
+    inverse = shared.inverse
+    assert inverse is not None  # the callers have checked
+    return inverse
+
+
+def _factorize(matrix: Tensor, index: Tensor, valid: Tensor | None) -> Float[Tensor, "batch m m"]:
     """Cholesky factors of the blocks of a matrix; NaN where one is not definite."""
     size = index.shape[-1]
     parts = []
-    identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
-    full = bool(valid.all())
     for rows in chunk_slices(len(index), size * size):
         block = matrix[index[rows, :, None], index[rows, None, :]]
-        if not full:
+        if valid is not None:
             mask = valid[rows]
+            identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
             block = torch.where(mask[:, :, None] & mask[:, None, :], block, identity)
         factor, info = torch.linalg.cholesky_ex(block)
-        if bool((info != 0).any()):
+        if bool(info.any()):
             factor = torch.where((info == 0)[:, None, None], factor, torch.nan)
         parts.append(factor)
     return parts[0] if len(parts) == 1 else torch.cat(parts)

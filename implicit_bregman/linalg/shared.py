@@ -37,6 +37,7 @@ class SharedMatrix:
         least: a number that all eigenvalues of H are known to exceed, or None.
         inverse: H⁻¹, if it is known.
         damped: s > 0 and (H + s·I)⁻¹, if they are known.
+        step: `gradient_step`, if it is known.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class SharedMatrix:
         least: float | None = None,
         inverse: Float[Tensor, "d d"] | None = None,
         damped: tuple[float, Float[Tensor, "d d"]] | None = None,
+        step: float | None = None,
     ) -> None:
         self.weight = weight.detach()
         self.symmetric = symmetric
@@ -56,6 +58,8 @@ class SharedMatrix:
         self._factored: tuple[float, Tensor | None] = (1.0, None)
         if inverse is not None:
             self.__dict__["inverse"] = inverse
+        if step is not None:
+            self.__dict__["gradient_step"] = step
 
     @property
     def matrix(self) -> Float[Tensor, "d d"]:
@@ -79,15 +83,19 @@ class SharedMatrix:
         weight = self.weight if v.dtype == self.weight.dtype else self.wide.weight.to(v.dtype)
         return -(v @ (weight if transpose else weight.mT))
 
+    def excess(self, z: Float[Tensor, "batch d"], b: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """H z − b, in H's own precision."""
+        return torch.addmm(b, z, self.weight.mT, beta=-1, alpha=-1)
+
     def is_definite(self, shift: float = 0.0, or_semidefinite: bool = False) -> bool:
         """Whether H + shift·I is positive definite beyond rounding (or semidefinite up to rounding, if asked)."""
-        if self.least is not None and self.least + shift > float(self._rounding):
+        if self.least is not None and self.least + shift > self._rounding:
             return True
         if self._definite_from is not None and shift >= self._definite_from:
             return True
         if self.symmetric and shift >= 0:
             # A factor of H + shift·I, for a shift far above rounding, is proof enough, and serves as preconditioner.
-            large = shift > 1e3 * float(self._rounding)
+            large = shift > 1e3 * self._rounding
             if self._damped_factor(shift) is not None if large else self._is_proved_definite:
                 self._definite_from = shift
                 return True
@@ -127,6 +135,12 @@ class SharedMatrix:
         known: Tensor | None = self.__dict__.get("inverse")
         return known
 
+    @property
+    def known_step(self) -> float | None:
+        """`gradient_step`, if it has been computed."""
+        step: float | None = self.__dict__.get("gradient_step")
+        return step
+
     def is_worth_inverting(self, batch: int) -> bool:
         """Whether an inverse costs less than solving for so many samples by iteration."""
         d = self.weight.shape[0]
@@ -140,7 +154,7 @@ class SharedMatrix:
         """
         if self._plain_inverse is not None and self._is_proved_definite:
             inverse, norm = self._plain_inverse
-            if norm * float(self._rounding) <= _ROUGH:
+            if norm * self._rounding <= _ROUGH:
                 return inverse
         if not (self.symmetric and self.is_definite()):
             return None
@@ -155,7 +169,7 @@ class SharedMatrix:
         cheap. Else by the Cholesky factor of H less so much of the identity.
         """
         if self.weight.shape[0] <= _ALWAYS:
-            return self._plain_inverse is not None and self._plain_inverse[1] * float(self._rounding) < 1
+            return self._plain_inverse is not None and self._plain_inverse[1] * self._rounding < 1
         return self._shifted_factor is not None
 
     @cached_property
@@ -170,7 +184,7 @@ class SharedMatrix:
         else:
             factor = self._shifted_factor
         inverse = torch.cholesky_inverse(factor)
-        norm = float(torch.linalg.matrix_norm(inverse))
+        norm = float(torch.linalg.vector_norm(inverse))
         return (inverse, norm) if math.isfinite(norm) else None
 
     @cached_property
@@ -182,9 +196,14 @@ class SharedMatrix:
         return factor if int(info) == 0 else None
 
     @cached_property
-    def _rounding(self) -> Tensor:
-        """What an eigenvalue has to exceed to be told from 0, a 0-d tensor."""
-        return _ROUNDING * torch.finfo(self.weight.dtype).eps * torch.linalg.matrix_norm(self.weight)
+    def _rounding(self) -> float:
+        """What an eigenvalue has to exceed to be told from 0."""
+        return _ROUNDING * torch.finfo(self.weight.dtype).eps * self._norm
+
+    @cached_property
+    def _norm(self) -> float:
+        """The Frobenius norm."""
+        return float(torch.linalg.vector_norm(self.weight))
 
     @cached_property
     def gradient_step(self) -> float:
@@ -192,9 +211,13 @@ class SharedMatrix:
         if "spectrum" in self.__dict__:
             largest = float(self.spectrum.curvature)
             return 1 / largest if largest > 0 else 1.0
-        v = self.weight.diagonal() + 0.1 * self.weight.sum(0) + 1e-3
+        # Divided by its norm, no power of the matrix can overflow, and few of these steps cannot vanish.
+        norm = self._norm
+        if not 0 < norm < math.inf:
+            return 1.0
+        v = torch.add(self.weight.diagonal(), self.weight.sum(0), alpha=0.1).div_(norm).add_(1e-3)
         for _ in range(_POWER_STEPS):
-            v = self.weight @ v
-            v = v / torch.linalg.vector_norm(v).clamp_min(torch.finfo(v.dtype).tiny)
-        size = float(torch.linalg.vector_norm(self.weight @ v))
-        return 1 / (1.1 * size) if size > 0 else 1.0
+            v = torch.addmv(v, self.weight, v, beta=0, alpha=1 / norm)
+        after = torch.mv(self.weight, v)
+        before, size = torch.linalg.vector_norm(torch.stack((v, after)), dim=-1).tolist()
+        return before / (1.1 * size) if size > 0 and before > 0 else 1.0

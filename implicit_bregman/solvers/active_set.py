@@ -7,6 +7,7 @@ Kunisch, 2002, a semismooth Newton method). Everything returned has been tested 
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -14,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from implicit_bregman.energy.bound import BoundQuadratic
-from implicit_bregman.linalg.free import solve_free_blocks
+from implicit_bregman.linalg.free import FreeBlocks, free_blocks, solve_free_blocks
 from implicit_bregman.linalg.masked import solve_on_free_set
 from implicit_bregman.objective import Objective
 from implicit_bregman.solvers.finished import Finished
@@ -45,23 +46,31 @@ def polish(
             distance to a bound below ten times this is called degenerate.
         corrections: how often a set is corrected.
     """
+    step = _quadratic(objective).gradient_step
+    return polish_projected(objective, torch.sub(value, gradient, alpha=step), tol, corrections)
+
+
+def polish_projected(
+    objective: Objective, target: Float[Tensor, "batch d"], tol: float, corrections: int = _CORRECTIONS
+) -> Finished:
+    """The same for the active sets of Π_C(`target`), where `target` is an iterate after a gradient step."""
     # A wrong active set may violate the conditions by very little, and its gradient be wrong by much: ask in float64
     # for more than the solver's tolerance.
     tol = min(tol, _EXACT)
     energy = _quadratic(objective).double()
-    bounds = objective.geometry.bounds(objective.energy.dtype)
-    at_lo, at_hi = _projected(energy, value, gradient, bounds)
-    found = point_with(objective, energy, at_lo, at_hi, tol)
-    if objective.unique:
-        for _ in range(corrections):
-            wrong = (~found.accepted & torch.isfinite(found.exact.sum(-1))).nonzero().squeeze(-1)
-            if len(wrong) == 0:
-                break
-            part = found.select(wrong)
-            at_lo, at_hi = _projected(energy, part.exact, part.gradient, bounds)
-            retried = point_with(objective, energy.select(wrong), at_lo, at_hi, tol)
-            spent = replace(retried, steps=part.steps + retried.steps, tries=part.tries + retried.tries)
-            found = found.replace_rows(wrong, spent)
+    lo, hi = objective.geometry.bounds(objective.energy.dtype)
+    found = point_with(objective, energy, target < lo, target > hi, tol)
+    if found.complete or not objective.unique:
+        return found
+    for _ in range(corrections):
+        wrong = (~found.accepted & torch.isfinite(found.exact.sum(-1))).nonzero().squeeze(-1)
+        if len(wrong) == 0:
+            break
+        part = found.select(wrong)
+        target = torch.sub(part.exact, part.gradient, alpha=energy.gradient_step)
+        retried = point_with(objective, energy.select(wrong), target < lo, target > hi, tol)
+        spent = replace(retried, steps=part.steps + retried.steps, tries=part.tries + retried.tries)
+        found = found.replace_rows(wrong, spent)
     return found
 
 
@@ -70,14 +79,6 @@ def _quadratic(objective: Objective) -> BoundQuadratic:
     if not isinstance(energy, BoundQuadratic):
         raise TypeError(f"an exact finish needs a quadratic energy, got {type(energy).__name__}")
     return energy
-
-
-def _projected(
-    energy: BoundQuadratic, value: Tensor, gradient: Tensor, bounds: tuple[float, float]
-) -> tuple[Bool[Tensor, "batch d"], Bool[Tensor, "batch d"]]:
-    """The coordinates that a projected gradient step would put on the lower and on the upper bound."""
-    target = value - energy.gradient_step * gradient
-    return target < bounds[0], target > bounds[1]
 
 
 def point_with(
@@ -100,21 +101,20 @@ def point_with(
     lo, hi = geometry.bounds(dtype)
     free = ~(at_lo | at_hi)
     fixed = _on_bounds(at_lo, at_hi, lo, hi)
-    exact, gradient, scale, solved, products = _solve(objective, energy, free, fixed, tol)
+    exact, gradient, scale, solved, products, blocks = _solve(objective, energy, free, fixed, tol)
 
-    slack = (tol * scale)[:, None]
+    # One gradient step from z, projected: it moves z by as much as the conditions are violated, at a bound, inside C
+    # and outside.
+    moved = exact - gradient
+    residual = (moved.clamp(lo, hi) - exact).abs_().amax(-1) / scale
+    accepted = solved & (residual <= tol) & (scale < torch.inf)
+    # It ends near a bound from either side where the multiplier or the distance to the bound is small.
+    thin = _distance_to_bounds(moved, lo, hi) <= 10 * tol * scale
+
     clamped = exact.clamp(lo, hi)
-    violation = torch.where(at_lo, -gradient, torch.where(at_hi, gradient, gradient.abs()))
-    # Both conditions at once: an entry that violates neither by more than the slack.
-    worst = torch.maximum((exact - clamped).abs(), violation)
-    accepted = solved & (worst <= slack).all(-1)
-    margin = torch.where(free, torch.minimum(exact - lo, hi - exact), gradient.abs())
-    thin = (margin <= 10 * slack).any(-1)
-    residual = ((exact - gradient).clamp(lo, hi) - exact).abs().amax(-1) / scale
-
     y_lo, y_hi = geometry.saturated_dual(dtype)
-    dual = torch.where(free, geometry.inverse_activation(clamped), _on_bounds(at_lo, at_hi, y_lo, y_hi))
-    dual = dual.clamp(y_lo, y_hi)
+    dual = geometry.inverse_activation(clamped).clamp(y_lo, y_hi)
+    dual.masked_fill_(at_lo, y_lo).masked_fill_(at_hi, y_hi)
     return Finished(
         value=clamped.to(dtype),
         dual=dual.to(dtype),
@@ -128,31 +128,40 @@ def point_with(
         degenerate=thin & accepted,
         steps=torch.ones_like(accepted, dtype=torch.int64),
         tries=torch.full_like(accepted, products, dtype=torch.int64),
+        blocks=blocks,
     )
+
+
+def _distance_to_bounds(z: Tensor, lo: float, hi: float) -> Float[Tensor, " batch"]:
+    """The least distance of an entry to a bound, (B,); infinite where C has none."""
+    distances = [(z - bound).abs_().amin(-1) for bound in (lo, hi) if math.isfinite(bound)]
+    if not distances:
+        return torch.full_like(z[:, 0], math.inf)
+    return distances[0] if len(distances) == 1 else torch.minimum(*distances)
 
 
 def _solve(
     objective: Objective, energy: BoundQuadratic, free: Tensor, fixed: Tensor, tol: float
-) -> tuple[Tensor, Tensor, Tensor, Bool[Tensor, " batch"], int]:
-    """z with (∇f)_F = 0, ∇f there, 1 + the size of its terms, whether it was found, and the evaluations it took."""
+) -> tuple[Tensor, Tensor, Tensor, Bool[Tensor, " batch"], int, FreeBlocks | None]:
+    """z with (∇f)_F = 0, ∇f there, 1 + the size of its terms, whether it was found, evaluations, and the factors."""
     definite = energy.symmetric and objective.unique
     shared = _quadratic(objective).shared
     if definite and shared.is_worth_inverting(len(free)) and shared.inverse is not None:
-        offset = energy.offset
-        exact, excess, solved, products = solve_free_blocks(shared, free, offset, fixed, 0.5 * tol)
-        gradient = excess - torch.where(free, 0.0, offset)
-        scale = 1 + torch.maximum((gradient + offset).abs().amax(-1), offset.abs().amax(-1))
-        return exact, gradient, scale, solved, products
+        offset, blocks = energy.offset, free_blocks(shared, free)
+        found = solve_free_blocks(shared, free, offset, fixed, 0.5 * tol, blocks)
+        gradient = found.excess if blocks.interior else torch.where(free, found.excess, found.excess - offset)
+        scale = 1 + torch.maximum(found.size, offset.abs().amax(-1))
+        return found.value, gradient, scale, found.solved, found.products, blocks
     # Where there may be several critical points, a block that is not definite belongs to a saddle.
     refuse_saddles = energy.symmetric and not objective.unique
     right = -energy.gradient(fixed)
     inside, solved = solve_on_free_set(energy.shared.matrix, free, right, energy.symmetric, refuse_saddles)
     exact = torch.where(free, inside, fixed)
     at = energy.evaluate(exact)
-    return exact, at.gradient, at.scale, solved, 2
+    return exact, at.gradient, at.scale, solved, 2, None
 
 
 def _on_bounds(at_lo: Tensor, at_hi: Tensor, lo: float, hi: float) -> Tensor:
     """`lo` and `hi` on the active coordinates, 0 elsewhere."""
     zero = torch.zeros(at_lo.shape, dtype=torch.float64, device=at_lo.device)
-    return zero.masked_fill(at_lo, lo).masked_fill(at_hi, hi)
+    return zero.masked_fill_(at_lo, lo).masked_fill_(at_hi, hi)

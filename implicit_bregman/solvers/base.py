@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from implicit_bregman.linalg.free import FreeBlocks
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.settings import FAILURE_MODES, Settings, check_choice, check_count, check_positive
 from implicit_bregman.solvers.inverse import InverseEstimate
@@ -46,6 +47,9 @@ class Outcome:
         free: for polished samples, which coordinates are not at a bound, (B, d).
         trace: if the solver was asked for it.
         without_steps: whether no sample's result comes from MM steps: all points are exact, and τ is not known.
+        complete: whether it is known that no sample has failed.
+        without_potential: whether γΣφ(z) is still to be added to the point's objective: few ask for it.
+        blocks: the factors of the free blocks of exact points, if there are such.
         inverse: the solver's estimate of the inverse Jacobian where each sample stopped, if it was asked for.
     """
 
@@ -57,6 +61,9 @@ class Outcome:
     free: Bool[Tensor, "batch d"]
     trace: Trace | None
     without_steps: bool = False
+    complete: bool = False
+    without_potential: bool = False
+    blocks: FreeBlocks | None = None
     inverse: InverseEstimate | None = None
 
 

@@ -30,8 +30,6 @@ _STEPS = 60
 _SHORTENINGS = 12
 #: The error, relative to the size of its terms, at which single precision hands over to double.
 _HAND_OVER = 1e-4
-#: The most that Chebyshev steps are asked to reduce the error by.
-_SWEEP = 2e-7
 #: How far below the tolerance the error is driven: the last step is nearly always much better than asked.
 _BELOW = 0.1
 #: γ/λ_max from which on a step that is not needed for E is not needed for z.
@@ -50,6 +48,7 @@ class _Iterate(RowsOfTensors):
 
     Attributes:
         dual, value: y and ρ(y), (B, d).
+        gradient: ∇f there, (B, d).
         error: E(y), (B, d).
         size: ‖E‖∞, (B,).
         scale: 1 + the size of the terms of ∇f, (B,).
@@ -59,6 +58,7 @@ class _Iterate(RowsOfTensors):
 
     dual: Tensor
     value: Tensor
+    gradient: Tensor
     error: Tensor
     size: Tensor
     scale: Tensor
@@ -86,22 +86,25 @@ def newton(
             float64.
     """
     energy = objective.energy
-    none = torch.zeros(len(dual), dtype=torch.int64, device=dual.device)
-    at = _evaluate(objective, energy, dual, none, none + 1)
-    if not objective.geometry.is_legendre:
-        at = _unclamped(objective, at)
     max_steps = min(_STEPS, max_steps)
+    # A trace ends where the tolerance is met.
+    enough = _CLOSE * tol if _is_well_conditioned(objective) else 0.0
+    swept, limit = None, max(_BELOW * tol, enough)
     if record is None and objective.unique and isinstance(energy, BoundQuadratic) and energy.symmetric:
-        at = _swept(objective, energy, at, tol)
+        swept = _swept(objective, energy, _unclamped(objective, energy, dual), limit)
+        if swept is not None and bool((swept.size <= limit * swept.scale).all()):
+            return _finished(objective, swept, tol)
+    none = torch.zeros(len(dual), dtype=torch.int64, device=dual.device)
+    at = _evaluate(objective, energy, _unclamped(objective, energy, dual), none, none + 1)
+    if swept is not None:
+        at = _better(at, swept)
     if dual.dtype != torch.float64 and energy.affine:
         if record is None:
             at = _iterate(objective, energy, at, max(_HAND_OVER, tol), max_steps)
         energy = energy.double()
         at = _evaluate(objective, energy, at.dual.double(), at.steps, at.tries + 1)
-    # A trace ends where the tolerance is met.
-    enough = _CLOSE * tol if _is_well_conditioned(objective) else 0.0
     at = _iterate(objective, energy, at, _BELOW * tol if record is None else tol, max_steps, record, enough)
-    return _finished(objective, energy, at, tol)
+    return _finished(objective, _with_scale(energy, at), tol)
 
 
 def _is_well_conditioned(objective: Objective) -> bool:
@@ -110,29 +113,43 @@ def _is_well_conditioned(objective: Objective) -> bool:
     return isinstance(energy, BoundQuadratic) and objective.regularization * energy.gradient_step >= _WELL
 
 
-def _unclamped(objective: Objective, at: _Iterate) -> _Iterate:
-    """The same points with the duals of active coordinates where the equation wants them, beyond the clamp."""
+def _unclamped(objective: Objective, energy: BoundEnergy, dual: Tensor) -> Tensor:
+    """The same points, with the duals of active coordinates where the equation wants them, beyond the clamp."""
     gamma, geometry = objective.regularization, objective.geometry
-    wanted = at.dual - at.error / gamma
-    active = (geometry.slope(at.dual) == 0) & (geometry.project_dual(wanted) == geometry.project_dual(at.dual))
-    error = torch.where(active, 0.0, at.error)
-    return replace(at, dual=torch.where(active, wanted, at.dual), error=error, size=error.abs().amax(-1))
+    if geometry.is_legendre:
+        return dual
+    active = geometry.slope(dual) == 0
+    if not bool(active.any()):
+        return dual
+    wanted = energy.gradient(geometry.activation(dual)).detach() / -gamma
+    active &= geometry.project_dual(wanted) == geometry.project_dual(dual)
+    return torch.where(active, wanted, dual)
 
 
-def _swept(objective: Objective, energy: BoundQuadratic, at: _Iterate, tol: float) -> _Iterate:
-    """The iterates after a few Chebyshev steps, where there is a use for them and the error is smaller then."""
-    wanting = at.size > _CLOSE * tol * at.scale
-    if not bool(wanting.any()):
-        return at
-    reduction = float((_CLOSE * tol * at.scale / at.size)[wanting].min())
-    found = chebyshev_steps(energy, objective.geometry, objective.regularization, at.dual, max(0.3 * reduction, _SWEEP))
+def _swept(objective: Objective, energy: BoundQuadratic, dual: Tensor, tol: float) -> _Iterate | None:
+    """The iterates after a few Chebyshev steps, in float64, where there is a use for them."""
+    found = chebyshev_steps(energy, objective.geometry, objective.regularization, dual, tol)
     if found is None:
-        return at
-    dual, count = found
-    tries = at.tries + count
-    new = _evaluate(objective, energy, dual, at.steps + 1, tries + 1, at.scale)
-    better = wanting & torch.isfinite(new.size) & (new.size < 0.1 * at.size)
-    return new.where(better, replace(at, tries=tries + 1))
+        return None
+    swept, count, evaluations = found
+    steps = torch.full_like(dual[:, 0], count, dtype=torch.int64)
+    return _evaluate(objective, energy.double(), swept.double(), steps, steps + (evaluations + 1 - count))
+
+
+def _better(at: _Iterate, swept: _Iterate) -> _Iterate:
+    """The iterates after the Chebyshev steps where these have gained something, else the start."""
+    gained = torch.isfinite(swept.size) & (swept.size < 0.1 * at.size)
+    tries = at.tries + swept.tries
+    lowered = {name: rows.to(getattr(at, name).dtype) for name, rows in swept._tensors()}
+    return replace(swept, **lowered | {"tries": tries}).where(gained, replace(at, tries=tries))
+
+
+def _with_scale(energy: BoundEnergy, at: _Iterate) -> _Iterate:
+    """The iterates with the scale of the last gradient."""
+    size = at.gradient.abs().amax(-1)
+    if isinstance(energy, BoundQuadratic):
+        size = torch.maximum((at.gradient + energy.offset).abs().amax(-1), energy.offset.abs().amax(-1))
+    return replace(at, scale=1 + size)
 
 
 def _evaluate(
@@ -146,7 +163,7 @@ def _evaluate(
     else:
         gradient = energy.gradient(value).detach()
     error = torch.add(gradient, dual, alpha=objective.regularization)
-    return _Iterate(dual, value, error, error.abs().amax(-1), scale, steps, tries)
+    return _Iterate(dual, value, gradient, error, error.abs().amax(-1), scale, steps, tries)
 
 
 def _iterate(
@@ -264,31 +281,33 @@ def _is_accepted(objective: Objective, old: _Iterate, new: _Iterate) -> Bool[Ten
     return finite & (((before < 0) & (after <= -0.5 * before)) | (new.size <= 0.5 * old.size))
 
 
-def _finished(objective: Objective, energy: BoundEnergy, at: _Iterate, tol: float) -> Finished:
+def _finished(objective: Objective, at: _Iterate, tol: float) -> Finished:
     geometry, gamma, dtype = objective.geometry, objective.regularization, objective.energy.dtype
     dual = geometry.project_dual(at.dual)
-    gradient = at.error - gamma * at.dual
     lo, hi = geometry.bounds(dual.dtype)
-    size = gradient.abs().amax(-1)
-    if isinstance(energy, BoundQuadratic):
-        size = torch.maximum((gradient + energy.offset).abs().amax(-1), energy.offset.abs().amax(-1))
-    scale = 1 + size
-    residual = ((at.value - gradient - gamma * dual).clamp(lo, hi) - at.value).abs().amax(-1) / scale
+    if geometry.is_legendre:
+        error, free = at.error, torch.ones_like(dual, dtype=torch.bool)
+    else:
+        error, free = torch.add(at.gradient, dual, alpha=gamma), dual == at.dual
+    residual = ((at.value - error).clamp(lo, hi) - at.value).abs().amax(-1) / at.scale
     # The residual alone is held down by the distance to a bound: ask it of the equation as well.
-    accepted = (residual <= tol) & (at.size <= tol * scale)
-    at_bound = dual != at.dual
-    thin = (at_bound & (gamma * (at.dual - dual).abs() <= 10 * (tol * scale)[:, None])).any(-1)
+    accepted = (residual <= tol) & (at.size <= tol * at.scale)
+    degenerate = torch.zeros_like(accepted)
+    if not geometry.is_legendre:
+        multiplier = gamma * (at.dual - dual).abs()
+        degenerate = (~free & (multiplier <= 10 * (tol * at.scale)[:, None])).any(-1) & accepted
+    lowered = dual.to(dtype)
     return Finished(
-        value=geometry.activation(dual.to(dtype)),
-        dual=dual.to(dtype),
+        value=geometry.activation(lowered),
+        dual=lowered,
         exact=at.value,
         exact_dual=dual,
-        free=~at_bound,
-        gradient=gradient,
-        scale=scale,
+        free=free,
+        gradient=at.gradient,
+        scale=at.scale,
         residual=residual.to(dtype),
         accepted=accepted,
-        degenerate=thin & accepted,
+        degenerate=degenerate,
         steps=at.steps,
         tries=at.tries,
     )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
+from jaxtyping import Bool, Int
 from torch import Tensor
 
+from implicit_bregman.linalg.free import FreeBlocks
 from implicit_bregman.objective import RowsOfTensors
 
 
@@ -26,6 +29,7 @@ class Finished(RowsOfTensors):
         degenerate: whether one of them holds without margin, (B,).
         steps: Newton steps, or active sets solved for, (B,).
         tries: evaluations of ∇f, (B,).
+        blocks: the factors with which these points were found, for all samples, if there are such.
     """
 
     value: Tensor
@@ -40,3 +44,23 @@ class Finished(RowsOfTensors):
     degenerate: Tensor
     steps: Tensor
     tries: Tensor
+    blocks: FreeBlocks | None = None
+
+    @cached_property
+    def complete(self) -> bool:
+        """Whether every sample is accepted."""
+        return bool(self.accepted.all())
+
+    def select(self, index: Int[Tensor, " kept"]) -> Finished:
+        """The rows of some samples."""
+        return super().select(index) if self.blocks is None else replace(self, blocks=None).select(index)
+
+    def where(self, mask: Bool[Tensor, " batch"], other: Finished) -> Finished:
+        """Rows of `self` where `mask` holds, of `other` elsewhere."""
+        return super().where(mask, other) if self.blocks is None else replace(self, blocks=None).where(mask, other)
+
+    def replace_rows(self, index: Int[Tensor, " some"], other: Finished) -> Finished:
+        """These rows, with those of some samples replaced by the rows of `other`."""
+        if self.blocks is None:
+            return super().replace_rows(index, other)
+        return replace(self, blocks=None).replace_rows(index, other)

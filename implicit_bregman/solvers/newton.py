@@ -11,7 +11,7 @@ from torch import Tensor
 from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.energy.low_rank import BoundLowRank
 from implicit_bregman.objective import Objective, Point
-from implicit_bregman.solvers.active_set import polish
+from implicit_bregman.solvers.active_set import polish, polish_projected
 from implicit_bregman.solvers.anderson import Anderson
 from implicit_bregman.solvers.base import Outcome, Solver, Trace
 from implicit_bregman.solvers.dual_newton import newton
@@ -102,6 +102,8 @@ class Newton(Solver):
     def _completed(self, objective: Objective, dual: Tensor, found: Finished, trace: Trace | None) -> Outcome:
         """The outcome, with the samples that Newton gave up left to MM."""
         outcome = _outcome(objective, found, trace)
+        if found.complete:
+            return outcome
         rows = (~found.accepted & (found.steps < self.max_iter)).nonzero().squeeze(-1)
         if len(rows) == 0:
             return outcome
@@ -155,19 +157,20 @@ def _has_inverse(energy: BoundQuadratic, batch: int) -> bool:
 def _by_active_set(objective: Objective, energy: BoundQuadratic, dual: Tensor, tol: float, max_iter: int) -> Finished:
     """γ = 0: guess the active set by a few projected gradient steps, correct it, and search on where it turns round."""
     lo, hi = objective.geometry.bounds(dual.dtype)
-    z, length = objective.geometry.activation(dual), energy.gradient_step
+    descent = energy.descent(energy.gradient_step)
+    # The last step is not projected, to tell on which side of a bound it ends.
+    target = descent(objective.geometry.activation(dual))
     for _ in range(_GUESSES):
-        z = torch.sub(z, energy.gradient(z), alpha=length).clamp_(lo, hi)
-    gradient = energy.gradient(z)
-    found = polish(objective, z, gradient, tol, min(_CORRECTIONS, max_iter - 1))
+        target = descent(target.clamp_(lo, hi))
+    found = polish_projected(objective, target, tol, min(_CORRECTIONS, max_iter - 1))
     found.tries.add_(_GUESSES + 1)
-    rows = (~found.accepted).nonzero().squeeze(-1)
-    if len(rows) == 0 or max_iter <= _CORRECTIONS:
+    if found.complete or max_iter <= _CORRECTIONS:
         return found
+    rows = (~found.accepted).nonzero().squeeze(-1)
     part = objective.select(rows)
-    searched = projected_newton(part, z[rows], tol, max_iter - _CORRECTIONS)
+    searched = projected_newton(part, target[rows].clamp(lo, hi), tol, max_iter - _CORRECTIONS)
     # The set is right now: solve for its point once more, exactly.
-    exact = polish(part, searched.value, searched.gradient.to(z.dtype), tol)
+    exact = polish(part, searched.value, searched.gradient.to(dual.dtype), tol)
     steps = found.steps[rows] + searched.steps + exact.steps
     tries = found.tries[rows] + searched.tries + exact.tries
     return found.replace_rows(rows, replace(exact, steps=steps, tries=tries))
@@ -181,14 +184,12 @@ def _outcome(objective: Objective, found: Finished, trace: Trace | None) -> Outc
         assert seen is not None  # symmetric
         value = seen
     elif isinstance(energy, BoundQuadratic):
-        value = 0.5 * (found.exact * (found.gradient - energy.offset)).sum(-1)
+        value = 0.5 * torch.linalg.vecdot(found.exact, found.gradient - energy.offset)
     else:
         known = energy.evaluate(found.value).value
         assert known is not None  # symmetric
         value = known
         found = replace(found, tries=found.tries + 1)
-    if gamma and trace is None:
-        value = value + gamma * objective.geometry.dual_potential(found.exact_dual).sum(-1)
     point = Point(
         dual=found.dual,
         value=found.value,
@@ -199,9 +200,23 @@ def _outcome(objective: Objective, found: Finished, trace: Trace | None) -> Outc
         step=torch.full_like(found.value[:, :1], torch.nan),
         next_dual=found.dual,
     )
-    status = torch.where(found.accepted, finished_status(found), int(Status.MAX_ITER))
-    polished = torch.full_like(found.accepted, gamma == 0 and trace is None) & found.accepted
-    return Outcome(point, status, found.steps, found.tries, polished, found.free, trace, without_steps=True)
+    status = finished_status(found)
+    if not found.complete:
+        status = torch.where(found.accepted, status, int(Status.MAX_ITER))
+    polished = found.accepted if gamma == 0 and trace is None else torch.zeros_like(found.accepted)
+    return Outcome(
+        point,
+        status,
+        found.steps,
+        found.tries,
+        polished,
+        found.free,
+        trace,
+        without_steps=True,
+        complete=found.complete,
+        without_potential=gamma > 0 and trace is None,
+        blocks=found.blocks,
+    )
 
 
 def _merged(objective: Objective, first: Outcome, rows: Int[Tensor, " some"], second: Outcome) -> Outcome:
@@ -213,14 +228,19 @@ def _merged(objective: Objective, first: Outcome, rows: Int[Tensor, " some"], se
         return old.index_copy(0, rows, new.to(old.dtype))
 
     def stepped(outcome: Outcome) -> Point:
-        # MM steps have been made by some: τ is known.
+        # MM steps have been made by some: τ is known, and F is.
         point = outcome.point
+        if outcome.without_potential and point.objective is not None:
+            point = replace(point, objective=point.objective + objective.potential(point.dual))
         return replace(point, step=objective.initial_step(point.dual)) if outcome.without_steps else point
 
     return replace(
         first,
         point=stepped(first).replace_rows(rows, stepped(second)),
         without_steps=False,
+        complete=False,
+        without_potential=False,
+        blocks=None,
         status=put(first.status, second.status),
         iterations=put(first.iterations, first.iterations[rows] + second.iterations),
         evaluations=put(first.evaluations, first.evaluations[rows] + second.evaluations),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -132,13 +133,22 @@ class Counting(BoundQuadratic):
         super().__init__(*arguments)
         self.calls = Counter() if calls is None else calls
 
-    def evaluate(self, z: Tensor) -> object:
-        self.calls["gradient"] += 1
-        return super().evaluate(z)
-
     def gradient(self, z: Tensor) -> Tensor:
         self.calls["gradient"] += 1
         return super().gradient(z)
+
+    def force(self, z: Tensor) -> Tensor:
+        self.calls["gradient"] += 1
+        return super().force(z)
+
+    def descent(self, length: float) -> Callable[[Tensor], Tensor]:
+        step = super().descent(length)
+
+        def counted(z: Tensor) -> Tensor:
+            self.calls["gradient"] += 1
+            return step(z)
+
+        return counted
 
     def double(self) -> Counting:
         return Counting(self.weight, self.offset, self.shared, calls=self.calls)
