@@ -62,9 +62,7 @@ class Linearization:
         """Its tensors, and a function that makes the same of them and holds none itself."""
         hessian, rebuild_hessian = self.hessian.pack()
         blocks, rebuild_blocks = ((), None) if self.blocks is None else self.blocks.pack()
-        rebuild = partial(
-            _rebuild, rebuild_hessian, rebuild_blocks, len(blocks), self.on_free_sets, self.damping
-        )
+        rebuild = partial(_rebuild, rebuild_hessian, rebuild_blocks, len(blocks), self.on_free_sets, self.damping)
         return (self.slope, self.shift, *blocks, *hessian), rebuild
 
     def apply(self, u: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:

@@ -33,6 +33,11 @@ class RowsOfTensors:
             merged[name] = torch.where(column, rows, getattr(other, name))
         return replace(self, **merged)
 
+    def to(self: Rows, dtype: torch.dtype) -> Rows:
+        """The same in another precision."""
+        floats = {name: rows.to(dtype) for name, rows in self._tensors() if rows.is_floating_point()}
+        return replace(self, **floats)
+
     def replace_rows(self: Rows, index: Int[Tensor, " some"], other: Rows) -> Rows:
         """These rows, with those of some samples replaced by the rows of `other`."""
         merged = {name: rows.index_copy(0, index, getattr(other, name)) for name, rows in self._tensors()}

@@ -77,9 +77,7 @@ class Implicit(Adjoint):
         system = linearize_outcome(objective, outcome)
         exact = outcome.without_steps and not objective.regularization
         leftover = outcome.point.residual if exact else relative_residual(objective, outcome.point)
-        backward = _Backward(
-            self, system, leftover, not objective.regularization, report, objective.energy.pull_back
-        )
+        backward = _Backward(self, system, leftover, not objective.regularization, report, objective.energy.pull_back)
         value: Tensor = _AttachImplicit.apply(z, dual, backward, *leaves)
         return value, report
 

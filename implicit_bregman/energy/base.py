@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from implicit_bregman.linalg.shared import SharedMatrix
 
-
 PullBack = Callable[[Tensor, Tensor, tuple[bool, ...]], tuple[Tensor | None, ...]]
 """From v = dL/d(−∇f), z and what is needed to the gradients of an energy's `leaves`."""
 

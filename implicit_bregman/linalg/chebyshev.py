@@ -1,8 +1,9 @@
 """Chebyshev's semi-iteration: no inner products, and one preconditioner for the whole batch.
 
-For E(x) = b − A x with a preconditioned matrix P A whose eigenvalues are real and in a known interval, the error falls by
-(√κ − 1)/(√κ + 1) a step, κ the ratio of the interval's ends (Saad, Iterative Methods for Sparse Linear Systems,
-algorithm 12.1). Where A varies a little from point to point it is still a good iteration, whose result has to be judged.
+For E(x) = b − A x with a preconditioned matrix P A whose eigenvalues are real and in a known interval, the error falls
+by (√κ − 1)/(√κ + 1) a step, κ the ratio of the interval's ends (Saad, Iterative Methods for Sparse Linear Systems,
+algorithm 12.1). Where A varies a little from point to point it is still a good iteration, whose result has to be
+judged.
 """
 
 from __future__ import annotations

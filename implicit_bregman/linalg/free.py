@@ -135,7 +135,7 @@ class FreeBlocks:
         return _inverse(shared).dtype
 
     def solve(self, shared: SharedMatrix, b: Tensor, target: Tensor | None) -> Tensor:
-        """z with z_A = target_A (None: 0) and (H z)_F ≈ b_F, in the inverse's precision; b and target are 0 elsewhere."""
+        """z with z_A = target_A (None: 0) and (H z)_F ≈ b_F, in the inverse's precision; b is 0 on A, target on F."""
         if self.interior:
             return b @ _inverse(shared)
         if self.iterates:

@@ -140,8 +140,7 @@ def _better(at: _Iterate, swept: _Iterate) -> _Iterate:
     """The iterates after the Chebyshev steps where these have gained something, else the start."""
     gained = torch.isfinite(swept.size) & (swept.size < 0.1 * at.size)
     tries = at.tries + swept.tries
-    lowered = {name: rows.to(getattr(at, name).dtype) for name, rows in swept._tensors()}
-    return replace(swept, **lowered | {"tries": tries}).where(gained, replace(at, tries=tries))
+    return replace(swept.to(at.dual.dtype), tries=tries).where(gained, replace(at, tries=tries))
 
 
 def _with_scale(energy: BoundEnergy, at: _Iterate) -> _Iterate:

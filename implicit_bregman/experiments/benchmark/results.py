@@ -99,9 +99,9 @@ class CellResult:
         ]
         return min(able, key=lambda entry: entry.median, default=None)
 
-    def ratio(self, prefix: str, accuracy: float, task: str = BOTH) -> float | None:
-        """How many times as long as this library's defaults the best of these peers takes; None if one is missing."""
-        ours, peer = self.entry(OURS, accuracy, task), self.best(prefix, accuracy, task)
+    def ratio(self, prefix: str, accuracy: float, task: str = BOTH, name: str = OURS) -> float | None:
+        """How many times as long as `name` (default: our defaults) the best of these peers takes; None if one lacks."""
+        ours, peer = self.entry(name, accuracy, task), self.best(prefix, accuracy, task)
         return None if ours is None or peer is None else peer.median / ours.median
 
 
