@@ -33,7 +33,8 @@ class Implicit(Adjoint):
 
     Args:
         method: "cg" (symmetric W), "gmres" (any W), "dense" (one factorization per sample or per free set), or
-            "auto": dense for small d and at polished points, else CG, or GMRES where W is not symmetric.
+            "auto": dense for small d and at polished points; else Chebyshev steps where γ > 0 makes them few, CG, or
+            GMRES where W is not symmetric.
         tol: relative residual of the adjoint system. Default 1e-12 in float64, 1e-6 in float32.
         max_iter: bound on products with the operator.
         on_failure: "warn" (once), "raise" or "ignore" when a backward solve fails.

@@ -145,9 +145,9 @@ def _relative(error: Tensor, to: Tensor) -> Float[Tensor, " batch"]:
 
 
 def _iterate(system: Linearization, g: Tensor, method: str, tol: float, max_iter: int) -> AdjointSolution:
-    """By iteration, refined with float64 residuals where H is a matrix and CG or GMRES are used."""
+    """By iteration; CG and GMRES are refined with float64 residuals where H is a matrix."""
     symmetric = system.hessian.symmetric and method != "gmres"
-    swept = _sweep(system, g, tol, max_iter) if symmetric else None
+    swept = _sweep(system, g, tol, max_iter) if method == "auto" else None
     if swept is not None:
         return swept
     wide = torch.float64 if system.hessian.shared is not None else g.dtype

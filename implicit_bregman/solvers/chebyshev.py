@@ -21,7 +21,7 @@ from implicit_bregman.linalg.chebyshev import semi_iteration, steps_needed
 #: More steps than this and Newton's method is the faster one from the start.
 _MOST_STEPS = 28
 #: γσ/λ_max from which on J is conditioned well enough without P.
-NO_NEED = 0.4
+_NO_NEED = 0.4
 #: How much smaller than seen at a first guess D may become.
 _SAFETY = 0.7
 #: Of the tolerance, what the steps aim at.
@@ -64,12 +64,13 @@ def chebyshev_steps(
         return dual, 0, 1
     if not (math.isfinite(largest) and 0 < steepest < math.inf):
         return None
-    if sigma > 0 and a >= NO_NEED * steepest:
+    if sigma > 0 and a >= _NO_NEED * steepest:
         interval, inverse, spent = (gamma, gamma * (1 + steepest / a)), None, 1
     else:
         # Where φ'' is constant so is D: then P is the inverse of J.
         constant = geometry.max_curvature == geometry.strong_convexity
-        damped = shared.damped_inverse(gamma / steepest * (1 if constant else 2))
+        shift = gamma / steepest * (1 if constant else 2)
+        damped = shared.damped_inverse(shift) if shared.is_worth_inverting(len(dual)) else None
         if damped is None:
             return None
         middle = gamma / damped[0]
