@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 INTERRUPTED = 130
-EXTRA = ("typer", "rich", "numpy", "scipy", "sklearn", "matplotlib")
+EXTRA = ("typer", "rich", "numpy", "scipy", "sklearn", "matplotlib", "PIL", "lightning_fabric", "tensorboardX")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
