@@ -99,9 +99,13 @@ class Dataset:
             The rest with all test samples, and the features and labels that were held out.
 
         Raises:
-            ValueError: If no training sample is left.
+            ValueError: If no training sample is left, or none is held out for a share above 0.
         """
         count = round(share * len(self.train_y))
+        if count == 0 and share > 0:
+            raise ValueError(
+                f"validation = {share} holds out none of {len(self.train_y)} samples; use a larger share, or 0"
+            )
         if count >= len(self.train_y):
             raise ValueError(
                 f"validation = {share} leaves no training sample of {len(self.train_y)}; use a smaller share"
