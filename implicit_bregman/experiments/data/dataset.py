@@ -99,23 +99,29 @@ class Dataset:
             The rest with all test samples, and the features and labels that were held out.
 
         Raises:
-            ValueError: If no training sample is left, or none is held out for a share above 0.
+            ValueError: See `held_count`.
         """
-        count = round(share * len(self.train_y))
-        if count == 0 and share > 0:
-            raise ValueError(
-                f"validation = {share} holds out none of {len(self.train_y)} samples; use a larger share, or 0"
-            )
-        if count >= len(self.train_y):
-            raise ValueError(
-                f"validation = {share} leaves no training sample of {len(self.train_y)}; use a smaller share"
-            )
+        count = self.held_count(share)
         if count == 0:
             return self, self.train_x[:0], self.train_y[:0]
         index = self._shuffled()
         rest, held = index[:-count], index[-count:]
         left = replace(self, train_x=self.train_x[rest], train_y=self.train_y[rest])
         return left, self.train_x[held], self.train_y[held]
+
+    def held_count(self, share: float) -> int:
+        """The number of training samples that `held_out` holds out.
+
+        Raises:
+            ValueError: If no training sample is left, or none is held out for a share above 0.
+        """
+        samples = len(self.train_y)
+        count = round(share * samples)
+        if count == 0 and share > 0:
+            raise ValueError(f"validation = {share} holds out none of {samples} samples; use a larger share, or 0")
+        if count >= samples:
+            raise ValueError(f"validation = {share} leaves no training sample of {samples}; use a smaller share")
+        return count
 
     def _shuffled(self) -> Tensor:
         return torch.from_numpy(np.random.RandomState(SPLIT_SEED).permutation(len(self.train_y)))

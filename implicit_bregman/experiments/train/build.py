@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -84,8 +84,11 @@ def make_model(settings: TrainSettings, data: Dataset) -> Classifier:
         regularization=settings.regularization,
         seed=settings.seed,
     )
-    model.layer.solver = make_solver(settings.solver, settings.tol, settings.max_iter)
-    model.layer.adjoint = make_adjoint(settings.adjoint)
+    solver = make_solver(settings.solver, settings.tol, settings.max_iter)
+    adjoint = make_adjoint(settings.adjoint)
+    if isinstance(adjoint, adjoints.Shine) and isinstance(solver, solvers.Broyden):
+        solver = replace(solver, polish=False)  # Shine needs the estimate at the point where Broyden stops
+    model.layer.solver, model.layer.adjoint = solver, adjoint
     with torch.no_grad():
         model(data.train_x[:1])
     return model

@@ -1,5 +1,6 @@
 """The command `train`: its options."""
 
+import importlib
 import warnings
 from contextlib import ExitStack
 from dataclasses import fields
@@ -13,6 +14,8 @@ from implicit_bregman.experiments.terminal import Interrupted
 from implicit_bregman.experiments.train.settings import TrainSettings
 
 DEFAULTS = TrainSettings()
+# Asked for before any work is done.
+NEEDED = ("lightning_fabric", "tensorboardX")
 
 
 def train(
@@ -70,6 +73,8 @@ def train(
 
 
 def _run(settings: TrainSettings, out: Path, resume: bool) -> None:
+    for package in NEEDED:
+        importlib.import_module(package)
     from implicit_bregman.experiments.train.build import find_devices, make_model
     from implicit_bregman.experiments.train.loop import find_start, load_data, run_training
     from implicit_bregman.experiments.train.report import Terminal, report
@@ -79,6 +84,7 @@ def _run(settings: TrainSettings, out: Path, resume: bool) -> None:
         find_devices(settings)
         find_start(settings, out, resume)
         data = load_data(settings)
+        data.held_count(settings.validation)
         make_model(settings, data)
     remarks = [*dict.fromkeys(str(warning.message) for warning in caught), *([data.note] if data.note else [])]
     folder = writable_folder(out)
