@@ -244,6 +244,7 @@ def _facts(settings: CompareSettings, data: Dataset, steps: int, budgets: Sequen
         "test_samples": len(data.test_y),
         "features": data.features,
         "classes": data.classes,
+        "note": data.note,
         "steps": steps,
         "seconds_per_seed": list(budgets),
         "seconds_mean": statistics.fmean(budgets),

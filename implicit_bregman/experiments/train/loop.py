@@ -100,8 +100,8 @@ def run_training(
     """Train a model, epoch by epoch, and write checkpoint, best model and logs after each.
 
     The order of the batches depends on the seed alone, a batch is divided among the processes, and the gradients are
-    averaged by sample: the number of processes changes nothing but rounding. On the CPU, with as many processes, a
-    run that was interrupted at any moment and resumed gives bit for bit what it would have given.
+    averaged by sample: the number of processes changes nothing but rounding. On the CPU, in one process, a run that was
+    interrupted at any moment and resumed gives bit for bit what it would have given.
 
     Args:
         settings: What to train.

@@ -29,8 +29,8 @@ DESCRIPTION = "run.json"
 HEADINGS = (
     "epoch",
     "train loss [nats]",
-    "validation loss",
-    "validation acc. [%]",
+    "valid. loss [nats]",
+    "valid. acc. [%]",
     "test acc. [%]",
     "solver iter.",
     "worst residual",
@@ -93,11 +93,14 @@ class Terminal(Watch):
 
 def report(result: TrainResult, settings: TrainSettings, folder: Path) -> None:
     """Print the last epochs, the best one, and where the files are."""
-    table = Table(box=SIMPLE_HEAD, title=f"{settings.dataset}, the last {min(LAST, len(result.rows))} epochs")
-    for heading in HEADINGS:
-        table.add_column(heading, justify="right")
-    for row in result.rows[-LAST:]:
-        table.add_row(*_cells(row))
+    table = Table(box=SIMPLE_HEAD, padding=0, title=f"{settings.dataset}, to epoch {len(result.rows)}")
+    cells = [_cells(row) for row in result.rows[-LAST:]]
+    for heading, *below in zip(HEADINGS, *cells, strict=True):
+        # Headings are broken into words, numbers never.
+        widest = max(map(len, [*below, *heading.split()]))
+        table.add_column(heading, justify="right", min_width=widest, max_width=widest)
+    for line in cells:
+        table.add_row(*line)
     best = result.best
     ended = f" (stopped early: {settings.patience} epochs without a better one)" if result.stopped_early else ""
     show(table)
