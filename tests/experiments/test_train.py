@@ -7,10 +7,12 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from collections import Counter
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -211,6 +213,27 @@ def test_a_killed_run_loses_at_most_an_epoch(tmp_path: Path, whole: Path) -> Non
     run(once, epochs=done + 2)
     assert numbers(result.rows)[:5] == numbers(load(whole).rows)
     same_files(tmp_path, once)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_is_the_same(tmp_path: Path) -> None:
+    """SIGKILL at six moments that have nothing to do with what the process is doing."""
+    random = Random(0)
+    kills, out = 6, tmp_path / "killed"
+    command = [sys.executable, "-m", "implicit_bregman.cli", "train", *OPTIONS, "--epochs", "100000"]
+    for _ in range(kills):
+        with subprocess.Popen([*command, "--out", str(out), "--resume"], stderr=subprocess.PIPE) as process:
+            assert process.stderr is not None
+            process.stderr.readline()
+            time.sleep(random.uniform(0, 0.2))
+            process.kill()
+    saved = load(out)
+    assert saved is not None
+    epochs = len(saved.rows) + 1
+    assert epochs > kills / 2
+    run(out, resume=True, epochs=epochs)
+    run(tmp_path / "once", epochs=epochs)
+    same_files(out, tmp_path / "once")
 
 
 @pytest.mark.parametrize("moment", range(9))
