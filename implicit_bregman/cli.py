@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 INTERRUPTED = 130
-EXTRA = ("typer", "rich", "numpy", "scipy", "sklearn", "matplotlib")
+EXTRA = ("typer", "rich", "numpy", "scipy", "sklearn", "matplotlib", "PIL", "lightning_fabric", "tensorboardX")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,11 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(f"{error.name} is not installed; pip install 'implicit-bregman[experiments]'")
     except (ValueError, OSError) as error:
         return fail(str(error))
-    except KeyboardInterrupt:
-        code = INTERRUPTED
-    if code == INTERRUPTED:
-        print("implicit-bregman: interrupted, nothing was written", file=sys.stderr)
-    return code
+    except KeyboardInterrupt as stop:
+        return _interrupted(str(stop))
+    return _interrupted() if code == INTERRUPTED else code
+
+
+def _interrupted(state: str = "") -> int:
+    print(f"implicit-bregman: interrupted, {state or 'nothing was written'}", file=sys.stderr)
+    return INTERRUPTED
 
 
 def fail(message: str) -> int:

@@ -9,6 +9,7 @@ import pytest
 import implicit_bregman as ib
 
 HEAVY = ("scipy", "sklearn", "matplotlib", "typer", "rich", "torchdeq", "pandas", "hypothesis", "pytest")
+HEAVY += ("PIL", "lightning_fabric", "tensorboardX")
 
 NAMES = (
     "BregmanDEQ",

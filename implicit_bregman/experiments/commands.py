@@ -1,23 +1,17 @@
 """The commands behind `implicit-bregman`: options, progress bar, files."""
 
-import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import implicit_bregman
 from implicit_bregman.experiments.files import writable_folder, write_all
 from implicit_bregman.experiments.settings import CompareSettings
-
-# Narrower than any table: where the output is no terminal, nothing is wrapped.
-FILE_WIDTH = 200
+from implicit_bregman.experiments.terminal import Interrupted, progress_bar, show, warn
+from implicit_bregman.experiments.train.command import train
 
 DEFAULTS = CompareSettings()
 
@@ -43,6 +37,8 @@ def run(arguments: list[str]) -> int:
         raise ValueError(f"{error.format_message()} (see --help)") from None
     except typer.Abort:
         raise KeyboardInterrupt from None
+    except Interrupted as stop:
+        raise KeyboardInterrupt(str(stop)) from None
     return result if isinstance(result, int) else 0
 
 
@@ -63,10 +59,13 @@ def _program(
 
 @app.command()
 def compare(
-    dataset: Annotated[str, typer.Option(help="digits, spirals, mnist or fashion.")] = DEFAULTS.dataset,
+    dataset: Annotated[str, typer.Option(help="digits, spirals, mnist, fashion or cifar10.")] = DEFAULTS.dataset,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder with the IDX files of mnist and fashion.")
+        Path | None, typer.Option(help="Folder with the files of mnist, fashion and cifar10.")
     ] = DEFAULTS.data_dir,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch them into --data-dir from OpenML.")
+    ] = DEFAULTS.download,
     train_size: Annotated[int | None, typer.Option(help="Use only so many training samples.")] = DEFAULTS.train_size,
     rows: Annotated[
         str | None,
@@ -109,9 +108,9 @@ def compare(
         warnings.simplefilter("always", UserWarning)
         data = check(settings)
     for warning in caught:
-        print(f"implicit-bregman: warning: {warning.message}", file=sys.stderr)
+        warn(warning.message)
     folder = writable_folder(out)
-    with _progress() as progress:
+    with progress_bar() as progress:
         comparison = run_comparison(settings, data, progress)
     figures = comparison_figures(comparison)
     captions = {name: caption for name, (_, caption) in figures.items()}
@@ -122,8 +121,11 @@ def compare(
     }
     contents = {name: text.encode() for name, text in texts.items()}
     written = write_all(folder, contents | {name: png for name, (png, _) in figures.items()})
-    _print(*to_tables(comparison))
-    _print(f"Written to {folder}: {', '.join(path.name for path in written)}")
+    show(*to_tables(comparison))
+    show(f"Written to {folder}: {', '.join(path.name for path in written)}")
+
+
+app.command()(train)
 
 
 @app.command()
@@ -148,13 +150,13 @@ def convergence(
     from implicit_bregman.experiments.problems import collection
 
     if list_problems:
-        _print("\n".join(item.name for item in collection()))
+        show("\n".join(item.name for item in collection()))
         return
     names = default_solvers() if solvers is None else tuple(name.strip() for name in solvers.split(","))
     settings = ConvergenceSettings(problem or DEFAULT_PROBLEM, names, tol, max_iter)
     chosen = find_problem(settings.problem)
     folder = writable_folder(out)
-    with _progress() as progress:
+    with progress_bar() as progress:
         result = run_convergence(settings, chosen, progress)
     contents = {
         "convergence.json": to_json(result).encode(),
@@ -162,8 +164,8 @@ def convergence(
         "convergence.png": convergence_figure(result),
     }
     written = write_all(folder, contents)
-    _print(to_table(result))
-    _print(f"Written to {folder}: {', '.join(path.name for path in written)}")
+    show(to_table(result))
+    show(f"Written to {folder}: {', '.join(path.name for path in written)}")
 
 
 @app.command()
@@ -191,7 +193,7 @@ def benchmark(
 
     if list_cells:
         for cell in catalogue():
-            _print(f"{cell.name}{' (quick)' if cell.name in QUICK else ''}: {cell.text}")
+            show(f"{cell.name}{' (quick)' if cell.name in QUICK else ''}: {cell.text}")
         return
     settings = BenchmarkSettings(
         cells=None if cells is None else tuple(name.strip() for name in cells.split(",")),
@@ -205,7 +207,7 @@ def benchmark(
         seed=seed,
     )
     folder = writable_folder(out)
-    with _progress() as progress:
+    with progress_bar() as progress:
         result = run_benchmark(settings, progress)
     figures = benchmark_figures(result)
     captions = {name: caption for name, (_, caption) in figures.items()}
@@ -216,31 +218,5 @@ def benchmark(
     }
     contents = {name: text.encode() for name, text in texts.items()}
     written = write_all(folder, contents | {name: png for name, (png, _) in figures.items()})
-    _print(*to_tables(result))
-    _print(f"Written to {folder}: {', '.join(path.name for path in written)}")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[float, str], None]]:
-    """A progress bar on stderr, and the function that moves it."""
-    console = Console(stderr=True)
-    bar = Progress(
-        TextColumn("{task.percentage:3.0f} %"),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False),
-        TextColumn("{task.description}"),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
-    with bar:
-        task = bar.add_task("starting", total=1.0)
-        yield lambda share, text: bar.update(task, completed=share, description=text)
-
-
-def _print(*parts: object) -> None:
-    console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
-    for part in parts:
-        console.print(part, soft_wrap=isinstance(part, str), highlight=False, markup=False)
+    show(*to_tables(result))
+    show(f"Written to {folder}: {', '.join(path.name for path in written)}")

@@ -90,7 +90,7 @@ def check(settings: CompareSettings) -> Dataset:
     """
     device = find_device(settings.device)
     Classifier(2, 2, 2, geometry=settings.geometry, weight=settings.weight, regularization=settings.regularization)
-    data = load_dataset(settings.dataset, settings.data_dir, settings.seed)
+    data = load_dataset(settings.dataset, settings.data_dir, settings.seed, settings.download)
     return data.limited(settings.train_size).to(device)
 
 
@@ -244,6 +244,7 @@ def _facts(settings: CompareSettings, data: Dataset, steps: int, budgets: Sequen
         "test_samples": len(data.test_y),
         "features": data.features,
         "classes": data.classes,
+        "note": data.note,
         "steps": steps,
         "seconds_per_seed": list(budgets),
         "seconds_mean": statistics.fmean(budgets),

@@ -28,7 +28,7 @@ FAMILIES = {
 
 _METHOD = """\
 * **Data**: {dataset}, {train_samples} training and {test_samples} test samples, {features} features,
-  {classes} classes.
+  {classes} classes.{note}
 * **Model**: z = critical point of −½ zᵀWz − (Ux + b)ᵀz + γφ(z) over C, then a linear read-out and the cross
   entropy. All rows have the same initial parameters, batches and settings; only solver and adjoint differ.
 * **Training**: Adam, learning rate {learning_rate:g}, constant; batches of {batch_size}; {epochs} epochs =
@@ -146,7 +146,7 @@ def to_markdown(comparison: Comparison, figures: dict[str, str]) -> str:
         "## What was done",
         "",
         *_METHOD.format(
-            **comparison.settings | facts,
+            **comparison.settings | facts | {"note": f" {facts['note']}." if facts.get("note") else ""},
             reference=comparison.reference,
             budget=_seconds(facts),
             rule=_budget_rule(comparison),

@@ -19,7 +19,8 @@ class CompareSettings:
 
     Attributes:
         dataset: Name of the data set, see `load_dataset`.
-        data_dir: Folder with IDX files, for "mnist" and "fashion".
+        data_dir: Folder with the files of "mnist", "fashion" and "cifar10".
+        download: Whether to fetch these from OpenML if they are not there.
         train_size: Number of training samples to use; None: all.
         device: PyTorch device.
         threads: CPU threads of PyTorch. Layers of a few hundred features are fastest with one; with more, threads that
@@ -42,6 +43,7 @@ class CompareSettings:
 
     dataset: str = "digits"
     data_dir: Path | None = None
+    download: bool = False
     train_size: int | None = None
     device: str = "cpu"
     threads: int = 1

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from implicit_bregman.experiments.data import load_dataset
+from implicit_bregman.experiments.data import checksums, load_dataset
 
 PIXELS = (3, 2)
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 def idx(magic: int, *shape: int, top: int = 256) -> bytes:
@@ -84,6 +85,7 @@ def test_idx_files_are_found_and_read(tmp_path: Path, name: str, below: str, zip
     assert data.train_x.shape == (12, 6)
     assert data.test_x.shape == (5, 6)
     assert data.train_y.tolist() == [7 * k % 10 for k in range(12)]
+    assert data.shape == (1, *PIXELS)
     raw = torch.tensor([[7.0 * k % 256 for k in range(6 * i, 6 * i + 6)] for i in range(12)])
     centred = raw - raw.mean(0)
     torch.testing.assert_close(data.train_x, centred / centred.square().mean().sqrt(), atol=1e-5, rtol=1e-5)
@@ -97,7 +99,7 @@ def test_each_set_has_its_own_folder(tmp_path: Path) -> None:
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'imagenet'.*digits, spirals, mnist, fashion"):
+    with pytest.raises(ValueError, match=r"'imagenet'.*digits, spirals, mnist, fashion, cifar10"):
         load_dataset("imagenet")
 
 
@@ -147,3 +149,46 @@ def test_a_damaged_file_is_named(tmp_path: Path, file: str, content: bytes, comp
         load_dataset("mnist", tmp_path)
     assert "\n" not in str(caught.value)
     assert complaint == "pixels" or file in str(caught.value)
+
+
+def test_a_sample_has_a_shape() -> None:
+    assert load_dataset("digits").shape == (1, 8, 8)
+    assert load_dataset("spirals").shape == (2,)
+
+
+def test_held_out_samples_leave_the_training_set() -> None:
+    data = load_dataset("digits")
+    rest, held_x, held_y = data.held_out(0.1)
+    assert (len(rest.train_y), len(held_y)) == (1438 - 144, 144)
+    assert torch.cdist(held_x, rest.train_x).min() > 0
+    assert torch.equal(rest.test_x, data.test_x)
+    assert torch.equal(data.held_out(0.1)[1], held_x)
+    same, none, _ = data.held_out(0.0)
+    assert same is data
+    assert none.shape == (0, 64)
+    with pytest.raises(ValueError, match="leaves no training sample"):
+        data.limited(3).held_out(0.9)
+
+
+@pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion", "FashionMNIST")])
+def test_the_published_files_are_accepted(name: str, folder: str) -> None:
+    if not (SHARED / folder).is_dir():
+        pytest.skip(f"{folder} is not in ../shared/data")
+    data = load_dataset(name, SHARED)
+    assert (len(data.train_y), len(data.test_y), data.shape) == (60_000, 10_000, (1, 28, 28))
+
+
+def test_a_file_of_the_published_size_must_be_the_published_one(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(idx(2049, 10_000, top=10))
+    with pytest.raises(ValueError, match=r"t10k-labels-idx1-ubyte of 'mnist' but not its SHA-256"):
+        load_dataset("mnist", tmp_path)
+
+
+def test_a_file_of_another_set_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_set(tmp_path)
+    content = idx(2049, 10_000, top=10)
+    (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(content)
+    monkeypatch.setitem(checksums.IDX_SHA256["fashion"], "t10k-labels-idx1-ubyte", checksums.sha256(content))
+    with pytest.raises(ValueError, match=r"it is t10k-labels-idx1-ubyte of 'fashion'"):
+        load_dataset("mnist", tmp_path)

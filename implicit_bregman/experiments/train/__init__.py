@@ -1,0 +1,1 @@
+"""Training one model on one or several devices, with logs, checkpoints and resumption."""

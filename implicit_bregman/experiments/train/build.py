@@ -1,0 +1,153 @@
+"""The parts of a run, made from its settings: devices, model, solver and adjoint."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from implicit_bregman import adjoints, solvers
+from implicit_bregman.adjoints.base import Adjoint
+from implicit_bregman.experiments.data import Dataset
+from implicit_bregman.experiments.methods import TORCHDEQ_MAX_ITER, torchdeq_installed
+from implicit_bregman.experiments.model import Classifier
+from implicit_bregman.experiments.train.settings import TrainSettings
+from implicit_bregman.settings import check_choice
+from implicit_bregman.solvers.base import Solver
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+SOLVERS = {
+    "auto": solvers.Newton,
+    "newton": solvers.Newton,
+    "anderson": solvers.Anderson,
+    "broyden": solvers.Broyden,
+    "mm": solvers.MM,
+}
+ADJOINTS = {
+    "implicit": adjoints.Implicit,
+    "one-step": adjoints.OneStep,
+    "phantom": adjoints.Phantom,
+    "shine": adjoints.Shine,
+}
+_UNROLLED = re.compile(r"unrolled-([1-9]\d*)|truncated-([1-9]\d*)-of-([1-9]\d*)")
+
+
+def make_solver(name: str, tol: float | None = None, max_iter: int | None = None) -> str | Solver:
+    """The solver of that name; "auto" without settings stays the layer's own choice.
+
+    Raises:
+        ValueError: For an unknown name, or torchdeq where it is not installed.
+    """
+    check_choice("solver", name, (*SOLVERS, "torchdeq"))
+    given: dict[str, Any] = {key: value for key, value in (("tol", tol), ("max_iter", max_iter)) if value is not None}
+    if name == "torchdeq":
+        if not torchdeq_installed():
+            raise ValueError("solver 'torchdeq' needs the package torchdeq: pip install torchdeq")
+        return solvers.TorchDEQ(method="anderson", **{"max_iter": TORCHDEQ_MAX_ITER, **given})
+    return name if name == "auto" and not given else SOLVERS[name](**given)
+
+
+def make_adjoint(name: str) -> Adjoint:
+    """The adjoint of that name.
+
+    Raises:
+        ValueError: For an unknown name, or K > L.
+    """
+    if match := _UNROLLED.fullmatch(name):
+        depth, last, of = match.groups()
+        return adjoints.Unrolled(steps=int(depth or of), last=None if last is None else int(last))
+    if name not in ADJOINTS:
+        raise ValueError(
+            f"adjoint must be one of {', '.join(ADJOINTS)}, unrolled-L or truncated-K-of-L with numbers K <= L, "
+            f"got {name!r}"
+        )
+    return ADJOINTS[name]()
+
+
+def make_model(settings: TrainSettings, data: Dataset) -> Classifier:
+    """The model, on the CPU, in float32.
+
+    Raises:
+        ValueError: For names or a γ that the layer refuses, or a solver and an adjoint that do not fit.
+    """
+    model = Classifier(
+        data.features,
+        settings.width,
+        data.classes,
+        geometry=settings.geometry,
+        weight=settings.weight,
+        regularization=settings.regularization,
+        seed=settings.seed,
+    )
+    solver = make_solver(settings.solver, settings.tol, settings.max_iter)
+    adjoint = make_adjoint(settings.adjoint)
+    if isinstance(adjoint, adjoints.Shine) and isinstance(solver, solvers.Broyden):
+        solver = replace(solver, polish=False)  # Shine needs the estimate at the point where Broyden stops
+    model.layer.solver, model.layer.adjoint = solver, adjoint
+    with torch.no_grad():
+        model(data.train_x[:1])
+    return model
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Where a run computes.
+
+    Attributes:
+        on_gpu: On GPUs, or on the CPU.
+        here: Processes on this machine.
+        machines: Number of machines.
+    """
+
+    on_gpu: bool
+    here: int
+    machines: int
+
+
+def find_devices(settings: TrainSettings) -> Devices:
+    """The devices of the settings; under torchrun, those of the processes that it started.
+
+    Raises:
+        ValueError: If they are not there, or are not as many as torchrun started.
+    """
+    started, machines = _torchrun_processes()
+    here = settings.devices or started or 1
+    if started is not None and here != started:
+        raise ValueError(f"devices = {here}, but torchrun started {started} processes: leave --devices out")
+    available = torch.cuda.device_count()
+    if settings.accelerator == "gpu" and available < here:
+        raise ValueError(f"accelerator = 'gpu' with devices = {here}, but {available} are there: use --accelerator cpu")
+    on_gpu = settings.accelerator == "gpu" or (settings.accelerator == "auto" and available >= here)
+    return Devices(on_gpu, here, machines)
+
+
+def make_fabric(settings: TrainSettings) -> Fabric:
+    """The processes with their devices, not yet launched.
+
+    Raises:
+        ValueError: See `find_devices`.
+    """
+    from lightning_fabric import Fabric
+
+    devices = find_devices(settings)
+    several = devices.here * devices.machines > 1
+    return Fabric(
+        accelerator="cuda" if devices.on_gpu else "cpu",
+        devices=devices.here,
+        num_nodes=devices.machines,
+        strategy="ddp" if several or settings.strategy == "ddp" else "auto",
+        precision=settings.precision,  # type: ignore[arg-type]
+    )
+
+
+def _torchrun_processes() -> tuple[int | None, int]:
+    """Processes that torchrun started on this machine (None: it did not start this one), and machines."""
+    if not torch.distributed.is_available() or not torch.distributed.is_torchelastic_launched():
+        return None, 1
+    here = int(os.environ["LOCAL_WORLD_SIZE"])
+    return here, int(os.environ["WORLD_SIZE"]) // here

@@ -1,0 +1,269 @@
+"""The training run: epochs on one or several processes, from the start or from a checkpoint."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from implicit_bregman.experiments.data import Dataset, load_dataset
+from implicit_bregman.experiments.model import Classifier
+from implicit_bregman.experiments.train import checkpoint as checkpoints
+from implicit_bregman.experiments.train.build import make_fabric, make_model
+from implicit_bregman.experiments.train.checkpoint import Checkpoint, best_row
+from implicit_bregman.experiments.train.logs import EpochRow, TensorBoard
+from implicit_bregman.experiments.train.measures import Objective, evaluate
+from implicit_bregman.experiments.train.settings import TrainSettings
+from implicit_bregman.experiments.training import EVALUATION_BATCH, cpu_threads, steps_per_epoch
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from lightning_fabric.wrappers import _FabricModule, _FabricOptimizer
+
+EVENTS = "tensorboard"
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run.
+
+    Attributes:
+        rows: Its epochs, those before a resumption included.
+        best: The epoch with the smallest validation loss, whose parameters are in `model.pt`; without a validation set,
+            the last one.
+        stopped_early: Whether `patience` ended it.
+        main: Whether this is the process that writes and reports.
+    """
+
+    rows: tuple[EpochRow, ...]
+    best: EpochRow
+    stopped_early: bool
+    main: bool
+
+
+class Watch:
+    """Told how a run goes, in the main process only. This one does nothing."""
+
+    def started(self, start: Checkpoint | None, fabric: Fabric) -> None:
+        """The run begins, from this checkpoint or from nothing, on these devices."""
+
+    def progress(self, share: float, text: str) -> None:
+        """The share of the run that is done, in 0 … 1, and what is being done."""
+
+    def epoch(self, row: EpochRow) -> None:
+        """An epoch has been trained and saved."""
+
+
+def load_data(settings: TrainSettings) -> Dataset:
+    """The data set of the settings, limited to `train_size`, on the CPU.
+
+    Raises:
+        ValueError: For an unknown name or bad files.
+        OSError: For missing files.
+    """
+    data = load_dataset(settings.dataset, settings.data_dir, settings.seed, settings.download)
+    return data.limited(settings.train_size)
+
+
+def find_start(settings: TrainSettings, folder: Path, resume: bool) -> Checkpoint | None:
+    """The checkpoint to go on from, or None for a new run.
+
+    Raises:
+        ValueError: If the folder holds a run and `resume` is off; or if that run has other settings, or is damaged.
+    """
+    start = checkpoints.load(folder)
+    if start is None:
+        return None
+    if not resume:
+        raise ValueError(
+            f"{folder} holds a run of {len(start.rows)} epochs: continue it with --resume, or choose another --out"
+        )
+    settings.check_resumable(start.settings)
+    return start
+
+
+def run_training(
+    settings: TrainSettings,
+    folder: Path,
+    resume: bool = False,
+    data: Dataset | None = None,
+    watch: Watch | None = None,
+) -> TrainResult:
+    """Train a model, epoch by epoch, and write checkpoint, best model and logs after each.
+
+    The order of the batches depends on the seed alone, a batch is divided among the processes, and the gradients are
+    averaged by sample: the number of processes changes nothing but rounding. On the CPU, in one process, a run that was
+    interrupted at any moment and resumed gives bit for bit what it would have given.
+
+    Args:
+        settings: What to train.
+        folder: Where the files go; it exists.
+        resume: Whether to go on from the checkpoint in `folder`; if there is none, the run starts from the beginning.
+        data: The data; None: `load_data(settings)`.
+        watch: Told how it goes.
+
+    Returns:
+        The result.
+
+    Raises:
+        ValueError: For names that are not known, devices that are not there, files that do not fit, a folder that holds
+            another run, or a loss that is no longer finite.
+        OSError: For files that cannot be read or written.
+    """
+    data = load_data(settings) if data is None else data
+    data, held_x, held_y = data.held_out(settings.validation)
+    with warnings.catch_warnings(), cpu_threads(settings.threads):
+        # Failed solves are counted in the column `converged`.
+        warnings.simplefilter("ignore", UserWarning)
+        model = make_model(settings, data)
+        start = find_start(settings, folder, resume)
+        fabric = make_fabric(settings)
+        fabric.launch()
+        fabric.barrier()  # every process has read the checkpoint before the first one writes
+        run = _Run(settings, fabric, model, data.to(fabric.device), (held_x, held_y), start)
+        told = watch if watch is not None and fabric.is_global_zero else Watch()
+        told.started(start, fabric)
+        return run.finish(folder, told)
+
+
+class _Run:
+    """A run on its devices, between two epochs."""
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        fabric: Fabric,
+        model: Classifier,
+        data: Dataset,
+        held: tuple[Tensor, Tensor],
+        start: Checkpoint | None,
+    ) -> None:
+        self.settings, self.fabric, self.model, self.data = settings, fabric, model, data
+        self.steps = steps_per_epoch(len(data.train_y), settings.batch_size)
+        self.rows: tuple[EpochRow, ...] = () if start is None else start.rows
+        self.objective = Objective(model)
+        self.adam = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+        self.trained: _FabricModule
+        self.optimizer: _FabricOptimizer
+        self.trained, self.optimizer = fabric.setup(self.objective, self.adam)
+        if start is not None:  # only now are the parameters in the precision of the checkpoint
+            model.load_state_dict(start.model)
+            self.adam.load_state_dict(start.optimizer)
+        self.dtype = next(model.parameters()).dtype
+        self.held = self._share(*held)
+        self.tested = self._share(data.test_x, data.test_y)
+        self.order = torch.Generator().manual_seed(settings.seed)
+        for _ in self.rows:
+            torch.randperm(len(data.train_y), generator=self.order)
+
+    def finish(self, folder: Path, watch: Watch) -> TrainResult:
+        """Train the epochs that are left."""
+        main = self.fabric.is_global_zero
+        with ExitStack() as stack:
+            if main:
+                checkpoints.clear_leftovers(folder)
+                board = stack.enter_context(TensorBoard(folder / EVENTS, self.rows))
+                if self.rows:
+                    checkpoints.save(folder, self._checkpoint())
+            while len(self.rows) < self.settings.epochs and not self._out_of_patience():
+                row = self._epoch(watch)
+                self._refuse_diverged(row)
+                self.rows = (*self.rows, row)
+                if main:
+                    checkpoints.save(folder, self._checkpoint())
+                    board.add(row)
+                watch.epoch(row)
+                self.fabric.barrier()
+        stopped = len(self.rows) < self.settings.epochs
+        return TrainResult(self.rows, best_row(self.rows), stopped, main)
+
+    def _epoch(self, watch: Watch) -> EpochRow:
+        """Train one epoch and measure."""
+        number = len(self.rows) + 1
+        began = time.perf_counter()
+        for step, (index, count) in enumerate(self._batches()):
+            self._step(index, count, (number - 1) * self.steps + step)
+            done = (number - 1 + (step + 1) / self.steps) / self.settings.epochs
+            watch.progress(done, f"epoch {number} of {self.settings.epochs}")
+        measures = self.objective.measured(self._reduce)
+        seconds = time.perf_counter() - began
+        validation = self._evaluate(*self.held) if self.settings.validation > 0 else (None, None)
+        test = self._evaluate(*self.tested)
+        return EpochRow(
+            epoch=number,
+            steps=number * self.steps,
+            learning_rate=self._learning_rate(number * self.steps - 1),
+            train_loss=measures.loss,
+            train_accuracy=measures.accuracy,
+            validation_loss=validation[0],
+            validation_accuracy=validation[1],
+            test_loss=test[0],
+            test_accuracy=test[1],
+            iterations=measures.iterations,
+            residual=measures.residual,
+            worst_residual=measures.worst_residual,
+            converged=measures.converged,
+            active=measures.active,
+            spectral_bound=float(self.model.layer.energy.curvature_bound()),
+            seconds=seconds,
+            finished=time.time(),
+        )
+
+    def _batches(self) -> Iterator[tuple[Tensor, int]]:
+        """This process's part of every batch of the next epoch, and the number of samples in the whole batch."""
+        order = torch.randperm(len(self.data.train_y), generator=self.order)
+        for batch in order.split(self.settings.batch_size):
+            yield batch[self.fabric.global_rank :: self.fabric.world_size], len(batch)
+
+    def _step(self, index: Tensor, count: int, step: int) -> None:
+        """One update. DDP averages over the processes: each loss is scaled so that this is the mean over the batch."""
+        for group in self.adam.param_groups:
+            group["lr"] = self._learning_rate(step)
+        index = index.to(self.data.train_x.device)
+        self.optimizer.zero_grad()
+        loss = self.trained(self.data.train_x[index], self.data.train_y[index], self.fabric.world_size / count)
+        self.fabric.backward(loss)
+        self.optimizer.step()
+
+    def _learning_rate(self, step: int) -> float:
+        if self.settings.schedule == "constant":
+            return self.settings.learning_rate
+        share = step / (self.steps * self.settings.epochs)
+        return self.settings.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
+
+    def _share(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """This process's part of samples that are evaluated, on its device, in the precision of the parameters."""
+        part = slice(self.fabric.global_rank, None, self.fabric.world_size)
+        device = self.fabric.device
+        return inputs[part].to(device, self.dtype), labels[part].to(device)
+
+    def _evaluate(self, inputs: Tensor, labels: Tensor) -> tuple[float, float]:
+        with self.fabric.autocast():
+            return evaluate(self.model, inputs, labels, EVALUATION_BATCH, self._reduce)
+
+    def _reduce(self, tensor: Tensor, operation: str) -> Tensor:
+        reduced = self.fabric.all_reduce(tensor, reduce_op=operation)
+        assert isinstance(reduced, Tensor)
+        return reduced
+
+    def _out_of_patience(self) -> bool:
+        patience = self.settings.patience
+        return patience is not None and bool(self.rows) and len(self.rows) - best_row(self.rows).epoch >= patience
+
+    def _refuse_diverged(self, row: EpochRow) -> None:
+        if not math.isfinite(row.train_loss):
+            raise ValueError(
+                f"the training loss of epoch {row.epoch} is {row.train_loss}: use a smaller --learning-rate, "
+                "or --weight convex; the epochs before it are kept"
+            )
+
+    def _checkpoint(self) -> Checkpoint:
+        return Checkpoint(self.settings.shown(), self.rows, self.model.state_dict(), self.adam.state_dict())

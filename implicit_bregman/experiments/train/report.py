@@ -1,0 +1,125 @@
+"""How a run is shown: lines while it goes, and a table at its end."""
+
+from __future__ import annotations
+
+import json
+import platform
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+import implicit_bregman
+from implicit_bregman.experiments.files import write_all
+from implicit_bregman.experiments.terminal import Bar, progress_bar, show, warn
+from implicit_bregman.experiments.train.checkpoint import BEST_MODEL, CHECKPOINT, METRICS, Checkpoint
+from implicit_bregman.experiments.train.logs import EpochRow
+from implicit_bregman.experiments.train.loop import EVENTS, TrainResult, Watch
+from implicit_bregman.experiments.train.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+# The table at the end shows so many epochs.
+LAST = 10
+DESCRIPTION = "run.json"
+HEADINGS = (
+    "epoch",
+    "train loss [nats]",
+    "valid. loss [nats]",
+    "valid. acc. [%]",
+    "test acc. [%]",
+    "solver iter.",
+    "worst residual",
+    "conv. [%]",
+    "active [%]",
+    "λ_max(−W)",
+    "time [s]",
+)
+
+
+class Terminal(Watch):
+    """Shows on stderr how the run goes.
+
+    Args:
+        settings: The settings.
+        folder: Where the results go.
+        resume: Whether `--resume` was given.
+        remarks: Warnings about the settings and the data.
+        stack: Closes the progress bar.
+    """
+
+    def __init__(
+        self, settings: TrainSettings, folder: Path, resume: bool, remarks: list[str], stack: ExitStack
+    ) -> None:
+        self._settings, self._folder, self._resume, self._remarks = settings, folder, resume, remarks
+        self._stack = stack
+        self._bar: Bar | None = None
+
+    def started(self, start: Checkpoint | None, fabric: Fabric) -> None:
+        for remark in self._remarks:
+            warn(remark)
+        description = {
+            "settings": self._settings.shown(),
+            "environment": {
+                "implicit_bregman": implicit_bregman.__version__,
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "platform": platform.platform(),
+                "device": str(fabric.device),
+                "processes": fabric.world_size,
+            },
+        }
+        write_all(self._folder, {DESCRIPTION: (json.dumps(description, indent=2) + "\n").encode()})
+        self._bar = self._stack.enter_context(progress_bar())
+        if self._resume:
+            self._bar.line(f"going on after epoch {len(start.rows)}" if start else "no checkpoint yet: a new run")
+
+    def progress(self, share: float, text: str) -> None:
+        assert self._bar is not None
+        self._bar(share, text)
+
+    def epoch(self, row: EpochRow) -> None:
+        assert self._bar is not None
+        validation = "" if row.validation_loss is None else f"validation {row.validation_loss:.4f}, "
+        self._bar.line(
+            f"epoch {row.epoch}: loss {row.train_loss:.4f}, {validation}test accuracy {row.test_accuracy:.2%}, "
+            f"{row.seconds:.1f} s"
+        )
+
+
+def report(result: TrainResult, settings: TrainSettings, folder: Path) -> None:
+    """Print the last epochs, the best one, and where the files are."""
+    table = Table(box=SIMPLE_HEAD, padding=0, title=f"{settings.dataset}, to epoch {len(result.rows)}")
+    cells = [_cells(row) for row in result.rows[-LAST:]]
+    for heading, *below in zip(HEADINGS, *cells, strict=True):
+        # Headings are broken into words, numbers never.
+        widest = max(map(len, [*below, *heading.split()]))
+        table.add_column(heading, justify="right", min_width=widest, max_width=widest)
+    for line in cells:
+        table.add_row(*line)
+    best = result.best
+    ended = f" (stopped early: {settings.patience} epochs without a better one)" if result.stopped_early else ""
+    show(table)
+    show(f"Best of {len(result.rows)} epochs{ended}: {best.epoch}, with a test accuracy of {best.test_accuracy:.2%}")
+    show(f"Written to {folder}: {METRICS}, {EVENTS}/, {BEST_MODEL} (epoch {best.epoch}), {CHECKPOINT}, {DESCRIPTION}")
+
+
+def _cells(row: EpochRow) -> list[str]:
+    accuracy, loss = row.validation_accuracy, row.validation_loss
+    return [
+        str(row.epoch),
+        f"{row.train_loss:.4f}",
+        "" if loss is None else f"{loss:.4f}",
+        "" if accuracy is None else f"{100 * accuracy:.2f}",
+        f"{100 * row.test_accuracy:.2f}",
+        f"{row.iterations:.1f}",
+        f"{row.worst_residual:.1e}",
+        f"{100 * row.converged:.1f}",
+        f"{100 * row.active:.1f}",
+        f"{row.spectral_bound:.3f}",
+        f"{row.seconds:.2f}",
+    ]

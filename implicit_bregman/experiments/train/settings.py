@@ -1,0 +1,117 @@
+"""What a training run is asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from implicit_bregman.settings import check_choice, check_count, check_nonnegative, check_positive
+
+ACCELERATORS = ("auto", "cpu", "gpu")
+STRATEGIES = ("auto", "ddp")
+# float16 is left out: its loss scaling would be one more thing to resume, and bfloat16 needs none.
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true")
+SCHEDULES = ("constant", "cosine")
+
+# Where and for how long a run computes, which may change when it is resumed; everything else is what it computes.
+MAY_CHANGE = ("data_dir", "download", "accelerator", "devices", "strategy", "threads", "epochs", "patience")
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """Everything that a training run depends on. The defaults are those of `implicit-bregman train`.
+
+    Attributes:
+        dataset: Name of the data set, see `load_dataset`.
+        data_dir: Folder with the files of "mnist", "fashion" and "cifar10".
+        download: Whether to fetch these from OpenML if they are not there.
+        train_size: Number of training samples to use, the validation set included; None: all.
+        validation: Share of them that is held out to choose the best epoch, in [0, 1). 0: none; the last epoch counts.
+        seed: Seed of the initial parameters and of the order of the batches.
+        geometry: Name of the geometry.
+        regularization: γ ≥ 0.
+        weight: Kind of W: "convex", "symmetric" or "free".
+        width: d, the width of the representation.
+        solver: Name of the solver: "auto", "newton", "anderson", "broyden", "mm" or "torchdeq".
+        adjoint: How to differentiate: "implicit", "one-step", "phantom", "shine", "unrolled-L" or "truncated-K-of-L".
+        tol: Tolerance of the solver; None: its default.
+        max_iter: Largest number of the solver's iterations; None: its default.
+        epochs: Largest number of epochs.
+        batch_size: Samples per step, of all processes together; the last batch of an epoch may be smaller.
+        learning_rate: Adam's learning rate, at the start.
+        schedule: "constant", or "cosine": from there to 0 in `epochs` epochs.
+        patience: Epochs without a smaller validation loss after which to stop; None: never.
+        accelerator: "cpu", "gpu", or "auto": a GPU if there is one.
+        devices: Number of processes on this machine, each with its device; None: one, or those that torchrun started.
+        strategy: "ddp", or "auto": DDP where there are several processes.
+        precision: "32-true", "64-true", "bf16-mixed" or "bf16-true": format of the parameters, or mixed.
+        threads: CPU threads of PyTorch in each process; one is fastest for small layers.
+
+    Raises:
+        ValueError: For an impossible value. Names of data sets, geometries and weights are tested where they are used.
+    """
+
+    dataset: str = "digits"
+    data_dir: Path | None = None
+    download: bool = False
+    train_size: int | None = None
+    validation: float = 0.1
+    seed: int = 0
+    geometry: str = "tanh"
+    regularization: float = 0.0
+    weight: str = "convex"
+    width: int = 64
+    solver: str = "auto"
+    adjoint: str = "implicit"
+    tol: float | None = None
+    max_iter: int | None = None
+    epochs: int = 10
+    batch_size: int = 64
+    learning_rate: float = 5e-3
+    schedule: str = "constant"
+    patience: int | None = None
+    accelerator: str = "auto"
+    devices: int | None = None
+    strategy: str = "auto"
+    precision: str = "32-true"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("width", "epochs", "batch_size", "threads"):
+            check_count(name, getattr(self, name))
+        for name in ("train_size", "max_iter", "patience", "devices"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        check_count("seed", self.seed, least=0)
+        check_positive("learning_rate", self.learning_rate)
+        if self.tol is not None:
+            check_positive("tol", self.tol)
+        check_nonnegative("regularization", self.regularization)
+        if not 0 <= self.validation < 1:
+            raise ValueError(f"validation must be a share in [0, 1), got {self.validation}")
+        if self.patience is not None and self.validation == 0:
+            raise ValueError(f"patience = {self.patience} needs a validation set: use validation > 0")
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("accelerator", self.accelerator, ACCELERATORS)
+        check_choice("strategy", self.strategy, STRATEGIES)
+        check_choice("precision", self.precision, PRECISIONS)
+
+    def shown(self) -> dict[str, str | int | float | bool | None]:
+        """The settings by name, in types that JSON and a checkpoint can hold."""
+        return {**asdict(self), "data_dir": None if self.data_dir is None else str(self.data_dir)}
+
+    def check_resumable(self, before: dict[str, str | int | float | bool | None]) -> None:
+        """Refuse to continue a run that computes something else.
+
+        Args:
+            before: What `shown` gave for the run that is to be continued.
+
+        Raises:
+            ValueError: Naming the settings that differ.
+        """
+        free = [name for name in MAY_CHANGE if name != "epochs" or self.schedule == "constant"]
+        now = self.shown()
+        differing = [name for name in now if name not in free and now[name] != before.get(name)]
+        if differing:
+            changes = ", ".join(f"{name} = {before.get(name)} there, {now[name]} here" for name in differing)
+            raise ValueError(f"the run to be resumed has other settings ({changes}): use the same, or another --out")

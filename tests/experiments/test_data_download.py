@@ -1,0 +1,105 @@
+"""Fetching a set: what OpenML sends is verified, written once, and read from then on."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+
+from implicit_bregman.experiments.data import checksums, download, load_dataset
+from implicit_bregman.experiments.data.cifar import BATCHES, to_binary
+from implicit_bregman.experiments.data.idx import to_idx
+
+COUNTS = {"train": 30, "t10k": 10}
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sets of a few images, as if they were the published ones."""
+    for split, count in COUNTS.items():
+        monkeypatch.setitem(checksums.IDX_COUNTS, split, count)
+    monkeypatch.setattr("implicit_bregman.experiments.data.download.CIFAR_BATCH", 5)
+    monkeypatch.setattr("implicit_bregman.experiments.data.cifar.CIFAR_BATCH", 5)
+
+
+def sent(samples: int, pixels: int) -> SimpleNamespace:
+    """What the client returns: real numbers, and labels as text."""
+    random = np.random.RandomState(0)
+    labels = np.array([str(label) for label in random.randint(0, 10, samples)], dtype=object)
+    return SimpleNamespace(data=random.randint(0, 256, (samples, pixels)).astype(np.float64), target=labels)
+
+
+def serve(monkeypatch: pytest.MonkeyPatch, answer: Any) -> list[dict[str, Any]]:
+    """Let the client give that answer; returns the list of what it was asked for."""
+    asked: list[dict[str, Any]] = []
+
+    def fetch(**arguments: Any) -> Any:
+        asked.append(arguments)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr("sklearn.datasets.fetch_openml", fetch)
+    return asked
+
+
+def test_mnist_is_fetched_verified_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: None) -> None:
+    answer = sent(40, 784)
+    asked = serve(monkeypatch, answer)
+    with pytest.raises(ValueError, match=r"OpenML.*SHA-256"):
+        load_dataset("mnist", tmp_path, download=True)
+    assert not list(tmp_path.rglob("*ubyte*"))
+    images, labels = answer.data.astype(np.uint8).reshape(-1, 28, 28), answer.target.astype(np.uint8)
+    for split, part in (("train", slice(0, 30)), ("t10k", slice(30, 40))):
+        for kind, values in (("images-idx3", images), ("labels-idx1", labels)):
+            digest = checksums.sha256(to_idx(values[part]))
+            monkeypatch.setitem(checksums.IDX_SHA256["mnist"], f"{split}-{kind}-ubyte", digest)
+    first = load_dataset("mnist", tmp_path, download=True)
+    assert first.train_x.shape == (30, 784)
+    assert first.test_y.tolist() == labels[30:].tolist()
+    assert len(asked) == 2
+    again = load_dataset("mnist", tmp_path, download=True)
+    assert torch.equal(again.train_x, first.train_x)
+    assert len(asked) == 2
+    assert asked[0]["data_id"] == 554
+
+
+def test_cifar_is_fetched_verified_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: None) -> None:
+    answer = sent(30, 3072)
+    serve(monkeypatch, answer)
+    with pytest.raises(ValueError, match=r"data_batch_1 of CIFAR-10.*checksum"):
+        load_dataset("cifar10", tmp_path, download=True)
+    images, labels = answer.data.astype(np.uint8), answer.target.astype(np.uint8)
+    for number, name in enumerate(BATCHES):
+        part = slice(5 * number, 5 * number + 5)
+        monkeypatch.setitem(checksums.CIFAR_BINARY_SHA1, name, checksums.sha1(to_binary(images[part], labels[part])))
+    data = load_dataset("cifar10", tmp_path, download=True)
+    assert data.test_y.tolist() == labels[25:].tolist()
+    assert len(list((tmp_path / "cifar-10-batches-bin").glob("*.bin"))) == 6
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion", "cifar10"])
+def test_no_network_says_how_else_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    serve(monkeypatch, URLError("no route to host"))
+    with pytest.raises(OSError, match=r"OpenML cannot be reached.*no route to host.*torchvision"):
+        load_dataset(name, tmp_path, download=True)
+
+
+def test_what_is_no_image_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve(monkeypatch, sent(20, 784))
+    with pytest.raises(ValueError, match=r"shape \(20, 784\)"):
+        load_dataset("mnist", tmp_path, download=True)
+    answer = sent(20, 784)
+    answer.data[3, 3] = 0.5
+    serve(monkeypatch, answer)
+    with pytest.raises(ValueError, match="no whole numbers"):
+        load_dataset("mnist", tmp_path, download=True)
+    assert download.OPENML_IDS.keys() == {"mnist", "fashion", "cifar10"}
+
+
+def test_a_folder_is_needed() -> None:
+    with pytest.raises(ValueError, match="--data-dir"):
+        load_dataset("mnist", download=True)
