@@ -23,10 +23,18 @@ def log1p_square(y: Tensor) -> Tensor:
     return torch.minimum(torch.log1p(y * y), 2.0 * torch.log1p(y.abs()))
 
 
+def logistic_slope_(x: Tensor) -> Tensor:
+    """σ(x) − σ(x)² of the logistic function σ for x ≤ 0, where nothing cancels; in place."""
+    small = x.sigmoid_()
+    return torch.addcmul(small, small, small, value=-1.0)
+
+
 def asinh(y: Tensor) -> Tensor:
     """arsinh y, several times faster than torch.asinh on a CPU."""
     size = y.abs()
-    return torch.log1p(torch.addcmul(size, size, size / (1.0 + hypot1(y)))).copysign(y)
+    # √(1 + y²), whose bound takes over where y² is infinite.
+    root = torch.minimum(torch.sqrt(1.0 + y * y), 1.0 + size)
+    return torch.log1p(torch.addcmul(size, size, size / (1.0 + root))).copysign(y)
 
 
 def softplus(y: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from implicit_bregman.legendre.arguments import SUPPORTED_DTYPES, check_dtype, positive_float
 from implicit_bregman.legendre.derivatives import apply_divergence, apply_map
-from implicit_bregman.legendre.rounding import round_down
+from implicit_bregman.legendre.rounding import next_up, round_down, round_nearest
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,18 @@ class LegendreFunction(ABC):
     """Limit of φ'' towards the infinite end of C; inf if C is bounded."""
     # Derived from the parameters once, because ρ needs them at every call.
     _bounds: dict[torch.dtype, tuple[float, float]] = field(init=False, repr=False, compare=False)
+    _saturated: dict[torch.dtype, tuple[float, float]] = field(init=False, repr=False, compare=False)
+    _inner_bounds: dict[torch.dtype, tuple[float, float]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._check_parameters()
         lo, hi = self.domain
         bounds = {dtype: (-round_down(-lo, dtype), round_down(hi, dtype)) for dtype in SUPPORTED_DTYPES}
+        saturated = {t: (-self._saturation(t, low), self._saturation(t, high)) for t, (low, high) in bounds.items()}
+        inner = {t: (-self._last_inside(t, -low), self._last_inside(t, high)) for t, (low, high) in bounds.items()}
         object.__setattr__(self, "_bounds", bounds)
+        object.__setattr__(self, "_saturated", saturated)
+        object.__setattr__(self, "_inner_bounds", inner)
 
     def _check_parameters(self) -> None:
         """Converts every parameter to a positive float, or raises ValueError."""
@@ -167,24 +173,35 @@ class LegendreFunction(ABC):
 
         A bound that is no number of `dtype` is rounded into C: float32 rounds π/2 up, and tan is negative there.
         """
-        if dtype not in self._bounds:
-            raise TypeError(f"dtype: got {dtype}; give torch.float32 or torch.float64")
-        return self._bounds[dtype]
+        return _of_dtype(self._bounds, dtype)
+
+    def inner_bounds(self, dtype: torch.dtype) -> tuple[float, float]:
+        """The numbers of `dtype` next to `bounds`, strictly inside, at which ρ⁻¹ is as good as `saturated_dual`.
+
+        At and between them ρ⁻¹ and φ'' are finite. At a bound of 0, where floats are dense, and at an infinite one they
+        are where ρ⁻¹ reaches `saturated_dual`.
+        """
+        return _of_dtype(self._inner_bounds, dtype)
 
     def saturated_dual(self, dtype: torch.dtype) -> tuple[float, float]:
         """Finite duals (y_lo, y_hi) with |ρ(y) − bound| ≤ eps·max(1, |bound|).
 
         At an infinite end it is ∓√(largest number of the dtype).
         """
-        lo, hi = self.bounds(dtype)
-        return -self._saturation(dtype, lo), self._saturation(dtype, hi)
+        return _of_dtype(self._saturated, dtype)
 
     def _saturation(self, dtype: torch.dtype, bound: float) -> float:
-        info = torch.finfo(dtype)
+        return _root_of_largest(dtype) if math.isinf(bound) else self._dual_at_gap(_gap(dtype, bound))
+
+    def _last_inside(self, dtype: torch.dtype, bound: float) -> float:
+        """The largest number to which ρ⁻¹ is applied, for an upper bound or the mirror image of a lower one."""
         if math.isinf(bound):
-            return float(info.max) ** 0.5
-        # An eighth of eps rounds to the bound itself.
-        return self._dual_at_gap(0.125 * float(info.eps) * max(1.0, abs(bound)))
+            return self._largest_primal(dtype)
+        return min(-next_up(-bound, dtype), round_nearest(bound - _gap(dtype, bound), dtype))
+
+    def _largest_primal(self, dtype: torch.dtype) -> float:
+        """ρ of the saturated dual at an infinite end of C."""
+        return round_nearest(_root_of_largest(dtype), dtype)
 
     def _dual_at_gap(self, gap: float) -> float:
         """|y| from which on ρ(y) is within `gap` of the finite bound it approaches; not called if there is none."""
@@ -243,3 +260,18 @@ class LegendreFunction(ABC):
     @abstractmethod
     def _dual_divergence(self, p: Tensor, q: Tensor, d: Tensor) -> Tensor:
         """Elementwise D(ρ(p), ρ(q)), given d = q − p."""
+
+
+def _of_dtype(pairs: dict[torch.dtype, tuple[float, float]], dtype: torch.dtype) -> tuple[float, float]:
+    if dtype not in pairs:
+        raise TypeError(f"dtype: got {dtype}; give torch.float32 or torch.float64")
+    return pairs[dtype]
+
+
+def _root_of_largest(dtype: torch.dtype) -> float:
+    return float(torch.finfo(dtype).max) ** 0.5
+
+
+def _gap(dtype: torch.dtype, bound: float) -> float:
+    """A distance from `bound` that rounds to none: an eighth of eps."""
+    return 0.125 * float(torch.finfo(dtype).eps) * max(1.0, abs(bound))

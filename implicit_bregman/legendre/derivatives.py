@@ -35,6 +35,25 @@ _DERIVATIVES: dict[str, Callable[[LegendreFunction, Tensor], Tensor]] = {
 class _ElementwiseFunction(torch.autograd.Function):
     """One map of a Legendre function with its closed-form derivative, to any order."""
 
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        return grad * _DERIVATIVES[ctx.method](ctx.phi, x), None, None
+
+
+class _PlainElementwise(_ElementwiseFunction):
+    """The one for `backward` alone: torch inspects the signature of one with a `setup_context` at every call."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, phi: LegendreFunction, method: str) -> Tensor:
+        ctx.phi, ctx.method = phi, method
+        ctx.save_for_backward(x)
+        return getattr(phi, "_" + method)(x)
+
+
+class _TransformableElementwise(_ElementwiseFunction):
+    """The one that the transforms of torch.func and torch.compile can take apart."""
+
     generate_vmap_rule = True
 
     @staticmethod
@@ -47,13 +66,8 @@ class _ElementwiseFunction(torch.autograd.Function):
         ctx.save_for_backward(x)
         ctx.save_for_forward(x)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (x,) = ctx.saved_tensors
-        return grad * _DERIVATIVES[ctx.method](ctx.phi, x), None, None
 
-
-class _ElementwiseForwardMode(_ElementwiseFunction):
+class _ForwardModeElementwise(_TransformableElementwise):
     """The same with forward-mode derivatives, which torch.compile does not trace."""
 
     @staticmethod
@@ -106,10 +120,13 @@ def _divergence_derivatives(phi: LegendreFunction, left: Tensor, right: Tensor, 
 def apply_map(phi: LegendreFunction, method: str, x: Tensor) -> Tensor:
     """`method` of phi at x, with its closed-form derivative where one is asked for."""
     check_dtype(x, "argument")
-    if _records_derivatives(x):
-        function = _ElementwiseFunction if torch.compiler.is_compiling() else _ElementwiseForwardMode
-        return function.apply(x, phi, method)
-    return getattr(phi, "_" + method)(x)
+    recorded = x.requires_grad and torch.is_grad_enabled()
+    if not recorded and not _transformed():
+        return getattr(phi, "_" + method)(x)
+    if torch.compiler.is_compiling():
+        return _TransformableElementwise.apply(x, phi, method)
+    function = _ForwardModeElementwise if _transformed() else _PlainElementwise
+    return function.apply(x, phi, method)
 
 
 def apply_divergence(phi: LegendreFunction, left: Tensor, right: Tensor, dual: bool) -> Tensor:
@@ -119,7 +136,8 @@ def apply_divergence(phi: LegendreFunction, left: Tensor, right: Tensor, dual: b
     if left.dtype != right.dtype:
         raise TypeError(f"arguments differ in dtype: {left.dtype} and {right.dtype}; convert one of them")
     left, right = torch.broadcast_tensors(left, right)
-    if _records_derivatives(left, right):
+    # Without a derivative to be asked for, the autograd wrapper would be pure overhead.
+    if (torch.is_grad_enabled() and (left.requires_grad or right.requires_grad)) or _transformed():
         return _DivergenceFunction.apply(left, right, phi, dual).sum(-1)
     return _divergence_terms(phi, left, right, dual).sum(-1)
 
@@ -131,8 +149,6 @@ def _divergence_terms(phi: LegendreFunction, left: Tensor, right: Tensor, dual: 
     return phi._divergence(left, right, left - right).clamp(min=0.0)
 
 
-def _records_derivatives(*inputs: Tensor) -> bool:
-    """False only if nothing can ask for a derivative: the autograd wrapper would be pure overhead."""
-    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
-        return True
+def _transformed() -> bool:
+    """Whether forward mode or a transform of torch.func is at work, each of which sees what `requires_grad` hides."""
     return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()

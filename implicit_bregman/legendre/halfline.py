@@ -113,6 +113,9 @@ class Exp(LegendreFunction):
     def _dual_at_gap(self, gap: float) -> float:
         return -math.log(gap)
 
+    def _largest_primal(self, dtype: torch.dtype) -> float:
+        return float(torch.finfo(dtype).max)
+
     def _activation(self, y: Tensor) -> Tensor:
         return torch.exp(y).clamp(max=torch.finfo(y.dtype).max)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from implicit_bregman.legendre import divergences
 from implicit_bregman.legendre._elementary import asinh, hypot1, log1p_square
 from implicit_bregman.legendre.base import LegendreFunction
+from implicit_bregman.legendre.rounding import round_nearest
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,9 @@ class Arcsinh(LegendreFunction):
     @property
     def strong_convexity(self) -> float:
         return 1.0
+
+    def _largest_primal(self, dtype: torch.dtype) -> float:
+        return round_nearest(math.asinh(super()._largest_primal(dtype)), dtype)
 
     def _activation(self, y: Tensor) -> Tensor:
         return asinh(y)

@@ -17,6 +17,15 @@ def round_nearest(value: float, dtype: torch.dtype) -> float:
     return float(rounded)
 
 
+def next_up(value: float, dtype: torch.dtype) -> float:
+    """The smallest number of `dtype` above `value`, which is one itself."""
+    if dtype == torch.float64 or math.isinf(value):
+        return math.nextafter(value, math.inf)
+    # (adding 0 makes a positive zero of a negative one)
+    (bits,) = struct.unpack("<i", struct.pack("<f", value + 0.0))
+    return float(struct.unpack("<f", struct.pack("<i", bits + 1 if bits >= 0 else bits - 1))[0])
+
+
 def round_down(value: float, dtype: torch.dtype) -> float:
     """The largest number of `dtype` not above `value`."""
     rounded = round_nearest(value, dtype)

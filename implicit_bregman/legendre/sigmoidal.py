@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from implicit_bregman.legendre import divergences
-from implicit_bregman.legendre._elementary import hypot1, log1p_square, softplus
+from implicit_bregman.legendre._elementary import hypot1, log1p_square, logistic_slope_, softplus
 from implicit_bregman.legendre.box import BoundedLegendreFunction, Place
 
 
@@ -106,8 +106,7 @@ class Sigmoid(BoundedLegendreFunction):
         return torch.sigmoid(y)
 
     def _inverse_at(self, z: Place) -> Tensor:
-        near = 2.0 * torch.atanh(2.0 * z.offset.clamp(-0.25, 0.25))
-        return torch.where(z.offset.abs() <= 0.25, near, torch.log(z.below) - torch.log(z.above))
+        return _log_ratio(z)
 
     def _potential_at(self, z: Place) -> Tensor:
         gap = torch.minimum(z.below, z.above)
@@ -132,7 +131,7 @@ class Sigmoid(BoundedLegendreFunction):
         return torch.add(size, torch.log1p(torch.exp(-size)), alpha=2.0)
 
     def _slope(self, y: Tensor) -> Tensor:
-        return torch.sigmoid(y) * torch.sigmoid(-y)
+        return logistic_slope_(y.abs().neg_())
 
     def _log_curvature_slope(self, y: Tensor) -> Tensor:
         return torch.tanh(0.5 * y)
@@ -168,10 +167,11 @@ class Tanh(BoundedLegendreFunction):
     def _lower_gap(self, y: Tensor) -> Tensor:
         return 2.0 * torch.sigmoid(2.0 * y)
 
+    def _inverse_activation(self, z: Tensor) -> Tensor:
+        return torch.atanh(z)
+
     def _inverse_at(self, z: Place) -> Tensor:
-        near = torch.atanh(z.offset.clamp(-0.5, 0.5))
-        far = 0.5 * (torch.log(z.below) - torch.log(z.above))
-        return torch.where(z.offset.abs() <= 0.5, near, far)
+        return 0.5 * _log_ratio(z)
 
     def _potential_at(self, z: Place) -> Tensor:
         offset = z.offset.clamp(-0.5, 0.5)
@@ -203,7 +203,7 @@ class Tanh(BoundedLegendreFunction):
         return torch.add(twice, log_sum, alpha=2.0)
 
     def _slope(self, y: Tensor) -> Tensor:
-        return torch.cosh(y).reciprocal().square()
+        return logistic_slope_(y.abs().mul_(-2.0)).mul_(4.0)
 
     def _log_curvature_slope(self, y: Tensor) -> Tensor:
         return 2.0 * torch.tanh(y)
@@ -214,3 +214,8 @@ class Tanh(BoundedLegendreFunction):
 
     def _dual_divergence(self, p: Tensor, q: Tensor, d: Tensor) -> Tensor:
         return divergences.sigmoid_dual(2.0 * p, 2.0 * q, 2.0 * d)
+
+
+def _log_ratio(z: Place) -> Tensor:
+    """log(z.below/z.above), accurate relative to itself next to a bound and next to the centre."""
+    return torch.log1p(2.0 * z.offset.abs() / torch.minimum(z.below, z.above)).copysign(z.offset)

@@ -40,6 +40,10 @@ class Arctan(BoundedLegendreFunction):
     def _lower_gap(self, y: Tensor) -> Tensor:
         return torch.atan2(torch.ones_like(y), -y)
 
+    def _inverse_activation(self, z: Tensor) -> Tensor:
+        # (beyond the end the tangent would change its sign)
+        return torch.tan(z.clamp(*self._bounds[z.dtype]))
+
     def _inverse_at(self, z: Place) -> Tensor:
         near = torch.tan(z.offset.clamp(-math.pi / 4, math.pi / 4))
         far = torch.tan(torch.minimum(z.below, z.above)).reciprocal().copysign(z.offset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from implicit_bregman.compilation import without_autocast
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.settings import check_choice
@@ -49,7 +51,7 @@ class StandardLinear(nn.Linear):
     def forward(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
         """z⁺."""
         lifted = _lifted(z, self)
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z.device.type):
             result = self.geometry.activation(self.enter(lifted))
         return result.to(_result_dtype(z))
 
@@ -59,8 +61,11 @@ class StandardLinear(nn.Linear):
 
     def dual(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
         """Wz + b, and what else the layer adds to it, at least in float32."""
-        bias = None if self.bias is None else self.bias.to(z.dtype)
-        return nn.functional.linear(z, self.weight.to(z.dtype), bias)
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
+        if weight.dtype != z.dtype:
+            weight, bias = weight.to(z.dtype), None if bias is None else bias.to(z.dtype)
+        return nn.functional.linear(z, weight, bias)
 
     def extra_repr(self) -> str:
         """Widths, bias and geometry."""
@@ -110,7 +115,7 @@ class EuclideanLinear(_WithOffset):
 
     def dual(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
         """ρ⁻¹(z⁺)."""
-        return self.offset(z) + super().dual(z)
+        return super().dual(z).add_(self.offset(z))
 
 
 class BregmanLinear(_WithOffset):
@@ -134,8 +139,7 @@ class BregmanLinear(_WithOffset):
 
     def enter(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
         """ρ⁻¹(z⁺) for a z, at least float32, that may come from anywhere: it is checked to lie in C."""
-        lo, hi = self.geometry.bounds(z.dtype)
-        if bool(((z < lo) | (z > hi)).any()):
+        if _leaves(z.detach(), *self.geometry.bounds(z.dtype)):
             raise ValueError(
                 f"z must lie in the domain {self.geometry.domain} of {self.geometry.name}, got entries from "
                 f"{float(z.min()):g} to {float(z.max()):g}: map it there first, for example with geometry.activation"
@@ -144,19 +148,20 @@ class BregmanLinear(_WithOffset):
 
     def dual(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
         """ρ⁻¹(z) + Wz + b."""
-        return self._inverse(self.offset(z)) + super().dual(z)
+        return super().dual(z).add_(self._inverse(self.offset(z)))
 
     def carry(self, y: Float[Tensor, "*batch n"], z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
         """ρ⁻¹(z) + Wz + b for z = ρ(y): where the widths agree, y itself stands for ρ⁻¹(z), without rounding."""
-        return y + super().dual(z) if self.averages is None else self.dual(z)
+        return super().dual(z).add_(y) if self.averages is None else self.dual(z)
 
     def _inverse(self, z: Tensor) -> Tensor:
         """ρ⁻¹ of z, with duals beyond saturation cut off (and no gradient there)."""
-        y_lo, y_hi = self.geometry.saturated_dual(z.dtype)
-        lo, hi = self.geometry.bounds(z.dtype)
-        inside = (z > lo) & (z < hi)
-        middle = self.geometry.activation(torch.zeros((), dtype=z.dtype, device=z.device))
-        y = self.geometry.inverse_activation(torch.where(inside, z, middle)).clamp(y_lo, y_hi)
+        phi = self.geometry
+        y = phi.inverse_activation(z.clamp(*phi.inner_bounds(z.dtype)))
+        if phi.is_legendre:
+            return y
+        # ρ⁻¹ has a value at the bounds.
+        (lo, hi), (y_lo, y_hi) = phi.bounds(z.dtype), phi.saturated_dual(z.dtype)
         return y.masked_fill(z <= lo, y_lo).masked_fill(z >= hi, y_hi)
 
 
@@ -207,7 +212,7 @@ class FeedForward(nn.Sequential):
         result_dtype, z = _result_dtype(z), _lifted(z, first)
         outputs = []
         y: Tensor | None = None
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z.device.type):
             for layer in self:
                 assert isinstance(layer, StandardLinear)
                 if y is not None and isinstance(layer, BregmanLinear):
@@ -226,6 +231,17 @@ def _averages(n: int, d: int) -> Tensor:
     overlap = torch.minimum(edges[1:, None], cells + 1) - torch.maximum(edges[:-1, None], cells)
     weights = overlap.clamp_min(0)
     return weights / weights.sum(-1, keepdim=True)
+
+
+def _leaves(z: Tensor, lo: float, hi: float) -> bool:
+    """Whether an entry of z lies outside [lo, hi]."""
+    if z.numel() == 0 or (math.isinf(lo) and math.isinf(hi)):
+        return False
+    least, most = torch.aminmax(z)
+    if float(least) >= lo and float(most) <= hi:
+        return False
+    # (one NaN makes both ends NaN)
+    return bool(((z < lo) | (z > hi)).any())
 
 
 def _lifted(z: Tensor, layer: StandardLinear) -> Tensor:
