@@ -6,8 +6,10 @@ import ast
 import dataclasses
 import datetime
 import hashlib
+import inspect
 import json
 import re
+import textwrap
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -112,14 +114,17 @@ def load_cell(folder: Path, cell: Cell) -> Any:
     return record["result"]
 
 
-def code_version(*modules: ModuleType) -> str:
-    """A hash of the code of modules and packages; comments, docstrings and layout do not count."""
+def code_version(*parts: ModuleType | Callable[..., Any] | type) -> str:
+    """A hash of the code of packages, modules, classes and functions; comments, docstrings and layout do not count."""
     digest = hashlib.sha256()
-    for module in modules:
-        folders = getattr(module, "__path__", None)
-        files = sorted(Path(folders[0]).rglob("*.py")) if folders else [Path(str(module.__file__))]
-        for file in files:
-            digest.update(_essence(file.read_text(encoding="utf-8")).encode())
+    for part in parts:
+        folders = getattr(part, "__path__", None)
+        if folders:
+            sources = [file.read_text(encoding="utf-8") for file in sorted(Path(folders[0]).rglob("*.py"))]
+        else:
+            sources = [inspect.getsource(part)]
+        for source in sources:
+            digest.update(_essence(textwrap.dedent(source)).encode())
     return digest.hexdigest()[:20]
 
 

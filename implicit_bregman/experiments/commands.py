@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 import implicit_bregman
 from implicit_bregman.experiments.files import writable_folder, write_all
+from implicit_bregman.experiments.reproduce.command import make_app as reproduce_app
 from implicit_bregman.experiments.settings import CompareSettings
 
 # Narrower than any table: where the output is no terminal, nothing is wrapped.
@@ -244,3 +245,6 @@ def _print(*parts: object) -> None:
     console = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
     for part in parts:
         console.print(part, soft_wrap=isinstance(part, str), highlight=False, markup=False)
+
+
+app.add_typer(reproduce_app(_progress, _print), name="reproduce")

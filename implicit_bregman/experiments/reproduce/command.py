@@ -1,0 +1,129 @@
+"""The commands `implicit-bregman reproduce …`: options, progress, files."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from implicit_bregman.experiments.files import writable_folder
+
+Progress = Callable[[float, str], None]
+
+Quick = Annotated[bool, typer.Option("--quick", help="A subset that is stated in the report.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for the results; default: reproduce-results/NAME.")]
+Seed = Annotated[int, typer.Option(help="First seed.")]
+Seeds = Annotated[int | None, typer.Option(help="Number of seeds; default: the paper's.")]
+Epochs = Annotated[int | None, typer.Option(help="Epochs; default: the paper's where it states them.")]
+BackendName = Annotated[str, typer.Option("--backend", help="Where to compute: local or dask.")]
+Scheduler = Annotated[str | None, typer.Option(help="Address of the scheduler of --backend dask.")]
+Jobs = Annotated[int | None, typer.Option(help="Computations at a time, one CPU thread each; default: all cores.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder with the files of the image data sets.")]
+Device = Annotated[str, typer.Option(help="PyTorch device, for example cpu or cuda.")]
+
+
+def make_app(
+    progress: Callable[[], AbstractContextManager[Progress]], show: Callable[..., None]
+) -> typer.Typer:
+    """The commands below `reproduce`.
+
+    Args:
+        progress: A progress bar and the function that moves it.
+        show: Prints texts and tables.
+    """
+    app = typer.Typer(help="The paper's figures and its Table 2, each by one command that can be interrupted.")
+
+    def run(name: str, make: Callable[..., Any], settings: Any, options: dict[str, Any]) -> None:
+        from implicit_bregman.experiments.compare import find_device
+        from implicit_bregman.experiments.grid import Backend, Grid
+
+        backend = Backend(options["backend"], options["scheduler"], options["jobs"])
+        find_device(options["device"])
+        folder = writable_folder(options["out"] or Path("reproduce-results") / name)
+        with progress() as bar:
+            result = make(settings, Grid(folder, backend, bar, _tell))
+        written = result.write(folder, command_line(name, options), asdict(settings), options["device"])
+        show(result.table(), *result.findings, f"Written to {folder}: {', '.join(path.name for path in written)}")
+
+    def spirals(name: str, options: dict[str, Any], **changes: Any) -> None:
+        import importlib
+
+        from implicit_bregman.experiments.reproduce.settings import SpiralSettings
+
+        module = importlib.import_module(f"implicit_bregman.experiments.reproduce.{name}")
+        seed = options["seed"]
+        settings = SpiralSettings.quick(seed) if options["quick"] else SpiralSettings(seed=seed)
+        settings = replace(settings, **{key: value for key, value in changes.items() if value is not None})
+        make = getattr(module, f"reproduce_{name}")
+        run(name, lambda chosen, grid: make(chosen, grid, options["device"]), settings, options)
+
+    @app.command()
+    def fig4(
+        quick: Quick = False,
+        seed: Seed = 0,
+        seeds: Seeds = None,
+        epochs: Epochs = None,
+        backend: BackendName = "local",
+        scheduler: Scheduler = None,
+        jobs: Jobs = None,
+        device: Device = "cpu",
+        out: Out = None,
+    ) -> None:
+        """Two spirals and the output of each layer of a Bregman network; the last must be linearly separable."""
+        spirals("fig4", dict(locals()), seeds=seeds, epochs=epochs)
+
+    @app.command()
+    def fig5(
+        quick: Quick = False,
+        seed: Seed = 0,
+        seeds: Seeds = None,
+        epochs: Epochs = None,
+        backend: BackendName = "local",
+        scheduler: Scheduler = None,
+        jobs: Jobs = None,
+        device: Device = "cpu",
+        out: Out = None,
+    ) -> None:
+        """Training losses of standard, Euclidean and Bregman networks from random and deterministic weights."""
+        spirals("fig5", dict(locals()), seeds=seeds, epochs=epochs)
+
+    @app.command()
+    def fig6(
+        quick: Quick = False,
+        seed: Seed = 0,
+        seeds: Seeds = None,
+        epochs: Annotated[int | None, typer.Option(help="Epochs of the left plot; default: 10000.")] = None,
+        deep_epochs: Annotated[int | None, typer.Option(help="Epochs of the right plot.")] = None,
+        backend: BackendName = "local",
+        scheduler: Scheduler = None,
+        jobs: Jobs = None,
+        device: Device = "cpu",
+        out: Out = None,
+    ) -> None:
+        """Accuracy against the learning rate, and how much each of 50 layers moves its input."""
+        spirals("fig6", dict(locals()), seeds=seeds, rate_epochs=epochs, deep_epochs=deep_epochs)
+
+    return app
+
+
+def command_line(name: str, options: dict[str, Any]) -> str:
+    """The command with the options that change its result."""
+    words = ["implicit-bregman", "reproduce", name]
+    for option, value in options.items():
+        if option in ("out", "backend", "scheduler", "jobs") or value in (None, False):
+            continue
+        if (option, value) in (("seed", 0), ("device", "cpu")):
+            continue
+        flag = f"--{option.replace('_', '-')}"
+        words += [flag] if value is True else [flag, str(value)]
+    return shlex.join(words)
+
+
+def _tell(text: str) -> None:
+    print(f"implicit-bregman: {text}", file=sys.stderr)
