@@ -123,7 +123,8 @@ class Grid:
                 results[key] = store_cell(store, missing[key], result, seconds)
                 report(missing[key].name)
         except KeyboardInterrupt:
-            self.tell(f"{len(results)} of {total} cells are stored in {store}; the same command goes on from there")
+            count = sum(1 for _ in store.glob("*.json"))
+            self.tell(f"interrupted; {count} finished cells are stored in {store}, the same command goes on from there")
             raise
         return [results[cell.key] for cell in cells]
 

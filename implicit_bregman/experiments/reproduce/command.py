@@ -28,9 +28,7 @@ DataDir = Annotated[Path | None, typer.Option(help="Folder with the files of the
 Device = Annotated[str, typer.Option(help="PyTorch device, for example cpu or cuda.")]
 
 
-def make_app(
-    progress: Callable[[], AbstractContextManager[Progress]], show: Callable[..., None]
-) -> typer.Typer:
+def make_app(progress: Callable[[], AbstractContextManager[Progress]], show: Callable[..., None]) -> typer.Typer:
     """The commands below `reproduce`.
 
     Args:

@@ -24,7 +24,6 @@ def band(
     places: Sequence[float],
     curves: Sequence[Sequence[float]],
     marker: str = "",
-    least: float | None = None,
 ) -> None:
     """The mean of the curves as a line, and their standard deviation around it.
 
@@ -34,15 +33,12 @@ def band(
         places: On the horizontal axis.
         curves: One per seed.
         marker: Of each point.
-        least: On a logarithmic axis, where the band is cut off below.
     """
     color, line = KIND_STYLES[kind]
     found = [mean_and_spread(values) for values in zip(*curves, strict=True)]
     means = [mean for mean, _ in found]
     spreads = [spread or 0.0 for _, spread in found]
     lower = [mean - spread for mean, spread in zip(means, spreads, strict=True)]
-    if least is not None:
-        lower = [max(value, least) for value in lower]
     upper = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
-    axis.plot(places, means, color=color, linestyle=line, marker=marker, label=LABELS[kind], zorder=3)
+    axis.plot(places, means, color=color, linestyle=line, linewidth=1.0, marker=marker, label=LABELS[kind], zorder=3)
     axis.fill_between(places, lower, upper, color=color, alpha=0.15, linewidth=0)

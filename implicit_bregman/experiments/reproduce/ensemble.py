@@ -239,9 +239,7 @@ class Ensemble:
         slope = self._pull_back(self.weights[-1], error)
         self._update(self.weights[-1], error, outputs[-1])
         later = None
-        for weight, dual, below in zip(
-            self.weights[-2::-1], reversed(duals), reversed(outputs[:-1]), strict=True
-        ):
+        for weight, dual, below in zip(self.weights[-2::-1], reversed(duals), reversed(outputs[:-1]), strict=True):
             error = slope.mul_(self.geometry.slope(dual))
             if later is not None and self._adds_y is not None:
                 error.addcmul_(later, self._adds_y)
@@ -263,5 +261,5 @@ class Ensemble:
 
 
 def _product(weight: Tensor, z: Tensor) -> Tensor:
-    """Wz + b for z with a last row of ones: `(m, d + 1, members)`, `(d + 1, batch, members)` → `(m, batch, members)`."""
+    """Wz + b for `(m, d + 1, members)` and z `(d + 1, batch, members)` with a last row of ones."""
     return (weight[:, :, None] * z).sum(1)

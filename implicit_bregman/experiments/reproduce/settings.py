@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from implicit_bregman.experiments.reproduce.ensemble import Member
 from implicit_bregman.experiments.reproduce.spirals import Spirals
@@ -45,7 +45,7 @@ class SpiralSettings:
     deep: int = 50
     deep_epochs: int = 200
     stages: int = 20
-    spirals: Spirals = Spirals()
+    spirals: Spirals = field(default_factory=Spirals)
 
     def __post_init__(self) -> None:
         check_count("seed", self.seed, 0)
