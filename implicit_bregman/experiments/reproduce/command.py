@@ -107,6 +107,34 @@ def make_app(progress: Callable[[], AbstractContextManager[Progress]], show: Cal
         """Accuracy against the learning rate, and how much each of 50 layers moves its input."""
         spirals("fig6", dict(locals()), seeds=seeds, rate_epochs=epochs, deep_epochs=deep_epochs)
 
+    @app.command()
+    def table2(
+        rows: Annotated[
+            str | None, typer.Option(help="Rows, separated by commas, for example mnist-1,fashion-cnn.")
+        ] = None,
+        quick: Quick = False,
+        seed: Seed = 0,
+        seeds: Seeds = None,
+        epochs: Epochs = None,
+        train_size: Annotated[int | None, typer.Option(help="Use only so many training samples.")] = None,
+        data_dir: DataDir = None,
+        backend: BackendName = "local",
+        scheduler: Scheduler = None,
+        jobs: Jobs = None,
+        device: Device = "cpu",
+        out: Out = None,
+    ) -> None:
+        """Test accuracy on MNIST, Fashion-MNIST and CIFAR-10, beside the paper's figures."""
+        options = dict(locals())
+        from implicit_bregman.experiments.reproduce.table2 import Table2Settings, reproduce_table2
+
+        settings = Table2Settings.quick(seed) if quick else Table2Settings(seed=seed)
+        names = None if rows is None else tuple(name.strip() for name in rows.split(","))
+        changes: dict[str, Any] = {"rows": names, "seeds": seeds, "epochs": epochs, "train_size": train_size}
+        settings = replace(settings, **{key: value for key, value in changes.items() if value is not None})
+        folder = None if data_dir is None else str(data_dir)
+        run("table2", lambda chosen, grid: reproduce_table2(chosen, grid, folder, device), settings, options)
+
     return app
 
 

@@ -107,7 +107,7 @@ class Ensemble:
         self.geometry = geometry
         self.width, self.depth, self.classes = width, depth, classes
         networks = [make_network(member, width, depth, classes, geometry) for member in members]
-        state, _ = torch.func.stack_module_state(networks)  # type: ignore[arg-type]
+        state, _ = torch.func.stack_module_state([*networks])
 
         def joined(name: str) -> Tensor:
             parts = [state[f"{name}.weight"], state[f"{name}.bias"].unsqueeze(-1)]

@@ -139,11 +139,11 @@ def _findings(trained: Trained, last: list[Line], chosen: int, lines: list[Line]
 
 
 def _figure(names: list[str], shown: list[Tensor], labels: Tensor, lines: list[Line]) -> tuple[bytes, str]:
-    with figure_of(len(shown), 1.75 * -(-len(shown) // 2) * 2 * 0.9, columns=2, rows=-(-len(shown) // 2)) as (
-        figure,
-        axes,
-    ):
-        for axis, name, points, line in zip(axes, names, shown, lines, strict=True):
+    rows = -(-len(shown) // 2)
+    with figure_of(2 * rows, 3.15 * rows, columns=2, rows=rows) as (figure, axes):
+        for axis in axes[len(shown) :]:
+            axis.set_visible(False)
+        for axis, name, points, line in zip(axes, names, shown, lines, strict=False):
             for label, color in ((0, BLUE), (1, RED)):
                 axis.plot(*points[labels == label].T.tolist(), ".", color=color, markersize=2)
             axis.set_title(name)
@@ -156,6 +156,7 @@ def _figure(names: list[str], shown: list[Tensor], labels: Tensor, lines: list[L
 def _draw_line(axis: Axes, line: Line) -> None:
     """The line, inside the limits that the points have set."""
     limits = axis.get_xlim(), axis.get_ylim()
-    foot = tuple(line.offset * part / sum(n * n for n in line.normal) for part in line.normal)
+    size = sum(part * part for part in line.normal)
+    foot = (line.offset * line.normal[0] / size, line.offset * line.normal[1] / size)
     axis.axline(foot, (foot[0] - line.normal[1], foot[1] + line.normal[0]), color=BLACK, linewidth=0.8)
     axis.set(xlim=limits[0], ylim=limits[1])

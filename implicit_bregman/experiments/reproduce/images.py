@@ -77,7 +77,9 @@ class ImageTraining:
             check_count("train_size", self.train_size, HELD_OUT)
         lo, hi = find_geometry(self.geometry).domain
         if lo > 0 or hi < 1:
-            raise ValueError(f"geometry {self.geometry!r} has the domain ({lo:g}, {hi:g}), which lacks pixels in (0, 1)")
+            raise ValueError(
+                f"geometry {self.geometry!r} has the domain ({lo:g}, {hi:g}), which lacks pixels in (0, 1)"
+            )
 
 
 def as_pixels(data: Dataset) -> Dataset:
@@ -152,9 +154,7 @@ def make_classifier(settings: ImageTraining, features: int, classes: int) -> nn.
         if settings.network == "cnn":
             side = math.isqrt(features // channels)
             body = FeedForward([CNN_WIDTH, CNN_WIDTH], phi, settings.kind)
-            return nn.Sequential(
-                ConvolutionalFeatures(channels, side, phi), body, nn.Linear(CNN_WIDTH, classes)
-            )
+            return nn.Sequential(ConvolutionalFeatures(channels, side, phi), body, nn.Linear(CNN_WIDTH, classes))
         depth = int(settings.network.split()[0])
         body = FeedForward([features] * (depth + 1), phi, settings.kind)
         return nn.Sequential(body, nn.Linear(features, classes))

@@ -123,9 +123,9 @@ def train_stage(settings: Training, device: str = "cpu") -> dict[str, Any]:
     losses: list[list[float]] = []
 
     def record(epoch: int) -> None:
-        if epoch % settings.every == 0 or epoch == settings.epochs:
-            if epoch > 0 or settings.done == 0:
-                losses.append(_losses(networks.scores(x), labels))
+        wanted = epoch % settings.every == 0 or epoch == settings.epochs
+        if wanted and (epoch > 0 or settings.done == 0):
+            losses.append(_losses(networks.scores(x), labels))
 
     networks.train(x, labels, settings.epochs, settings.batch_size, record, settings.done)
     correct = (networks.scores(x).argmax(-1) == labels).float().mean(-1)
