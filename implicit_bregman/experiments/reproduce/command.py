@@ -14,6 +14,8 @@ import typer
 
 from implicit_bregman.experiments.files import writable_folder
 
+RESULT_OPTIONS = ("rows", "quick", "seed", "seeds", "epochs", "deep_epochs", "train_size", "data_dir", "device")
+
 Progress = Callable[[float, str], None]
 
 Quick = Annotated[bool, typer.Option("--quick", help="A subset that is stated in the report.")]
@@ -141,10 +143,9 @@ def make_app(progress: Callable[[], AbstractContextManager[Progress]], show: Cal
 def command_line(name: str, options: dict[str, Any]) -> str:
     """The command with the options that change its result."""
     words = ["implicit-bregman", "reproduce", name]
-    for option, value in options.items():
-        if option in ("out", "backend", "scheduler", "jobs") or value in (None, False):
-            continue
-        if (option, value) in (("seed", 0), ("device", "cpu")):
+    for option in RESULT_OPTIONS:
+        value = options.get(option)
+        if value is None or value is False or (option, value) in (("seed", 0), ("device", "cpu")):
             continue
         flag = f"--{option.replace('_', '-')}"
         words += [flag] if value is True else [flag, str(value)]

@@ -146,7 +146,7 @@ def _figure(names: list[str], shown: list[Tensor], labels: Tensor, lines: list[L
         for axis, name, points, line in zip(axes, names, shown, lines, strict=False):
             for label, color in ((0, BLUE), (1, RED)):
                 axis.plot(*points[labels == label].T.tolist(), ".", color=color, markersize=2)
-            axis.set_title(name)
+            axis.set_title(name, fontsize=8)
             if line.separates:
                 _draw_line(axis, line)
         caption = "The two spirals and the output of each layer; a line is drawn where one separates the classes"

@@ -106,8 +106,8 @@ def _figure(trained: Trained) -> tuple[bytes, str]:
         for axis, init in zip(axes, INITS, strict=True):
             for kind in KINDS:
                 band(axis, kind, trained.epochs, _of(trained, trained.losses, kind, init))
-            axis.set(xlabel="epoch", ylabel="training loss [nats]", title=titles[init], ylim=(0, None))
-        axes[1].sharey(axes[0])
+            axis.set(xlabel="epoch", ylabel="training loss [nats]", ylim=(0, 0.85))
+            axis.set_title(titles[init], fontsize=8)
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
         return png(figure), "Training loss against epochs: mean over the seeds, and one standard deviation around it"

@@ -170,9 +170,10 @@ def _figure(settings: SpiralSettings, measured: Measured) -> tuple[bytes, str]:
                 band(axis, kind, layers, measured.movement[init][kind])
                 color, _ = KIND_STYLES[kind]
                 axis.plot(layers, _means(measured.untrained[init][kind]), color=color, linestyle=":", linewidth=0.8)
-        axes[0].set(xscale="log", xlabel="learning rate", ylabel="training accuracy [%]")
+        axes[0].set(xscale="log", xlabel="learning rate", ylabel="training accuracy [%]", ylim=(None, 101))
         for axis, init in zip(axes[1:], INITS, strict=True):
-            axis.set(xlabel="layer l", title=f"{init} initial weights", ylim=(0, None))
+            axis.set(xlabel="layer l", ylim=(0, None))
+            axis.set_title(f"{init} initial weights", fontsize=8)
         axes[1].set_ylabel("mean of ‖z⁽ˡ⁾ − z⁽ˡ⁻¹⁾‖")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
