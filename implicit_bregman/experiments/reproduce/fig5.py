@@ -95,7 +95,7 @@ def _findings(rows: tuple[dict[str, Any], ...]) -> tuple[str, ...]:
     apart = abs(loss["deterministic", "Standard"] - loss["deterministic", "Euclidean"])
     told.append(
         f"Standard and Euclidean from deterministic weights differ by {apart:.4f}: with plain gradient descent the two "
-        "are the same iteration but for rounding (W = I against 0 + I), which chaos amplifies."
+        "are the same iteration but for rounding (W = I against 0 + I), which training amplifies."
     )
     return tuple(told)
 

@@ -25,7 +25,7 @@ NETWORKS = ("1 hidden", "3 hidden", "cnn")
 OPTIMIZERS = ("sgd", "adam")
 CHANNELS = {"mnist": 1, "fashion": 1, "cifar10": 3}
 CNN_WIDTH = 128
-CNN_CHANNELS = (32, 64)
+CNN_CHANNELS = (16, 32)
 LEVELS = 256
 """Grey levels of a pixel: level v becomes (v + 1/2)/256, which lies inside (0, 1)."""
 HELD_OUT = 6
@@ -43,7 +43,7 @@ class ImageTraining:
         kind: "standard", "euclidean" or "bregman".
         geometry: Name of the activation's geometry; its domain must contain (0, 1).
         optimizer: "sgd" (no momentum) or "adam".
-        rate: Learning rate, constant.
+        rate: Learning rate at the start; it falls evenly to 0.
         epochs: Passes over the training samples that are not held out.
         batch_size: Samples per step.
         train_size: Training samples, the held-out ones included; None: all.
@@ -176,7 +176,10 @@ def train_images(settings: ImageTraining, data_dir: str | None = None, device: s
     else:
         optimizer = torch.optim.Adam(model.parameters(), lr=settings.rate)
     batches = epoch_batches(kept, settings.batch_size, settings.seed)
-    for _ in range(settings.epochs * steps_per_epoch(kept, settings.batch_size)):
+    steps = settings.epochs * steps_per_epoch(kept, settings.batch_size)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.rate * (1 - step / steps)
         index = next(batches).to(device)
         optimizer.zero_grad(set_to_none=True)
         nn.functional.cross_entropy(model(x[index]), y[index]).backward()

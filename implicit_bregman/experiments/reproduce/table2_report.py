@@ -93,7 +93,8 @@ def figure(outcomes: Sequence[Outcome]) -> tuple[bytes, str]:
             if outcome.paper is not None:
                 axis.plot(outcome.paper, place, color=color, marker="D", markerfacecolor="none", linestyle="")
         axis.set_yticks(range(len(names)), names)
-        axis.set(xlabel="test accuracy [%]", ylim=(len(names) - 0.5, -0.5))
+        lowest = min(outcome.mean for outcome in outcomes)
+        axis.set(xlabel="test accuracy [%]", xlim=(max(0.0, lowest - 5), 101), ylim=(len(names) - 0.5, -0.5))
         handles, labels = axis.get_legend_handles_labels()
         canvas.legend(handles, labels, loc="outside lower center", ncols=3)
         return png(
