@@ -61,9 +61,9 @@ QUICK_ROWS = ("mnist-1", "mnist-3", "mnist-cnn", "fashion-1", "fashion-3", "mnis
 CHOICES = (
     "The activation: here tanh, with arctan and the sigmoid as a check on one row.",
     "The optimizer beyond mini-batch gradient descent: here without momentum, with Adam as a check on one row.",
-    "Learning rate, batch size, epochs: here the rate falls evenly to 0, because at a constant one the last steps decide "
-    "by chance; where it starts is chosen for every row and architecture by the accuracy on a sixth of the training "
-    "samples, which no network is trained on.",
+    "Learning rate, batch size, epochs: here the rate falls evenly to 0, because at a constant one the last steps "
+    "decide by chance; where it starts is chosen for every row and architecture by the accuracy on a sixth of the "
+    "training samples, which no network is trained on.",
     "How pixels are brought inside (0, 1): here level v of 256 becomes (v + 1/2)/256.",
     f"The convolutional network: here 3x3 convolutions with {CNN_CHANNELS[0]} and {CNN_CHANNELS[1]} channels, each "
     f"with ReLU and max-pooling, a linear layer to {CNN_WIDTH} features, the activation, one layer of the kind "
@@ -222,8 +222,8 @@ def _reproduction(
         (
             f"Data: {size} training samples, a sixth of them held out; the whole test set.",
             "Networks: hidden layers as wide as the image has pixels, then a linear read-out; cross entropy.",
-            f"Training: {settings.optimizer}, learning rate falling to 0, {settings.geometry}, {settings.epochs} epochs, "
-            f"batches of {settings.batch_size}, unless the row's name says otherwise.",
+            f"Training: {settings.optimizer}, learning rate falling to 0, {settings.geometry}, "
+            f"{settings.epochs} epochs, batches of {settings.batch_size}, unless the row's name says otherwise.",
             f"Learning rates to choose from: {', '.join(f'{rate:g}' for rate in settings.rates)}; for Adam "
             f"{', '.join(f'{rate:g}' for rate in settings.adam_rates)}. The first seed chooses.",
             f"Seeds: {settings.seed} … {settings.seed + settings.seeds - 1}; mean ± standard deviation.",
