@@ -6,7 +6,11 @@ import sys
 from collections.abc import Sequence
 
 INTERRUPTED = 130
-EXTRA = ("typer", "rich", "numpy", "scipy", "sklearn", "matplotlib", "PIL", "lightning_fabric", "tensorboardX")
+EXTRA = {
+    **dict.fromkeys(("typer", "rich", "numpy", "scipy", "sklearn", "joblib", "matplotlib"), "experiments"),
+    **dict.fromkeys(("PIL", "lightning_fabric", "tensorboardX"), "experiments"),
+    **dict.fromkeys(("dask", "distributed"), "cluster"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,15 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         from implicit_bregman.experiments.commands import run
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in EXTRA:
-            raise
-        return fail(f"{error.name} is not installed; pip install 'implicit-bregman[experiments]'")
+        return missing(error)
     try:
         code = run(sys.argv[1:] if arguments is None else list(arguments))
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in EXTRA:
-            raise
-        return fail(f"{error.name} is not installed; pip install 'implicit-bregman[experiments]'")
+        return missing(error)
     except (ValueError, OSError) as error:
         return fail(str(error))
     except KeyboardInterrupt as stop:
@@ -40,6 +40,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _interrupted(state: str = "") -> int:
     print(f"implicit-bregman: interrupted, {state or 'nothing was written'}", file=sys.stderr)
     return INTERRUPTED
+
+
+def missing(error: ModuleNotFoundError) -> int:
+    """Say which extra brings the package that is missing.
+
+    Raises:
+        ModuleNotFoundError: The same, if no extra brings it.
+    """
+    extra = EXTRA.get((error.name or "").split(".")[0])
+    if extra is None:
+        raise error
+    return fail(f"{error.name} is not installed; pip install 'implicit-bregman[{extra}]'")
 
 
 def fail(message: str) -> int:

@@ -9,6 +9,7 @@ import typer
 
 import implicit_bregman
 from implicit_bregman.experiments.files import writable_folder, write_all
+from implicit_bregman.experiments.reproduce.command import make_app as reproduce_app
 from implicit_bregman.experiments.settings import CompareSettings
 from implicit_bregman.experiments.terminal import Interrupted, progress_bar, show, warn
 from implicit_bregman.experiments.train.command import train
@@ -220,3 +221,6 @@ def benchmark(
     written = write_all(folder, contents | {name: png for name, (png, _) in figures.items()})
     show(*to_tables(result))
     show(f"Written to {folder}: {', '.join(path.name for path in written)}")
+
+
+app.add_typer(reproduce_app(), name="reproduce")

@@ -1,0 +1,143 @@
+"""One computation of a grid, and the file that keeps its result."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import datetime
+import hashlib
+import inspect
+import json
+import re
+import textwrap
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from implicit_bregman.experiments.files import write_all
+
+FORMAT_VERSION = 1
+
+
+class Unusable(Exception):
+    """A stored cell that must be computed again; the text, behind the file's name, says why."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A function of settings.
+
+    Attributes:
+        name: For people, and the beginning of the file's name.
+        function: A function of a module, called with the settings and the resources; what it returns must be made of
+            what JSON has: dicts with text keys, lists, text, numbers (NaN and infinities included), booleans, None.
+        settings: A frozen dataclass: everything that the result depends on. Nested dataclasses, tuples and `Path` are
+            allowed.
+        version: Names the code that computes it, see `code_version`.
+        resources: Keyword arguments on which the result does not depend, say the device or the folder of the data.
+
+    Raises:
+        TypeError: If the settings are no instance of a frozen dataclass.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    settings: Any
+    version: str
+    resources: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        parameters = getattr(type(self.settings), "__dataclass_params__", None)
+        if parameters is None or not parameters.frozen:
+            raise TypeError(f"settings must be an instance of a frozen dataclass, got {self.settings!r}")
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Function and settings, as JSON has them."""
+        settings = json.loads(json.dumps(dataclasses.asdict(self.settings), default=str))
+        return {"function": f"{self.function.__module__}.{self.function.__qualname__}", "settings": settings}
+
+    @property
+    def key(self) -> str:
+        """A hash of function and settings."""
+        return _digest(self.identity)[:20]
+
+    @property
+    def file(self) -> str:
+        """Name of the file."""
+        return f"{re.sub(r'[^A-Za-z0-9.]+', '-', self.name).strip('-')}-{self.key}.json"
+
+    def compute(self) -> tuple[Any, float]:
+        """The result and the seconds it took."""
+        started = time.perf_counter()
+        result = self.function(self.settings, **self.resources)
+        return result, time.perf_counter() - started
+
+
+def store_cell(folder: Path, cell: Cell, result: Any, seconds: float) -> Any:
+    """Write a result, complete or not at all, and return it as `load_cell` will."""
+    record = {
+        "format": FORMAT_VERSION,
+        "version": cell.version,
+        **cell.identity,
+        "torch": torch.__version__,
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "seconds": seconds,
+        "result": json.loads(json.dumps(result)),
+    }
+    text = json.dumps(record | {"digest": _digest(record)}, ensure_ascii=False)
+    write_all(folder, {cell.file: text.encode()})
+    return record["result"]
+
+
+def load_cell(folder: Path, cell: Cell) -> Any:
+    """The stored result.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        Unusable: If the file is damaged or was made by other code.
+    """
+    try:
+        record = json.loads((folder / cell.file).read_bytes())
+        digest = record.pop("digest")
+    except (ValueError, KeyError, AttributeError, TypeError):
+        raise Unusable("is damaged") from None
+    if digest != _digest(record) or {key: record.get(key) for key in cell.identity} != cell.identity:
+        raise Unusable("is damaged")
+    if (record["format"], record["version"]) != (FORMAT_VERSION, cell.version):
+        raise Unusable("was made by other code")
+    return record["result"]
+
+
+def code_version(*parts: ModuleType | Callable[..., Any] | type) -> str:
+    """A hash of the code of packages, modules, classes and functions; comments, docstrings and layout do not count."""
+    digest = hashlib.sha256()
+    for part in parts:
+        folders = getattr(part, "__path__", None)
+        if folders:
+            sources = [file.read_text(encoding="utf-8") for file in sorted(Path(folders[0]).rglob("*.py"))]
+        else:
+            sources = [inspect.getsource(part)]
+        for source in sources:
+            digest.update(_essence(textwrap.dedent(source)).encode())
+    return digest.hexdigest()[:20]
+
+
+def _essence(source: str) -> str:
+    """The code without comments and docstrings, in one layout."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                node.body = node.body[1:]
+    return ast.unparse(tree)
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

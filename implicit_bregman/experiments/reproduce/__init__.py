@@ -1,0 +1,1 @@
+"""The paper's figures and its Table 2, each by one command."""

@@ -1,0 +1,141 @@
+"""What a reproduction gives, as JSON, CSV, markdown and a table for the terminal."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+import implicit_bregman
+from implicit_bregman.experiments.files import write_all
+from implicit_bregman.experiments.grid import available_cores
+from implicit_bregman.experiments.results import finite
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """One figure or table of the paper, reproduced.
+
+    Attributes:
+        name: "fig4", "fig5", "fig6" or "table2".
+        title: Heading of the report.
+        setting: What was done, one statement each.
+        choices: What the paper does not state and was chosen here, one statement each.
+        findings: What came out, one statement each.
+        rows: The table, at full precision; every row has the same columns.
+        shown: Headings of the columns that people see, and for each row's key how it is written.
+        data: What the plots show, for results.json.
+        figures: File name → PNG file and caption.
+    """
+
+    name: str
+    title: str
+    setting: tuple[str, ...]
+    choices: tuple[str, ...]
+    findings: tuple[str, ...]
+    rows: tuple[dict[str, Any], ...]
+    shown: tuple[tuple[str, tuple[str, ...]], ...]
+    data: Mapping[str, Any]
+    figures: Mapping[str, tuple[bytes, str]] = field(default_factory=dict)
+
+    def write(self, folder: Path, command: str, settings: Mapping[str, object], device: str) -> list[Path]:
+        """Write results.json, results.csv, report.md and the figures.
+
+        Args:
+            folder: Where to; it exists.
+            command: The command that made them.
+            settings: Everything that was asked for.
+            device: PyTorch device.
+
+        Returns:
+            The paths.
+        """
+        about = {"command": command, "settings": dict(settings), "environment": environment(device)}
+        texts = {
+            "results.json": self._json(about),
+            "results.csv": self._csv(),
+            "report.md": self._markdown(about),
+        }
+        contents = {name: text.encode() for name, text in texts.items()}
+        return write_all(folder, contents | {name: png for name, (png, _) in self.figures.items()})
+
+    def table(self) -> Table:
+        """The table for the terminal."""
+        table = Table(title=Text(self.title), header_style="bold", box=SIMPLE_HEAD, padding=0)
+        for position, (heading, _) in enumerate(self.shown):
+            table.add_column(Text(heading), justify="right" if position else "left")
+        for texts in self._cells():
+            table.add_row(*texts)
+        return table
+
+    def _cells(self) -> list[list[str]]:
+        return [[_written(row, keys) for _, keys in self.shown] for row in self.rows]
+
+    def _json(self, about: dict[str, Any]) -> str:
+        document = {
+            "format": FORMAT_VERSION,
+            "name": self.name,
+            **about,
+            "findings": self.findings,
+            "rows": self.rows,
+            "data": dict(self.data),
+        }
+        return json.dumps(finite(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def _csv(self) -> str:
+        target = io.StringIO()
+        writer = csv.DictWriter(target, list(self.rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in self.rows)
+        return target.getvalue()
+
+    def _markdown(self, about: dict[str, Any]) -> str:
+        headings = [heading for heading, _ in self.shown]
+        lines = [f"# {self.title}", "", f"Made by `{about['command']}`.", ""]
+        lines += [f"* {text}" for text in self.findings] + [""]
+        lines += [f"| {' | '.join(headings)} |", f"| --- |{' ---: |' * (len(headings) - 1)}"]
+        lines += [f"| {' | '.join(cells)} |" for cells in self._cells()] + [""]
+        for name, (_, caption) in self.figures.items():
+            lines += [f"![{caption}]({name})", "", f"*{caption}.*", ""]
+        lines += ["## What was done", "", *(f"* {text}" for text in self.setting), ""]
+        lines += ["## Chosen here", "", "The paper does not state:", "", *(f"* {text}" for text in self.choices), ""]
+        lines += ["## Environment", "", *(f"* {key}: {value}" for key, value in about["environment"].items()), ""]
+        lines += ["Every number is in `results.json`, the table in `results.csv`.", ""]
+        return "\n".join(lines)
+
+
+def _written(row: Mapping[str, Any], keys: tuple[str, ...]) -> str:
+    """One cell of a table for people: a text, a number, or mean ± spread; each key may end in ":format"."""
+    parts = []
+    for key in keys:
+        name, _, form = key.partition(":")
+        value = row[name]
+        if value is not None:
+            parts.append(format(value, form))
+    return " ± ".join(parts) or "–"
+
+
+def environment(device: str) -> dict[str, object]:
+    """Machine and versions."""
+    place = torch.device(device)
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else str(place),
+        "cores": available_cores(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "implicit_bregman": implicit_bregman.__version__,
+    }
