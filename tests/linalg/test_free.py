@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from implicit_bregman.linalg import free as module
-from implicit_bregman.linalg.free import solve_free_blocks
+from implicit_bregman.linalg.free import free_blocks, solve_free_blocks
 from implicit_bregman.linalg.shared import SharedMatrix
 from tests.linalg.test_shared import matrix_with
 
@@ -97,3 +97,26 @@ def test_what_is_not_finite_is_said(generator: torch.Generator) -> None:
     _, _, solved, *_ = solve_free_blocks(shared, free, rhs, fixed)
     assert not bool(solved[2])
     assert bool(solved[torch.arange(BATCH) != 2].all())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.4, 1.0])
+def test_kept_factors_give_the_same(
+    route: str, share: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
+) -> None:
+    """What is packed for the backward pass, and unpacked there."""
+    monkeypatch.setattr(module, "_SMALL", D)
+    shared, free, rhs, _ = problem(share, 100.0, dtype, generator)
+    tensors, rebuild = free_blocks(shared, free).pack()
+    again = rebuild(free, *tensors)
+    assert again is not None
+    first, second = solve_free_blocks(shared, free, rhs), solve_free_blocks(shared, free, rhs, blocks=again)
+    assert torch.equal(first.value, second.value)
+    assert torch.equal(first.residual, second.residual)
+
+
+def test_large_factors_are_not_kept(monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:
+    monkeypatch.setattr(module, "_SMALL", 0)
+    shared, free, *_ = problem(0.4, 10.0, torch.float64, generator)
+    tensors, rebuild = free_blocks(shared, free).pack()
+    assert tensors == ()
+    assert rebuild(free) is None
