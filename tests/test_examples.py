@@ -53,7 +53,7 @@ def differences(printed: str, shown: str) -> list[str]:
 def test_an_example_prints_what_is_shown(script: Path, tmp_path: Path) -> None:
     shown = (ROOT / "examples" / "output" / f"{script.stem}.txt").read_text(encoding="utf-8")
     wrong = differences(run(script, tmp_path), shown)
-    assert not wrong, "\n".join([*wrong, f"if the new output is right: python {script} > examples/output/..."])
+    assert not wrong, "\n".join([*wrong, f"if that is right, write it to examples/output/{script.stem}.txt"])
     assert not list(tmp_path.iterdir())
 
 
