@@ -312,7 +312,8 @@ def test_a_sample_with_nan_spoils_no_other() -> None:
         found = ib.find_critical_point(energy, "tanh", x, regularization=0.3, solver=BROYDEN, adjoint="shine")
         good = torch.tensor([0, 1, 3])
         (v,) = torch.autograd.grad((found.value[good] * cotangent(problem)[good]).sum(), x)
-    assert torch.equal(v[good], clean[good])
+    # (how many samples are left at a step decides how products are rounded)
+    assert torch.allclose(v[good], clean[good], rtol=0, atol=1e-14)
 
 
 def test_empty_batch_and_leading_shape(generator: torch.Generator) -> None:
