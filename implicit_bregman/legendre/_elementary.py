@@ -23,9 +23,10 @@ def log1p_square(y: Tensor) -> Tensor:
     return torch.minimum(torch.log1p(y * y), 2.0 * torch.log1p(y.abs()))
 
 
-def logistic_slope_(x: Tensor) -> Tensor:
-    """σ(x) − σ(x)² of the logistic function σ for x ≤ 0, where nothing cancels; in place."""
-    small = x.sigmoid_()
+def logistic_slope(x: Tensor) -> Tensor:
+    """σ(x) − σ(x)² of the logistic function σ for x ≤ 0, where nothing cancels."""
+    # (not in place: inside an autograd.Function PyTorch 2.11 compiles that to wrong gradients)
+    small = torch.sigmoid(x)
     return torch.addcmul(small, small, small, value=-1.0)
 
 

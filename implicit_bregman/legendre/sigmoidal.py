@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from implicit_bregman.legendre import divergences
-from implicit_bregman.legendre._elementary import hypot1, log1p_square, logistic_slope_, softplus
+from implicit_bregman.legendre._elementary import hypot1, log1p_square, logistic_slope, softplus
 from implicit_bregman.legendre.box import BoundedLegendreFunction, Place
 
 
@@ -131,7 +131,7 @@ class Sigmoid(BoundedLegendreFunction):
         return torch.add(size, torch.log1p(torch.exp(-size)), alpha=2.0)
 
     def _slope(self, y: Tensor) -> Tensor:
-        return logistic_slope_(y.abs().neg_())
+        return logistic_slope(-y.abs())
 
     def _log_curvature_slope(self, y: Tensor) -> Tensor:
         return torch.tanh(0.5 * y)
@@ -203,7 +203,7 @@ class Tanh(BoundedLegendreFunction):
         return torch.add(twice, log_sum, alpha=2.0)
 
     def _slope(self, y: Tensor) -> Tensor:
-        return logistic_slope_(y.abs().mul_(-2.0)).mul_(4.0)
+        return 4.0 * logistic_slope(-2.0 * y.abs())
 
     def _log_curvature_slope(self, y: Tensor) -> Tensor:
         return 2.0 * torch.tanh(y)
