@@ -82,5 +82,5 @@ build: $(STAMP) ## build the wheel into dist/, and import it from there
 		assert ib.__file__.startswith(os.getcwd()), ib.__file__; print("the wheel imports:", ib.__version__)'
 
 clean: ## remove every environment, cache and result
-	rm -rf .venv* build demo compare-results train-results reproduce-results convergence-results benchmark-results dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv* build demo compare-results train-results reproduce-results study-results convergence-results benchmark-results dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -121,6 +121,24 @@ def convergence_figure(result: Convergence) -> bytes:
         return png(figure)
 
 
+def mean_band(axis: Axes, places: Sequence[float], curves: Sequence[Sequence[float]], **style: Any) -> None:
+    """The mean of the curves as a line, and one standard deviation on both sides of it.
+
+    Args:
+        axis: Where to draw.
+        places: On the horizontal axis.
+        curves: One per seed, each with one value per place.
+        style: Of the line, as `Axes.plot` takes it; the band has its colour.
+    """
+    found = list(zip(*curves, strict=True))
+    means = [statistics.fmean(values) for values in found]
+    spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in found]
+    lower = [mean - spread for mean, spread in zip(means, spreads, strict=True)]
+    upper = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
+    axis.plot(places, means, zorder=3, **style)
+    axis.fill_between(places, lower, upper, color=style.get("color"), alpha=0.15, linewidth=0)
+
+
 @contextmanager
 def figure_of(
     panels: int, height: float, columns: int = 1, sharex: bool = False, rows: int | None = None

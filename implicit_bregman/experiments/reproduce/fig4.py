@@ -13,8 +13,8 @@ from scipy.sparse import csr_array, hstack, identity
 from torch import Tensor
 
 from implicit_bregman.experiments.grid import Grid
+from implicit_bregman.experiments.grid_report import GridReport
 from implicit_bregman.experiments.plots import BLACK, BLUE, RED, figure_of, png
-from implicit_bregman.experiments.reproduce.report import Reproduction
 from implicit_bregman.experiments.reproduce.settings import SpiralSettings
 from implicit_bregman.experiments.reproduce.spirals import Trained, Training, train_members
 from implicit_bregman.experiments.reproduce.wording import CHOICES, spiral_setting
@@ -70,7 +70,7 @@ def best_line(points: Tensor, labels: Tensor) -> Line:
     return Line((float(normal[0]), float(normal[1])), offset, float(found.fun), float(right.mean()))
 
 
-def reproduce_fig4(settings: SpiralSettings, grid: Grid, device: str = "cpu") -> Reproduction:
+def reproduce_fig4(settings: SpiralSettings, grid: Grid, device: str = "cpu") -> GridReport:
     """Train Bregman networks, show the layers of the one with the lowest loss, and test separability.
 
     Args:
@@ -91,7 +91,7 @@ def reproduce_fig4(settings: SpiralSettings, grid: Grid, device: str = "cpu") ->
     lines = [best_line(outputs, labels) for outputs in shown]
     names = ["data", *(f"output of layer {number}" for number in range(1, len(shown)))]
     rows = [_row(name, line) for name, line in zip(names, lines, strict=True)]
-    return Reproduction(
+    return GridReport(
         "fig4",
         "Figure 4: the two spirals and the outputs of each layer of a Bregman network",
         spiral_setting(settings, settings.depth, settings.epochs, settings.rate),

@@ -6,17 +6,17 @@ import statistics
 from typing import Any
 
 from implicit_bregman.experiments.grid import Grid
+from implicit_bregman.experiments.grid_report import GridReport, mean_and_spread
 from implicit_bregman.experiments.plots import figure_of, png
-from implicit_bregman.experiments.reproduce.drawing import LABELS, band, mean_and_spread
+from implicit_bregman.experiments.reproduce.drawing import LABELS, band
 from implicit_bregman.experiments.reproduce.ensemble import INITS, Member
-from implicit_bregman.experiments.reproduce.report import Reproduction
 from implicit_bregman.experiments.reproduce.settings import SpiralSettings
 from implicit_bregman.experiments.reproduce.spirals import Trained, Training, train_members
 from implicit_bregman.experiments.reproduce.wording import CHOICES, spiral_setting
 from implicit_bregman.nn.feedforward import KINDS
 
 
-def reproduce_fig5(settings: SpiralSettings, grid: Grid, device: str = "cpu") -> Reproduction:
+def reproduce_fig5(settings: SpiralSettings, grid: Grid, device: str = "cpu") -> GridReport:
     """Train all kinds from both initializations and compare their losses.
 
     Args:
@@ -28,7 +28,7 @@ def reproduce_fig5(settings: SpiralSettings, grid: Grid, device: str = "cpu") ->
     training = Training(members, settings.depth, settings.epochs, 0, settings.batch_size, settings.spirals)
     trained = train_members(training, 1, grid, device)
     rows = tuple(_row(trained, kind, init) for init in INITS for kind in KINDS)
-    return Reproduction(
+    return GridReport(
         "fig5",
         "Figure 5: training losses of standard, Euclidean and Bregman networks",
         (

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from implicit_bregman.experiments.grid import Grid
+from implicit_bregman.experiments.grid_report import GridReport, mean_and_spread
 from implicit_bregman.experiments.plots import figure_of, png
-from implicit_bregman.experiments.reproduce.drawing import KIND_STYLES, LABELS, band, mean_and_spread
+from implicit_bregman.experiments.reproduce.drawing import KIND_STYLES, LABELS, band
 from implicit_bregman.experiments.reproduce.ensemble import INITS, Ensemble, Member
-from implicit_bregman.experiments.reproduce.report import Reproduction
 from implicit_bregman.experiments.reproduce.settings import SpiralSettings
 from implicit_bregman.experiments.reproduce.spirals import Trained, Training, train_members
 from implicit_bregman.experiments.reproduce.wording import CHOICES, spiral_setting
@@ -22,7 +22,7 @@ RATES_SHARE = 0.6
 """Of the work of both halves."""
 
 
-def reproduce_fig6(settings: SpiralSettings, grid: Grid, device: str = "cpu") -> Reproduction:
+def reproduce_fig6(settings: SpiralSettings, grid: Grid, device: str = "cpu") -> GridReport:
     """Train all kinds at all learning rates, and all kinds with 50 layers.
 
     Args:
@@ -41,7 +41,7 @@ def reproduce_fig6(settings: SpiralSettings, grid: Grid, device: str = "cpu") ->
         {init: _by_kind(deep, init, [100 * share for share in deep.accuracy]) for init in INITS},
     )
     rows = tuple(_rows(settings, measured))
-    return Reproduction(
+    return GridReport(
         "fig6",
         "Figure 6: accuracy against learning rate, and movement of the layers",
         (

@@ -9,9 +9,9 @@ from typing import Any
 from implicit_bregman import legendre
 from implicit_bregman.experiments.cells import Cell, code_version
 from implicit_bregman.experiments.grid import Grid
+from implicit_bregman.experiments.grid_report import GridReport
 from implicit_bregman.experiments.reproduce import images
 from implicit_bregman.experiments.reproduce.images import CNN_CHANNELS, CNN_WIDTH, ImageTraining
-from implicit_bregman.experiments.reproduce.report import Reproduction
 from implicit_bregman.experiments.reproduce.table2_report import Outcome, figure, findings, table_rows
 from implicit_bregman.experiments.training import epoch_batches, evaluate
 from implicit_bregman.nn import feedforward
@@ -132,7 +132,7 @@ class Table2Settings:
 
 def reproduce_table2(
     settings: Table2Settings, grid: Grid, data_dir: str | None = None, device: str = "cpu"
-) -> Reproduction:
+) -> GridReport:
     """Choose the learning rates, train all networks and compare with the paper.
 
     Args:
@@ -205,7 +205,7 @@ def _training(
 
 def _reproduction(
     settings: Table2Settings, outcomes: Sequence[Outcome], tests: dict[tuple[str, str, float], float]
-) -> Reproduction:
+) -> GridReport:
     size = "all" if settings.train_size is None else f"{settings.train_size}"
     shown: list[tuple[str, tuple[str, ...]]] = [("row", ("row",))]
     for kind in KINDS:
@@ -216,7 +216,7 @@ def _reproduction(
         "rates": {f"{outcome.row}/{outcome.kind}": outcome.rate for outcome in outcomes},
         "tests_by_rate": {f"{row}/{kind}/{rate:g}": value for (row, kind, rate), value in tests.items()},
     }
-    return Reproduction(
+    return GridReport(
         "table2",
         "Table 2: mean test accuracy on images",
         (

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from implicit_bregman.experiments.grid_report import mean_and_spread
 from implicit_bregman.experiments.plots import figure_of, png
-from implicit_bregman.experiments.reproduce.drawing import KIND_STYLES, LABELS, mean_and_spread
+from implicit_bregman.experiments.reproduce.drawing import KIND_STYLES, LABELS
 from implicit_bregman.nn.feedforward import KINDS
 
 

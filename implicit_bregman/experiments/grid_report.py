@@ -1,4 +1,4 @@
-"""What a reproduction gives, as JSON, CSV, markdown and a table for the terminal."""
+"""What an experiment over a grid gives, as JSON, CSV, markdown and a table for the terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import datetime
 import io
 import json
 import platform
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,14 @@ FORMAT_VERSION = 1
 
 
 @dataclass(frozen=True)
-class Reproduction:
-    """One figure or table of the paper, reproduced.
+class GridReport:
+    """One figure or table of the paper, reproduced, or one study.
 
     Attributes:
-        name: "fig4", "fig5", "fig6" or "table2".
+        name: Name of the command that makes it.
         title: Heading of the report.
         setting: What was done, one statement each.
-        choices: What the paper does not state and was chosen here, one statement each.
+        choices: What the paper does not state and was chosen here, one statement each; may be empty.
         findings: What came out, one statement each.
         rows: The table, at full precision; every row has the same columns.
         shown: Headings of the columns that people see, and for each row's key how it is written.
@@ -111,7 +112,15 @@ class Reproduction:
         for name, (_, caption) in self.figures.items():
             lines += [f"![{caption}]({name})", "", f"*{caption}.*", ""]
         lines += ["## What was done", "", *(f"* {text}" for text in self.setting), ""]
-        lines += ["## Chosen here", "", "The paper does not state:", "", *(f"* {text}" for text in self.choices), ""]
+        if self.choices:
+            lines += [
+                "## Chosen here",
+                "",
+                "The paper does not state:",
+                "",
+                *(f"* {text}" for text in self.choices),
+                "",
+            ]
         lines += ["## Environment", "", *(f"* {key}: {value}" for key, value in about["environment"].items()), ""]
         lines += ["Every number is in `results.json`, the table in `results.csv`.", ""]
         return "\n".join(lines)
@@ -126,6 +135,11 @@ def _written(row: Mapping[str, Any], keys: tuple[str, ...]) -> str:
         if value is not None:
             parts.append(format(value, form))
     return " ± ".join(parts) or "–"
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation; no spread for a single value."""
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def environment(device: str) -> dict[str, object]:

@@ -1,0 +1,1 @@
+"""Implicit against unrolled: four studies, each by one command."""

@@ -1,0 +1,18 @@
+"""What the options of the studies share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from implicit_bregman.experiments.grid_command import GridCommand
+
+# Options that change a result, of all studies.
+RESULT_OPTIONS = ("quick", "seed", "seeds", "datasets", "depths", "epochs", "train_size", "data_dir")
+STUDY = GridCommand("study", RESULT_OPTIONS)
+
+Out = Annotated[Path | None, typer.Option(help="Folder for the results; default: study-results/NAME.")]
+Seeds = Annotated[int | None, typer.Option(help="Number of seeds; default: 5, with --quick fewer.")]
+Depths = Annotated[str | None, typer.Option(help="Numbers of unrolled steps L, separated by commas.")]
