@@ -1,0 +1,125 @@
+"""What the study of the depth is asked to do, and the training problems that it consists of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from implicit_bregman.adjoints import Implicit, Unrolled
+from implicit_bregman.experiments.data import DATASETS, Dataset, load_dataset
+from implicit_bregman.experiments.model import Classifier
+from implicit_bregman.experiments.training import Recipe, steps_per_epoch
+from implicit_bregman.settings import check_choice, check_count, check_nonnegative, check_positive
+
+EPOCHS = {"digits": 10, "spirals": 40, "mnist": 2, "fashion": 2, "cifar10": 2}
+BATCHES = {"digits": 64, "spirals": 64, "mnist": 128, "fashion": 128, "cifar10": 128}
+
+
+@dataclass(frozen=True)
+class DepthSettings:
+    """What the study of the depth is asked to do.
+
+    Attributes:
+        datasets: Names of data sets, see `load_dataset`.
+        depths: L, the numbers of unrolled MM steps.
+        seed: First seed; a seed sets the initial parameters, the order of the batches, and the spirals.
+        seeds: Number of seeds.
+        epochs: Epochs of the budget "equal steps"; None: those of `EPOCHS`.
+        train_size: Training samples; None: all.
+        width: d, the width of the representation.
+        geometry: Name of the geometry.
+        regularization: γ ≥ 0.
+        weight: Kind of W: "convex", "symmetric" or "free".
+        learning_rate: Adam's constant learning rate, of all rows.
+
+    Raises:
+        ValueError: For an unknown data set, a depth named twice, or a number out of range.
+    """
+
+    datasets: tuple[str, ...] = ("digits", "spirals", "mnist", "fashion")
+    depths: tuple[int, ...] = (1, 2, 5, 10, 20, 50, 100, 200)
+    seed: int = 0
+    seeds: int = 5
+    epochs: int | None = None
+    train_size: int | None = None
+    width: int = 64
+    geometry: str = "tanh"
+    regularization: float = 0.0
+    weight: str = "convex"
+    learning_rate: float = 5e-3
+
+    def __post_init__(self) -> None:
+        for name in self.datasets:
+            check_choice("datasets", name, DATASETS)
+        for depth in self.depths:
+            check_count("depths", depth)
+        for name in ("datasets", "depths"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"{name} must be different and at least one, got {', '.join(map(str, values))}")
+        check_count("seed", self.seed, 0)
+        for name in ("seeds", "width"):
+            check_count(name, getattr(self, name))
+        for name in ("epochs", "train_size"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        check_nonnegative("regularization", self.regularization)
+        check_positive("learning_rate", self.learning_rate)
+
+    @classmethod
+    def quick(cls, seed: int = 0) -> DepthSettings:
+        """A subset for a look: the sets that need no files, 2 seeds, a fifth of the epochs, depths up to 50."""
+        return cls(("digits", "spirals"), (1, 5, 20, 50), seed, seeds=2, epochs=4)
+
+    def task(self, dataset: str, seed: int) -> Task:
+        """The training problem of a data set and a seed."""
+        return Task(
+            dataset=dataset,
+            seed=seed,
+            epochs=self.epochs or EPOCHS[dataset],
+            batch_size=BATCHES[dataset],
+            train_size=self.train_size,
+            width=self.width,
+            geometry=self.geometry,
+            regularization=float(self.regularization),
+            weight=self.weight,
+            learning_rate=self.learning_rate,
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """A training problem, apart from how the layer is computed and differentiated; see `DepthSettings`."""
+
+    dataset: str
+    seed: int
+    epochs: int
+    batch_size: int
+    train_size: int | None
+    width: int
+    geometry: str
+    regularization: float
+    weight: str
+    learning_rate: float
+
+    def data(self, data_dir: str | None) -> Dataset:
+        """The data."""
+        return load_dataset(self.dataset, data_dir, self.seed).limited(self.train_size)
+
+    def model(self, data: Dataset, depth: int | None) -> Classifier:
+        """The untrained model; a depth of None is the implicit one."""
+        made = Classifier(
+            data.features,
+            self.width,
+            data.classes,
+            geometry=self.geometry,
+            weight=self.weight,
+            regularization=self.regularization,
+            seed=self.seed,
+        )
+        made.layer.adjoint = Implicit() if depth is None else Unrolled(steps=depth)
+        return made
+
+    def recipe(self, data: Dataset, seconds: float | None) -> Recipe:
+        """How to train, with a budget of seconds beside that of steps."""
+        steps = self.epochs * steps_per_epoch(len(data.train_y), self.batch_size)
+        return Recipe(steps, seconds, self.batch_size, self.learning_rate, self.seed)
