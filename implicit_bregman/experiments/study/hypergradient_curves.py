@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ class Measurement:
         for last in TRUNCATED:
             places = [k for k in spread(steps) if k >= last]
             name = f"truncated-{last}"
-            found[name] = self._steps(name, places, lambda k, last=last: Unrolled(steps=k, last=last))
+            found[name] = self._steps(name, places, partial(_truncated, last))
         found["implicit-mm"], found["forward"] = self._after_mm(spread(steps))
         found["implicit-anderson"] = self._after_anderson(min(steps, MOST_ANDERSON))
         implicit = Implicit(method="dense", on_failure="ignore")
@@ -84,14 +84,12 @@ class Measurement:
         found = {"one-step": self._each("one-step", [1], lambda k: ("auto", OneStep()))}
         for damping in DAMPINGS:
             name = f"phantom-{damping:g}"
-            found[name] = self._linear(
-                name, spread(steps), lambda k, damping=damping: ("auto", Phantom(steps=k, damping=damping)), (1, 3)
-            )
+            found[name] = self._linear(name, spread(steps), partial(_phantom, damping), (1, 3))
         for method in ("cg", "gmres"):
             found[method] = self._each(
                 method,
                 spread(MOST_PRODUCTS, FEW_POINTS),
-                lambda k, method=method: ("auto", Implicit(method=method, max_iter=k, tol=1e-15, on_failure="ignore")),
+                partial(_limited, method),
             )
         if self.exact.problem.regularization > 0:
             found["chebyshev"] = self._chebyshev()
@@ -135,10 +133,11 @@ class Measurement:
         curve = _curve()
         for power in range(1, 14):
             adjoint = Implicit(method="auto", tol=10.0**-power, on_failure="ignore")
-            (solution, gradient), work = counted(lambda adjoint=adjoint: self._run("auto", adjoint), *self._sizes)
+            (solution, check), work = counted(partial(self._run, "auto", adjoint), *self._sizes)
+            assert solution.adjoint.iterations is not None  # the backward pass has run
             products = int(solution.adjoint.iterations.max())
             self._note("chebyshev", solution)
-            _append(curve, products, work, gradient)
+            _append(curve, products, work, check)
         return curve
 
     def _after_mm(self, places: Sequence[int]) -> tuple[Curve, Curve]:
@@ -240,6 +239,18 @@ def spread(last: int, points: int = POINTS) -> list[int]:
     """Whole numbers from 1 to `last`, about evenly spread on a log scale."""
     places = torch.logspace(0, math.log10(last), points, dtype=torch.float64).round()
     return sorted({min(int(place), last) for place in places})
+
+
+def _truncated(last: int, steps: int) -> Adjoint:
+    return Unrolled(steps=steps, last=last)
+
+
+def _phantom(damping: float, steps: int) -> tuple[str, Adjoint]:
+    return "auto", Phantom(steps=steps, damping=damping)
+
+
+def _limited(method: str, products: int) -> tuple[str, Adjoint]:
+    return "auto", Implicit(method=method, max_iter=products, tol=1e-15, on_failure="ignore")
 
 
 def _broyden(steps: int) -> Broyden:

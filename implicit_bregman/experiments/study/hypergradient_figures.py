@@ -62,7 +62,7 @@ def figures(found: Found) -> dict[str, tuple[bytes, str]]:
             "iterations k of the forward pass",
             _forward_theory,
             "Error of the gradient against the iterations of the forward pass: geometric mean over the seeds, and one "
-            "geometric standard deviation around it. Grey, computed from the solution: qᵏ and k qᵏ with constant 1, the "
+            "geometric standard deviation around it. Grey, computed from the solution: qᵏ and k qᵏ (constant 1), the "
             "plateaus of the truncated gradients, and for arctan the asymptotes C/k of implicit and unrolled",
         ),
         "study-hypergradient-backward.png": _figure(

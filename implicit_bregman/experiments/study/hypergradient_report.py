@@ -56,13 +56,13 @@ def report(settings: HypergradientSettings, found: Mapping[Case, Sequence[Result
 def _setting(settings: HypergradientSettings) -> tuple[str, ...]:
     return (
         f"Convex quadratic problems, d = {settings.dim}, {settings.batch} samples, {settings.seeds} seeds from "
-        f"{settings.seed} on, float64, loss ½‖z − t‖². The error is ‖g − g*‖/‖g*‖, g the gradient in W and c, g* that of "
-        "an independent oracle.",
+        f"{settings.seed} on, float64, loss ½‖z − t‖². The error is ‖g − g*‖/‖g*‖, g the gradient in W and c, g* that "
+        "of an independent oracle.",
         "unrolled: through k MM steps; truncated-K: through the last K of them. implicit-mm, -anderson, -newton: exact "
         "adjoint system at the k-th iterate of that solver, polish off; newton for γ = 0 is the projected one. shine: "
         "Broyden's inverse estimate after k iterations.",
-        "one-step, phantom-λ (k steps damped by λ), cg, gmres, dense: at the exact solution, found by the library's own "
-        "choice of solver; k counts steps or products of the backward pass. shine-refined: k − 2 CG steps from "
+        "one-step, phantom-λ (k steps damped by λ), cg, gmres, dense: at the exact solution, found by the library's "
+        "own choice of solver; k counts steps or products of the backward pass. shine-refined: k − 2 CG steps from "
         "SHINE's estimate.",
         "chebyshev is what method='auto' does for γ > 0; it takes as many products as its tolerance asks for, and "
         "cannot be stopped at a given k: the curve is over its tolerances. GMRES starts anew after 50 products.",

@@ -34,7 +34,7 @@ def counted(function: Callable[[], Result], batch: int, dim: int) -> tuple[Resul
 
 
 class _Counter(TorchDispatchMode):
-    """Adds up operations. (PyTorch's FlopCounterMode takes ten times as long, and knows no factorizations.)"""
+    """Adds up operations; PyTorch's own FlopCounterMode takes ten times as long, and knows no factorizations."""
 
     def __init__(self) -> None:
         super().__init__()
