@@ -13,7 +13,7 @@ from implicit_bregman.experiments.study.hypergradient_curves import Curve
 TARGETS = (1e-2, 1e-6)
 FLOOR = 1e-16
 # Errors between which a line is fitted: past the first steps, before rounding.
-_FITTED = (1e-10, 1e-3)
+_FITTED = (1e-12, 1e-4)
 
 Result = dict[str, Any]
 """What `measure` returned for one seed."""
@@ -77,9 +77,18 @@ def rate(curve: Curve, times_k: bool = False) -> float | None:
     low, high = _FITTED
     pairs = list(zip(curve["k"], curve["error"], strict=True))
     points = [(k, math.log(error / k if times_k else error)) for k, error in pairs if low <= error <= high]
-    if len(points) < 3:
+    if len(points) < 2:
         return None
     return math.exp(statistics.linear_regression(*zip(*points, strict=True)).slope)
+
+
+def lag(result: Result) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """k, and the unrolled error over the implicit one there, at the first and at the last k with small errors."""
+    implicit, unrolled = (result["forward"][method] for method in ("implicit-mm", "unrolled"))
+    low, high = _FITTED
+    triples = zip(implicit["k"], implicit["error"], unrolled["error"], strict=True)
+    found = [(k, second / first) for k, first, second in triples if low <= first <= high]
+    return (found[0], found[-1]) if len(found) > 1 else None
 
 
 def slowest(result: Result) -> float:
