@@ -68,8 +68,8 @@ def _lag(results: Sequence[Result]) -> str:
         [geometric(values) for values in zip(*ends, strict=True)] for ends in zip(*found, strict=True)
     )
     return (
-        f" The unrolled error is {first:.1f} times the implicit one after k = {early:.0f} steps, {last:.1f} times after "
-        f"{late:.0f}."
+        f" The unrolled error is {first:.1f} times the implicit one after k = {early:.0f} steps, {last:.1f} times "
+        f"after {late:.0f}."
     )
 
 
