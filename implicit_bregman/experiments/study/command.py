@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import typer
 
-STUDIES: tuple[Callable[..., None], ...] = ()
+from implicit_bregman.experiments.study.hypergradient_command import hypergradient
+
+STUDIES: tuple[Callable[..., None], ...] = (hypergradient,)
 
 
 def make_app() -> typer.Typer:
