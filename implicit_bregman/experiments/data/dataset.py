@@ -54,6 +54,8 @@ class Dataset:
         name: Name that `load_dataset` was given.
         shape: Shape of one sample, channels first: (1, 28, 28) or (3, 32, 32), say. `train_x.view(-1, *shape)` is a
             batch of images.
+        mean: What was subtracted from every feature: its mean over the training set as it was read.
+        scale: What all features were divided by. `train_x * scale + mean` is the set as it was read.
         note: What has to be said with every result on these data; empty if nothing.
     """
 
@@ -64,6 +66,8 @@ class Dataset:
     classes: int
     name: str
     shape: tuple[int, ...]
+    mean: Float[Tensor, " features"]
+    scale: float
     note: str = ""
 
     @property
@@ -79,6 +83,7 @@ class Dataset:
             train_y=self.train_y.to(device),
             test_x=self.test_x.to(device),
             test_y=self.test_y.to(device),
+            mean=self.mean.to(device),
         )
 
     def limited(self, train_size: int | None) -> Dataset:
@@ -149,6 +154,8 @@ def standardised(raw: Raw, name: str) -> Dataset:
         classes=int(max(raw.train_y.max(), raw.test_y.max())) + 1,
         name=name,
         shape=raw.shape,
+        mean=torch.from_numpy(mean),
+        scale=float(scale),
         note=raw.note,
     )
 

@@ -49,11 +49,22 @@ def train(
     batch_size: Annotated[
         int, typer.Option(help="Samples per training step, of all processes together.")
     ] = DEFAULTS.batch_size,
-    learning_rate: Annotated[float, typer.Option(help="Adam's learning rate.")] = DEFAULTS.learning_rate,
+    learning_rate: Annotated[float, typer.Option(help="AdamW's learning rate.")] = DEFAULTS.learning_rate,
     schedule: Annotated[str, typer.Option(help="constant, or cosine: down to 0 in --epochs.")] = DEFAULTS.schedule,
+    weight_decay: Annotated[float, typer.Option(help="AdamW's weight decay.")] = DEFAULTS.weight_decay,
     patience: Annotated[
         int | None, typer.Option(help="Stop after so many epochs without a smaller validation loss.")
     ] = DEFAULTS.patience,
+    input_dropout: Annotated[
+        float, typer.Option(help="Share of the features dropped at random from each training sample.")
+    ] = DEFAULTS.input_dropout,
+    shift: Annotated[float, typer.Option(help="Largest random shift of training images, in pixels.")] = DEFAULTS.shift,
+    rotation: Annotated[
+        float, typer.Option(help="Largest random rotation of training images, in degrees.")
+    ] = DEFAULTS.rotation,
+    zoom: Annotated[
+        float, typer.Option(help="Largest random change of the size of training images, a share.")
+    ] = DEFAULTS.zoom,
     accelerator: Annotated[str, typer.Option(help="cpu, gpu or auto.")] = DEFAULTS.accelerator,
     devices: Annotated[
         int | None, typer.Option(help="Processes, each with its device; default: 1, or as torchrun started.")
@@ -75,6 +86,7 @@ def train(
 def _run(settings: TrainSettings, out: Path, resume: bool) -> None:
     for package in NEEDED:
         importlib.import_module(package)
+    from implicit_bregman.experiments.train.augment import make_augmentation
     from implicit_bregman.experiments.train.build import find_devices, make_model
     from implicit_bregman.experiments.train.loop import find_start, load_data, run_training
     from implicit_bregman.experiments.train.report import Terminal, report
@@ -85,6 +97,7 @@ def _run(settings: TrainSettings, out: Path, resume: bool) -> None:
         find_start(settings, out, resume)
         data = load_data(settings)
         data.held_count(settings.validation)
+        make_augmentation(settings, data)
         make_model(settings, data)
     remarks = [*dict.fromkeys(str(warning.message) for warning in caught), *([data.note] if data.note else [])]
     folder = writable_folder(out)

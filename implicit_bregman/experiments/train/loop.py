@@ -17,6 +17,7 @@ from torch import Tensor
 from implicit_bregman.experiments.data import Dataset, load_dataset
 from implicit_bregman.experiments.model import Classifier
 from implicit_bregman.experiments.train import checkpoint as checkpoints
+from implicit_bregman.experiments.train.augment import make_augmentation
 from implicit_bregman.experiments.train.build import make_fabric, make_model
 from implicit_bregman.experiments.train.checkpoint import Checkpoint, best_row
 from implicit_bregman.experiments.train.logs import EpochRow, TensorBoard
@@ -40,20 +41,22 @@ class TrainResult:
         best: The epoch with the smallest validation loss, whose parameters are in `model.pt`; without a validation set,
             the last one.
         stopped_early: Whether `patience` ended it.
+        parameters: Number of trained parameters of the model.
         main: Whether this is the process that writes and reports.
     """
 
     rows: tuple[EpochRow, ...]
     best: EpochRow
     stopped_early: bool
+    parameters: int
     main: bool
 
 
 class Watch:
     """Told how a run goes, in the main process only. This one does nothing."""
 
-    def started(self, start: Checkpoint | None, fabric: Fabric) -> None:
-        """The run begins, from this checkpoint or from nothing, on these devices."""
+    def started(self, start: Checkpoint | None, fabric: Fabric, parameters: int) -> None:
+        """The run begins, from this checkpoint or from nothing, on these devices, with so many parameters."""
 
     def progress(self, share: float, text: str) -> None:
         """The share of the run that is done, in 0 … 1, and what is being done."""
@@ -99,9 +102,10 @@ def run_training(
 ) -> TrainResult:
     """Train a model, epoch by epoch, and write checkpoint, best model and logs after each.
 
-    The order of the batches depends on the seed alone, a batch is divided among the processes, and the gradients are
-    averaged by sample: the number of processes changes nothing but rounding. On the CPU, in one process, a run that was
-    interrupted at any moment and resumed gives bit for bit what it would have given.
+    The order of the batches, and what is random in them, depends on the seed alone; a batch is divided among the
+    processes, and the gradients are averaged by sample: the number of processes changes nothing but rounding. On the
+    CPU, in one process, a run that was interrupted at any moment and resumed gives bit for bit what it would have
+    given.
 
     Args:
         settings: What to train.
@@ -114,8 +118,8 @@ def run_training(
         The result.
 
     Raises:
-        ValueError: For names that are not known, devices that are not there, files that do not fit, a folder that holds
-            another run, or a loss that is no longer finite.
+        ValueError: For names that are not known, devices that are not there, files that do not fit, data that cannot
+            be shifted, rotated or zoomed, a folder that holds another run, or a loss that is no longer finite.
         OSError: For files that cannot be read or written.
     """
     data = load_data(settings) if data is None else data
@@ -130,7 +134,7 @@ def run_training(
         fabric.barrier()  # every process has read the checkpoint before the first one writes
         run = _Run(settings, fabric, model, data.to(fabric.device), (held_x, held_y), start)
         told = watch if watch is not None and fabric.is_global_zero else Watch()
-        told.started(start, fabric)
+        told.started(start, fabric, run.parameters)
         return run.finish(folder, told)
 
 
@@ -150,7 +154,9 @@ class _Run:
         self.steps = steps_per_epoch(len(data.train_y), settings.batch_size)
         self.rows: tuple[EpochRow, ...] = () if start is None else start.rows
         self.objective = Objective(model)
-        self.adam = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+        self.parameters = sum(parameter.numel() for parameter in model.parameters())
+        self.augmentation = make_augmentation(settings, data)
+        self.adam = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
         self.trained: _FabricModule
         self.optimizer: _FabricOptimizer
         self.trained, self.optimizer = fabric.setup(self.objective, self.adam)
@@ -158,6 +164,8 @@ class _Run:
             model.load_state_dict(start.model)
             self.adam.load_state_dict(start.optimizer)
         self.dtype = next(model.parameters()).dtype
+        self.wide = torch.promote_types(self.dtype, data.train_x.dtype)
+        self.part = slice(fabric.global_rank, None, fabric.world_size)
         self.held = self._share(*held)
         self.tested = self._share(data.test_x, data.test_y)
         self.order = torch.Generator().manual_seed(settings.seed)
@@ -183,7 +191,7 @@ class _Run:
                 watch.epoch(row)
                 self.fabric.barrier()
         stopped = len(self.rows) < self.settings.epochs
-        return TrainResult(self.rows, best_row(self.rows), stopped, main)
+        return TrainResult(self.rows, best_row(self.rows), stopped, self.parameters, main)
 
     def _epoch(self, watch: Watch) -> EpochRow:
         """Train one epoch and measure."""
@@ -221,7 +229,7 @@ class _Run:
         """This process's part of every batch of the next epoch, and the number of samples in the whole batch."""
         order = torch.randperm(len(self.data.train_y), generator=self.order)
         for batch in order.split(self.settings.batch_size):
-            yield batch[self.fabric.global_rank :: self.fabric.world_size], len(batch)
+            yield batch[self.part], len(batch)
 
     def _step(self, index: Tensor, count: int, step: int) -> None:
         """One update. DDP averages over the processes: each loss is scaled so that this is the mean over the batch."""
@@ -229,7 +237,8 @@ class _Run:
             group["lr"] = self._learning_rate(step)
         index = index.to(self.data.train_x.device)
         self.optimizer.zero_grad()
-        loss = self.trained(self.data.train_x[index], self.data.train_y[index], self.fabric.world_size / count)
+        inputs = self.augmentation(self.data.train_x[index].to(self.wide), step, count, self.part)
+        loss = self.trained(inputs, self.data.train_y[index], self.fabric.world_size / count)
         self.fabric.backward(loss)
         self.optimizer.step()
 
@@ -241,9 +250,8 @@ class _Run:
 
     def _share(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """This process's part of samples that are evaluated, on its device, in the precision of the parameters."""
-        part = slice(self.fabric.global_rank, None, self.fabric.world_size)
         device = self.fabric.device
-        return inputs[part].to(device, self.dtype), labels[part].to(device)
+        return inputs[self.part].to(device, self.dtype), labels[self.part].to(device)
 
     def _evaluate(self, inputs: Tensor, labels: Tensor) -> tuple[float, float]:
         with self.fabric.autocast():

@@ -59,11 +59,12 @@ class Terminal(Watch):
         self._stack = stack
         self._bar: Bar | None = None
 
-    def started(self, start: Checkpoint | None, fabric: Fabric) -> None:
+    def started(self, start: Checkpoint | None, fabric: Fabric, parameters: int) -> None:
         for remark in self._remarks:
             warn(remark)
         description = {
             "settings": self._settings.shown(),
+            "parameters": parameters,
             "environment": {
                 "implicit_bregman": implicit_bregman.__version__,
                 "python": platform.python_version(),
@@ -105,6 +106,7 @@ def report(result: TrainResult, settings: TrainSettings, folder: Path) -> None:
     ended = f" (stopped early: {settings.patience} epochs without a better one)" if result.stopped_early else ""
     show(table)
     show(f"Best of {len(result.rows)} epochs{ended}: {best.epoch}, with a test accuracy of {best.test_accuracy:.2%}")
+    show(f"{result.parameters:,} parameters, trained in {sum(row.seconds for row in result.rows):.1f} s")
     show(f"Written to {folder}: {METRICS}, {EVENTS}/, {BEST_MODEL} (epoch {best.epoch}), {CHECKPOINT}, {DESCRIPTION}")
 
 

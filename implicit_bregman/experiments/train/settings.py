@@ -38,9 +38,16 @@ class TrainSettings:
         max_iter: Largest number of the solver's iterations; None: its default.
         epochs: Largest number of epochs.
         batch_size: Samples per step, of all processes together; the last batch of an epoch may be smaller.
-        learning_rate: Adam's learning rate, at the start.
+        learning_rate: AdamW's learning rate, at the start.
         schedule: "constant", or "cosine": from there to 0 in `epochs` epochs.
+        weight_decay: AdamW's decoupled weight decay, of all parameters; 0 is plain Adam.
         patience: Epochs without a smaller validation loss after which to stop; None: never.
+        input_dropout: Share of the features, in [0, 1), that are replaced by their means in each training sample, while
+            the others are divided by the share that is left.
+        shift: Largest shift of a training image, in pixels, in each direction; 0: none.
+        rotation: Largest rotation of a training image, in degrees, either way.
+        zoom: Largest change of a training image's size, as a share in [0, 1): by a factor between 1 - zoom and
+            1 + zoom.
         accelerator: "cpu", "gpu", or "auto": a GPU if there is one.
         devices: Number of processes on this machine, each with its device; None: one, or those that torchrun started.
         strategy: "ddp", or "auto": DDP where there are several processes.
@@ -69,7 +76,12 @@ class TrainSettings:
     batch_size: int = 64
     learning_rate: float = 5e-3
     schedule: str = "constant"
+    weight_decay: float = 0.0
     patience: int | None = None
+    input_dropout: float = 0.0
+    shift: float = 0.0
+    rotation: float = 0.0
+    zoom: float = 0.0
     accelerator: str = "auto"
     devices: int | None = None
     strategy: str = "auto"
@@ -86,9 +98,11 @@ class TrainSettings:
         check_positive("learning_rate", self.learning_rate)
         if self.tol is not None:
             check_positive("tol", self.tol)
-        check_nonnegative("regularization", self.regularization)
-        if not 0 <= self.validation < 1:
-            raise ValueError(f"validation must be a share in [0, 1), got {self.validation}")
+        for name in ("regularization", "weight_decay", "shift", "rotation"):
+            check_nonnegative(name, getattr(self, name))
+        for name in ("validation", "input_dropout", "zoom"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be a share in [0, 1), got {getattr(self, name)}")
         if self.patience is not None and self.validation == 0:
             raise ValueError(f"patience = {self.patience} needs a validation set: use validation > 0")
         check_choice("schedule", self.schedule, SCHEDULES)
@@ -111,7 +125,9 @@ class TrainSettings:
         """
         free = [name for name in MAY_CHANGE if name != "epochs" or self.schedule == "constant"]
         now = self.shown()
-        differing = [name for name in now if name not in free and now[name] != before.get(name)]
+        # A run from before a setting existed did what the setting's default does.
+        before = {**TrainSettings().shown(), **before}
+        differing = [name for name in now if name not in free and now[name] != before[name]]
         if differing:
-            changes = ", ".join(f"{name} = {before.get(name)} there, {now[name]} here" for name in differing)
+            changes = ", ".join(f"{name} = {before[name]} there, {now[name]} here" for name in differing)
             raise ValueError(f"the run to be resumed has other settings ({changes}): use the same, or another --out")
