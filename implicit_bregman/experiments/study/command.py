@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import typer
 
-STUDIES: tuple[Callable[..., None], ...] = ()
+from implicit_bregman.experiments.study.infimum_command import infimum
+
+STUDIES: tuple[Callable[..., None], ...] = (infimum,)
 
 
 def make_app() -> typer.Typer:

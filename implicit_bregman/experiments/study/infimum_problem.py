@@ -17,7 +17,7 @@ from implicit_bregman.solvers import Newton
 from implicit_bregman.status import Status
 
 FEATURES, INPUTS = 2, 2
-TOL, MAX_ITER = 1e-12, 5000
+TOL, MAX_ITER = 1e-12, 1000
 REACH = 2.0  # of the entries of U and of the read-out
 
 
@@ -92,7 +92,12 @@ class Problem:
         # In the low-rank family |Ux + b| ≤ 0.95 for |x| ≤ 1: the system then always has a solution inside C.
         reach, offset = (0.4, 0.15) if family.low_rank else (REACH, 1.0)
         angle, lowest, highest = (-math.pi, math.pi), *family.spectrum
-        bounds = [angle, *[(lowest, highest)] * rows, *[(-reach, reach)] * (rows * INPUTS), *[(-offset, offset)] * rows]
+        bounds: list[tuple[float, float]] = [
+            angle,
+            *[(lowest, highest)] * rows,
+            *[(-reach, reach)] * (rows * INPUTS),
+            *[(-offset, offset)] * rows,
+        ]
         bounds += [(-REACH, REACH)] * (FEATURES + 1)
         low, high = np.array(bounds).T
         self.centre, self.radius = (low + high) / 2, (high - low) / 2
