@@ -7,8 +7,9 @@ from collections.abc import Callable
 import typer
 
 from implicit_bregman.experiments.study.hypergradient_command import hypergradient
+from implicit_bregman.experiments.study.infimum_command import infimum
 
-STUDIES: tuple[Callable[..., None], ...] = (hypergradient,)
+STUDIES: tuple[Callable[..., None], ...] = (hypergradient, infimum)
 
 
 def make_app() -> typer.Typer:

@@ -1,0 +1,250 @@
+"""Does the infimum of training L unrolled steps converge to that of training the implicit layer, and how fast?
+
+Small full-batch problems, trained to optimality from several starts. The paper leaves the question open.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+import implicit_bregman.experiments.study.descent as descent
+import implicit_bregman.experiments.study.infimum_problem as infimum_problem
+from implicit_bregman.adjoints import unrolled
+from implicit_bregman.experiments.cells import Cell, code_version
+from implicit_bregman.experiments.grid import Grid
+from implicit_bregman.experiments.grid_report import GridReport
+from implicit_bregman.experiments.study.descent import Descent, Vector, descend
+from implicit_bregman.experiments.study.infimum_problem import FAMILIES, Problem, make_data
+from implicit_bregman.settings import check_choice, check_count
+
+DEPTHS = (1, 2, 4, 8, 16, 32, 64, 128)
+HOMOTOPY = (0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5)
+KICKS = (0.1, 0.01)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How hard the infima are searched for.
+
+    Attributes:
+        starts: Random starts at each of the depths `search` and in the limit.
+        search: Depths at which random starts are made.
+        tracks: How many of the best of these are followed to all other depths.
+        evaluations: Of the loss in one descent; restarts of the best may take twice as many.
+    """
+
+    starts: int = 6
+    search: tuple[int, ...] = (2, 8)
+    tracks: int = 2
+    evaluations: int = 80
+
+    def __post_init__(self) -> None:
+        for name in ("starts", "tracks", "evaluations"):
+            check_count(name, getattr(self, name))
+        for depth in self.search:
+            check_count("search", depth)
+
+
+@dataclass(frozen=True)
+class InfimumSettings:
+    """Settings of the study of the infimum.
+
+    Attributes:
+        seed: First seed; it draws data and starts.
+        seeds: Number of seeds: seed, seed + 1, …
+        depths: Numbers of steps L, at least two, ascending.
+        families: Sets of layers, of `FAMILIES`.
+        samples: N.
+        effort: How hard the infima are searched for.
+
+    Raises:
+        ValueError: For a setting out of range.
+    """
+
+    seed: int = 0
+    seeds: int = 5
+    depths: tuple[int, ...] = DEPTHS
+    families: tuple[str, ...] = tuple(FAMILIES)
+    samples: int = 10
+    effort: Effort = field(default_factory=Effort)
+
+    def __post_init__(self) -> None:
+        check_count("seed", self.seed, 0)
+        for name in ("seeds", "samples"):
+            check_count(name, getattr(self, name))
+        for depth in self.depths:
+            check_count("depths", depth)
+        if len(self.depths) < 2 or list(self.depths) != sorted(set(self.depths)):
+            raise ValueError(f"depths must be at least two numbers in ascending order, got {self.depths}")
+        if not self.families:
+            raise ValueError(f"families must name at least one of {', '.join(FAMILIES)}")
+        for name in self.families:
+            check_choice("families", name, tuple(FAMILIES))
+
+    @classmethod
+    def quick(cls, seed: int = 0) -> InfimumSettings:
+        """A subset for a look: 2 seeds, 4 families, L up to 32, half the effort."""
+        return replace(
+            cls(seed=seed),
+            seeds=2,
+            depths=(1, 2, 4, 8, 16, 32),
+            families=("convex", "convex-reg", "semidefinite", "low-rank"),
+            effort=Effort(starts=3, tracks=1, evaluations=50),
+        )
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training problem, for all depths and the limit."""
+
+    family: str
+    seed: int
+    depths: tuple[int, ...]
+    samples: int
+    effort: Effort
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """The end of one descent, and how it was started."""
+
+    end: Descent
+    origin: str
+
+
+class Search:
+    """Candidates for the minimiser of F_L, for every L, and of F_∞ (None)."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.problem = Problem(FAMILIES[task.family], *make_data(task.seed, task.samples))
+        self.generator = np.random.default_rng(task.seed)
+        self.found: dict[int | None, list[Candidate]] = {steps: [] for steps in (*task.depths, None)}
+
+    def descend(self, steps: int | None, start: Vector, origin: str, factor: int = 1) -> Candidate:
+        """Descend, and keep the end if it is a candidate for a depth asked for."""
+        count = factor * self.task.effort.evaluations
+        end = descend(lambda u: self.problem.loss(u, steps), start, count)
+        candidate = Candidate(end, origin)
+        if steps in self.found:
+            self.found[steps].append(candidate)
+        return candidate
+
+    def best(self, steps: int | None) -> Candidate:
+        """The lowest candidate."""
+        return min(self.found[steps], key=lambda candidate: candidate.end.value)
+
+    def from_random(self) -> list[Vector]:
+        """Descend from random starts, and return the ends that are to be followed."""
+        effort, kept = self.task.effort, []
+        for steps in (*effort.search, None):
+            ends = [
+                self.descend(steps, self.problem.random(self.generator), "random", 2).end for _ in range(effort.starts)
+            ]
+            kept += [(end.value, rank, end.place) for rank, end in enumerate(sorted(ends, key=lambda end: end.value))]
+        # The best of each depth first: values of different depths do not compare.
+        kept.sort(key=lambda item: (item[1], item[0]))
+        return [place for _, _, place in kept[: effort.tracks]]
+
+    def follow(self, place: Vector, depths: tuple[int, ...], origin: str) -> Vector:
+        """Descend at one depth after the other, each from where the last ended."""
+        for steps in depths:
+            place = self.descend(steps, place, origin).end.place
+        return place
+
+    def to_the_limit(self, place: Vector) -> None:
+        """Descend in F_∞, directly and along γ → 0, which smooths its kinks."""
+        self.descend(None, place, "from L", 2)
+        for extra in HOMOTOPY:
+            count = self.task.effort.evaluations
+            place = descend(lambda u, g=extra: self.problem.loss(u, None, g), place, count).place  # type: ignore[misc]
+        self.descend(None, place, "smoothed", 2)
+
+    def polish(self, steps: int | None) -> float:
+        """Start again at the best and near it; by how much that is lower."""
+        before = self.best(steps).end
+        self.descend(steps, before.place, self.best(steps).origin, 2)
+        for size in KICKS:
+            shift = size * self.generator.standard_normal(self.problem.parameters)
+            self.descend(steps, before.place + shift, "kick")
+        return before.value - self.best(steps).end.value
+
+
+def find_infima(task: Task) -> dict[str, Any]:
+    """The cell: inf_L for every L and inf_∞, each the lowest of several descents.
+
+    Returns:
+        One entry per depth in `inf`, `limit_of` (F_∞(θ_L)), `at_limit` (F_L(θ_∞)), `slope` (largest entry of the
+        gradient), `gain` (what the last restarts still won), `origin` and `spread` (how far the median descent ended
+        above the best); the limit is the last entry of each.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # failures are counted
+        search = Search(task)
+        depths = task.depths
+        for place in search.from_random():
+            search.to_the_limit(search.follow(place, depths, "from L/2"))
+        search.follow(search.best(None).end.place, depths[::-1], "from ∞")
+        search.to_the_limit(search.best(depths[-1]).end.place)
+        order: tuple[int | None, ...] = (*depths, None)
+        gain = {steps: search.polish(steps) for steps in order}
+        _exchange(search)
+    problem, limit = search.problem, search.best(None).end
+    best = [search.best(steps) for steps in order]
+    return {
+        "inf": [item.end.value for item in best],
+        "limit_of": [problem.value(item.end.place, None) for item in best],
+        "at_limit": [problem.value(limit.place, steps) for steps in order],
+        "slope": [item.end.gradient for item in best],
+        "gain": [gain[steps] for steps in order],
+        "origin": [item.origin for item in best],
+        "spread": [
+            float(np.median([item.end.value for item in search.found[steps]])) - search.best(steps).end.value
+            for steps in order
+        ],
+        "evaluations": problem.evaluations,
+        "failed": problem.failed,
+    }
+
+
+def _exchange(search: Search) -> None:
+    """No minimiser of one depth may be better than the best known at another: inf_L ≤ F_L(θ_∞), inf_∞ ≤ F_∞(θ_L)."""
+    depths, limit = search.task.depths, search.best(None).end.place
+    for steps in depths:
+        if search.problem.value(limit, steps) < search.best(steps).end.value:
+            search.descend(steps, limit, "from ∞")
+    for steps in depths:
+        place = search.best(steps).end.place
+        if search.problem.value(place, None) < search.best(None).end.value:
+            search.descend(None, place, "from L", 2)
+
+
+def study_infimum(settings: InfimumSettings, grid: Grid) -> GridReport:
+    """Find the infima of all families and seeds and compare them.
+
+    Args:
+        settings: Families, depths, seeds, effort.
+        grid: Computes and keeps the cells.
+    """
+    from implicit_bregman.experiments.study.infimum_report import make_report
+
+    version = code_version(descent, infimum_problem, unrolled, Search, find_infima, _exchange)
+    cells = [
+        Cell(
+            f"{family} seed {seed}",
+            find_infima,
+            Task(family, seed, settings.depths, settings.samples, settings.effort),
+            version,
+        )
+        for seed in range(settings.seed, settings.seed + settings.seeds)
+        for family in settings.families
+    ]
+    results = grid.run(cells)
+    found: dict[str, list[dict[str, Any]]] = {family: [] for family in settings.families}
+    for cell, result in zip(cells, results, strict=True):
+        found[cell.settings.family].append(result)
+    return make_report(settings, found)

@@ -1,0 +1,158 @@
+"""The small training problems of the study of the infimum: data, a compact set of parameters, and the loss."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from implicit_bregman.adjoints import Unrolled
+from implicit_bregman.experiments.study.descent import Vector
+from implicit_bregman.nn import BregmanDEQ
+from implicit_bregman.solvers import Newton
+from implicit_bregman.status import Status
+
+FEATURES, INPUTS = 2, 2
+TOL, MAX_ITER = 1e-12, 1000
+REACH = 2.0  # of the entries of U and of the read-out
+
+
+@dataclass(frozen=True)
+class Family:
+    """A set of layers that are trained over.
+
+    Attributes:
+        text: For people.
+        spectrum: Bounds of the eigenvalues of −W; for `low_rank` of the singular value of V. None is larger than
+            σ = 1, so that the automatic step is τ = 1 everywhere and the gradient of the unrolled layer is exact.
+        regularization: γ.
+        geometry: φ.
+        low_rank: Whether W = −vvᵀ.
+        rate: What is proved of |inf_L − inf_∞|, see `docs/study.md`.
+    """
+
+    text: str
+    spectrum: tuple[float, float]
+    regularization: float = 0.0
+    geometry: str = "tanh"
+    low_rank: bool = False
+    rate: str = "nothing"
+
+
+FAMILIES = {
+    "convex": Family("convex, γ = 0", (0.1, 1.0), rate="O(L^-1/2)"),
+    "convex-reg": Family("convex, γ = 0.1", (0.1, 1.0), 0.1, rate="geometric"),
+    "convex-arctan": Family("convex, γ = 0, arctan", (0.1, 1.0), geometry="arctan"),
+    "semidefinite": Family("semidefinite, γ = 0", (0.0, 1.0)),
+    "indefinite": Family("indefinite, γ = 0", (-1.0, 1.0)),
+    "indefinite-reg": Family("indefinite, γ = 0.1", (-1.0, 1.0), 0.1),
+    "low-rank": Family("low rank, γ = 0", (0.3, 1.0), low_rank=True, rate="geometric"),
+    "low-rank-reg": Family("low rank, γ = 0.1", (0.3, 1.0), 0.1, low_rank=True, rate="geometric"),
+}
+
+
+def make_data(seed: int, samples: int) -> tuple[Float[Tensor, "N 2"], Float[Tensor, " N"]]:
+    """Inputs in [−1, 1]², (N, 2), and targets, (N,), a sine wave of random direction and phase with noise of 0.2."""
+    generator = torch.Generator().manual_seed(seed)
+    x = 2 * torch.rand(samples, INPUTS, generator=generator, dtype=torch.float64) - 1
+    normal = torch.randn(INPUTS, generator=generator, dtype=torch.float64)
+    phase = 2 * math.pi * torch.rand(1, generator=generator, dtype=torch.float64)
+    noise = 0.2 * torch.randn(samples, generator=generator, dtype=torch.float64)
+    return x, 0.8 * torch.sin(3 * x @ (normal / normal.norm()) + phase) + noise
+
+
+class Problem:
+    """F_L(θ) = ½ mean (aᵀz_L(x; θ) + a₀ − t)² and F_∞, over a box of parameters θ, in float64.
+
+    θ is made of the angle of the eigenvectors of W, the eigenvalues, U, b and the read-out. The box is written as
+    centre + radius · sin(u) with any u, so that the optimizer meets no bounds.
+
+    Args:
+        family: The set of layers.
+        x: (N, 2).
+        t: (N,).
+
+    Attributes:
+        parameters: Number of entries of u.
+        evaluations: Of value and gradient, so far.
+        failed: How many of these had a sample that did not converge.
+    """
+
+    def __init__(self, family: Family, x: Float[Tensor, "N 2"], t: Float[Tensor, " N"]) -> None:
+        self.family, self.x, self.t = family, x, t
+        weight, rank = ("low_rank", 1) if family.low_rank else ("symmetric", None)
+        self.layer = BregmanDEQ(
+            INPUTS, FEATURES, family.geometry, weight, family.regularization, rank=rank, dtype=torch.float64
+        )
+        rows = rank or FEATURES
+        # In the low-rank family |Ux + b| ≤ 0.95 for |x| ≤ 1: the system then always has a solution inside C.
+        reach, offset = (0.4, 0.15) if family.low_rank else (REACH, 1.0)
+        angle, lowest, highest = (-math.pi, math.pi), *family.spectrum
+        bounds: list[tuple[float, float]] = [
+            angle,
+            *[(lowest, highest)] * rows,
+            *[(-reach, reach)] * (rows * INPUTS),
+            *[(-offset, offset)] * rows,
+        ]
+        bounds += [(-REACH, REACH)] * (FEATURES + 1)
+        low, high = np.array(bounds).T
+        self.centre, self.radius = (low + high) / 2, (high - low) / 2
+        self.sizes = (1, rows, rows * INPUTS, rows, FEATURES, 1)
+        self.parameters = len(bounds)
+        self.evaluations = self.failed = 0
+
+    def random(self, generator: np.random.Generator) -> Vector:
+        """A start u, (p,), with θ uniform in the middle 90 % of the box."""
+        return np.arcsin(generator.uniform(-0.9, 0.9, self.parameters))
+
+    def at(self, theta: Vector) -> Vector:
+        """The u of a θ in the box, (p,)."""
+        return np.arcsin(np.clip((theta - self.centre) / self.radius, -1, 1))
+
+    def loss(self, u: Vector, steps: int | None, extra: float = 0.0) -> tuple[float, Vector]:
+        """F and its gradient with respect to u, (p,).
+
+        Args:
+            u: (p,).
+            steps: L; None: ∞.
+            extra: Added to γ.
+        """
+        theta = torch.from_numpy(self.centre + self.radius * np.sin(u)).requires_grad_()
+        value = 0.5 * (self._output(theta, steps, extra) - self.t).square().mean()
+        value.backward()
+        self.evaluations += 1
+        status = self.layer.last_solution
+        assert status is not None
+        assert theta.grad is not None
+        self.failed += int(bool((status.status > int(Status.TRUNCATED)).any()))
+        return float(value), theta.grad.numpy() * self.radius * np.cos(u)
+
+    def value(self, u: Vector, steps: int | None) -> float:
+        """F alone."""
+        return self.loss(u, steps)[0]
+
+    def _output(self, theta: Tensor, steps: int | None, extra: float) -> Float[Tensor, " N"]:
+        angle, spectrum, matrix, offset, readout, constant = theta.split(self.sizes)
+        cosine, sine = angle.cos(), angle.sin()
+        vectors = torch.stack([torch.cat([cosine, sine]), torch.cat([-sine, cosine])], dim=1)
+        matrix = matrix.view(-1, INPUTS)
+        if self.family.low_rank:
+            # β is written in units of the singular value, so that the bound on U and b makes it feasible.
+            parts = {"weight_map.vectors": vectors[:, :1] * spectrum}
+            matrix, offset = spectrum * matrix, spectrum * offset
+        else:
+            parts = {"weight_map.entries": -(vectors * spectrum) @ vectors.mT}
+        parts |= {"input_weight": matrix, "bias": offset}
+        layer = self.layer
+        layer.regularization = self.family.regularization + extra
+        if steps is None:
+            layer.adjoint, layer.solver = "implicit", Newton(tol=TOL, max_iter=MAX_ITER, on_failure="ignore")
+        else:
+            layer.adjoint, layer.solver = Unrolled(steps=steps), "auto"
+        named = {f"energy.{name}": tensor for name, tensor in parts.items()}
+        z: Tensor = torch.func.functional_call(layer, named, (self.x,))
+        return z @ readout + constant

@@ -1,0 +1,150 @@
+"""Rows, findings and figure of the study of the infimum."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from implicit_bregman.experiments.grid_report import GridReport
+from implicit_bregman.experiments.plots import BLUE, GREEN, RED, figure_of, png
+from implicit_bregman.experiments.study.infimum_problem import FAMILIES
+
+if TYPE_CHECKING:
+    from implicit_bregman.experiments.study.infimum import InfimumSettings
+
+Found = dict[str, list[dict[str, Any]]]
+LEAST = 1e-10
+SERIES = {
+    "inf": ("|inf_L − inf_∞|", BLUE, "o"),
+    "limit_of": ("F_∞(θ_L) − inf_∞", RED, "s"),
+    "at_limit": ("F_L(θ_∞) − inf_∞", GREEN, "^"),
+}
+
+
+def make_report(settings: InfimumSettings, found: Found) -> GridReport:
+    """The report.
+
+    Args:
+        settings: What was asked for.
+        found: Per family, what the cell of each seed returned.
+    """
+    rows = tuple(
+        _row(family, results, index, depth)
+        for family, results in found.items()
+        for index, depth in enumerate(settings.depths)
+    )
+    effort = settings.effort
+    return GridReport(
+        "infimum",
+        "inf of Problem 2.2 against L, and inf of Problem 2.1",
+        (
+            f"{settings.samples} samples, z in R², loss ½ mean (aᵀz + a₀ − t)², all parameters in a box, float64.",
+            f"{effort.starts} random starts at L = {', '.join(map(str, effort.search))} and ∞; {effort.tracks} of the "
+            "ends are followed to all L, to the limit and back; restarts and kicks of the best at each L.",
+            f"Floor: ten times what the last restarts won, at L or in the limit, and at least {LEAST:g}.",
+        ),
+        (),
+        tuple(_finding(family, results, settings.depths) for family, results in found.items()),
+        rows,
+        (
+            ("layers", ("family",)),
+            ("L", ("depth",)),
+            ("inf_L − inf_∞, median", ("signed:.2e",)),
+            ("F_∞(θ_L) − inf_∞", ("limit_of:.2e",)),
+            ("F_L(θ_∞) − inf_∞", ("at_limit:.2e",)),
+            ("floor", ("floor:.0e",)),
+            ("below inf_∞", ("below",)),
+        ),
+        {"depths": settings.depths, "found": found},
+        {"infimum.png": _figure(settings.depths, found)},
+    )
+
+
+def differences(result: dict[str, Any], key: str) -> list[float]:
+    """What a series is above inf_∞, one per depth."""
+    return [value - result["inf"][-1] for value in result[key][:-1]]
+
+
+def floors(result: dict[str, Any]) -> list[float]:
+    """Below what a difference may be an optimization gap, one per depth."""
+    gain = result["gain"]
+    return [max(10 * (won + gain[-1]), LEAST) for won in gain[:-1]]
+
+
+def fit(depths: tuple[int, ...], values: list[float], floor: list[float]) -> tuple[str, float] | None:
+    """The law that fits log |value| better, "geometric" (C q^L) or "power" (C L^-p), and q or p.
+
+    None if fewer than four values are above the floor.
+    """
+    kept = [(L, abs(v)) for L, v, f in zip(depths, values, floor, strict=True) if abs(v) > f]
+    if len(kept) < 4:
+        return None
+    places, logs = np.array([L for L, _ in kept], dtype=float), np.log([v for _, v in kept])
+    errors = {}
+    for law, at in (("geometric", places), ("power", np.log(places))):
+        slope, offset = np.polyfit(at, logs, 1)
+        parameter = math.exp(slope) if law == "geometric" else -slope
+        errors[law] = (float(np.square(slope * at + offset - logs).sum()), float(parameter))
+    law = min(errors, key=lambda name: errors[name][0])
+    return law, errors[law][1]
+
+
+def _row(family: str, results: list[dict[str, Any]], index: int, depth: int) -> dict[str, Any]:
+    middle = {key: statistics.median(differences(item, key)[index] for item in results) for key in SERIES}
+    below = sum(differences(item, "inf")[index] < -floors(item)[index] for item in results)
+    return {
+        "family": FAMILIES[family].text,
+        "depth": depth,
+        "signed": middle["inf"],
+        "limit_of": middle["limit_of"],
+        "at_limit": middle["at_limit"],
+        "floor": statistics.median(floors(item)[index] for item in results),
+        "below": f"{below}/{len(results)}",
+    }
+
+
+def _finding(family: str, results: list[dict[str, Any]], depths: tuple[int, ...]) -> str:
+    fits = [fit(depths, differences(item, "inf"), floors(item)) for item in results]
+    told = []
+    for law, name in (("geometric", "q"), ("power", "p")):
+        values = [item[1] for item in fits if item is not None and item[0] == law]
+        if values:
+            told.append(f"{law} in {len(values)} (median {name} = {statistics.median(values):.3g})")
+    last = [differences(item, "inf")[-1] for item in results]
+    resolved = sum(abs(value) > floors(item)[-1] for value, item in zip(last, results, strict=True))
+    origins = [origin for item in results for origin in item["origin"]]
+    moved = sum(origin not in ("random", "kick") for origin in origins)
+    failed, evaluations = (sum(item[key] for item in results) for key in ("failed", "evaluations"))
+    return (
+        f"{FAMILIES[family].text} (proved: {FAMILIES[family].rate}): |inf_L − inf_∞| at L = {depths[-1]} is "
+        f"{statistics.median(map(abs, last)):.1e}, median of {len(results)} seeds, above the floor in {resolved}; "
+        f"the better fit is {', '.join(told) or 'not to be had, too few values are above the floor'}. The best start "
+        f"was a continuation in {moved} of {len(origins)} cases; {failed} of {evaluations} evaluations had a sample "
+        "that did not converge."
+    )
+
+
+def _figure(depths: tuple[int, ...], found: Found) -> tuple[bytes, str]:
+    high = math.ceil(len(found) / 2)
+    with figure_of(2 * high, 0.4 + 1.7 * high, columns=2, sharex=True, rows=high) as (figure, axes):
+        for axis, (family, results) in zip(axes, found.items(), strict=False):
+            for key, (label, color, marker) in SERIES.items():
+                curves = [[max(abs(value), 1e-14) for value in differences(item, key)] for item in results]
+                for curve in curves:
+                    axis.plot(depths, curve, color=color, alpha=0.2, linewidth=0.6)
+                middle = [statistics.median(values) for values in zip(*curves, strict=True)]
+                axis.plot(depths, middle, color=color, marker=marker, label=label)
+            floor = [statistics.median(values) for values in zip(*map(floors, results), strict=True)]
+            axis.fill_between(depths, [1e-14] * len(depths), floor, color="#999999", alpha=0.2, linewidth=0)
+            axis.set(xscale="log", yscale="log", ylim=(1e-11, 2))
+            axis.set_title(FAMILIES[family].text, fontsize=8)
+        for axis in axes[len(found) :]:
+            axis.set_visible(False)
+        for axis in axes[-2:]:
+            axis.set_xlabel("L")
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+        return png(figure), "Differences to inf_∞ against L, median and single seeds; grey: below the floor"
