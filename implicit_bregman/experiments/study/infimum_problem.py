@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.adjoints import Unrolled
+from implicit_bregman.adjoints import Implicit, Unrolled
 from implicit_bregman.experiments.study.descent import Vector
 from implicit_bregman.nn import BregmanDEQ
 from implicit_bregman.solvers import Newton
@@ -129,7 +129,7 @@ class Problem:
         assert status is not None
         assert theta.grad is not None
         self.failed += int(bool((status.status > int(Status.TRUNCATED)).any()))
-        return float(value), theta.grad.numpy() * self.radius * np.cos(u)
+        return float(value.detach()), theta.grad.numpy() * self.radius * np.cos(u)
 
     def value(self, u: Vector, steps: int | None) -> float:
         """F alone."""
@@ -150,7 +150,8 @@ class Problem:
         layer = self.layer
         layer.regularization = self.family.regularization + extra
         if steps is None:
-            layer.adjoint, layer.solver = "implicit", Newton(tol=TOL, max_iter=MAX_ITER, on_failure="ignore")
+            layer.adjoint = Implicit(on_failure="ignore")
+            layer.solver = Newton(tol=TOL, max_iter=MAX_ITER, on_failure="ignore")
         else:
             layer.adjoint, layer.solver = Unrolled(steps=steps), "auto"
         named = {f"energy.{name}": tensor for name, tensor in parts.items()}

@@ -85,7 +85,7 @@ def test_the_command_writes_its_report(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(InfimumSettings, "quick", classmethod(lambda cls, seed: replace(SETTINGS, seed=seed)))
     assert main(["study", "infimum", "--quick", "--depths", "1,2", "--jobs", "1", "--out", str(tmp_path)]) == 0
     document = json.loads((tmp_path / "results.json").read_text())
-    assert document["command"] == "implicit-bregman study infimum --quick --depths 1,2"
+    assert document["command"] == "implicit-bregman study infimum --depths 1,2 --quick"
     assert [row["depth"] for row in document["rows"]] == [1, 2]
     assert (tmp_path / "infimum.png").stat().st_size > 1000
     assert main(["study", "infimum", "--quick", "--depths", "x"]) == 2
