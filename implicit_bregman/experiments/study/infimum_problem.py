@@ -79,7 +79,7 @@ class Problem:
     Attributes:
         parameters: Number of entries of u.
         evaluations: Of value and gradient, so far.
-        failed: How many of these had a sample that did not converge.
+        failed: How many of these had a sample whose forward or backward solve failed.
     """
 
     def __init__(self, family: Family, x: Float[Tensor, "N 2"], t: Float[Tensor, " N"]) -> None:
@@ -125,10 +125,11 @@ class Problem:
         value = 0.5 * (self._output(theta, steps, extra) - self.t).square().mean()
         value.backward()
         self.evaluations += 1
-        status = self.layer.last_solution
-        assert status is not None
+        solution = self.layer.last_solution
+        assert solution is not None
         assert theta.grad is not None
-        self.failed += int(bool((status.status > int(Status.TRUNCATED)).any()))
+        solves = [found for found in (solution.status, solution.adjoint.status) if found is not None]
+        self.failed += any(bool((found > int(Status.TRUNCATED)).any()) for found in solves)
         return float(value.detach()), theta.grad.numpy() * self.radius * np.cos(u)
 
     def value(self, u: Vector, steps: int | None) -> float:

@@ -123,7 +123,7 @@ def _finding(family: str, results: list[dict[str, Any]], depths: tuple[int, ...]
         f"{statistics.median(map(abs, last)):.1e}, median of {len(results)} seeds, above the floor in {resolved}; "
         f"the better fit is {', '.join(told) or 'not to be had, too few values are above the floor'}. The best start "
         f"was a continuation in {moved} of {len(origins)} cases; {failed} of {evaluations} evaluations had a sample "
-        "that did not converge."
+        "whose forward or backward solve failed."
     )
 
 
