@@ -243,6 +243,7 @@ def _costs(measured: Sequence[Measured]) -> tuple[bytes, str]:
         for axis, label in zip(axes, labels, strict=True):
             axis.set(xscale="log", yscale="log", xlabel="unrolled steps L", ylabel=label)
             plain_numbers(axis.xaxis)
+        plain_numbers(axes[1].yaxis)
         handles, names = axes[1].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=len(names))
         return png(figure), "Gradient error, time and memory of a training step against L; dotted: implicit"
