@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import datetime
 import hashlib
+import importlib
 import inspect
 import json
 import re
@@ -22,6 +23,11 @@ import torch
 from implicit_bregman.experiments.files import write_all
 
 FORMAT_VERSION = 1
+# What the value and the gradient of a layer depend on.
+LIBRARY = (
+    *("legendre", "energy", "linalg", "solvers", "adjoints", "nn"),
+    *("critical_point", "linearization", "majorization", "objective"),
+)
 
 
 class Unusable(Exception):
@@ -126,6 +132,11 @@ def code_version(*parts: ModuleType | Callable[..., Any] | type) -> str:
         for source in sources:
             digest.update(_essence(textwrap.dedent(source)).encode())
     return digest.hexdigest()[:20]
+
+
+def library_version(*parts: ModuleType | Callable[..., Any] | type) -> str:
+    """`code_version` of everything that solves and differentiates, and of these parts."""
+    return code_version(*(importlib.import_module(f"implicit_bregman.{name}") for name in LIBRARY), *parts)
 
 
 def _essence(source: str) -> str:

@@ -11,6 +11,7 @@ import implicit_bregman
 from implicit_bregman.experiments.files import writable_folder, write_all
 from implicit_bregman.experiments.reproduce.command import make_app as reproduce_app
 from implicit_bregman.experiments.settings import CompareSettings
+from implicit_bregman.experiments.study.command import make_app as study_app
 from implicit_bregman.experiments.terminal import Interrupted, progress_bar, show, warn
 from implicit_bregman.experiments.train.command import train
 
@@ -224,3 +225,4 @@ def benchmark(
 
 
 app.add_typer(reproduce_app(), name="reproduce")
+app.add_typer(study_app(), name="study")

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import typer
 
-STUDIES: tuple[Callable[..., None], ...] = ()
+from implicit_bregman.experiments.study.geometry_command import geometry
+
+STUDIES: tuple[Callable[..., None], ...] = (geometry,)
 
 
 def make_app() -> typer.Typer:

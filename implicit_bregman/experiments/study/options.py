@@ -10,7 +10,7 @@ import typer
 from implicit_bregman.experiments.grid_command import GridCommand
 
 # Options that change a result, of all studies.
-RESULT_OPTIONS = ("quick", "seed", "seeds", "datasets", "depths", "epochs", "train_size", "data_dir")
+RESULT_OPTIONS = ("quick", "seed", "seeds", "datasets", "depths", "geometries", "epochs", "train_size", "data_dir")
 STUDY = GridCommand("study", RESULT_OPTIONS)
 
 Out = Annotated[Path | None, typer.Option(help="Folder for the results; default: study-results/NAME.")]
