@@ -18,6 +18,7 @@ from implicit_bregman.experiments.study.geometry_cells import Task, without_warn
 from implicit_bregman.experiments.training import epoch_batches, evaluate
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre import geometry as find_geometry
+from implicit_bregman.solution import Solution
 from implicit_bregman.solvers import MM, Newton
 
 BOX = (-1.0, 1.0)
@@ -26,7 +27,6 @@ BOX_GEOMETRIES = ("tanh", "isru", "sin", "arctan", "sigmoid", "scaled_tanh")
 SAMPLES = 64
 # Plain MM is run to this residual in float64.
 MM_TOL = 1e-8
-MM_STEPS = 10_000
 # Limits that differ by more in some coordinate are different ones.
 APART = 1e-3
 BASIN_WIDTH = 16
@@ -63,11 +63,19 @@ BOX_REGIMES = (
 
 @dataclass(frozen=True)
 class Boxes:
-    """Asks for one training per geometry, all from the same parameters and with the same batches, in float64."""
+    """Asks for one training per geometry, all from the same parameters and with the same batches, in float64.
+
+    Attributes:
+        task: Data and recipe.
+        regime: γ and L.
+        geometries: Names, moved to the box; the others are compared with the first.
+        max_steps: MM steps, at most, on the way to plain MM's limit.
+    """
 
     task: Task
     regime: BoxRegime
     geometries: tuple[str, ...]
+    max_steps: int
 
 
 @dataclass(frozen=True)
@@ -78,11 +86,13 @@ class Basins:
         seed: Of the problem.
         geometries: Names, moved to the box; the others are compared with the first.
         max_steps: Iterations, at most.
+        samples: Number of offsets c.
     """
 
     seed: int
     geometries: tuple[str, ...]
     max_steps: int
+    samples: int = SAMPLES
 
 
 def on_box(name: str) -> LegendreFunction:
@@ -116,7 +126,9 @@ def train_on_one_box(settings: Boxes) -> dict[str, Any]:
         found: dict[str, Any] = {"steps": steps, "unsolved": {}} | {
             key: {} for key in ("parameters", "accuracy", "answers", "limit", "mm_limit", "mm_short")
         }
-        plain = [None] * len(models) if regime.steps or regime.regularization else _mm_limits(models, data.test_x)
+        plain: list[Solution | None] = [None] * len(models)
+        if not (regime.steps or regime.regularization):
+            plain = _mm_limits(models, data.test_x[:SAMPLES], settings.max_steps)
         for index, name in enumerate(settings.geometries):
             found["parameters"][name] = distances[index]
             found["unsolved"][name] = unsolved[index]
@@ -128,9 +140,9 @@ def train_on_one_box(settings: Boxes) -> dict[str, Any]:
 
 
 def find_basins(settings: Basins) -> dict[str, Any]:
-    """Run MM from ρ(0), the middle of the box, on one indefinite problem with 64 offsets, in float64.
+    """Run MM from ρ(0), the middle of the box, on one problem with 8 eigenvalues of W positive, 8 negative, in float64.
 
-    The largest eigenvalue of -W is at least every σ, so that all take the step σ/λ_max and what differs is φ's shape.
+    All are as large as the largest σ, so that all geometries take the step σ/λ_max and what differs is φ's shape.
 
     Returns:
         By geometry: "unsolved", the share without a limit within the iterations; and of those samples that also the
@@ -144,9 +156,9 @@ def find_basins(settings: Basins) -> dict[str, Any]:
         "indefinite",
         "tanh",
         dim=BASIN_WIDTH,
-        batch=SAMPLES,
-        condition=10.0,
-        active=0.25,
+        batch=settings.samples,
+        condition=1.0,
+        active=0.5,
         stiffness=max(phi.strong_convexity for phi in phis),
         seed=settings.seed,
     )
@@ -216,20 +228,20 @@ def _representation(model: Classifier, x: Tensor) -> Tensor:
         return model.layer(x)
 
 
-def _mm_limits(models: list[Classifier], x: Tensor) -> list[Any]:
-    solver = MM(tol=MM_TOL, max_iter=MM_STEPS, polish=False, on_failure="ignore")
-    found = []
+def _mm_limits(models: list[Classifier], x: Tensor, max_steps: int) -> list[Solution | None]:
+    solver = MM(tol=MM_TOL, max_iter=max_steps, polish=False, on_failure="ignore")
+    found: list[Solution | None] = []
     for model in models:
         usual, model.layer.solver = model.layer.solver, solver
         with torch.no_grad():
-            found.append(model.layer.solve(x[:SAMPLES]))
+            found.append(model.layer.solve(x))
         model.layer.solver = usual
     return found
 
 
-def _compared(solution: Any, first: Any) -> tuple[float | None, float | None]:
+def _compared(solution: Solution | None, first: Solution | None) -> tuple[float | None, float | None]:
     """Largest difference of the samples that both solved, and the share that this one did not solve."""
-    if solution is None:
+    if solution is None or first is None:
         return None, None
     both = solution.converged & first.converged
     gap = (solution.value - first.value).abs().amax(-1)[both]

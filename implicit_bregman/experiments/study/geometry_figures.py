@@ -28,20 +28,20 @@ FLOOR = 1e-17
 def geometry_figures(settings: GeometrySettings, measured: Measured) -> dict[str, tuple[bytes, str]]:
     """File name → PNG file and caption."""
     return {
-        "study-geometry-accuracy.png": (
+        "geometry-accuracy.png": (
             _accuracy(settings, measured),
             "Test accuracy: every seed a dot, the mean a line. Colours: geometries with the same domain",
         ),
-        "study-geometry-cost.png": (
+        "geometry-cost.png": (
             _cost(settings, measured),
             "MM steps to the limit at the trained parameters (hollow: more than half of the samples need more), "
             "time of a training step, and share of the coordinates on a bound",
         ),
-        "study-geometry-box.png": (
+        "geometry-box.png": (
             _one_box(measured),
             "Six geometries on one box against tanh, float64: largest difference of z at equal parameters, and "
-            "relative difference of the parameters while training, median and range over geometries and seeds; 0 is drawn at "
-            "1e-17",
+            "relative difference of the parameters while training, median and range over geometries and seeds; "
+            "0 is drawn at 1e-17",
         ),
     }
 

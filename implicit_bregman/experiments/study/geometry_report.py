@@ -8,7 +8,7 @@ from typing import Any
 
 from implicit_bregman.experiments.grid_report import GridReport, mean_and_spread
 from implicit_bregman.experiments.study.geometry import GeometrySettings, Measured
-from implicit_bregman.experiments.study.geometry_boxes import BOX_GEOMETRIES, MM_STEPS, MM_TOL, SAMPLES
+from implicit_bregman.experiments.study.geometry_boxes import BOX_GEOMETRIES, MM_TOL, SAMPLES
 from implicit_bregman.experiments.study.geometry_cells import COUNT_SAMPLES, COUNT_TOL, REGIMES
 from implicit_bregman.experiments.study.geometry_figures import geometry_figures
 from implicit_bregman.experiments.study.geometry_findings import geometry_findings
@@ -153,10 +153,10 @@ def _setting(settings: GeometrySettings) -> tuple[str, ...]:
         "Unsolved: share of the solves of the training that did not converge. A run is given up when the library "
         "refuses the objective as unbounded below, or more than half of a batch is unsolved in five steps in a row.",
         f"One box: the bounded geometries on [-1, 1], in float64, trained side by side. Largest |z − z tanh|: over "
-        f"{SAMPLES} test images and all seeds, at tanh's last parameters. Parameters apart: ‖θ − θ tanh‖/‖θ tanh‖ after "
-        "training, the largest of the seeds. γσ=0.1: γ = 0.1/σ, so that γφ'' is the same in the middle of the box.",
-        f"Plain MM on one box: to a residual of {MM_TOL:g} in at most {MM_STEPS} steps.",
-        f"W indefinite: 16 coordinates, 4 positive eigenvalues, 64 offsets per seed, MM's limit from the middle of the "
+        f"{SAMPLES} test images and all seeds, at tanh's last parameters. Parameters apart: ‖θ − θ tanh‖/‖θ tanh‖ "
+        "after training, the largest of the seeds. γσ=0.1: γ = 0.1/σ, the same γφ'' in the middle of the box.",
+        f"Plain MM on one box: to a residual of {MM_TOL:g} in at most {settings.box_steps} steps.",
+        f"W indefinite: 16 coordinates, 8 eigenvalues 2 and 8 -2, 64 offsets per seed, MM's limit from the middle of the "
         f"box by the default solver in at most {settings.basin_steps} iterations; the step is σ/λ_max for all. Other "
         "limit: a coordinate differs by more than 1e-3 from tanh's limit, of the samples that both solved.",
     )
