@@ -163,7 +163,7 @@ def train_once(settings: Run) -> dict[str, Any]:
         except ValueError as refusal:
             if "unbounded below" not in str(refusal):
                 raise
-            result["gave_up"] = f"refused: {str(refusal).partition(':')[0]}"
+            result["gave_up"] = f"refused: {str(refusal).partition(' (along')[0]}"
     return result | watch.shares()
 
 

@@ -156,7 +156,7 @@ def _setting(settings: GeometrySettings) -> tuple[str, ...]:
         f"{SAMPLES} test images and all seeds, at tanh's last parameters. Parameters apart: ‖θ − θ tanh‖/‖θ tanh‖ "
         "after training, the largest of the seeds. γσ=0.1: γ = 0.1/σ, the same γφ'' in the middle of the box.",
         f"Plain MM on one box: to a residual of {MM_TOL:g} in at most {settings.box_steps} steps.",
-        f"W indefinite: 16 coordinates, 8 eigenvalues 2 and 8 -2, 64 offsets per seed, MM's limit from the middle of the "
-        f"box by the default solver in at most {settings.basin_steps} iterations; the step is σ/λ_max for all. Other "
-        "limit: a coordinate differs by more than 1e-3 from tanh's limit, of the samples that both solved.",
+        f"W indefinite: 16 coordinates, 8 eigenvalues 2 and 8 -2, 64 offsets per seed, MM's limit from the middle of "
+        f"the box by the default solver in at most {settings.basin_steps} iterations; the step is σ/λ_max for all. "
+        "Other limit: a coordinate differs by more than 1e-3 from tanh's limit, of the samples that both solved.",
     )

@@ -39,7 +39,6 @@ SMALL = GeometrySettings(
     max_steps=50,
     box_steps=50,
     basin_steps=20,
-    geometries=("tanh", "softplus", "identity"),
 )
 FILES = {"cells", "results.json", "results.csv", "report.md"} | {
     f"geometry-{n}.png" for n in ("accuracy", "cost", "box")
@@ -55,7 +54,7 @@ def test_a_coordinate_is_active_at_a_bound_only() -> None:
 
 @pytest.fixture(scope="module")
 def boxes() -> dict[str, dict[str, Any]]:
-    return {regime.name: train_on_one_box(Boxes(TASK, regime, BOX_GEOMETRIES, 3000)) for regime in BOX_REGIMES}
+    return {regime.name: train_on_one_box(Boxes(TASK, regime, BOX_GEOMETRIES, 400)) for regime in BOX_REGIMES}
 
 
 def test_on_one_box_phi_does_not_matter_to_the_limit(boxes: dict[str, dict[str, Any]]) -> None:
@@ -139,10 +138,10 @@ def test_the_steps_to_the_limit_are_those_of_mm() -> None:
 
 
 def test_an_objective_without_a_minimum_ends_the_training() -> None:
-    task = replace(TASK, learning_rate=0.1, epochs=5)
+    task = replace(TASK, learning_rate=0.15, epochs=10)
     run = train_once(Run(task, Regime("bad", 0.0, "symmetric"), "identity", 100))
-    assert run["gave_up"].startswith("refused: the objective is unbounded below")
-    assert 0 < run["steps"] < 20
+    assert run["gave_up"] == "refused: the objective is unbounded below on the domain (-inf, inf) of identity"
+    assert run["steps"] < 40
     assert run["accuracy"] is run["mm_steps"] is None
 
 
@@ -167,7 +166,7 @@ def test_a_training_without_solutions_is_given_up() -> None:
 
 
 def test_an_interrupted_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = replace(SMALL, seeds=1)
+    settings = replace(SMALL, seeds=1, geometries=("tanh",))
     calls: list[str] = []
     real = geometry_cells.train_once
 
@@ -184,8 +183,8 @@ def test_an_interrupted_study_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
         measure_geometry(settings, Grid(tmp_path, Backend(jobs=1), tell=told.append))
     assert "3 finished cells" in told[0]
     measured = measure_geometry(settings, Grid(tmp_path, Backend(jobs=1), tell=told.append))
-    assert len(calls) == 4 + 15 - 3
-    assert len(measured.runs) == 15
+    assert len(calls) == 4 + 5 - 3
+    assert len(measured.runs) == 5
     assert len(told) == 1
 
 
@@ -200,7 +199,7 @@ def test_runs_that_were_given_up_are_reported(tmp_path: Path, monkeypatch: pytes
 
     broken.__module__, broken.__qualname__ = real.__module__, real.__qualname__
     monkeypatch.setattr("implicit_bregman.experiments.study.geometry.train_once", broken)
-    report = study_geometry(replace(SMALL, seeds=1), Grid(tmp_path, Backend(jobs=1)))
+    report = study_geometry(replace(SMALL, seeds=1, geometries=("tanh", "softplus")), Grid(tmp_path, Backend(jobs=1)))
     row = next(row for row in report.rows if row["geometry"] == "softplus" and "symmetric" in row["setting"])
     assert (row["gave_up"], row["reasons"], row["unsolved"]) == ("1 of 1", "refused: no minimum", 25.0)
     assert row["accuracy_mean"] is None
