@@ -88,7 +88,7 @@ def comparison_figures(comparison: Comparison) -> dict[str, tuple[bytes, str]]:
             axes[1].set(ylabel="time per training step [ms]")
             for axis in axes:
                 axis.set_yscale("log")
-                _plain_numbers(axis.yaxis)
+                plain_numbers(axis.yaxis)
             _finish_depth(figure, axes)
             caption = "Memory held for the backward pass, and time of a training step, against L"
             figures["memory_and_time.png"] = (png(figure), caption)
@@ -222,12 +222,12 @@ def _points(
 def _finish_depth(figure: Figure, axes: Sequence[Axes]) -> None:
     for axis in axes:
         axis.set_xscale("log")
-        _plain_numbers(axis.xaxis)
+        plain_numbers(axis.xaxis)
     axes[-1].set_xlabel("number of unrolled MM steps L")
     _legend(figure, axes[0])
 
 
-def _plain_numbers(axis: Axis) -> None:
+def plain_numbers(axis: Axis) -> None:
     """1, 2, 5, 10, … on a logarithmic axis."""
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))

@@ -41,12 +41,15 @@ class BoxRegime:
         regularization: γ ≥ 0; with `relative`, γσ, σ being the least curvature of each φ.
         steps: L; None: the limit.
         relative: Whether γ is divided by σ, so that γφ has the same curvature in the middle of the box.
+        solver: Name of the solver of the limit. For γ = 0 the default one works on the box alone and cannot see φ; "mm"
+            steps in the geometry of φ, and is finished exactly.
     """
 
     name: str
     regularization: float
     steps: int | None = None
     relative: bool = False
+    solver: str = "auto"
 
     def gamma(self, geometry: LegendreFunction) -> float:
         """γ for this φ."""
@@ -55,6 +58,7 @@ class BoxRegime:
 
 BOX_REGIMES = (
     BoxRegime("limit, γ=0", 0.0),
+    BoxRegime("limit by MM, γ=0", 0.0, solver="mm"),
     BoxRegime("limit, γ=0.1", 0.1),
     BoxRegime("limit, γσ=0.1", 0.1, relative=True),
     BoxRegime("L=10, γ=0", 0.0, 10),
@@ -107,7 +111,7 @@ def train_on_one_box(settings: Boxes) -> dict[str, Any]:
         "steps", those at which parameters were compared, and by geometry: "parameters", at these steps the distance
         ‖θ − θ₁‖/‖θ₁‖ to the first geometry's; "accuracy"; "answers", the share of the test samples that get another
         answer than from the first; "limit", the largest |z − z₁| over 64 test samples at the first geometry's last
-        parameters, as the models compute z; for limits with γ = 0 also "mm_limit", the same where both are left to
+        parameters, as the models compute z; with the solver "mm" also "mm_limit", the same where both are left to
         plain MM, and "mm_short", the share of samples that MM did not take to its residual (left out of "mm_limit");
         and "unsolved", the share of the solves of the training that failed.
     """
@@ -117,6 +121,8 @@ def train_on_one_box(settings: Boxes) -> dict[str, Any]:
     geometries = [on_box(name) for name in settings.geometries]
     with without_warnings():
         models = [task.model(data, phi, regime.gamma(phi), steps=regime.steps).double() for phi in geometries]
+        for model in models:
+            model.layer.solver = regime.solver
         steps, distances, unsolved = _train_together(models, data, task)
         answers = [_answers(model, data.test_x) for model in models]
         accuracy = [evaluate(model, data.test_x, data.test_y)[1] for model in models]
@@ -127,7 +133,7 @@ def train_on_one_box(settings: Boxes) -> dict[str, Any]:
             key: {} for key in ("parameters", "accuracy", "answers", "limit", "mm_limit", "mm_short")
         }
         plain: list[Solution | None] = [None] * len(models)
-        if not (regime.steps or regime.regularization):
+        if regime.solver == "mm":
             plain = _mm_limits(models, data.test_x[:SAMPLES], settings.max_steps)
         for index, name in enumerate(settings.geometries):
             found["parameters"][name] = distances[index]

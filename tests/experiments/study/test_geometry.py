@@ -58,7 +58,8 @@ def boxes() -> dict[str, dict[str, Any]]:
 
 
 def test_on_one_box_phi_does_not_matter_to_the_limit(boxes: dict[str, dict[str, Any]]) -> None:
-    found = boxes["limit, γ=0"]
+    assert boxes["limit, γ=0"]["limit"]["isru"] < 1e-14
+    found = boxes["limit by MM, γ=0"]
     assert set(found["unsolved"].values()) == {0.0}
     assert max(found["limit"].values()) < 1e-11
     assert max(found["parameters"][name][-1] for name in BOX_GEOMETRIES) < 1e-8
@@ -218,7 +219,7 @@ def test_the_command_writes_its_results(
     assert set(document["command"].split()[3:]) == {"--quick", "--geometries", "sin,tanh", "--seeds", "1"}
     with (tmp_path / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == len(document["rows"]) == 5 * 2 + 4 * 6 + 6
+    assert len(rows) == len(document["rows"]) == 5 * 2 + 5 * 6 + 6
     same = [row for row in rows if row["setting"] == "limit, γ=0"]
     assert same[0]["accuracy_mean"] == same[1]["accuracy_mean"]
     report = (tmp_path / "report.md").read_text()
