@@ -38,6 +38,7 @@ class GeometrySettings:
         learning_rate: Adam's constant learning rate.
         train_size: Number of training images; None: all 1,438.
         max_steps: MM steps, at most, when the steps to the limit are counted.
+        box_steps: The same on the common box, to a tight residual in float64.
         basin_steps: Iterations, at most, on the way to a limit where W is indefinite and γ = 0.
         geometries: Names of the geometries of the trainings.
 
@@ -53,12 +54,13 @@ class GeometrySettings:
     learning_rate: float = 5e-3
     train_size: int | None = None
     max_steps: int = 2000
+    box_steps: int = 10_000
     basin_steps: int = 4000
     geometries: tuple[str, ...] = geometries()
 
     def __post_init__(self) -> None:
         check_count("seed", self.seed, 0)
-        for name in ("seeds", "epochs", "width", "batch_size", "max_steps", "basin_steps"):
+        for name in ("seeds", "epochs", "width", "batch_size", "max_steps", "box_steps", "basin_steps"):
             check_count(name, getattr(self, name))
         if self.train_size is not None:
             check_count("train_size", self.train_size)
@@ -72,7 +74,9 @@ class GeometrySettings:
     @classmethod
     def quick(cls, seed: int = 0) -> GeometrySettings:
         """A subset for a look: 2 seeds, 2 epochs, 16 features and 400 training images."""
-        return cls(seed=seed, seeds=2, epochs=2, width=16, train_size=400, max_steps=500, basin_steps=500)
+        return cls(
+            seed=seed, seeds=2, epochs=2, width=16, train_size=400, max_steps=500, box_steps=1000, basin_steps=500
+        )
 
     def task(self, seed: int) -> Task:
         """What is trained with one seed."""
@@ -118,14 +122,17 @@ def measure_geometry(settings: GeometrySettings, grid: Grid) -> Measured:
     seeds = settings.all_seeds
 
     def label(text: str) -> str:
-        return text.replace("=", "").replace(", ", " ")
+        return text.replace("γ", "gamma").replace("σ", "sigma")
 
     runs = {
         (regime, name): [Run(settings.task(seed), regime, name, settings.max_steps) for seed in seeds]
         for regime in REGIMES
         for name in settings.geometries
     }
-    boxes = {regime: [Boxes(settings.task(seed), regime, BOX_GEOMETRIES) for seed in seeds] for regime in BOX_REGIMES}
+    boxes = {
+        regime: [Boxes(settings.task(seed), regime, BOX_GEOMETRIES, settings.box_steps) for seed in seeds]
+        for regime in BOX_REGIMES
+    }
     basins = [Basins(seed, BOX_GEOMETRIES, settings.basin_steps) for seed in seeds]
     cells = [
         Cell(f"{label(regime.name)} {name} seed{run.task.seed}", train_once, run, version)

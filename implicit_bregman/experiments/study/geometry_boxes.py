@@ -18,6 +18,7 @@ from implicit_bregman.experiments.study.geometry_cells import Task, without_warn
 from implicit_bregman.experiments.training import epoch_batches, evaluate
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre import geometry as find_geometry
+from implicit_bregman.solution import Solution
 from implicit_bregman.solvers import MM, Newton
 
 BOX = (-1.0, 1.0)
@@ -26,7 +27,6 @@ BOX_GEOMETRIES = ("tanh", "isru", "sin", "arctan", "sigmoid", "scaled_tanh")
 SAMPLES = 64
 # Plain MM is run to this residual in float64.
 MM_TOL = 1e-8
-MM_STEPS = 10_000
 # Limits that differ by more in some coordinate are different ones.
 APART = 1e-3
 BASIN_WIDTH = 16
@@ -41,12 +41,15 @@ class BoxRegime:
         regularization: γ ≥ 0; with `relative`, γσ, σ being the least curvature of each φ.
         steps: L; None: the limit.
         relative: Whether γ is divided by σ, so that γφ has the same curvature in the middle of the box.
+        solver: Name of the solver of the limit. For γ = 0 the default one works on the box alone and cannot see φ; "mm"
+            steps in the geometry of φ, and is finished exactly.
     """
 
     name: str
     regularization: float
     steps: int | None = None
     relative: bool = False
+    solver: str = "auto"
 
     def gamma(self, geometry: LegendreFunction) -> float:
         """γ for this φ."""
@@ -55,6 +58,7 @@ class BoxRegime:
 
 BOX_REGIMES = (
     BoxRegime("limit, γ=0", 0.0),
+    BoxRegime("limit by MM, γ=0", 0.0, solver="mm"),
     BoxRegime("limit, γ=0.1", 0.1),
     BoxRegime("limit, γσ=0.1", 0.1, relative=True),
     BoxRegime("L=10, γ=0", 0.0, 10),
@@ -63,11 +67,19 @@ BOX_REGIMES = (
 
 @dataclass(frozen=True)
 class Boxes:
-    """Asks for one training per geometry, all from the same parameters and with the same batches, in float64."""
+    """Asks for one training per geometry, all from the same parameters and with the same batches, in float64.
+
+    Attributes:
+        task: Data and recipe.
+        regime: γ and L.
+        geometries: Names, moved to the box; the others are compared with the first.
+        max_steps: MM steps, at most, on the way to plain MM's limit.
+    """
 
     task: Task
     regime: BoxRegime
     geometries: tuple[str, ...]
+    max_steps: int
 
 
 @dataclass(frozen=True)
@@ -78,11 +90,13 @@ class Basins:
         seed: Of the problem.
         geometries: Names, moved to the box; the others are compared with the first.
         max_steps: Iterations, at most.
+        samples: Number of offsets c.
     """
 
     seed: int
     geometries: tuple[str, ...]
     max_steps: int
+    samples: int = SAMPLES
 
 
 def on_box(name: str) -> LegendreFunction:
@@ -97,7 +111,7 @@ def train_on_one_box(settings: Boxes) -> dict[str, Any]:
         "steps", those at which parameters were compared, and by geometry: "parameters", at these steps the distance
         ‖θ − θ₁‖/‖θ₁‖ to the first geometry's; "accuracy"; "answers", the share of the test samples that get another
         answer than from the first; "limit", the largest |z − z₁| over 64 test samples at the first geometry's last
-        parameters, as the models compute z; for limits with γ = 0 also "mm_limit", the same where both are left to
+        parameters, as the models compute z; with the solver "mm" also "mm_limit", the same where both are left to
         plain MM, and "mm_short", the share of samples that MM did not take to its residual (left out of "mm_limit");
         and "unsolved", the share of the solves of the training that failed.
     """
@@ -107,6 +121,8 @@ def train_on_one_box(settings: Boxes) -> dict[str, Any]:
     geometries = [on_box(name) for name in settings.geometries]
     with without_warnings():
         models = [task.model(data, phi, regime.gamma(phi), steps=regime.steps).double() for phi in geometries]
+        for model in models:
+            model.layer.solver = regime.solver
         steps, distances, unsolved = _train_together(models, data, task)
         answers = [_answers(model, data.test_x) for model in models]
         accuracy = [evaluate(model, data.test_x, data.test_y)[1] for model in models]
@@ -116,7 +132,9 @@ def train_on_one_box(settings: Boxes) -> dict[str, Any]:
         found: dict[str, Any] = {"steps": steps, "unsolved": {}} | {
             key: {} for key in ("parameters", "accuracy", "answers", "limit", "mm_limit", "mm_short")
         }
-        plain = [None] * len(models) if regime.steps or regime.regularization else _mm_limits(models, data.test_x)
+        plain: list[Solution | None] = [None] * len(models)
+        if regime.solver == "mm":
+            plain = _mm_limits(models, data.test_x[:SAMPLES], settings.max_steps)
         for index, name in enumerate(settings.geometries):
             found["parameters"][name] = distances[index]
             found["unsolved"][name] = unsolved[index]
@@ -128,9 +146,9 @@ def train_on_one_box(settings: Boxes) -> dict[str, Any]:
 
 
 def find_basins(settings: Basins) -> dict[str, Any]:
-    """Run MM from ρ(0), the middle of the box, on one indefinite problem with 64 offsets, in float64.
+    """Run MM from ρ(0), the middle of the box, on one problem with 8 eigenvalues of W positive, 8 negative, in float64.
 
-    The largest eigenvalue of -W is at least every σ, so that all take the step σ/λ_max and what differs is φ's shape.
+    All are as large as the largest σ, so that all geometries take the step σ/λ_max and what differs is φ's shape.
 
     Returns:
         By geometry: "unsolved", the share without a limit within the iterations; and of those samples that also the
@@ -144,9 +162,9 @@ def find_basins(settings: Basins) -> dict[str, Any]:
         "indefinite",
         "tanh",
         dim=BASIN_WIDTH,
-        batch=SAMPLES,
-        condition=10.0,
-        active=0.25,
+        batch=settings.samples,
+        condition=1.0,
+        active=0.5,
         stiffness=max(phi.strong_convexity for phi in phis),
         seed=settings.seed,
     )
@@ -216,20 +234,20 @@ def _representation(model: Classifier, x: Tensor) -> Tensor:
         return model.layer(x)
 
 
-def _mm_limits(models: list[Classifier], x: Tensor) -> list[Any]:
-    solver = MM(tol=MM_TOL, max_iter=MM_STEPS, polish=False, on_failure="ignore")
-    found = []
+def _mm_limits(models: list[Classifier], x: Tensor, max_steps: int) -> list[Solution | None]:
+    solver = MM(tol=MM_TOL, max_iter=max_steps, polish=False, on_failure="ignore")
+    found: list[Solution | None] = []
     for model in models:
         usual, model.layer.solver = model.layer.solver, solver
         with torch.no_grad():
-            found.append(model.layer.solve(x[:SAMPLES]))
+            found.append(model.layer.solve(x))
         model.layer.solver = usual
     return found
 
 
-def _compared(solution: Any, first: Any) -> tuple[float | None, float | None]:
+def _compared(solution: Solution | None, first: Solution | None) -> tuple[float | None, float | None]:
     """Largest difference of the samples that both solved, and the share that this one did not solve."""
-    if solution is None:
+    if solution is None or first is None:
         return None, None
     both = solution.converged & first.converged
     gap = (solution.value - first.value).abs().amax(-1)[both]

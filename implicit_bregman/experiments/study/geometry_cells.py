@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import statistics
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -163,7 +163,7 @@ def train_once(settings: Run) -> dict[str, Any]:
         except ValueError as refusal:
             if "unbounded below" not in str(refusal):
                 raise
-            result["gave_up"] = f"refused: {str(refusal).partition(':')[0]}"
+            result["gave_up"] = f"refused: {str(refusal).partition(' (along')[0]}"
     return result | watch.shares()
 
 
@@ -185,18 +185,18 @@ class _Watch:
     def __init__(self, model: Classifier) -> None:
         self._model = model
         self._unrolled = isinstance(model.layer.adjoint, Unrolled)
+        self._steps = 0
         self._unsolved: list[float] = []
         self._adjoints: list[float] = []
 
     def __call__(self, share: float) -> None:
-        if self._unrolled:
-            self._unsolved.append(math.nan)
-            return
+        self._steps += 1
         solution = self._model.layer.last_solution
         assert solution is not None
-        self._unsolved.append(1.0 - float(solution.converged.float().mean()))
         status = solution.adjoint.status
-        assert status is not None
+        if self._unrolled or status is None:  # after the last step the last solution is an evaluation's
+            return
+        self._unsolved.append(1.0 - float(solution.converged.float().mean()))
         self._adjoints.append(float((status > int(Status.TRUNCATED)).float().mean()))
         last = self._unsolved[-FAILED_STEPS:]
         if len(last) == FAILED_STEPS and min(last) > FAILED_SHARE:
@@ -204,11 +204,10 @@ class _Watch:
 
     def shares(self) -> dict[str, Any]:
         """What was counted."""
-        solved = [] if self._unrolled else self._unsolved
         return {
-            "steps": len(self._unsolved),
-            "unsolved": sum(solved) / len(solved) if solved else None,
-            "unsolved_adjoints": sum(self._adjoints) / len(self._adjoints) if self._adjoints else None,
+            "steps": self._steps,
+            "unsolved": statistics.fmean(self._unsolved) if self._unsolved else None,
+            "unsolved_adjoints": statistics.fmean(self._adjoints) if self._adjoints else None,
         }
 
 

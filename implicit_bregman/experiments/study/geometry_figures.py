@@ -8,7 +8,18 @@ from typing import Any
 from matplotlib.lines import Line2D
 
 from implicit_bregman.experiments.grid_report import mean_and_spread
-from implicit_bregman.experiments.plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, figure_of, png
+from implicit_bregman.experiments.plots import (
+    BLACK,
+    BLUE,
+    GREEN,
+    ORANGE,
+    PURPLE,
+    RED,
+    SKY,
+    figure_of,
+    plain_numbers,
+    png,
+)
 from implicit_bregman.experiments.study.geometry import GeometrySettings, Measured
 from implicit_bregman.experiments.study.geometry_boxes import BOX_GEOMETRIES, BOX_REGIMES
 from implicit_bregman.experiments.study.geometry_cells import REGIMES
@@ -17,6 +28,7 @@ from implicit_bregman.legendre import geometry as find_geometry
 REGIME_STYLES = ((BLUE, "o"), (RED, "s"), (GREEN, "^"), (ORANGE, "D"), (PURPLE, "v"))
 BOX_STYLES: tuple[tuple[str, Any, str], ...] = (
     (BLUE, "-", "o"),
+    (SKY, (0, (5, 1)), "v"),
     (RED, "--", "s"),
     (ORANGE, "-.", "D"),
     (GREEN, ":", "^"),
@@ -28,20 +40,20 @@ FLOOR = 1e-17
 def geometry_figures(settings: GeometrySettings, measured: Measured) -> dict[str, tuple[bytes, str]]:
     """File name → PNG file and caption."""
     return {
-        "study-geometry-accuracy.png": (
+        "geometry-accuracy.png": (
             _accuracy(settings, measured),
             "Test accuracy: every seed a dot, the mean a line. Colours: geometries with the same domain",
         ),
-        "study-geometry-cost.png": (
+        "geometry-cost.png": (
             _cost(settings, measured),
             "MM steps to the limit at the trained parameters (hollow: more than half of the samples need more), "
             "time of a training step, and share of the coordinates on a bound",
         ),
-        "study-geometry-box.png": (
+        "geometry-box.png": (
             _one_box(measured),
             "Six geometries on one box against tanh, float64: largest difference of z at equal parameters, and "
-            "relative difference of the parameters while training, median and range over geometries and seeds; 0 is drawn at "
-            "1e-17",
+            "relative difference of the parameters while training, a line per geometry, median over the seeds (at "
+            "γσ=0.1 sigmoid and scaled_tanh are tanh); 0 is drawn at 1e-17",
         ),
     }
 
@@ -111,8 +123,11 @@ def _cost(settings: GeometrySettings, measured: Measured) -> bytes:
                 axes[1].plot(statistics.fmean(run["step_ms"] for run in runs), at, **style)
                 if name not in ("arcsinh", "identity"):
                     axes[2].plot(100 * statistics.fmean(run["active"] for run in runs), at, **style)
-        axes[0].set(xscale="log", xlabel=f"MM steps, at most {settings.max_steps}")
-        axes[1].set(xscale="log", xlabel="ms per training step")
+        for axis in axes[:2]:
+            axis.set_xscale("log")
+            plain_numbers(axis.xaxis)
+        axes[0].set(xlabel=f"MM steps, at most {settings.max_steps}")
+        axes[1].set(xlabel="ms per training step")
         axes[2].set(xlabel="coordinates on a bound [%]")
         for column, axis in enumerate(axes):
             axis.set(ylim=(len(names) - 0.5, -0.5), yticks=range(len(names)))
@@ -135,12 +150,10 @@ def _one_box(measured: Measured) -> bytes:
                 at = place + 0.16 * (index - (len(BOX_REGIMES) - 1) / 2)
                 axes[0].plot([at] * len(gaps), gaps, marker, color=colour, markersize=3, alpha=0.7)
             steps = found[0]["steps"]
-            curves = [[max(gap, FLOOR) for gap in item["parameters"][name]] for item in found for name in others]
-            across = list(zip(*curves, strict=True))
-            middle = [statistics.median(values) for values in across]
-            axes[1].plot(steps, middle, color=colour, linestyle=line, label=regime.name)
-            low, high = [min(values) for values in across], [max(values) for values in across]
-            axes[1].fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
+            for name in others:
+                across = zip(*(item["parameters"][name] for item in found), strict=True)
+                middle = [max(statistics.median(values), FLOOR) for values in across]
+                axes[1].plot(steps, middle, color=colour, linestyle=line, linewidth=0.9)
         axes[0].set(yscale="log", ylabel="largest |z − z tanh|", xticks=range(len(others)))
         axes[0].set_xticklabels(others)
         axes[1].set(xscale="log", yscale="log", xlabel="training step", ylabel="‖θ − θ tanh‖ / ‖θ tanh‖")
