@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.nn import BregmanDEQ
 
 
@@ -16,7 +17,7 @@ class Classifier(nn.Module):
         features: n, the width of an input.
         width: d, the width of the representation.
         classes: Number of scores.
-        geometry: Name of the geometry.
+        geometry: φ, by name or instance.
         weight: Kind of W, as in `QuadraticEnergy`.
         regularization: γ ≥ 0.
         seed: Seed of the initial parameters; the global random state is left as it was.
@@ -31,7 +32,7 @@ class Classifier(nn.Module):
         width: int,
         classes: int,
         *,
-        geometry: str = "tanh",
+        geometry: str | LegendreFunction = "tanh",
         weight: str = "convex",
         regularization: float = 0.0,
         seed: int = 0,

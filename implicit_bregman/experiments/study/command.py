@@ -7,10 +7,11 @@ from collections.abc import Callable
 import typer
 
 from implicit_bregman.experiments.study.depth_command import depth
+from implicit_bregman.experiments.study.geometry_command import geometry
 from implicit_bregman.experiments.study.hypergradient_command import hypergradient
 from implicit_bregman.experiments.study.infimum_command import infimum
 
-STUDIES: tuple[Callable[..., None], ...] = (depth, hypergradient, infimum)
+STUDIES: tuple[Callable[..., None], ...] = (depth, infimum, hypergradient, geometry)
 
 
 def make_app() -> typer.Typer:

@@ -10,7 +10,10 @@ import typer
 from implicit_bregman.experiments.grid_command import GridCommand
 
 # Options that change a result, of all studies.
-RESULT_OPTIONS = ("datasets", "depths", "regularization", "quick", "seed", "seeds", "epochs", "train_size", "data_dir")
+RESULT_OPTIONS = (
+    *("datasets", "depths", "geometries", "regularization", "quick", "seed", "seeds", "epochs"),
+    *("train_size", "data_dir"),
+)
 STUDY = GridCommand("study", RESULT_OPTIONS)
 
 Out = Annotated[Path | None, typer.Option(help="Folder for the results; default: study-results/NAME.")]

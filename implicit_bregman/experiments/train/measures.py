@@ -9,10 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from implicit_bregman.experiments.active import active_coordinates
 from implicit_bregman.experiments.model import Classifier
-
-# A coordinate this close to a bound, relative to 1 + |bound|, counts as active.
-ACTIVE = 1e-6
 
 Reduce = Callable[[Tensor, str], Tensor]
 """Sum ("sum") or largest ("max") of a tensor over all processes."""
@@ -87,15 +85,11 @@ class Objective(nn.Module):
             solution.iterations.sum(),
             solution.residual.double().sum(),
             solution.converged.sum(),
-            self._active(solution.value).double().mean(-1).sum(),
+            active_coordinates(solution.value, self.model.layer.geometry).double().mean(-1).sum(),
         )
         self._sums.append(torch.stack([item.double() for item in sums]))
         worst = solution.residual.double()
         self._worst.append(torch.cat([worst, worst.new_zeros(1)]).amax())
-
-    def _active(self, value: Tensor) -> Tensor:
-        lo, hi = self.model.layer.geometry.domain
-        return (value <= lo + ACTIVE * (1 + abs(lo))) | (value >= hi - ACTIVE * (1 + abs(hi)))
 
 
 def evaluate(model: Classifier, inputs: Tensor, labels: Tensor, batch_size: int, reduce: Reduce) -> tuple[float, float]:

@@ -1,0 +1,153 @@
+"""Study of the geometry: the same task with every Legendre function, and several of them on one box."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from implicit_bregman.experiments import active, data, problems, training
+from implicit_bregman.experiments import model as models
+from implicit_bregman.experiments.cells import Cell, library_version
+from implicit_bregman.experiments.grid import Grid
+from implicit_bregman.experiments.grid_report import GridReport
+from implicit_bregman.experiments.study import geometry_boxes, geometry_cells
+from implicit_bregman.experiments.study.geometry_boxes import (
+    BOX_GEOMETRIES,
+    BOX_REGIMES,
+    Basins,
+    Boxes,
+    BoxRegime,
+    find_basins,
+    train_on_one_box,
+)
+from implicit_bregman.experiments.study.geometry_cells import REGIMES, Regime, Run, Task, train_once
+from implicit_bregman.legendre import geometries
+from implicit_bregman.settings import check_count, check_positive
+
+
+@dataclass(frozen=True)
+class GeometrySettings:
+    """Settings of `implicit-bregman study geometry`.
+
+    Attributes:
+        seed: First seed; `seeds` seeds are used: seed, seed + 1, … One sets initial parameters and order of batches.
+        seeds: Number of seeds.
+        epochs: Epochs of every training.
+        width: d, the width of the representation.
+        batch_size: Samples per step.
+        learning_rate: Adam's constant learning rate.
+        train_size: Number of training images; None: all 1,438.
+        max_steps: MM steps, at most, when the steps to the limit are counted.
+        box_steps: The same on the common box, to a tight residual in float64.
+        basin_steps: Iterations, at most, on the way to a limit where W is indefinite and γ = 0.
+        geometries: Names of the geometries of the trainings.
+
+    Raises:
+        ValueError: For a setting out of range, an unknown or repeated geometry, or none.
+    """
+
+    seed: int = 0
+    seeds: int = 5
+    epochs: int = 5
+    width: int = 32
+    batch_size: int = 64
+    learning_rate: float = 5e-3
+    train_size: int | None = None
+    max_steps: int = 2000
+    box_steps: int = 10_000
+    basin_steps: int = 4000
+    geometries: tuple[str, ...] = geometries()
+
+    def __post_init__(self) -> None:
+        check_count("seed", self.seed, 0)
+        for name in ("seeds", "epochs", "width", "batch_size", "max_steps", "box_steps", "basin_steps"):
+            check_count(name, getattr(self, name))
+        if self.train_size is not None:
+            check_count("train_size", self.train_size)
+        check_positive("learning_rate", self.learning_rate)
+        if not self.geometries or len(set(self.geometries)) != len(self.geometries):
+            raise ValueError(f"geometries must name at least one, each once, got {','.join(self.geometries)!r}")
+        unknown = [name for name in self.geometries if name not in geometries()]
+        if unknown:
+            raise ValueError(f"geometries: unknown {', '.join(unknown)}; known: {', '.join(geometries())}")
+
+    @classmethod
+    def quick(cls, seed: int = 0) -> GeometrySettings:
+        """A subset for a look: 2 seeds, 2 epochs, 16 features and 400 training images."""
+        return cls(
+            seed=seed, seeds=2, epochs=2, width=16, train_size=400, max_steps=500, box_steps=1000, basin_steps=500
+        )
+
+    def task(self, seed: int) -> Task:
+        """What is trained with one seed."""
+        return Task(self.epochs, self.width, self.batch_size, self.learning_rate, self.train_size, seed)
+
+    @property
+    def all_seeds(self) -> range:
+        """The seeds."""
+        return range(self.seed, self.seed + self.seeds)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the cells returned; lists have one entry per seed.
+
+    Attributes:
+        runs: By regime and geometry, see `train_once`.
+        boxes: By regime of the common box, see `train_on_one_box`.
+        basins: See `find_basins`.
+    """
+
+    runs: dict[tuple[Regime, str], list[dict[str, Any]]]
+    boxes: dict[BoxRegime, list[dict[str, Any]]]
+    basins: list[dict[str, Any]]
+
+
+def study_geometry(settings: GeometrySettings, grid: Grid) -> GridReport:
+    """Train with every geometry in every regime, then compare those that can share a box.
+
+    Args:
+        settings: Seeds, epochs, sizes, geometries.
+        grid: Computes and keeps the cells, one per training, and one per regime of the common box and seed.
+    """
+    from implicit_bregman.experiments.study.geometry_report import geometry_report
+
+    return geometry_report(settings, measure_geometry(settings, grid))
+
+
+def measure_geometry(settings: GeometrySettings, grid: Grid) -> Measured:
+    """Compute all cells."""
+    version = library_version(active, data, training, models, geometry_cells)
+    box_version = library_version(data, problems, training, models, Task, geometry_boxes)
+    seeds = settings.all_seeds
+
+    def label(text: str) -> str:
+        return text.replace("γ", "gamma").replace("σ", "sigma")
+
+    runs = {
+        (regime, name): [Run(settings.task(seed), regime, name, settings.max_steps) for seed in seeds]
+        for regime in REGIMES
+        for name in settings.geometries
+    }
+    boxes = {
+        regime: [Boxes(settings.task(seed), regime, BOX_GEOMETRIES, settings.box_steps) for seed in seeds]
+        for regime in BOX_REGIMES
+    }
+    basins = [Basins(seed, BOX_GEOMETRIES, settings.basin_steps) for seed in seeds]
+    cells = [
+        Cell(f"{label(regime.name)} {name} seed{run.task.seed}", train_once, run, version)
+        for (regime, name), wanted in runs.items()
+        for run in wanted
+    ]
+    cells += [
+        Cell(f"one box {label(regime.name)} seed{box.task.seed}", train_on_one_box, box, box_version)
+        for regime, wanted_boxes in boxes.items()
+        for box in wanted_boxes
+    ]
+    cells += [Cell(f"basins seed{basin.seed}", find_basins, basin, box_version) for basin in basins]
+    found = iter(grid.run(cells))
+    return Measured(
+        {key: [next(found) for _ in wanted] for key, wanted in runs.items()},
+        {regime: [next(found) for _ in wanted_boxes] for regime, wanted_boxes in boxes.items()},
+        [next(found) for _ in basins],
+    )
