@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -20,3 +22,8 @@ def active_coordinates(value: Float[Tensor, "*batch d"], geometry: LegendreFunct
     """
     lo, hi = geometry.domain
     return (value <= lo + ACTIVE * (1 + abs(lo))) | (value >= hi - ACTIVE * (1 + abs(hi)))
+
+
+def has_bound(geometry: LegendreFunction) -> bool:
+    """Whether the domain has a finite end."""
+    return any(map(math.isfinite, geometry.domain))

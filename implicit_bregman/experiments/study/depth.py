@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +19,14 @@ from implicit_bregman.experiments.gradients import ReferenceGradient, compare_gr
 from implicit_bregman.experiments.grid import Grid
 from implicit_bregman.experiments.memory import activation_bytes
 from implicit_bregman.experiments.model import Classifier
-from implicit_bregman.experiments.study.depth_settings import DepthSettings, Task
+from implicit_bregman.experiments.study.depth_settings import DepthSettings
+from implicit_bregman.experiments.study.task import Task, without_warnings
 from implicit_bregman.experiments.training import State, evaluate, train
 
 GRADIENT_SAMPLES = 64
 TIMED_ROUNDS = 15
+# Of the work, for the progress: one implicit training of about nine, and the timing.
+COSTS_SHARE = 0.15
 EVALUATED = 2048
 
 
@@ -62,9 +62,9 @@ def measure_costs(settings: Costs, data_dir: str | None = None) -> dict[str, Any
     """
     task = settings.task
     data = task.data(data_dir)
-    with _without_warnings():
+    with without_warnings():
         trained = task.model(data, None)
-        run = train(trained, data, task.recipe(data, None))
+        run = train(trained, data, task.recipe(data))
         rows = [_at(task, data, depth, run.state) for depth in (None, *settings.depths)]
         times: list[list[float]] = [[] for _ in rows]
         for _ in range(TIMED_ROUNDS):
@@ -94,7 +94,7 @@ def train_once(settings: Run, data_dir: str | None = None) -> dict[str, Any]:
     """
     task = settings.task
     data = task.data(data_dir)
-    with _without_warnings():
+    with without_warnings():
         trained = task.model(data, settings.depth)
         run = train(trained, data, task.recipe(data, settings.seconds))
         trained.load_state_dict(run.state)
@@ -144,8 +144,7 @@ def measure_depth(settings: DepthSettings, grid: Grid, data_dir: str | None = No
         ValueError: For bad data files.
         FileNotFoundError: For missing data files.
     """
-    for name in settings.datasets:
-        load_dataset(name, data_dir)  # before any work
+    notes = {name: load_dataset(name, data_dir).note for name in settings.datasets}  # refuses before any work
     version = library_version(data_sets, training, models, gradients, oracle, memory, Task, measure_costs, train_once)
     seeds = range(settings.seed, settings.seed + settings.seeds)
     tasks = [settings.task(dataset, seed) for dataset in settings.datasets for seed in seeds]
@@ -160,17 +159,15 @@ def measure_depth(settings: DepthSettings, grid: Grid, data_dir: str | None = No
         asked = Run(task, depth, seconds)
         return Cell(f"{task.dataset} {name} seed {task.seed}", train_once, asked, version, resources)
 
-    share = 0.15  # of the work: one implicit training of about nine, and the timing
-    found = dict(zip(tasks, grid.run([costs(task) for task in tasks], 0.0, share), strict=True))
+    found = dict(zip(tasks, grid.run([costs(task) for task in tasks], 0.0, COSTS_SHARE), strict=True))
     wanted = [(task, depth) for task in tasks for depth in (None, *settings.depths)]
-    runs = grid.run([run(task, depth, found[task]["seconds"]) for task, depth in wanted], share, 1.0)
+    runs = grid.run([run(task, depth, found[task]["seconds"]) for task, depth in wanted], COSTS_SHARE, 1.0)
     by_key = dict(zip(wanted, runs, strict=True))
     measured = []
     for dataset in settings.datasets:
         own = [task for task in tasks if task.dataset == dataset]
         by_depth = {depth: [by_key[task, depth] for task in own] for depth in (None, *settings.depths)}
-        note = load_dataset(dataset, data_dir).note
-        measured.append(Measured(dataset, note, [found[task] for task in own], by_depth))
+        measured.append(Measured(dataset, notes[dataset], [found[task] for task in own], by_depth))
     return measured
 
 
@@ -211,11 +208,3 @@ def _distance(model: Classifier, limit: Classifier, x: Tensor) -> float:
     z, exact = model.layer(x), limit.layer(x)
     tiny = torch.finfo(z.dtype).tiny
     return float(((z - exact).norm(dim=-1) / exact.norm(dim=-1).clamp_min(tiny)).median())
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Failed solves do not warn: their share is in the results."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        yield

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from matplotlib.axes import Axes
 
 from implicit_bregman.experiments.grid import Grid
 from implicit_bregman.experiments.grid_report import GridReport, mean_and_spread
@@ -172,7 +174,7 @@ def _dearer(found: Measured, depth: int, key: str) -> bool:
     return statistics.median(_cost(found, key, depth)) > statistics.median(_cost(found, key, None))
 
 
-def _from(found: Measured, holds: Any) -> str:
+def _from(found: Measured, holds: Callable[[int], bool]) -> str:
     """The smallest L from which on something holds for all larger ones."""
     depths = sorted(depth for depth in found.runs if depth is not None)
     first = None
@@ -217,7 +219,7 @@ def _learned(measured: Sequence[Measured]) -> tuple[bytes, str]:
         return png(figure), "Test accuracy and training loss against L; mean over the seeds and one standard deviation"
 
 
-def _level(axis: Any, depths: Numbers, values: Numbers) -> None:
+def _level(axis: Axes, depths: Numbers, values: Numbers) -> None:
     ends = [min(depths), max(depths)]
     mean_band(axis, ends, [[value, value] for value in values], color=RED, label="implicit")
 

@@ -1,13 +1,11 @@
-"""What the study of the depth is asked to do, and the training problems that it consists of."""
+"""What the study of the depth is asked to do."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from implicit_bregman.adjoints import Implicit, Unrolled
-from implicit_bregman.experiments.data import DATASETS, Dataset, load_dataset
-from implicit_bregman.experiments.model import Classifier
-from implicit_bregman.experiments.training import Recipe, steps_per_epoch
+from implicit_bregman.experiments.data import DATASETS
+from implicit_bregman.experiments.study.task import Task
 from implicit_bregman.settings import check_choice, check_count, check_nonnegative, check_positive
 
 EPOCHS = {"digits": 10, "spirals": 40, "mnist": 2, "fashion": 2, "cifar10": 2}
@@ -84,42 +82,3 @@ class DepthSettings:
             weight=self.weight,
             learning_rate=self.learning_rate,
         )
-
-
-@dataclass(frozen=True)
-class Task:
-    """A training problem, apart from how the layer is computed and differentiated; see `DepthSettings`."""
-
-    dataset: str
-    seed: int
-    epochs: int
-    batch_size: int
-    train_size: int | None
-    width: int
-    geometry: str
-    regularization: float
-    weight: str
-    learning_rate: float
-
-    def data(self, data_dir: str | None) -> Dataset:
-        """The data."""
-        return load_dataset(self.dataset, data_dir, self.seed).limited(self.train_size)
-
-    def model(self, data: Dataset, depth: int | None) -> Classifier:
-        """The untrained model; a depth of None is the implicit one."""
-        made = Classifier(
-            data.features,
-            self.width,
-            data.classes,
-            geometry=self.geometry,
-            weight=self.weight,
-            regularization=self.regularization,
-            seed=self.seed,
-        )
-        made.layer.adjoint = Implicit() if depth is None else Unrolled(steps=depth)
-        return made
-
-    def recipe(self, data: Dataset, seconds: float | None) -> Recipe:
-        """How to train, with a budget of seconds beside that of steps."""
-        steps = self.epochs * steps_per_epoch(len(data.train_y), self.batch_size)
-        return Recipe(steps, seconds, self.batch_size, self.learning_rate, self.seed)

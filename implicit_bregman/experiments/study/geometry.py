@@ -9,7 +9,6 @@ from implicit_bregman.experiments import active, data, problems, training
 from implicit_bregman.experiments import model as models
 from implicit_bregman.experiments.cells import Cell, library_version
 from implicit_bregman.experiments.grid import Grid
-from implicit_bregman.experiments.grid_report import GridReport
 from implicit_bregman.experiments.study import geometry_boxes, geometry_cells
 from implicit_bregman.experiments.study.geometry_boxes import (
     BOX_GEOMETRIES,
@@ -20,7 +19,8 @@ from implicit_bregman.experiments.study.geometry_boxes import (
     find_basins,
     train_on_one_box,
 )
-from implicit_bregman.experiments.study.geometry_cells import REGIMES, Regime, Run, Task, train_once
+from implicit_bregman.experiments.study.geometry_cells import REGIMES, Regime, Run, train_once
+from implicit_bregman.experiments.study.task import Task
 from implicit_bregman.legendre import geometries
 from implicit_bregman.settings import check_count, check_positive
 
@@ -80,7 +80,7 @@ class GeometrySettings:
 
     def task(self, seed: int) -> Task:
         """What is trained with one seed."""
-        return Task(self.epochs, self.width, self.batch_size, self.learning_rate, self.train_size, seed)
+        return Task("digits", seed, self.epochs, self.batch_size, self.train_size, self.width, self.learning_rate)
 
     @property
     def all_seeds(self) -> range:
@@ -103,22 +103,10 @@ class Measured:
     basins: list[dict[str, Any]]
 
 
-def study_geometry(settings: GeometrySettings, grid: Grid) -> GridReport:
-    """Train with every geometry in every regime, then compare those that can share a box.
-
-    Args:
-        settings: Seeds, epochs, sizes, geometries.
-        grid: Computes and keeps the cells, one per training, and one per regime of the common box and seed.
-    """
-    from implicit_bregman.experiments.study.geometry_report import geometry_report
-
-    return geometry_report(settings, measure_geometry(settings, grid))
-
-
 def measure_geometry(settings: GeometrySettings, grid: Grid) -> Measured:
-    """Compute all cells."""
-    version = library_version(active, data, training, models, geometry_cells)
-    box_version = library_version(data, problems, training, models, Task, geometry_boxes)
+    """Compute all cells, one per training, and one per regime of the common box and seed."""
+    version = library_version(active, data, training, models, Task, geometry_cells)
+    box_version = library_version(data, problems, training, models, Task, geometry_cells, geometry_boxes)
     seeds = settings.all_seeds
 
     def label(text: str) -> str:

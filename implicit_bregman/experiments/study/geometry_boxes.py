@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from implicit_bregman.adjoints import Unrolled
 from implicit_bregman.critical_point import find_critical_point
 from implicit_bregman.energy import QuadraticEnergy
 from implicit_bregman.experiments.data import Dataset
 from implicit_bregman.experiments.model import Classifier
 from implicit_bregman.experiments.problems import make_problem
-from implicit_bregman.experiments.study.geometry_cells import Task, without_warnings
+from implicit_bregman.experiments.study.geometry_cells import plain_mm
+from implicit_bregman.experiments.study.task import Task, without_warnings
 from implicit_bregman.experiments.training import epoch_batches, evaluate
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre import geometry as find_geometry
 from implicit_bregman.solution import Solution
-from implicit_bregman.solvers import MM, Newton
+from implicit_bregman.solvers import Newton
 
 BOX = (-1.0, 1.0)
 # The first is what the others are compared with. On this box sigmoid and scaled_tanh are tanh again, with 2φ and 1.5φ.
@@ -117,10 +119,11 @@ def train_on_one_box(settings: Boxes) -> dict[str, Any]:
     """
     task, regime = settings.task, settings.regime
     data = task.data()
-    data = Dataset(**{**vars(data), "train_x": data.train_x.double(), "test_x": data.test_x.double()})
+    data = replace(data, train_x=data.train_x.double(), test_x=data.test_x.double())
     geometries = [on_box(name) for name in settings.geometries]
     with without_warnings():
-        models = [task.model(data, phi, regime.gamma(phi), steps=regime.steps).double() for phi in geometries]
+        tasks = [replace(task, geometry=phi, regularization=regime.gamma(phi)) for phi in geometries]
+        models = [own.model(data, regime.steps).double() for own in tasks]
         for model in models:
             model.layer.solver = regime.solver
         steps, distances, unsolved = _train_together(models, data, task)
@@ -134,7 +137,7 @@ def train_on_one_box(settings: Boxes) -> dict[str, Any]:
         }
         plain: list[Solution | None] = [None] * len(models)
         if regime.solver == "mm":
-            plain = _mm_limits(models, data.test_x[:SAMPLES], settings.max_steps)
+            plain = [plain_mm(model.layer, data.test_x[:SAMPLES], MM_TOL, settings.max_steps) for model in models]
         for index, name in enumerate(settings.geometries):
             found["parameters"][name] = distances[index]
             found["unsolved"][name] = unsolved[index]
@@ -216,7 +219,7 @@ def _train_together(
             first = _flat(models[0])
             for model, curve in zip(models, distances, strict=True):
                 curve.append(float((_flat(model) - first).norm() / first.norm()))
-    solves = isinstance(models[0].layer.adjoint, str)
+    solves = not isinstance(models[0].layer.adjoint, Unrolled)
     return steps, distances, [float(torch.stack(fails).mean()) if solves else None for fails in failed]
 
 
@@ -232,17 +235,6 @@ def _answers(model: Classifier, x: Tensor) -> Tensor:
 def _representation(model: Classifier, x: Tensor) -> Tensor:
     with torch.no_grad():
         return model.layer(x)
-
-
-def _mm_limits(models: list[Classifier], x: Tensor, max_steps: int) -> list[Solution | None]:
-    solver = MM(tol=MM_TOL, max_iter=max_steps, polish=False, on_failure="ignore")
-    found: list[Solution | None] = []
-    for model in models:
-        usual, model.layer.solver = model.layer.solver, solver
-        with torch.no_grad():
-            found.append(model.layer.solve(x))
-        model.layer.solver = usual
-    return found
 
 
 def _compared(solution: Solution | None, first: Solution | None) -> tuple[float | None, float | None]:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import statistics
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from implicit_bregman.adjoints import Unrolled
+from implicit_bregman.critical_point import find_critical_point
 from implicit_bregman.experiments.active import active_coordinates
-from implicit_bregman.experiments.data import Dataset, load_dataset
+from implicit_bregman.experiments.data import Dataset
 from implicit_bregman.experiments.model import Classifier
-from implicit_bregman.experiments.training import Recipe, evaluate, steps_per_epoch, train
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.experiments.study.task import Task, without_warnings
+from implicit_bregman.experiments.training import evaluate, train
+from implicit_bregman.nn import BregmanDEQ
+from implicit_bregman.solution import Solution
 from implicit_bregman.solvers import MM
 from implicit_bregman.status import Status
 
@@ -56,63 +57,11 @@ REGIMES = (
 
 
 @dataclass(frozen=True)
-class Task:
-    """The digits, and how a model is trained on them.
-
-    Attributes:
-        epochs: Epochs.
-        width: d.
-        batch_size: Samples per step.
-        learning_rate: Adam's.
-        train_size: Number of training images; None: all.
-        seed: Of the initial parameters and the order of the batches.
-    """
-
-    epochs: int
-    width: int
-    batch_size: int
-    learning_rate: float
-    train_size: int | None
-    seed: int
-
-    def data(self) -> Dataset:
-        """The digits."""
-        return load_dataset("digits").limited(self.train_size)
-
-    def recipe(self, data: Dataset) -> Recipe:
-        """Steps, batches and learning rate."""
-        steps = self.epochs * steps_per_epoch(len(data.train_y), self.batch_size)
-        return Recipe(steps, None, self.batch_size, self.learning_rate, self.seed)
-
-    def model(
-        self,
-        data: Dataset,
-        geometry: str | LegendreFunction,
-        regularization: float,
-        weight: str = "convex",
-        steps: int | None = None,
-    ) -> Classifier:
-        """The model; with one seed and one kind of W its initial parameters are the same in every geometry."""
-        model = Classifier(
-            data.features,
-            self.width,
-            data.classes,
-            geometry=geometry,
-            weight=weight,
-            regularization=regularization,
-            seed=self.seed,
-        )
-        if steps is not None:
-            model.layer.adjoint = Unrolled(steps=steps)
-        return model
-
-
-@dataclass(frozen=True)
 class Run:
     """Asks for one training.
 
     Attributes:
-        task: Data and recipe.
+        task: Data, width and recipe.
         regime: γ, W and L.
         geometry: Name.
         max_steps: MM steps, at most, when the steps to the limit are counted.
@@ -135,10 +84,13 @@ def train_once(settings: Run) -> dict[str, Any]:
         the test samples; "mm_steps", the median number of MM steps to a residual of 1e-4, and the share "mm_short"
         of samples that `max_steps` were too few for; "lowest" and "highest" eigenvalue of W.
     """
-    data = settings.task.data()
     regime = settings.regime
+    task = replace(
+        settings.task, geometry=settings.geometry, regularization=regime.regularization, weight=regime.weight
+    )
+    data = task.data()
     with without_warnings():
-        model = settings.task.model(data, settings.geometry, regime.regularization, regime.weight, regime.steps)
+        model = task.model(data, regime.steps)
         watch = _Watch(model)
         result: dict[str, Any] = dict.fromkeys(
             (
@@ -155,7 +107,7 @@ def train_once(settings: Run) -> dict[str, Any]:
             )
         )
         try:
-            run = train(model, data, settings.task.recipe(data), watch)
+            run = train(model, data, task.recipe(data), watch)
             result |= _measured(model, data, settings.max_steps)
             result |= {"step_ms": run.step_ms, "iterations": None if regime.steps else run.iterations}
         except _GaveUp as reason:
@@ -165,14 +117,6 @@ def train_once(settings: Run) -> dict[str, Any]:
                 raise
             result["gave_up"] = f"refused: {str(refusal).partition(' (along')[0]}"
     return result | watch.shares()
-
-
-@contextmanager
-def without_warnings() -> Iterator[None]:
-    """No warnings: what fails is counted, and the report says that γ = 0 on an unbounded domain is a linear map."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 class _GaveUp(Exception):
@@ -217,24 +161,20 @@ def _measured(model: Classifier, data: Dataset, max_steps: int) -> dict[str, Any
     with torch.no_grad():
         active = active_coordinates(model.layer(data.test_x), model.layer.geometry)
         eigenvalues = torch.linalg.eigvalsh(model.layer.energy.weight.double())
-        steps, short = _mm_steps(model, data.test_x[:COUNT_SAMPLES], max_steps)
+        counted = plain_mm(model.layer, data.test_x[:COUNT_SAMPLES], COUNT_TOL, max_steps)
     return {
         "accuracy": accuracy,
         "loss": loss,
         "active": float(active.double().mean()),
-        "mm_steps": steps,
-        "mm_short": short,
+        "mm_steps": float(counted.iterations.double().median()),
+        "mm_short": 1.0 - float(counted.converged.double().mean()),
         "lowest": float(eigenvalues[0]),
         "highest": float(eigenvalues[-1]),
     }
 
 
-def _mm_steps(model: Classifier, x: Tensor, max_steps: int) -> tuple[float, float]:
-    """Median number of plain MM steps, and the share of samples for which `max_steps` were too few."""
-    solver = MM(tol=COUNT_TOL, max_iter=max_steps, polish=False, on_failure="ignore")
-    layer = model.layer
-    adjoint, usual = layer.adjoint, layer.solver
-    layer.adjoint, layer.solver = "implicit", solver
-    solution = layer.solve(x)
-    layer.adjoint, layer.solver = adjoint, usual
-    return float(solution.iterations.double().median()), 1.0 - float(solution.converged.double().mean())
+@torch.no_grad()
+def plain_mm(layer: BregmanDEQ, x: Float[Tensor, "batch n"], tol: float, max_steps: int) -> Solution:
+    """The layer's critical point by MM steps alone, without finish, to a residual of `tol` or for `max_steps`."""
+    solver = MM(tol=tol, max_iter=max_steps, polish=False, on_failure="ignore")
+    return find_critical_point(layer.energy, layer.geometry, x, regularization=layer.regularization, solver=solver)

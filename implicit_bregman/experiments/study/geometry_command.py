@@ -27,7 +27,8 @@ def geometry(
 ) -> None:
     """The same task in every geometry, and several geometries on one box: where does φ matter beyond its domain?"""
     options = dict(locals())
-    from implicit_bregman.experiments.study.geometry import GeometrySettings, study_geometry
+    from implicit_bregman.experiments.study.geometry import GeometrySettings
+    from implicit_bregman.experiments.study.geometry_report import study_geometry
 
     settings = GeometrySettings.quick(seed) if quick else GeometrySettings(seed=seed)
     changes = given(geometries=names(geometries), seeds=seeds, epochs=epochs, train_size=train_size)

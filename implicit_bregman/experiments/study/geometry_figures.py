@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.lines import Line2D
 
+from implicit_bregman.experiments.active import has_bound
 from implicit_bregman.experiments.grid_report import mean_and_spread
 from implicit_bregman.experiments.plots import (
     BLACK,
@@ -58,7 +59,7 @@ def geometry_figures(settings: GeometrySettings, measured: Measured) -> dict[str
     }
 
 
-def ordered(names: tuple[str, ...]) -> list[str]:
+def _ordered(names: tuple[str, ...]) -> list[str]:
     """By domain: boxes, half-lines, the line."""
 
     def place(name: str) -> tuple[float, float, str]:
@@ -84,7 +85,7 @@ def _colour(name: str) -> str:
 
 
 def _accuracy(settings: GeometrySettings, measured: Measured) -> bytes:
-    names = ordered(settings.geometries)
+    names = _ordered(settings.geometries)
     with figure_of(len(REGIMES), 2.5, columns=2, rows=1) as (figure, axes):
         for column, (axis, regime) in enumerate(zip(axes, REGIMES, strict=True)):
             for place, name in enumerate(names):
@@ -108,7 +109,7 @@ def _accuracy(settings: GeometrySettings, measured: Measured) -> bytes:
 
 
 def _cost(settings: GeometrySettings, measured: Measured) -> bytes:
-    names = ordered(settings.geometries)
+    names = _ordered(settings.geometries)
     with figure_of(3, 2.9, columns=2, rows=1) as (figure, axes):
         for index, (regime, (colour, marker)) in enumerate(zip(REGIMES, REGIME_STYLES, strict=True)):
             for place, name in enumerate(names):
@@ -121,7 +122,7 @@ def _cost(settings: GeometrySettings, measured: Measured) -> bytes:
                 steps = statistics.median(run["mm_steps"] for run in runs)
                 axes[0].plot(steps, at, fillstyle="none" if short else "full", **style)
                 axes[1].plot(statistics.fmean(run["step_ms"] for run in runs), at, **style)
-                if name not in ("arcsinh", "identity"):
+                if has_bound(find_geometry(name)):
                     axes[2].plot(100 * statistics.fmean(run["active"] for run in runs), at, **style)
         for axis in axes[:2]:
             axis.set_xscale("log")

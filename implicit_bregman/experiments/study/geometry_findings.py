@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from implicit_bregman.experiments.active import has_bound
 from implicit_bregman.experiments.study.geometry import GeometrySettings, Measured
 from implicit_bregman.experiments.study.geometry_boxes import BOX_GEOMETRIES
 from implicit_bregman.experiments.study.geometry_cells import REGIMES, Regime
@@ -75,7 +76,7 @@ def _only_scale(measured: Measured) -> str:
     )
 
 
-def accuracies(measured: Measured, regime: Regime, names: Names) -> dict[str, list[float]]:
+def _accuracies(measured: Measured, regime: Regime, names: Names) -> dict[str, list[float]]:
     """Accuracies in percent, one per seed, of the geometries whose runs all ended."""
     found = {}
     for name in names:
@@ -86,7 +87,7 @@ def accuracies(measured: Measured, regime: Regime, names: Names) -> dict[str, li
 
 
 def _accuracy(measured: Measured, regime: Regime, names: Names) -> list[str]:
-    found = accuracies(measured, regime, names)
+    found = _accuracies(measured, regime, names)
     if len(found) < 2:
         return []
     means = {name: statistics.fmean(values) for name, values in found.items()}
@@ -177,7 +178,7 @@ def _saturated(measured: Measured, names: Names) -> str:
         shares = {}
         for name in names:
             values = [run["active"] for run in measured.runs[regime, name] if run["active"] is not None]
-            if values and max(find_geometry(name).domain[0], -find_geometry(name).domain[1]) > -math.inf:
+            if values and has_bound(find_geometry(name)):
                 shares[name] = 100 * statistics.fmean(values)
         some = [f"{name} {share:.1f}" for name, share in shares.items() if share >= 0.05]
         parts.append(f"{regime.name}: {', '.join(some) or 'none'}")

@@ -6,8 +6,10 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from implicit_bregman.experiments.active import has_bound
+from implicit_bregman.experiments.grid import Grid
 from implicit_bregman.experiments.grid_report import GridReport, mean_and_spread
-from implicit_bregman.experiments.study.geometry import GeometrySettings, Measured
+from implicit_bregman.experiments.study.geometry import GeometrySettings, Measured, measure_geometry
 from implicit_bregman.experiments.study.geometry_boxes import BOX_GEOMETRIES, MM_TOL, SAMPLES
 from implicit_bregman.experiments.study.geometry_cells import COUNT_SAMPLES, COUNT_TOL, REGIMES
 from implicit_bregman.experiments.study.geometry_figures import geometry_figures
@@ -31,8 +33,14 @@ SHOWN = (
 )
 
 
-def geometry_report(settings: GeometrySettings, measured: Measured) -> GridReport:
-    """Everything that the command writes."""
+def study_geometry(settings: GeometrySettings, grid: Grid) -> GridReport:
+    """Train with every geometry in every regime, then compare those that can share a box.
+
+    Args:
+        settings: Seeds, epochs, sizes, geometries.
+        grid: Computes and keeps the cells.
+    """
+    measured = measure_geometry(settings, grid)
     rows = (*_training_rows(measured, settings.max_steps), *_box_rows(measured), *_basin_rows(measured))
     regimes = {regime.name: {name: measured.runs[regime, name] for name in settings.geometries} for regime in REGIMES}
     return GridReport(
@@ -52,12 +60,12 @@ def geometry_report(settings: GeometrySettings, measured: Measured) -> GridRepor
     )
 
 
-def known(values: Sequence[dict[str, Any]], key: str) -> list[float]:
+def _known(values: Sequence[dict[str, Any]], key: str) -> list[float]:
     """The values of a key that are there."""
     return [item[key] for item in values if item[key] is not None]
 
 
-def mean_or_none(values: Sequence[float], factor: float = 1.0) -> float | None:
+def _mean(values: Sequence[float], factor: float = 1.0) -> float | None:
     """Mean of what there is."""
     return factor * statistics.fmean(values) if values else None
 
@@ -74,35 +82,30 @@ def _row(setting: str, geometry: str, **values: Any) -> dict[str, Any]:
 def _training_rows(measured: Measured, max_steps: int) -> list[dict[str, Any]]:
     rows = []
     for (regime, name), runs in measured.runs.items():
-        accuracy, loss = known(runs, "accuracy"), known(runs, "loss")
+        accuracy, loss = _known(runs, "accuracy"), _known(runs, "loss")
         lost = [run["gave_up"] for run in runs if run["gave_up"]]
         values: dict[str, Any] = {}
         if accuracy:
             values["accuracy_mean"], values["accuracy_spread"] = mean_and_spread([100 * share for share in accuracy])
             values["loss_mean"], values["loss_spread"] = mean_and_spread(loss)
-            values["mm_steps"] = steps = statistics.median(known(runs, "mm_steps"))
+            values["mm_steps"] = steps = statistics.median(_known(runs, "mm_steps"))
             values["mm_shown"] = f">{max_steps}" if steps >= max_steps else f"{steps:.0f}"
         rows.append(
             _row(
                 regime.name,
                 name,
                 **values,
-                active=mean_or_none(known(runs, "active"), 100.0) if _has_bound(name) else None,
-                mm_short=mean_or_none(known(runs, "mm_short"), 100.0),
-                iterations=mean_or_none(known(runs, "iterations")),
-                step_ms=mean_or_none(known(runs, "step_ms")),
-                unsolved=mean_or_none(known(runs, "unsolved"), 100.0),
+                active=_mean(_known(runs, "active"), 100.0) if has_bound(find_geometry(name)) else None,
+                mm_short=_mean(_known(runs, "mm_short"), 100.0),
+                iterations=_mean(_known(runs, "iterations")),
+                step_ms=_mean(_known(runs, "step_ms")),
+                unsolved=_mean(_known(runs, "unsolved"), 100.0),
                 gave_up=f"{len(lost)} of {len(runs)}" if lost else None,
-                highest=mean_or_none(known(runs, "highest")),
+                highest=_mean(_known(runs, "highest")),
                 reasons="; ".join(sorted(set(lost))) or None,
             )
         )
     return rows
-
-
-def _has_bound(name: str) -> bool:
-    lo, hi = find_geometry(name).domain
-    return max(lo, -hi) > -float("inf")
 
 
 def _box_rows(measured: Measured) -> list[dict[str, Any]]:
@@ -118,7 +121,7 @@ def _box_rows(measured: Measured) -> list[dict[str, Any]]:
                     accuracy_spread=spread,
                     limit=max(item["limit"][name] for item in found),
                     parameters=max(item["parameters"][name][-1] for item in found),
-                    unsolved=mean_or_none([100 * u for item in found if (u := item["unsolved"][name]) is not None]),
+                    unsolved=_mean([100 * u for item in found if (u := item["unsolved"][name]) is not None]),
                 )
             )
     return rows
@@ -130,9 +133,7 @@ def _basin_rows(measured: Measured) -> list[dict[str, Any]]:
             BASIN_SETTING,
             name,
             unsolved=100 * statistics.fmean(item["unsolved"][name] for item in measured.basins),
-            elsewhere=mean_or_none(
-                [s for item in measured.basins if (s := item["elsewhere"][name]) is not None], 100.0
-            ),
+            elsewhere=_mean([s for item in measured.basins if (s := item["elsewhere"][name]) is not None], 100.0),
         )
         for name in BOX_GEOMETRIES
     ]

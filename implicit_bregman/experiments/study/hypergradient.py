@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import implicit_bregman.adjoints
-import implicit_bregman.linalg
-import implicit_bregman.solvers
-from implicit_bregman import linearization, majorization
 from implicit_bregman.experiments import oracle, problems
-from implicit_bregman.experiments.cells import Cell, code_version
+from implicit_bregman.experiments.cells import Cell, library_version
 from implicit_bregman.experiments.grid import Grid
-from implicit_bregman.experiments.grid_report import GridReport
 from implicit_bregman.experiments.problems import make_problem
 from implicit_bregman.experiments.study import hypergradient_curves, hypergradient_theory, work
 from implicit_bregman.experiments.study.hypergradient_curves import DAMPINGS, TRUNCATED, Measurement, spread
 from implicit_bregman.experiments.study.hypergradient_theory import Exact
+from implicit_bregman.settings import check_count
 
 
 @dataclass(frozen=True)
@@ -75,9 +71,8 @@ class HypergradientSettings:
 
     def __post_init__(self) -> None:
         for name, least in (("seed", 0), ("seeds", 1), ("dim", 65), ("batch", 1), ("longest", 50)):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name), least)
         if not self.cases:
             raise ValueError("cases is empty: name at least one, for example CASES[:1]")
 
@@ -160,30 +155,10 @@ def theory(exact: Exact, steps: int) -> dict[str, Any]:
     }
 
 
-def study_hypergradient(settings: HypergradientSettings, grid: Grid) -> GridReport:
-    """Measure all cases with all seeds.
-
-    Args:
-        settings: Seeds and sizes.
-        grid: Computes and keeps the cells.
-    """
-    from implicit_bregman.experiments.study.hypergradient_report import report
-
-    cases = tuple(_limited(case, settings.longest) for case in settings.cases)
-    version = code_version(
-        implicit_bregman.adjoints,
-        implicit_bregman.linalg,
-        implicit_bregman.solvers,
-        linearization,
-        majorization,
-        oracle,
-        problems,
-        work,
-        hypergradient_curves,
-        hypergradient_theory,
-        measure,
-        theory,
-    )
+def measure_hypergradient(settings: HypergradientSettings, grid: Grid) -> dict[Case, list[dict[str, Any]]]:
+    """What `measure` returned, per case one entry per seed."""
+    cases = tuple(_shortened(case, settings.longest) for case in settings.cases)
+    version = library_version(oracle, problems, work, hypergradient_curves, hypergradient_theory, measure, theory)
     trials = [
         Trial(case, settings.dim, settings.batch, settings.seed + number)
         for case in cases
@@ -191,12 +166,10 @@ def study_hypergradient(settings: HypergradientSettings, grid: Grid) -> GridRepo
     ]
     cells = [Cell(f"{trial.case.name}, seed {trial.seed}", measure, trial, version) for trial in trials]
     results = grid.run(cells)
-    found = {
+    return {
         case: [result for trial, result in zip(trials, results, strict=True) if trial.case == case] for case in cases
     }
-    return report(settings, found)
 
 
-def _limited(case: Case, longest: int | None) -> Case:
-    steps = case.steps if longest is None else min(case.steps, longest)
-    return Case(case.name, case.geometry, case.condition, case.active, case.regularization, steps)
+def _shortened(case: Case, longest: int | None) -> Case:
+    return case if longest is None else replace(case, steps=min(case.steps, longest))

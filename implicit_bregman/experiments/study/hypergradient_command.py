@@ -19,7 +19,8 @@ def hypergradient(
 ) -> None:
     """Error of the gradient against inner iterations and total work, beside the theoretical rates."""
     options = dict(locals())
-    from implicit_bregman.experiments.study.hypergradient import HypergradientSettings, study_hypergradient
+    from implicit_bregman.experiments.study.hypergradient import HypergradientSettings
+    from implicit_bregman.experiments.study.hypergradient_report import study_hypergradient
 
     settings = HypergradientSettings.quick(seed) if quick else HypergradientSettings(seed=seed)
     settings = replace(settings, **given(seeds=seeds))

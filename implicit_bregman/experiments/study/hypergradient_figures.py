@@ -55,7 +55,7 @@ _BOTTOM = 3e-17
 def figures(found: Found) -> dict[str, tuple[bytes, str]]:
     """File name → PNG file and caption."""
     return {
-        "study-hypergradient-forward.png": _figure(
+        "hypergradient-forward.png": _figure(
             found,
             (*_FORWARD, "implicit-newton", "shine"),
             "k",
@@ -65,7 +65,7 @@ def figures(found: Found) -> dict[str, tuple[bytes, str]]:
             "geometric standard deviation around it. Grey, computed from the solution: qᵏ and k qᵏ (constant 1), the "
             "plateaus of the truncated gradients, and for arctan the asymptotes C/k of implicit and unrolled",
         ),
-        "study-hypergradient-backward.png": _figure(
+        "hypergradient-backward.png": _figure(
             found,
             ("one-step", "phantom-0.5", "phantom-1", "cg", "gmres", "chebyshev", "dense", "shine-refined"),
             "k",
@@ -74,7 +74,7 @@ def figures(found: Found) -> dict[str, tuple[bytes, str]]:
             "Error of the gradient against the steps of the backward pass at the exact solution. Grey: "
             "(1 − λ + λq)ᵏ for the phantom gradients and 2((√κ − 1)/(√κ + 1))ᵏ with κ of CG's and of GMRES's system",
         ),
-        "study-hypergradient-work.png": _figure(
+        "hypergradient-work.png": _figure(
             found,
             (*_WORK, "phantom-1", "cg", "chebyshev", "dense", "shine-refined"),
             "work",

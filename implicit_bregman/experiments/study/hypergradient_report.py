@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
-
+from implicit_bregman.experiments.grid import Grid
 from implicit_bregman.experiments.grid_report import GridReport
+from implicit_bregman.experiments.study.hypergradient import HypergradientSettings, measure_hypergradient
 from implicit_bregman.experiments.study.hypergradient_figures import figures
 from implicit_bregman.experiments.study.hypergradient_findings import findings
-from implicit_bregman.experiments.study.hypergradient_summary import Result, rows
-
-if TYPE_CHECKING:
-    from implicit_bregman.experiments.study.hypergradient import Case, HypergradientSettings
+from implicit_bregman.experiments.study.hypergradient_summary import rows
 
 
-def report(settings: HypergradientSettings, found: Mapping[Case, Sequence[Result]]) -> GridReport:
-    """Table, findings and figures.
+def study_hypergradient(settings: HypergradientSettings, grid: Grid) -> GridReport:
+    """Measure all cases with all seeds: table, findings and figures.
 
     Args:
-        settings: What was asked for.
-        found: Per case one result of `measure` per seed.
+        settings: Seeds and sizes.
+        grid: Computes and keeps the cells.
 
     Raises:
         RuntimeError: If the oracle refused every seed of a case.
     """
+    found = measure_hypergradient(settings, grid)
     refused, usable = [], {}
     for case, results in found.items():
         refused += [f"{case.name}: {result['refused']}" for result in results if result["refused"] is not None]

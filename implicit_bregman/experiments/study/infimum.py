@@ -5,20 +5,18 @@ Small full-batch problems, trained to optimality from several starts. The paper 
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-import implicit_bregman.experiments.study.descent as descent
-import implicit_bregman.experiments.study.infimum_problem as infimum_problem
-from implicit_bregman.adjoints import unrolled
-from implicit_bregman.experiments.cells import Cell, code_version
+from implicit_bregman.experiments.cells import Cell, library_version
 from implicit_bregman.experiments.grid import Grid
-from implicit_bregman.experiments.grid_report import GridReport
+from implicit_bregman.experiments.study import descent, infimum_problem
 from implicit_bregman.experiments.study.descent import Descent, Vector, descend
 from implicit_bregman.experiments.study.infimum_problem import FAMILIES, Problem, make_data
+from implicit_bregman.experiments.study.task import without_warnings
 from implicit_bregman.settings import check_choice, check_count
 
 DEPTHS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -98,8 +96,8 @@ class InfimumSettings:
 
 
 @dataclass(frozen=True)
-class Task:
-    """One training problem, for all depths and the limit."""
+class Sought:
+    """Asks for the infima of one training problem, for all depths and the limit."""
 
     family: str
     seed: int
@@ -119,16 +117,16 @@ class Candidate:
 class Search:
     """Candidates for the minimiser of F_L, for every L, and of F_∞ (None)."""
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.problem = Problem(FAMILIES[task.family], *make_data(task.seed, task.samples))
-        self.generator = np.random.default_rng(task.seed)
-        self.found: dict[int | None, list[Candidate]] = {steps: [] for steps in (*task.depths, None)}
+    def __init__(self, sought: Sought) -> None:
+        self.sought = sought
+        self.problem = Problem(FAMILIES[sought.family], *make_data(sought.seed, sought.samples))
+        self.generator = np.random.default_rng(sought.seed)
+        self.found: dict[int | None, list[Candidate]] = {steps: [] for steps in (*sought.depths, None)}
 
     def descend(self, steps: int | None, start: Vector, origin: str, factor: int = 1) -> Candidate:
         """Descend, and keep the end if it is a candidate for a depth asked for."""
-        count = factor * self.task.effort.evaluations
-        end = descend(lambda u: self.problem.loss(u, steps), start, count)
+        count = factor * self.sought.effort.evaluations
+        end = descend(partial(self.problem.loss, steps=steps), start, count)
         candidate = Candidate(end, origin)
         if steps in self.found:
             self.found[steps].append(candidate)
@@ -140,7 +138,7 @@ class Search:
 
     def from_random(self) -> list[Vector]:
         """Descend from random starts, and return the ends that are to be followed."""
-        effort, kept = self.task.effort, []
+        effort, kept = self.sought.effort, []
         for steps in (*effort.search, None):
             ends = [
                 self.descend(steps, self.problem.random(self.generator), "random", 2).end for _ in range(effort.starts)
@@ -160,8 +158,8 @@ class Search:
         """Descend in F_∞, directly and along γ → 0, which smooths its kinks."""
         self.descend(None, place, "from L", 2)
         for extra in HOMOTOPY:
-            count = self.task.effort.evaluations
-            place = descend(lambda u, g=extra: self.problem.loss(u, None, g), place, count).place  # type: ignore[misc]
+            smoothed = partial(self.problem.loss, steps=None, extra=extra)
+            place = descend(smoothed, place, self.sought.effort.evaluations).place
         self.descend(None, place, "smoothed", 2)
 
     def polish(self, steps: int | None) -> float:
@@ -174,7 +172,7 @@ class Search:
         return before.value - self.best(steps).end.value
 
 
-def find_infima(task: Task) -> dict[str, Any]:
+def find_infima(sought: Sought) -> dict[str, Any]:
     """The cell: inf_L for every L and inf_∞, each the lowest of several descents.
 
     Returns:
@@ -182,10 +180,9 @@ def find_infima(task: Task) -> dict[str, Any]:
         gradient), `gain` (what the last restarts still won), `origin` and `spread` (how far the median descent ended
         above the best); the limit is the last entry of each.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # failures are counted
-        search = Search(task)
-        depths = task.depths
+    with without_warnings():
+        search = Search(sought)
+        depths = sought.depths
         for place in search.from_random():
             search.to_the_limit(search.follow(place, depths, "from L/2"))
         search.follow(search.best(None).end.place, depths[::-1], "from ∞")
@@ -213,7 +210,7 @@ def find_infima(task: Task) -> dict[str, Any]:
 
 def _exchange(search: Search) -> None:
     """No minimiser of one depth may be better than the best known at another: inf_L ≤ F_L(θ_∞), inf_∞ ≤ F_∞(θ_L)."""
-    depths, limit = search.task.depths, search.best(None).end.place
+    depths, limit = search.sought.depths, search.best(None).end.place
     for steps in depths:
         if search.problem.value(limit, steps) < search.best(steps).end.value:
             search.descend(steps, limit, "from ∞")
@@ -223,21 +220,14 @@ def _exchange(search: Search) -> None:
             search.descend(None, place, "from L", 2)
 
 
-def study_infimum(settings: InfimumSettings, grid: Grid) -> GridReport:
-    """Find the infima of all families and seeds and compare them.
-
-    Args:
-        settings: Families, depths, seeds, effort.
-        grid: Computes and keeps the cells.
-    """
-    from implicit_bregman.experiments.study.infimum_report import make_report
-
-    version = code_version(descent, infimum_problem, unrolled, Search, find_infima, _exchange)
+def measure_infimum(settings: InfimumSettings, grid: Grid) -> dict[str, list[dict[str, Any]]]:
+    """What `find_infima` returned, per family one entry per seed."""
+    version = library_version(descent, infimum_problem, Search, find_infima, _exchange)
     cells = [
         Cell(
             f"{family} seed {seed}",
             find_infima,
-            Task(family, seed, settings.depths, settings.samples, settings.effort),
+            Sought(family, seed, settings.depths, settings.samples, settings.effort),
             version,
         )
         for seed in range(settings.seed, settings.seed + settings.seeds)
@@ -247,4 +237,4 @@ def study_infimum(settings: InfimumSettings, grid: Grid) -> GridReport:
     found: dict[str, list[dict[str, Any]]] = {family: [] for family in settings.families}
     for cell, result in zip(cells, results, strict=True):
         found[cell.settings.family].append(result)
-    return make_report(settings, found)
+    return found

@@ -20,7 +20,8 @@ def infimum(
 ) -> None:
     """Small problems trained to optimality: inf over L unrolled steps against inf over the implicit layer."""
     options = dict(locals())
-    from implicit_bregman.experiments.study.infimum import InfimumSettings, study_infimum
+    from implicit_bregman.experiments.study.infimum import InfimumSettings
+    from implicit_bregman.experiments.study.infimum_report import study_infimum
 
     settings = InfimumSettings.quick(seed) if quick else InfimumSettings(seed=seed)
     settings = replace(settings, **given(seeds=seeds, depths=numbers("depths", depths)))

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from implicit_bregman.experiments.grid import Grid
 from implicit_bregman.experiments.grid_report import GridReport
 from implicit_bregman.experiments.plots import BLUE, GREEN, RED, figure_of, png
+from implicit_bregman.experiments.study.infimum import InfimumSettings, measure_infimum
 from implicit_bregman.experiments.study.infimum_problem import FAMILIES
-
-if TYPE_CHECKING:
-    from implicit_bregman.experiments.study.infimum import InfimumSettings
 
 Found = dict[str, list[dict[str, Any]]]
 LEAST = 1e-10
@@ -24,13 +23,14 @@ SERIES = {
 }
 
 
-def make_report(settings: InfimumSettings, found: Found) -> GridReport:
-    """The report.
+def study_infimum(settings: InfimumSettings, grid: Grid) -> GridReport:
+    """Find the infima of all families and seeds and compare them.
 
     Args:
-        settings: What was asked for.
-        found: Per family, what the cell of each seed returned.
+        settings: Families, depths, seeds, effort.
+        grid: Computes and keeps the cells.
     """
+    found = measure_infimum(settings, grid)
     rows = tuple(
         _row(family, results, index, depth)
         for family, results in found.items()

@@ -11,8 +11,16 @@ from implicit_bregman.experiments.grid_command import GridCommand
 
 # Options that change a result, of all studies.
 RESULT_OPTIONS = (
-    *("datasets", "depths", "geometries", "regularization", "quick", "seed", "seeds", "epochs"),
-    *("train_size", "data_dir"),
+    "datasets",
+    "depths",
+    "geometries",
+    "regularization",
+    "quick",
+    "seed",
+    "seeds",
+    "epochs",
+    "train_size",
+    "data_dir",
 )
 STUDY = GridCommand("study", RESULT_OPTIONS)
 

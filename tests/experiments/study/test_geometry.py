@@ -18,7 +18,7 @@ from implicit_bregman.experiments.grid import Backend, Grid
 from implicit_bregman.experiments.oracle import reference_solution
 from implicit_bregman.experiments.problems import make_problem
 from implicit_bregman.experiments.study import geometry_boxes, geometry_cells
-from implicit_bregman.experiments.study.geometry import GeometrySettings, measure_geometry, study_geometry
+from implicit_bregman.experiments.study.geometry import GeometrySettings, measure_geometry
 from implicit_bregman.experiments.study.geometry_boxes import (
     BOX_GEOMETRIES,
     BOX_REGIMES,
@@ -28,9 +28,11 @@ from implicit_bregman.experiments.study.geometry_boxes import (
     on_box,
     train_on_one_box,
 )
-from implicit_bregman.experiments.study.geometry_cells import FAILED_STEPS, REGIMES, Regime, Run, Task, train_once
+from implicit_bregman.experiments.study.geometry_cells import FAILED_STEPS, REGIMES, Regime, Run, plain_mm, train_once
+from implicit_bregman.experiments.study.geometry_report import study_geometry
+from implicit_bregman.experiments.study.task import Task
 
-TASK = Task(epochs=2, width=8, batch_size=64, learning_rate=0.02, train_size=256, seed=3)
+TASK = Task("digits", epochs=2, width=8, batch_size=64, learning_rate=0.02, train_size=256, seed=3)
 SMALL = GeometrySettings(
     seeds=2,
     epochs=1,
@@ -126,16 +128,16 @@ def test_the_steps_to_the_limit_are_those_of_mm() -> None:
     layer = ib.BregmanDEQ(2, 2, geometry="identity", regularization=0.5)
     layer.energy = ib.QuadraticEnergy.from_matrices(-0.5 * torch.eye(2))
     x = torch.tensor([[1.0, -1.0]])
-    model = SimpleNamespace(layer=layer)
-    steps, short = geometry_cells._mm_steps(model, x, 100)  # type: ignore[arg-type]
+    solution = plain_mm(layer, x, 1e-4, 100)
     rate, residual = 0.5 / 1.5, 1.0
     expected = 0
     while residual / (1 + max(1.0, 0.5)) > 1e-4:
         residual, expected = rate * residual, expected + 1
-    assert (steps, short) == (pytest.approx(expected, abs=1), 0.0)
-    assert geometry_cells._mm_steps(model, x, 2) == (2.0, 1.0)  # type: ignore[arg-type]
-    assert layer.adjoint == "implicit"
-    assert layer.solver == "auto"
+    assert int(solution.iterations) == pytest.approx(expected, abs=1)
+    assert bool(solution.converged)
+    short = plain_mm(layer, x, 1e-4, 2)
+    assert int(short.iterations) == 2
+    assert not bool(short.converged)
 
 
 def test_an_objective_without_a_minimum_ends_the_training() -> None:

@@ -20,9 +20,9 @@ from implicit_bregman.experiments.study.hypergradient import (
     HypergradientSettings,
     Trial,
     measure,
-    study_hypergradient,
 )
 from implicit_bregman.experiments.study.hypergradient_curves import TRUNCATED, Curve, spread
+from implicit_bregman.experiments.study.hypergradient_report import study_hypergradient
 from implicit_bregman.experiments.study.hypergradient_summary import Reached, Result, lag, rate, reached, slowest
 from implicit_bregman.experiments.study.hypergradient_theory import Exact, krylov_bound
 from implicit_bregman.experiments.study.work import counted
@@ -208,7 +208,7 @@ def test_the_command_writes_its_results(
     command = ["study", "hypergradient", "--quick", "--jobs", "1", "--seed", "3", "--out", str(tmp_path)]
     assert main(command) == 0
     out = capsys.readouterr().out
-    pictures = {f"study-hypergradient-{name}.png" for name in ("forward", "backward", "work")}
+    pictures = {f"hypergradient-{name}.png" for name in ("forward", "backward", "work")}
     assert set(os.listdir(tmp_path)) == {"cells", "results.json", "results.csv", "report.md", *pictures}
     document = json.loads((tmp_path / "results.json").read_text())
     assert document["command"] == "implicit-bregman study hypergradient --quick --seed 3"
@@ -229,7 +229,7 @@ def test_an_interrupted_study_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
 
     quickly.__module__, quickly.__qualname__ = measure.__module__, measure.__qualname__
     monkeypatch.setattr(hypergradient, "measure", quickly)
-    monkeypatch.setattr(hypergradient, "code_version", lambda *parts: "one")
+    monkeypatch.setattr(hypergradient, "library_version", lambda *parts: "one")
     settings, told = replace(SMALL, seeds=3), list[str]()
     with pytest.raises(KeyboardInterrupt):
         study_hypergradient(settings, Grid(tmp_path, Backend(jobs=1), tell=told.append))

@@ -11,9 +11,9 @@ import torch
 from implicit_bregman.cli import main
 from implicit_bregman.experiments.grid import Backend, Grid
 from implicit_bregman.experiments.study.descent import descend
-from implicit_bregman.experiments.study.infimum import Effort, InfimumSettings, study_infimum
+from implicit_bregman.experiments.study.infimum import Effort, InfimumSettings
 from implicit_bregman.experiments.study.infimum_problem import FAMILIES, Problem, make_data
-from implicit_bregman.experiments.study.infimum_report import fit
+from implicit_bregman.experiments.study.infimum_report import fit, study_infimum
 
 SETTINGS = InfimumSettings(
     seeds=1, depths=(1, 4), families=("convex-reg",), samples=6, effort=Effort(1, (1,), 1, evaluations=8)

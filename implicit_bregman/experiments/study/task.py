@@ -1,0 +1,76 @@
+"""What the studies that train classifiers have in common."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from implicit_bregman.adjoints import Implicit, Unrolled
+from implicit_bregman.experiments.data import Dataset, load_dataset
+from implicit_bregman.experiments.model import Classifier
+from implicit_bregman.experiments.training import Recipe, steps_per_epoch
+from implicit_bregman.legendre import LegendreFunction
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classification problem, a model, and how it is trained; not, how its layer is differentiated.
+
+    With one seed and one kind of W the initial parameters are the same in every geometry.
+
+    Attributes:
+        dataset: Name of the data set, see `load_dataset`.
+        seed: Of the initial parameters, the order of the batches, and the spirals.
+        epochs: Epochs.
+        batch_size: Samples per step.
+        train_size: Number of training samples; None: all.
+        width: d, the width of the representation.
+        learning_rate: Adam's constant learning rate.
+        geometry: φ, by name or instance.
+        regularization: γ ≥ 0.
+        weight: Kind of W: "convex", "symmetric" or "free".
+    """
+
+    dataset: str
+    seed: int
+    epochs: int
+    batch_size: int
+    train_size: int | None
+    width: int
+    learning_rate: float
+    geometry: str | LegendreFunction = "tanh"
+    regularization: float = 0.0
+    weight: str = "convex"
+
+    def data(self, data_dir: str | None = None) -> Dataset:
+        """The data."""
+        return load_dataset(self.dataset, data_dir, self.seed).limited(self.train_size)
+
+    def model(self, data: Dataset, depth: int | None = None) -> Classifier:
+        """The untrained model, unrolled through `depth` steps; None: implicit."""
+        made = Classifier(
+            data.features,
+            self.width,
+            data.classes,
+            geometry=self.geometry,
+            weight=self.weight,
+            regularization=self.regularization,
+            seed=self.seed,
+        )
+        made.layer.adjoint = Implicit() if depth is None else Unrolled(steps=depth)
+        return made
+
+    def recipe(self, data: Dataset, seconds: float | None = None) -> Recipe:
+        """How to train, with a budget of seconds beside that of steps."""
+        steps = self.epochs * steps_per_epoch(len(data.train_y), self.batch_size)
+        return Recipe(steps, seconds, self.batch_size, self.learning_rate, self.seed)
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Failed solves, and layers that are a linear map, do not warn: the results and the reports say so."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
