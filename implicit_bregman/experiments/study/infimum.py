@@ -5,6 +5,7 @@ Small full-batch problems, trained to optimality from several starts. The paper 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -28,23 +29,30 @@ KICKS = (0.1, 0.01)
 class Effort:
     """How hard the infima are searched for.
 
+    The last restarts of a search may win nothing although it has missed the infimum: random starts at two depths only
+    ended up to 40 % above it. So independent searches are compared.
+
     Attributes:
-        starts: Random starts at each of the depths `search` and in the limit.
-        search: Depths at which random starts are made.
-        tracks: How many of the best of these are followed to all other depths.
-        evaluations: Of the loss in one descent; restarts of the best may take twice as many.
+        searches: Independent searches, at least two.
+        starts: Random starts of each search, in the limit and at each depth up to `shallow`.
+        shallow: At more steps, where a descent costs more, all starts are where descents at other depths ended.
+        tracks: How many of the best of these are followed through all depths.
+        evaluations: Of the loss in one descent; from random starts and in restarts of the best twice as many.
+
+    Raises:
+        ValueError: For a number out of range.
     """
 
-    starts: int = 6
-    search: tuple[int, ...] = (2, 8)
-    tracks: int = 2
-    evaluations: int = 80
+    searches: int = 2
+    starts: int = 8
+    shallow: int = 16
+    tracks: int = 3
+    evaluations: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("starts", "tracks", "evaluations"):
+        for name in ("starts", "shallow", "tracks", "evaluations"):
             check_count(name, getattr(self, name))
-        for depth in self.search:
-            check_count("search", depth)
+        check_count("searches", self.searches, 2)
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,7 @@ class InfimumSettings:
             seeds=2,
             depths=(1, 2, 4, 8, 16, 32),
             families=("convex", "convex-reg", "semidefinite", "low-rank"),
-            effort=Effort(starts=3, tracks=1, evaluations=50),
+            effort=Effort(starts=3, tracks=1, evaluations=60),
         )
 
 
@@ -115,12 +123,17 @@ class Candidate:
 
 
 class Search:
-    """Candidates for the minimiser of F_L, for every L, and of F_∞ (None)."""
+    """Candidates for the minimiser of F_L, for every L, and of F_∞ (None).
 
-    def __init__(self, sought: Sought) -> None:
+    Args:
+        sought: The training problem.
+        number: Of the search; each has its own random starts.
+    """
+
+    def __init__(self, sought: Sought, number: int) -> None:
         self.sought = sought
         self.problem = Problem(FAMILIES[sought.family], *make_data(sought.seed, sought.samples))
-        self.generator = np.random.default_rng(sought.seed)
+        self.generator = np.random.default_rng((sought.seed, number))
         self.found: dict[int | None, list[Candidate]] = {steps: [] for steps in (*sought.depths, None)}
 
     def descend(self, steps: int | None, start: Vector, origin: str, factor: int = 1) -> Candidate:
@@ -132,14 +145,29 @@ class Search:
             self.found[steps].append(candidate)
         return candidate
 
+    def join(self, other: Search) -> None:
+        """Take over the candidates of another search, and its count of evaluations."""
+        for steps, candidates in other.found.items():
+            self.found[steps] += candidates
+        self.problem.evaluations += other.problem.evaluations
+        self.problem.failed += other.problem.failed
+
     def best(self, steps: int | None) -> Candidate:
         """The lowest candidate."""
         return min(self.found[steps], key=lambda candidate: candidate.end.value)
 
+    def explore(self) -> None:
+        """From random starts to all depths."""
+        for place in self.from_random():
+            self.to_the_limit(self.follow(place))
+        self.sweep()
+
     def from_random(self) -> list[Vector]:
         """Descend from random starts, and return the ends that are to be followed."""
         effort, kept = self.sought.effort, []
-        for steps in (*effort.search, None):
+        for steps in self.found:
+            if steps is not None and steps > effort.shallow:
+                continue
             ends = [
                 self.descend(steps, self.problem.random(self.generator), "random", 2).end for _ in range(effort.starts)
             ]
@@ -148,11 +176,21 @@ class Search:
         kept.sort(key=lambda item: (item[1], item[0]))
         return [place for _, _, place in kept[: effort.tracks]]
 
-    def follow(self, place: Vector, depths: tuple[int, ...], origin: str) -> Vector:
+    def follow(self, place: Vector) -> Vector:
         """Descend at one depth after the other, each from where the last ended."""
-        for steps in depths:
-            place = self.descend(steps, place, origin).end.place
+        for steps in self.sought.depths:
+            place = self.descend(steps, place, "from L/2").end.place
         return place
+
+    def sweep(self) -> None:
+        """Hand the best of each depth on: from the limit down to the first one, and up to the limit again."""
+        depths = self.sought.depths
+        down: tuple[int | None, ...] = (None, *depths[::-1])
+        for before, steps in itertools.pairwise(down):
+            self.descend(steps, self.best(before).end.place, "from 2L")
+        for before, steps in itertools.pairwise(depths):
+            self.descend(steps, self.best(before).end.place, "from L/2")
+        self.to_the_limit(self.best(depths[-1]).end.place)
 
     def to_the_limit(self, place: Vector) -> None:
         """Descend in F_∞, directly and along γ → 0, which smooths its kinks."""
@@ -177,17 +215,21 @@ def find_infima(sought: Sought) -> dict[str, Any]:
 
     Returns:
         One entry per depth in `inf`, `limit_of` (F_∞(θ_L)), `at_limit` (F_L(θ_∞)), `slope` (largest entry of the
-        gradient), `gain` (what the last restarts still won), `origin` and `spread` (how far the median descent ended
-        above the best); the limit is the last entry of each.
+        gradient), `gap` (by how much the worst of the independent searches ended above the best), `gain` (what the last
+        restarts still won), `origin` and `spread` (how far the median descent ended above the best); the limit is the
+        last entry of each.
     """
+    depths = sought.depths
+    order: tuple[int | None, ...] = (*depths, None)
     with without_warnings():
-        search = Search(sought)
-        depths = sought.depths
-        for place in search.from_random():
-            search.to_the_limit(search.follow(place, depths, "from L/2"))
-        search.follow(search.best(None).end.place, depths[::-1], "from ∞")
-        search.to_the_limit(search.best(depths[-1]).end.place)
-        order: tuple[int | None, ...] = (*depths, None)
+        searches = [Search(sought, number) for number in range(sought.effort.searches)]
+        for search in searches:
+            search.explore()
+        ends = {steps: [search.best(steps).end.value for search in searches] for steps in order}
+        search = searches[0]
+        for other in searches[1:]:
+            search.join(other)
+        search.sweep()
         gain = {steps: search.polish(steps) for steps in order}
         _exchange(search)
     problem, limit = search.problem, search.best(None).end
@@ -197,6 +239,7 @@ def find_infima(sought: Sought) -> dict[str, Any]:
         "limit_of": [problem.value(item.end.place, None) for item in best],
         "at_limit": [problem.value(limit.place, steps) for steps in order],
         "slope": [item.end.gradient for item in best],
+        "gap": [max(ends[steps]) - min(ends[steps]) for steps in order],
         "gain": [gain[steps] for steps in order],
         "origin": [item.origin for item in best],
         "spread": [

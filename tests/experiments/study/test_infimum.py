@@ -16,7 +16,11 @@ from implicit_bregman.experiments.study.infimum_problem import FAMILIES, Problem
 from implicit_bregman.experiments.study.infimum_report import fit, study_infimum
 
 SETTINGS = InfimumSettings(
-    seeds=1, depths=(1, 4), families=("convex-reg",), samples=6, effort=Effort(1, (1,), 1, evaluations=8)
+    seeds=1,
+    depths=(1, 4),
+    families=("convex-reg",),
+    samples=6,
+    effort=Effort(starts=1, shallow=1, tracks=1, evaluations=8),
 )
 
 
@@ -79,6 +83,11 @@ def test_a_minimiser_of_one_depth_is_nowhere_better(tmp_path: Path) -> None:
 def test_bad_settings_are_refused(change: dict[str, object], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         replace(SETTINGS, **change)
+
+
+def test_one_search_does_not_know_how_far_it_may_be_off() -> None:
+    with pytest.raises(ValueError, match="searches must be"):
+        Effort(searches=1)
 
 
 def test_the_command_writes_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
