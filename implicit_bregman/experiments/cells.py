@@ -13,16 +13,19 @@ import re
 import textwrap
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 
+from implicit_bregman.experiments.devices import device_name
 from implicit_bregman.experiments.files import write_all
 
 FORMAT_VERSION = 1
+PACKAGE = Path(__file__).parents[1]
 # What the value and the gradient of a layer depend on.
 LIBRARY = (
     *("legendre", "energy", "linalg", "solvers", "adjoints", "nn"),
@@ -78,30 +81,54 @@ class Cell:
         """Name of the file."""
         return f"{re.sub(r'[^A-Za-z0-9.]+', '-', self.name).strip('-')}-{self.key}.json"
 
-    def compute(self) -> tuple[Any, float]:
-        """The result and the seconds it took."""
+    def compute(self) -> Computed:
+        """Call the function."""
         started = time.perf_counter()
         result = self.function(self.settings, **self.resources)
-        return result, time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        return Computed(result, seconds, torch.__version__, device_name(self.resources.get("device", "cpu")))
 
 
-def store_cell(folder: Path, cell: Cell, result: Any, seconds: float) -> Any:
+@dataclass(frozen=True)
+class Computed:
+    """What a cell returned, and what computed it.
+
+    Attributes:
+        result: What the function returned.
+        seconds: Seconds that it took.
+        torch: Version of PyTorch.
+        device: Name of the device.
+    """
+
+    result: Any
+    seconds: float
+    torch: str
+    device: str
+
+    @property
+    def origin(self) -> str:
+        """What computed it, for a report."""
+        return f"PyTorch {self.torch}, {self.device}"
+
+
+def store_cell(folder: Path, cell: Cell, computed: Computed) -> Computed:
     """Write a result, complete or not at all, and return it as `load_cell` will."""
     record = {
         "format": FORMAT_VERSION,
         "version": cell.version,
         **cell.identity,
-        "torch": torch.__version__,
+        "torch": computed.torch,
+        "device": computed.device,
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        "seconds": seconds,
-        "result": json.loads(json.dumps(result)),
+        "seconds": computed.seconds,
+        "result": json.loads(json.dumps(computed.result)),
     }
     text = json.dumps(record | {"digest": _digest(record)}, ensure_ascii=False)
     write_all(folder, {cell.file: text.encode()})
-    return record["result"]
+    return replace(computed, result=record["result"])
 
 
-def load_cell(folder: Path, cell: Cell) -> Any:
+def load_cell(folder: Path, cell: Cell) -> Computed:
     """The stored result.
 
     Raises:
@@ -117,7 +144,7 @@ def load_cell(folder: Path, cell: Cell) -> Any:
         raise Unusable("is damaged")
     if (record["format"], record["version"]) != (FORMAT_VERSION, cell.version):
         raise Unusable("was made by other code")
-    return record["result"]
+    return Computed(record["result"], record["seconds"], record["torch"], record.get("device", "cpu"))
 
 
 def code_version(*parts: ModuleType | Callable[..., Any] | type) -> str:
@@ -137,6 +164,15 @@ def code_version(*parts: ModuleType | Callable[..., Any] | type) -> str:
 def library_version(*parts: ModuleType | Callable[..., Any] | type) -> str:
     """`code_version` of everything that solves and differentiates, and of these parts."""
     return code_version(*(importlib.import_module(f"implicit_bregman.{name}") for name in LIBRARY), *parts)
+
+
+@lru_cache(maxsize=1)
+def package_version() -> str:
+    """A hash of all files of the package, as they were when this process first asked."""
+    digest = hashlib.sha256()
+    for file in sorted(PACKAGE.rglob("*.py")):
+        digest.update(file.relative_to(PACKAGE).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:20]
 
 
 def _essence(source: str) -> str:

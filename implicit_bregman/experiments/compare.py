@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import implicit_bregman
 from implicit_bregman.experiments.data import Dataset, load_dataset
+from implicit_bregman.experiments.devices import device_name, find_device
 from implicit_bregman.experiments.gradients import (
     GradientCheck,
     ReferenceGradient,
@@ -61,21 +62,6 @@ class _Part:
 
     def __call__(self, share: float) -> None:
         self.progress((self.before + share) / self.total, self.text)
-
-
-def find_device(name: str) -> torch.device:
-    """The device of that name.
-
-    Raises:
-        ValueError: If the name is unknown or the device is not there.
-    """
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"device {name!r} is not available ({reason}); use --device cpu") from None
-    return device
 
 
 def check(settings: CompareSettings) -> Dataset:
@@ -233,7 +219,7 @@ def _environment(device: torch.device, threads: int) -> dict[str, object]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "device": device_name(device),
         "threads": threads,
     }
 

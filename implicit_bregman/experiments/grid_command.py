@@ -18,7 +18,9 @@ Quick = Annotated[bool, typer.Option("--quick", help="A subset that is stated in
 Seed = Annotated[int, typer.Option(help="First seed.")]
 BackendName = Annotated[str, typer.Option("--backend", help="Where to compute: local or dask.")]
 Scheduler = Annotated[str | None, typer.Option(help="Address of the scheduler of --backend dask.")]
-Jobs = Annotated[int | None, typer.Option(help="Computations at a time, one CPU thread each; default: all cores.")]
+Jobs = Annotated[
+    int | None, typer.Option(help="Computations at a time, one CPU thread each; default: one per core, or 1 on a GPU.")
+]
 DataDir = Annotated[Path | None, typer.Option(help="Folder with the files of the image data sets.")]
 Device = Annotated[str, typer.Option(help="PyTorch device, for example cpu or cuda.")]
 
@@ -44,19 +46,23 @@ class GridCommand:
             settings: A dataclass.
             options: What the command line gave: "backend", "scheduler", "jobs", "out", "device" and others.
         """
-        from implicit_bregman.experiments.compare import find_device
+        from implicit_bregman.experiments.devices import find_device
         from implicit_bregman.experiments.grid import Backend, Grid
 
-        backend = Backend(options["backend"], options["scheduler"], options["jobs"])
-        device = options.get("device", "cpu")
-        find_device(device)
+        device, jobs = options.get("device", "cpu"), options["jobs"]
+        if options["backend"] == "local":
+            # (a cluster's workers may have what this machine has not)
+            on_cpu = find_device(device).type == "cpu"
+            jobs = jobs if on_cpu else jobs or 1
+        backend = Backend(options["backend"], options["scheduler"], jobs)
         folder = writable_folder(options["out"] or Path(f"{self.group}-results") / name)
         try:
             with progress_bar() as bar:
-                result = make(settings, Grid(folder, backend, bar, _tell))
+                grid = Grid(folder, backend, bar, _tell)
+                result = make(settings, grid)
         except KeyboardInterrupt:
             raise Interrupted("no report was written") from None
-        written = result.write(folder, self.command_line(name, options), asdict(settings), device)
+        written = result.write(folder, self.command_line(name, options), asdict(settings), grid.origins.values())
         show(result.table(), *result.findings, f"Written to {folder}: {', '.join(path.name for path in written)}")
 
     def command_line(self, name: str, options: dict[str, Any]) -> str:

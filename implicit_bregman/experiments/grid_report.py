@@ -7,13 +7,12 @@ import datetime
 import io
 import json
 import platform
-import statistics
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
@@ -21,7 +20,7 @@ from rich.text import Text
 import implicit_bregman
 from implicit_bregman.experiments.files import write_all
 from implicit_bregman.experiments.grid import available_cores
-from implicit_bregman.experiments.results import finite
+from implicit_bregman.experiments.results import Statistic, finite
 
 FORMAT_VERSION = 1
 
@@ -52,19 +51,19 @@ class GridReport:
     data: Mapping[str, Any]
     figures: Mapping[str, tuple[bytes, str]] = field(default_factory=dict)
 
-    def write(self, folder: Path, command: str, settings: Mapping[str, object], device: str) -> list[Path]:
+    def write(self, folder: Path, command: str, settings: Mapping[str, object], origins: Iterable[str]) -> list[Path]:
         """Write results.json, results.csv, report.md and the figures.
 
         Args:
             folder: Where to; it exists.
             command: The command that made them.
             settings: Everything that was asked for.
-            device: PyTorch device.
+            origins: What computed each cell, see `Grid.origins`.
 
         Returns:
             The paths.
         """
-        about = {"command": command, "settings": dict(settings), "environment": environment(device)}
+        about = {"command": command, "settings": dict(settings), "environment": environment(origins)}
         texts = {
             "results.json": self._json(about),
             "results.csv": self._csv(),
@@ -138,18 +137,18 @@ def _written(row: Mapping[str, Any], keys: tuple[str, ...]) -> str:
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation; no spread for a single value."""
-    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
+    """Mean and sample standard deviation of the seeds, see `Statistic`."""
+    statistic = Statistic(tuple(values))
+    return statistic.mean, statistic.spread
 
 
-def environment(device: str) -> dict[str, object]:
-    """Machine and versions."""
-    place = torch.device(device)
+def environment(origins: Iterable[str]) -> dict[str, object]:
+    """Machine and versions, of the report and of what computed the cells."""
+    counted = Counter(origins)
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
-        "device": torch.cuda.get_device_name(place) if place.type == "cuda" else str(place),
         "cores": available_cores(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
         "implicit_bregman": implicit_bregman.__version__,
+        "computed with": "; ".join(f"{origin} ({count} cells)" for origin, count in counted.items()),
     }

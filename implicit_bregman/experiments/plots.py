@@ -17,7 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from implicit_bregman.experiments.convergence import UNROLLED, Convergence
-from implicit_bregman.experiments.results import Comparison, Row
+from implicit_bregman.experiments.results import Comparison, Row, Statistic
 
 COLUMN_WIDTH = 3.5  # inches, one column of a two-column paper
 DPI = 300
@@ -130,9 +130,8 @@ def mean_band(axis: Axes, places: Sequence[float], curves: Sequence[Sequence[flo
         curves: One per seed, each with one value per place.
         style: Of the line, as `Axes.plot` takes it; the band has its colour.
     """
-    found = list(zip(*curves, strict=True))
-    means = [statistics.fmean(values) for values in found]
-    spreads = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in found]
+    found = [Statistic(values) for values in zip(*curves, strict=True)]
+    means, spreads = [item.mean for item in found], [item.spread or 0.0 for item in found]
     lower = [mean - spread for mean, spread in zip(means, spreads, strict=True)]
     upper = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
     axis.plot(places, means, zorder=3, **style)

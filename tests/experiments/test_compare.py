@@ -6,8 +6,9 @@ import pytest
 import torch
 
 import implicit_bregman as ib
-from implicit_bregman.experiments.compare import check, find_device, run_comparison
+from implicit_bregman.experiments.compare import check, run_comparison
 from implicit_bregman.experiments.data import Dataset, load_dataset
+from implicit_bregman.experiments.devices import find_device
 from implicit_bregman.experiments.methods import default_rows, make_methods
 from implicit_bregman.experiments.model import Classifier
 from implicit_bregman.experiments.results import COLUMNS, Comparison
@@ -235,6 +236,7 @@ def test_bad_settings_are_refused(change: dict[str, object], complaint: str) -> 
         ({"dataset": "nope"}, "nope.*digits"),
         ({"device": "nope"}, "nope.*--device cpu"),
         ({"device": "cuda:99"}, "cuda:99.*--device cpu"),
+        ({"device": "meta"}, "meta.*--device cpu"),
     ],
 )
 def test_unknown_names_are_refused_before_any_work(change: dict[str, object], complaint: str) -> None:

@@ -1,18 +1,24 @@
 """The grid: nothing is computed twice, nothing that was finished is lost, and what cannot be used is said."""
 
+import itertools
 import json
+import math
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
+from implicit_bregman.cli import main
 from implicit_bregman.experiments import cells, grid
-from implicit_bregman.experiments.cells import Cell, code_version, load_cell
+from implicit_bregman.experiments.cells import Cell, Computed, code_version, load_cell, store_cell
 from implicit_bregman.experiments.grid import Backend, Grid
+from implicit_bregman.experiments.grid_report import environment, mean_and_spread
 
 CALLS: list[float] = []
 
@@ -189,35 +195,97 @@ def test_threads_are_put_back_in_this_process(tmp_path: Path) -> None:
         torch.set_num_threads(before)
 
 
-@pytest.mark.slow
-def test_a_local_dask_cluster_of_two_workers(tmp_path: Path) -> None:
-    distributed = pytest.importorskip("distributed", reason="the extra cluster is not installed")
-    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, env={"PYTHONPATH": path}
-    ) as cluster:
-        backend = Backend("dask", cluster.scheduler_address)
-        wanted = [
-            Cell("version", code_of, Names(names), "1")
-            for names in (("implicit_bregman",), ("implicit_bregman.cli",), ("implicit_bregman.settings",))
-        ]
-        results = Grid(tmp_path, backend).run(wanted)
-        assert Grid(tmp_path, backend).run(wanted) == results
-    assert Grid(tmp_path, Backend(jobs=1)).run(wanted) == results
-    assert len({result["process"] for result in results} | {os.getpid()}) > 1
-    assert all(result["process"] != os.getpid() for result in results)
-    assert [result["threads"] for result in results] == [1, 1, 1]
-
-
 @dataclass(frozen=True)
-class Names:
-    """Modules to import."""
+class Visit:
+    """Settings of a cell that leaves a trace where it runs."""
 
-    names: tuple[str, ...]
+    number: int
+    folder: str = ""
+    wait: float = 0.0
+    kill: bool = False
 
 
-def code_of(settings: Names) -> dict[str, object]:
-    return {"process": os.getpid(), "threads": torch.get_num_threads(), "names": list(settings.names)}
+def visit(settings: Visit) -> dict[str, object]:
+    """Who computed it, when, and with how many threads."""
+    started = time.monotonic()
+    time.sleep(settings.wait)
+    if settings.kill:
+        os._exit(9)
+    return {"process": os.getpid(), "threads": torch.get_num_threads(), "time": [started, time.monotonic()]}
+
+
+@pytest.fixture(scope="module")
+def scheduler() -> Iterator[str]:
+    """The address of a cluster of two workers on this machine, which see the package and this module."""
+    distributed = pytest.importorskip("distributed", reason="the extra cluster is not installed")
+    path = os.pathsep.join(
+        [*map(str, (Path(__file__).parents[2], Path(__file__).parent)), os.environ.get("PYTHONPATH", "")]
+    )
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=":0", env={"PYTHONPATH": path}
+    ) as cluster:
+        yield cluster.scheduler_address
+
+
+def visits(count: int, **settings: float) -> list[Cell]:
+    return [Cell(f"visit {number}", visit, Visit(number, **settings), "1") for number in range(count)]
+
+
+def test_a_local_dask_cluster_of_two_workers(scheduler: str, tmp_path: Path) -> None:
+    run = Grid(tmp_path, Backend("dask", scheduler))
+    results = run.run(visits(4, wait=0.3))
+    assert len({result["process"] for result in results}) == 2
+    assert os.getpid() not in {result["process"] for result in results}
+    assert [result["threads"] for result in results] == [1] * 4
+    assert run.run(visits(4, wait=0.3)) == results
+    assert Grid(tmp_path, Backend(jobs=1)).run(visits(4, wait=0.3)) == results
+    assert set(run.origins.values()) == {f"PyTorch {torch.__version__}, cpu"}
+
+
+def test_jobs_limits_what_a_cluster_computes_at_a_time(scheduler: str, tmp_path: Path) -> None:
+    results = Grid(tmp_path, Backend("dask", scheduler, jobs=1)).run(visits(3, wait=0.2))
+    times = sorted(result["time"] for result in results)
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(times))
+
+
+def test_workers_with_other_code_are_refused(scheduler: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may have been started before the code was changed: their results must not count as the new code's."""
+    monkeypatch.setattr(grid, "package_version", lambda: "newer")
+    with pytest.raises(OSError, match=r"another version of implicit_bregman.*start the workers again"):
+        Grid(tmp_path, Backend("dask", scheduler)).run(visits(1))
+    assert list((tmp_path / "cells").iterdir()) == []
+
+
+def test_a_command_computes_on_a_cluster(scheduler: str, tmp_path: Path) -> None:
+    command = ["reproduce", "fig5", "--quick", "--epochs", "2", "--seeds", "1", "--out", str(tmp_path)]
+    assert main([*command, "--backend", "dask", "--scheduler", scheduler]) == 0
+    assert len(list((tmp_path / "cells").iterdir())) == 2
+    first = json.loads((tmp_path / "results.json").read_text())
+    assert first["environment"]["computed with"] == f"PyTorch {torch.__version__}, cpu (2 cells)"
+    assert main([*command, "--jobs", "1"]) == 0
+    assert json.loads((tmp_path / "results.json").read_text())["rows"] == first["rows"]
+
+
+def test_an_error_on_a_cluster_is_raised_as_it_is(scheduler: str, tmp_path: Path) -> None:
+    with pytest.raises(ArithmeticError, match="no square of 2"):
+        Grid(tmp_path, Backend("dask", scheduler)).run([cell(2, "error")])
+
+
+def test_a_scheduler_without_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    distributed = pytest.importorskip("distributed", reason="the extra cluster is not installed")
+    monkeypatch.setattr(grid, "CONNECT_SECONDS", 1)
+    with (
+        distributed.LocalCluster(n_workers=0, dashboard_address=":0", processes=False) as cluster,
+        pytest.raises(OSError, match="has no workers; start some"),
+    ):
+        Grid(tmp_path, Backend("dask", cluster.scheduler_address)).run([cell(1)])
+
+
+def test_a_worker_that_dies_is_one_line_and_the_rest_stays(tmp_path: Path) -> None:
+    wanted = [*visits(2), Cell("fatal", visit, Visit(9, kill=True, wait=1.0), "1")]
+    with pytest.raises(OSError, match=r"ended without a result.*fewer --jobs.*goes on from there"):
+        local(tmp_path, jobs=2).run(wanted)
+    assert len(list((tmp_path / "cells").glob("visit*"))) == 2
 
 
 def test_a_scheduler_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +301,26 @@ def test_progress_goes_from_one_share_to_the_other(tmp_path: Path) -> None:
     run([cell(1), cell(2)], 0.0, 0.5)
     run([cell(1), cell(2), cell(3), cell(4)], 0.5, 1.0)
     assert seen == [0.0, 0.25, 0.5, 0.75, 0.875, 1.0]
+
+
+def test_what_computed_the_cells_is_kept(tmp_path: Path) -> None:
+    """A report names the device and the PyTorch of the cells, not those of the command that reads them."""
+    local(tmp_path).run([cell(1)])
+    file = tmp_path / "cells" / cell(1).file
+    record = json.loads(file.read_text())
+    assert (record["torch"], record["device"]) == (torch.__version__, "cpu")
+    store = local(tmp_path)
+    computed = Computed({"value": 9.0}, 1.0, "2.99", "some GPU")
+    store_cell(tmp_path / "cells", cell(3), computed)
+    assert values(store.run([cell(1), cell(3)])) == [1, 9]
+    told = str(environment(store.origins.values())["computed with"])
+    assert told == f"PyTorch {torch.__version__}, cpu (1 cells); PyTorch 2.99, some GPU (1 cells)"
+
+
+def test_a_seed_that_diverged_does_not_break_the_report() -> None:
+    assert all(math.isnan(value) for value in mean_and_spread([math.nan, 1.0])[:1])
+    assert mean_and_spread([math.nan, 1.0])[1] is None
+    assert mean_and_spread([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
 
 
 def test_an_empty_grid(tmp_path: Path) -> None:

@@ -85,15 +85,11 @@ class ImageTraining:
 def as_pixels(data: Dataset) -> Dataset:
     """Images with their pixels in the open interval (0, 1).
 
-    `load_dataset` centres and scales. This undoes both: the smallest training value of every pixel is taken for black
-    (each pixel of these sets is black in some training image), the largest range of a pixel for black to white. Then
-    level v of 256 becomes (v + 1/2)/256.
+    `load_dataset` centres and scales. This undoes both; then level v of 256 becomes (v + 1/2)/256.
     """
-    black = data.train_x.amin(0)
-    white = (data.train_x.amax(0) - black).max()
 
     def mapped(x: Tensor) -> Tensor:
-        grey = ((x - black) / white).clamp(0, 1)
+        grey = (x * data.scale + data.mean).clamp(0, 1)
         return (grey * (LEVELS - 1) + 0.5) / LEVELS
 
     return replace(data, train_x=mapped(data.train_x), test_x=mapped(data.test_x))

@@ -55,7 +55,11 @@ class SpiralSettings:
             check_positive("rate", rate)
         for name in ("rate_epochs", "deep_epochs"):
             if getattr(self, name) % self.stages:
-                raise ValueError(f"{name} must be a multiple of stages = {self.stages}, got {getattr(self, name)}")
+                option = "--epochs" if name == "rate_epochs" else "--deep-epochs"
+                raise ValueError(
+                    f"{name} = {getattr(self, name)} cannot be divided into {self.stages} stages; "
+                    f"use a multiple of {self.stages} ({option} of fig6)"
+                )
 
     @classmethod
     def quick(cls, seed: int = 0) -> SpiralSettings:

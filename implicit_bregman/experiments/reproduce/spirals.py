@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,11 +13,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 import implicit_bregman.legendre as legendre
+from implicit_bregman.experiments import training as training_steps
 from implicit_bregman.experiments.cells import Cell, code_version
 from implicit_bregman.experiments.grid import Grid
 from implicit_bregman.experiments.reproduce import ensemble
 from implicit_bregman.experiments.reproduce.ensemble import Ensemble, Member
-from implicit_bregman.experiments.training import epoch_batches
 from implicit_bregman.nn import feedforward
 from implicit_bregman.settings import check_count, check_positive
 
@@ -163,7 +164,7 @@ def train_members(
     parts = [training.members[first::CHUNKS] for first in range(min(CHUNKS, len(training.members)))]
     curves: list[list[Any]] = [[[] for _ in part] for part in parts]
     results: list[dict[str, Any]] = [{"parameters": None} for _ in parts]
-    version = code_version(train_stage, _losses, Spirals, ensemble, epoch_batches, feedforward, legendre)
+    version = code_version(sys.modules[__name__], ensemble, training_steps, feedforward, legendre)
     for stage in range(stages):
         cells = []
         for number, (part, before) in enumerate(zip(parts, results, strict=True)):

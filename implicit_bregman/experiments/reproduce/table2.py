@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from implicit_bregman import legendre
+from implicit_bregman.experiments import data as data_sets
+from implicit_bregman.experiments import training
 from implicit_bregman.experiments.cells import Cell, code_version
+from implicit_bregman.experiments.data import Dataset
 from implicit_bregman.experiments.grid import Grid
 from implicit_bregman.experiments.grid_report import GridReport
 from implicit_bregman.experiments.reproduce import images
 from implicit_bregman.experiments.reproduce.images import CNN_CHANNELS, CNN_WIDTH, ImageTraining
 from implicit_bregman.experiments.reproduce.table2_report import Outcome, figure, findings, table_rows
-from implicit_bregman.experiments.training import epoch_batches, evaluate
 from implicit_bregman.nn import feedforward
 from implicit_bregman.nn.feedforward import KINDS
 from implicit_bregman.settings import check_count, check_positive
@@ -106,6 +109,8 @@ class Table2Settings:
         unknown = [name for name in self.rows if name not in ROWS]
         if unknown or not self.rows:
             raise ValueError(f"rows {', '.join(unknown) or 'are missing'}; the known ones are {', '.join(ROWS)}")
+        if len(set(self.rows)) < len(self.rows):
+            raise ValueError(f"rows must be different, got {', '.join(self.rows)}")
         check_count("seed", self.seed, 0)
         for name in ("seeds", "epochs", "batch_size"):
             check_count(name, getattr(self, name))
@@ -147,10 +152,12 @@ def reproduce_table2(
     """
     rows = settings.chosen_rows()
     names = sorted({row.dataset for row in rows})
-    prints = {name: images.fingerprint(images.load_pixels(name, data_dir)) for name in names}
+    folder = None if data_dir is None else str(Path(data_dir).resolve())  # a worker may be in another one
+    sets = {name: images.load_pixels(name, folder) for name in names}
+    prints = {name: images.fingerprint(data) for name, data in sets.items()}
     pairs = [(row, kind) for row in rows for kind in KINDS]
-    resources = {"data_dir": data_dir, "device": device}
-    version = code_version(images, epoch_batches, evaluate, feedforward, legendre)
+    resources = {"data_dir": folder, "device": device}
+    version = code_version(images, data_sets, training, feedforward, legendre)
 
     def cell(row: Row, kind: str, rate: float, seed: int) -> Cell:
         name = f"{row.name}-{kind}-rate{rate:g}-seed{seed}"
@@ -178,7 +185,9 @@ def reproduce_table2(
         for row, kind in pairs
     ]
     tests = {(r.name, k, rate): 100 * result["test"] for (r, k, rate), result in zip(tried, first, strict=True)}
-    return _reproduction(settings, outcomes, tests)
+    return _reproduction(
+        settings, outcomes, tests, [_described(data.limited(settings.train_size)) for data in sets.values()]
+    )
 
 
 def _rates(settings: Table2Settings, row: Row) -> tuple[float, ...]:
@@ -203,10 +212,20 @@ def _training(
     )
 
 
+def _described(data: Dataset) -> str:
+    held = len(data.train_y) // images.HELD_OUT
+    counts = (
+        f"{data.name}: {len(data.train_y)} training samples, {held} of them held out, {len(data.test_y)} test samples"
+    )
+    return f"{counts}. {data.note}." if data.note else f"{counts}."
+
+
 def _reproduction(
-    settings: Table2Settings, outcomes: Sequence[Outcome], tests: dict[tuple[str, str, float], float]
+    settings: Table2Settings,
+    outcomes: Sequence[Outcome],
+    tests: dict[tuple[str, str, float], float],
+    described: Sequence[str],
 ) -> GridReport:
-    size = "all" if settings.train_size is None else f"{settings.train_size}"
     shown: list[tuple[str, tuple[str, ...]]] = [("row", ("row",))]
     for kind in KINDS:
         shown.append((f"{kind} [%]", (f"{kind}_mean:.2f", f"{kind}_spread:.2f")))
@@ -220,7 +239,7 @@ def _reproduction(
         "table2",
         "Table 2: mean test accuracy on images",
         (
-            f"Data: {size} training samples, a sixth of them held out; the whole test set.",
+            *described,
             "Networks: hidden layers as wide as the image has pixels, then a linear read-out; cross entropy.",
             f"Training: {settings.optimizer}, learning rate falling to 0, {settings.geometry}, "
             f"{settings.epochs} epochs, batches of {settings.batch_size}, unless the row's name says otherwise.",

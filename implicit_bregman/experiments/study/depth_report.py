@@ -33,7 +33,7 @@ def study_depth(settings: DepthSettings, grid: Grid, data_dir: str | Path | None
         ValueError: For bad data files, or names that the layer refuses.
         FileNotFoundError: For missing data files.
     """
-    measured = measure_depth(settings, grid, None if data_dir is None else str(data_dir))
+    measured = measure_depth(settings, grid, None if data_dir is None else str(Path(data_dir).resolve()))
     return GridReport(
         "depth",
         "Implicit against unrolled training",

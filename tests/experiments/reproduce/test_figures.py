@@ -122,7 +122,7 @@ def test_an_interrupted_figure_goes_on_at_the_last_stage(tmp_path: Path, monkeyp
         ({"epochs": 0}, "epochs"),
         ({"seed": -1}, "seed"),
         ({"rates": (0.1, 0.0)}, "rate"),
-        ({"rate_epochs": 3}, "rate_epochs must be a multiple of stages = 2, got 3"),
+        ({"rate_epochs": 3}, "rate_epochs = 3 cannot be divided into 2 stages; use a multiple of 2"),
     ],
 )
 def test_bad_settings_are_refused(change: dict[str, object], complaint: str) -> None:
@@ -173,12 +173,13 @@ def test_the_commands_write_their_results(
         ("fig5 --jobs 0", "jobs must be at least 1"),
         ("fig5 --device nope", "--device cpu"),
         ("fig5 --seeds 0", "seeds must be"),
-        ("fig6 --epochs 7", "multiple of stages"),
+        ("fig6 --epochs 7", "multiple of 20 (--epochs of fig6)"),
         ("fig7", "fig7"),
         ("table2 --rows nope", "mnist-1"),
         ("table2 --rows mnist-1", "--data-dir"),
         ("table2 --rows mnist-1 --data-dir {tmp}", "train-images-idx3-ubyte"),
         ("table2 --quick --epochs 0", "epochs must be"),
+        ("table2 --rows mnist-1,mnist-1", "rows must be different"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(

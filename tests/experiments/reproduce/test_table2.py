@@ -12,6 +12,7 @@ import torch
 
 from implicit_bregman.cli import main
 from implicit_bregman.experiments.data import load_dataset
+from implicit_bregman.experiments.data.cifar import BATCHES, BINARIES, PIXELS, to_binary
 from implicit_bregman.experiments.grid import Backend, Grid
 from implicit_bregman.experiments.reproduce import images, table2
 from implicit_bregman.experiments.reproduce.images import ImageTraining, load_pixels, make_classifier, train_images
@@ -60,7 +61,6 @@ def test_pixels_lie_inside_and_are_the_levels_of_the_file(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["mnist", "fashion"])
 def test_pixels_of_the_real_images_are_whole_levels(name: str) -> None:
-    """Every pixel is black in some training image, so that the scaling can be undone."""
     if not SHARED.is_dir():
         pytest.skip(f"no image data in {SHARED}")
     data = load_pixels(name, str(SHARED))
@@ -117,6 +117,28 @@ def test_the_table(folder: Path, tmp_path: Path) -> None:
     # Each row and kind: every rate with the first seed, the chosen one also with the second.
     assert len(list((tmp_path / "cells").iterdir())) == 3 * (2 * (2 + 1) + (3 + 1))
     assert any("mnist-1: " in finding and "the paper: Bregman 97.40" in finding for finding in result.findings)
+
+
+def test_cifar_behind_the_convolutional_network(tmp_path: Path) -> None:
+    home = tmp_path / "data" / BINARIES
+    home.mkdir(parents=True)
+    random = np.random.RandomState(0)
+    for name in BATCHES:
+        pixels = random.randint(0, 256, (12, PIXELS)).astype(np.uint8)
+        (home / f"{name}.bin").write_bytes(to_binary(pixels, (np.arange(12) % 10).astype(np.uint8)))
+    settings = replace(SETTINGS, rows=("cifar10-cnn",), seeds=1, rates=(0.1,))
+    result = reproduce_table2(settings, Grid(tmp_path, Backend(jobs=1)), str(tmp_path / "data"))
+    assert result.rows[0]["bregman_paper"] == 79.95
+    assert 0 <= result.rows[0]["bregman_mean"] <= 100
+    assert any(line.startswith("cifar10: 60 training samples, 10 of them held out, 12 test") for line in result.setting)
+
+
+def test_what_must_be_said_of_the_data_is_said(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = replace(load_pixels("mnist", str(folder)), note="lossy images")
+    monkeypatch.setattr(table2.images, "load_pixels", lambda *arguments: data)
+    settings = replace(SETTINGS, rows=("mnist-1",), seeds=1, train_size=60)
+    result = reproduce_table2(settings, Grid(tmp_path, Backend(jobs=1)), str(folder))
+    assert "mnist: 60 training samples, 10 of them held out, 60 test samples. lossy images." in result.setting
 
 
 def test_the_rate_is_chosen_on_held_out_samples(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
