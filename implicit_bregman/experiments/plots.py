@@ -226,9 +226,9 @@ def _finish_depth(figure: Figure, axes: Sequence[Axes]) -> None:
     _legend(figure, axes[0])
 
 
-def plain_numbers(axis: Axis) -> None:
-    """1, 2, 5, 10, … on a logarithmic axis."""
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+def plain_numbers(axis: Axis, marks: Sequence[float] = (1.0, 2.0, 5.0)) -> None:
+    """1, 2, 5, 10, … on a logarithmic axis; `marks` are those of each decade."""
+    axis.set_major_locator(LogLocator(subs=marks))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 
