@@ -238,8 +238,9 @@ class _Run:
         return bool(self.model.layer.energy.weight.detach().norm().isfinite())
 
     def _diverged(self, what: str, epoch: int) -> ValueError:
-        remedy = "use a smaller --learning-rate" + ("" if self.settings.weight == "convex" else ", or --weight convex")
-        return ValueError(f"{what}: {remedy}" + ("; the epochs before it are kept" if epoch > 1 else ""))
+        other = "" if self.settings.weight == "convex" else ", or --weight convex"
+        kept = ", in another --out: the epochs before it are kept" if epoch > 1 else ""
+        return ValueError(f"{what}: use a smaller --learning-rate{other}{kept}")
 
     def _epoch(self, watch: Watch) -> EpochRow:
         """Train one epoch and measure."""
