@@ -398,7 +398,7 @@ def launch(folder: Path, *options: str, launcher: tuple[str, ...]) -> subprocess
     )
 
 
-OWN = ("implicit_bregman.cli",)
+OWN = ("implicit_bregman",)
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *OWN)
 
 
@@ -406,9 +406,7 @@ TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-
     ("launcher", "options"),
     [
         pytest.param(TORCHRUN, (), id="torchrun"),
-        pytest.param(
-            ("implicit_bregman.cli",), ("--devices", "2", "--strategy", "ddp"), id="own", marks=pytest.mark.slow
-        ),
+        pytest.param(OWN, ("--devices", "2", "--strategy", "ddp"), id="own", marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_learn_what_one_does(tmp_path: Path, launcher: tuple[str, ...], options: tuple[str, ...]) -> None:
