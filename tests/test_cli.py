@@ -150,9 +150,10 @@ def test_ctrl_c_is_no_traceback(
     assert os.listdir(tmp_path) == []
 
 
-def test_as_a_program() -> None:
+@pytest.mark.parametrize("module", ["implicit_bregman", "implicit_bregman.cli"])
+def test_as_a_program(module: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "implicit_bregman.cli", "compare", "--epochs", "0"],
+        [sys.executable, "-m", module, "compare", "--epochs", "0"],
         capture_output=True,
         text=True,
         check=False,
@@ -160,3 +161,11 @@ def test_as_a_program() -> None:
     assert done.returncode == 2
     assert done.stderr == "implicit-bregman: epochs must be at least 1, got 0\n"
     assert done.stdout == ""
+
+
+def test_the_package_run_as_a_program_has_the_commands_name() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "implicit_bregman", "train", "--help"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0
+    assert "Usage: implicit-bregman train" in done.stdout

@@ -1,7 +1,9 @@
 """Data sets: what is loaded, and what is said about files that are missing or damaged."""
 
 import gzip
+import re
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,24 @@ def test_digits_are_split_once_and_for_all() -> None:
     assert torch.equal(data.train_y, again.train_y)
     share = data.test_y.bincount() / (data.test_y.bincount() + data.train_y.bincount())
     assert torch.all((share - 0.2).abs() < 0.01)
+
+
+def test_a_fingerprint_tells_data_apart() -> None:
+    data = load_dataset("digits")
+    same = load_dataset("digits", seed=1)
+    assert data.fingerprint() == same.fingerprint()
+    assert re.fullmatch("[0-9a-f]{16}", data.fingerprint())
+    same.test_y[-1] += 1
+    others = (
+        same,
+        replace(data, train_x=data.train_x + 1e-6),
+        replace(data, train_x=data.train_x.view(-1, 32)),
+        data.limited(50),
+    )
+    assert len({item.fingerprint() for item in (data, *others)}) == 5
+    columns = data.train_x.T.contiguous().T
+    assert not columns.is_contiguous()
+    assert replace(data, train_x=columns).fingerprint() == data.fingerprint()
 
 
 @pytest.mark.parametrize("name", ["digits", "spirals"])
@@ -96,6 +116,22 @@ def test_each_set_has_its_own_folder(tmp_path: Path) -> None:
     write_set(tmp_path / "FashionMNIST/raw", train=20)
     assert len(load_dataset("mnist", tmp_path).train_y) == 12
     assert len(load_dataset("fashion", tmp_path).train_y) == 20
+
+
+def test_a_part_of_a_set_is_read_and_called_so(tmp_path: Path) -> None:
+    write_set(tmp_path)
+    assert load_dataset("mnist", tmp_path).note == (
+        "mnist: 12 training and 5 test images, not the published 60,000 and 10,000"
+    )
+    assert load_dataset("fashion", tmp_path).note.startswith("fashion: 12 training")
+    assert load_dataset("digits").note == ""
+
+
+def test_a_whole_set_needs_no_note() -> None:
+    assert checksums.describe_part("mnist", 60_000, 10_000) == ""
+    assert checksums.describe_part("cifar10", 50_000, 10_000) == ""
+    assert "not the published 50,000 and 10,000" in checksums.describe_part("cifar10", 50_000, 9_999)
+    assert "60,000 training and 10,000 test" in checksums.describe_part("cifar10", 60_000, 10_000)
 
 
 def test_unknown_name_lists_the_known_ones() -> None:
@@ -176,6 +212,7 @@ def test_the_published_files_are_accepted(name: str, folder: str) -> None:
         pytest.skip(f"{folder} is not in ../shared/data")
     data = load_dataset(name, SHARED)
     assert (len(data.train_y), len(data.test_y), data.shape) == (60_000, 10_000, (1, 28, 28))
+    assert data.note == ""
 
 
 def test_a_file_of_the_published_size_must_be_the_published_one(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from implicit_bregman.experiments.data.pickles import as_bytes, read_pickle
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 COUNT = 6
+PARTIAL = "cifar10: {} training and {} test images, not the published 50,000 and 10,000"
 
 
 def batch(number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -77,7 +78,7 @@ def test_pickled_batches_are_found_and_read(tmp_path: Path, below: str, protocol
     data = load_dataset("cifar10", tmp_path)
     assert data.train_x.shape == (5 * COUNT, 3072)
     assert data.test_x.shape == (COUNT, 3072)
-    assert (data.shape, data.note) == ((3, 32, 32), "")
+    assert (data.shape, data.note) == ((3, 32, 32), PARTIAL.format(30, 6))
     assert data.test_y.tolist() == batch(5)[1].tolist()
     images = torch.cat([torch.from_numpy(batch(number)[0]) for number in range(5)]).double()
     centred = images - images.mean(0)
@@ -107,7 +108,9 @@ def test_the_three_forms_hold_the_same(tmp_path: Path) -> None:
 def test_an_archive_is_decoded_channels_first(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "cifar10_jpeg.npz", **archive())
     data = load_dataset("cifar10", tmp_path)
-    assert "lossy" in data.note
+    lossy, partial = data.note.split("; ")
+    assert "lossy" in lossy
+    assert partial == PARTIAL.format(8, 3)
     assert data.train_y.tolist() == list(range(8))
     images = data.train_x.view(-1, *data.shape)
     levels = torch.arange(8.0)[:, None, None, None] * torch.tensor([8.0, 16.0, 24.0])[:, None, None]
@@ -165,6 +168,26 @@ def test_a_truncated_binary_batch_is_named(tmp_path: Path) -> None:
     (tmp_path / "test_batch.bin").write_bytes(to_binary(*batch(5))[:-1])
     with pytest.raises(ValueError, match=r"test_batch.bin.*truncated"):
         load_dataset("cifar10", tmp_path)
+
+
+@pytest.mark.parametrize("form", ["pickles", "binaries"])
+def test_a_training_batch_that_lost_images_is_named(tmp_path: Path, form: str) -> None:
+    """Cut where an image ends, a file looks whole."""
+    images, labels = batch(2)
+    if form == "pickles":
+        write_pickles(tmp_path)
+        (tmp_path / "data_batch_3").write_bytes(pickled(images[:-2], labels[:-2].tolist()))
+    else:
+        write_binaries(tmp_path)
+        (tmp_path / "data_batch_3.bin").write_bytes(to_binary(images[:-2], labels[:-2]))
+    with pytest.raises(ValueError, match=r"data_batch_3.* holds 4 images but data_batch_1.* 6; .*truncated.*again"):
+        load_dataset("cifar10", tmp_path)
+
+
+def test_a_smaller_test_batch_is_read_and_noted(tmp_path: Path) -> None:
+    write_binaries(tmp_path)
+    (tmp_path / "test_batch.bin").write_bytes(to_binary(*(part[:-2] for part in batch(5))))
+    assert load_dataset("cifar10", tmp_path).note == PARTIAL.format(30, 4)
 
 
 def test_a_missing_batch_is_named(tmp_path: Path) -> None:
@@ -242,5 +265,6 @@ def test_the_whole_archive() -> None:
     if not (SHARED / "CIFAR10/cifar10_jpeg.npz").is_file():
         pytest.skip("the archive of JPEG files is not in ../shared/data")
     data = load_dataset("cifar10", SHARED)
+    assert "published" not in data.note
     assert data.train_y.bincount().tolist() == [5000] * 10
     assert data.test_y.bincount().tolist() == [1000] * 10

@@ -1,5 +1,8 @@
 """Fetching a set: what OpenML sends is verified, written once, and read from then on."""
 
+import errno
+import os
+from http.client import IncompleteRead
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +15,8 @@ import torch
 from implicit_bregman.experiments.data import checksums, download, load_dataset
 from implicit_bregman.experiments.data.cifar import BATCHES, to_binary
 from implicit_bregman.experiments.data.idx import to_idx
+from tests.experiments.test_data import write_set
+from tests.experiments.test_data_cifar import archive, write_binaries
 
 COUNTS = {"train": 30, "t10k": 10}
 
@@ -86,6 +91,58 @@ def test_no_network_says_how_else_to_get_it(tmp_path: Path, monkeypatch: pytest.
     serve(monkeypatch, URLError("no route to host"))
     with pytest.raises(OSError, match=r"OpenML cannot be reached.*no route to host.*torchvision"):
         load_dataset(name, tmp_path, download=True)
+
+
+@pytest.mark.parametrize("error", [TimeoutError("slow"), ConnectionResetError("slow"), IncompleteRead(b"slow")])
+def test_every_failure_of_the_network_is_called_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    serve(monkeypatch, error)
+    with pytest.raises(OSError, match=r"OpenML cannot be reached"):
+        load_dataset("mnist", tmp_path, download=True)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
+def test_a_full_disk_is_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    serve(monkeypatch, OSError(code, os.strerror(code), "openml"))
+    with pytest.raises(OSError, match=os.strerror(code)) as caught:
+        load_dataset("mnist", tmp_path, download=True)
+    assert "OpenML" not in str(caught.value)
+    assert caught.value.errno == code
+
+
+@pytest.mark.parametrize(
+    ("name", "below", "missing"),
+    [
+        ("mnist", "MNIST/raw", "t10k-labels-idx1-ubyte"),
+        ("cifar10", "CIFAR10/cifar-10-batches-bin", "data_batch_4.bin"),
+    ],
+)
+def test_an_incomplete_set_has_to_be_removed_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, below: str, missing: str
+) -> None:
+    asked = serve(monkeypatch, URLError("not to be asked"))
+    folder = tmp_path / below
+    write_binaries(folder) if name == "cifar10" else write_set(folder)
+    (folder / missing).unlink()
+    with pytest.raises(FileNotFoundError) as caught:
+        load_dataset(name, tmp_path, download=True)
+    assert str(caught.value).endswith(f"remove the set's files in {folder}")
+    (folder / missing).write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"remove the set's files in") as damaged:
+        load_dataset(name, tmp_path, download=True)
+    assert missing in str(damaged.value)
+    with pytest.raises(ValueError, match=missing) as plain:
+        load_dataset(name, tmp_path)
+    assert "--download" not in str(plain.value)
+    assert asked == []
+
+
+def test_a_damaged_archive_is_to_be_removed_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve(monkeypatch, URLError("not to be asked"))
+    np.savez(tmp_path / "cifar10_jpeg.npz", **archive(train_labels=np.full(8, 10, dtype=np.uint8)))
+    with pytest.raises(ValueError, match=rf"remove the set's files in {tmp_path}$"):
+        load_dataset("cifar10", tmp_path, download=True)
 
 
 def test_what_is_no_image_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

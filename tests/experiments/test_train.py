@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -19,18 +20,21 @@ import pytest
 import torch
 
 from implicit_bregman.cli import main
-from implicit_bregman.experiments.train.build import SOLVERS, make_adjoint, make_model, make_solver
+from implicit_bregman.experiments.train.build import SOLVERS, find_devices, make_adjoint, make_model, make_solver
 from implicit_bregman.experiments.train.checkpoint import best_row, load, read_file
+from implicit_bregman.experiments.train.lock import LOCK, locked
 from implicit_bregman.experiments.train.logs import TAGS, EpochRow
 from implicit_bregman.experiments.train.loop import TrainResult, load_data, run_training
 from implicit_bregman.experiments.train.measures import Objective
 from implicit_bregman.experiments.train.settings import TrainSettings
 from implicit_bregman.experiments.training import epoch_batches
 from implicit_bregman.solvers import MM
+from tests.experiments.test_data import idx, write_set
 
 SETTINGS = TrainSettings(train_size=80, width=6, epochs=3, batch_size=20, accelerator="cpu")
 OPTIONS = ["--train-size", "80", "--width", "6", "--batch-size", "20", "--accelerator", "cpu"]
 TIMES = ("seconds", "finished")
+FILES = {"checkpoint.pt", "metrics.csv", "model.pt", "tensorboard", LOCK}
 
 
 def run(folder: Path, resume: bool = False, **changes: Any) -> TrainResult:
@@ -258,7 +262,7 @@ def test_a_death_while_files_are_written_is_mended(
     (tmp_path / ".checkpoint.pt.left").write_bytes(b"half")
     run(tmp_path, resume=True, epochs=5)
     same_files(tmp_path, whole)
-    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "model.pt", "metrics.csv", "tensorboard"}
+    assert {path.name for path in tmp_path.iterdir()} == FILES
 
 
 def test_a_finished_run_is_left_as_it_is_and_can_be_prolonged(tmp_path: Path, whole: Path) -> None:
@@ -309,6 +313,32 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch: py
 
 
 original = Objective.forward
+
+
+def test_a_weight_that_diverges_stops_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", *OPTIONS, "--learning-rate", "1e30", "--out", str(tmp_path)]
+    assert main(arguments) == 2
+    expected = "W of epoch 1 is not finite, or too large to decompose: use a smaller --learning-rate"
+    assert capsys.readouterr().err == f"implicit-bregman: {expected}\n"
+    assert load(tmp_path) is None
+
+
+def test_a_weight_that_diverges_later_leaves_the_epochs_before(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"W of epoch \d+ .*--learning-rate, in another --out: .* kept") as caught:
+        run(tmp_path, learning_rate=1e18, epochs=40)
+    assert caught.value.__cause__ is not None
+    number = int(str(caught.value).split()[3])
+    assert number > 1
+    assert len(table(tmp_path)) == number - 1
+
+
+def test_another_error_in_an_epoch_is_not_called_divergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise ValueError("something else")
+
+    monkeypatch.setattr(Objective, "forward", fail)
+    with pytest.raises(ValueError, match=r"^something else$"):
+        run(tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed", "bf16-true"])
@@ -368,7 +398,7 @@ def launch(folder: Path, *options: str, launcher: tuple[str, ...]) -> subprocess
     )
 
 
-OWN = ("implicit_bregman.cli",)
+OWN = ("implicit_bregman",)
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *OWN)
 
 
@@ -376,9 +406,7 @@ TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-
     ("launcher", "options"),
     [
         pytest.param(TORCHRUN, (), id="torchrun"),
-        pytest.param(
-            ("implicit_bregman.cli",), ("--devices", "2", "--strategy", "ddp"), id="own", marks=pytest.mark.slow
-        ),
+        pytest.param(OWN, ("--devices", "2", "--strategy", "ddp"), id="own", marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_learn_what_one_does(tmp_path: Path, launcher: tuple[str, ...], options: tuple[str, ...]) -> None:
@@ -424,6 +452,84 @@ def test_another_run_is_not_resumed(tmp_path: Path, changes: dict[str, Any], com
         run(tmp_path, resume=True, **changes)
 
 
+def test_other_data_are_not_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The data folder may be another one, what is in it may not."""
+    for name, count in (("one", 40), ("moved", 40), ("other", 40)):
+        write_set(tmp_path / name, train=count)
+    (tmp_path / "other" / "t10k-images-idx3-ubyte").write_bytes(idx(2051, 5, 3, 2, top=200))
+    out = tmp_path / "run"
+    command = ["train", "--dataset", "mnist", "--width", "4", "--accelerator", "cpu", "--out", str(out), "--resume"]
+    assert main([*command, "--data-dir", str(tmp_path / "one"), "--epochs", "1"]) == 0
+    assert "warning: mnist: 40 training and 5 test images, not the published" in capsys.readouterr().err
+    before = (out / "checkpoint.pt").read_bytes()
+    assert main([*command, "--data-dir", str(tmp_path / "other"), "--epochs", "2"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(r"other data \(fingerprint \w{16} there, \w{16} here\).*--data-dir.*--out", error)
+    assert (out / "checkpoint.pt").read_bytes() == before
+    assert main([*command, "--data-dir", str(tmp_path / "moved"), "--epochs", "2"]) == 0
+    assert len(table(out)) == 2
+
+
+def test_a_folder_is_for_one_run_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with locked(tmp_path):
+        (tmp_path / ".checkpoint.pt.half").write_bytes(b"of the other run")
+        assert main(["train", *OPTIONS, "--epochs", "1", "--out", str(tmp_path), "--resume"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"implicit-bregman: another run is writing to {tmp_path}: ")
+        assert error.count("\n") == 1
+        assert (tmp_path / ".checkpoint.pt.half").exists()
+        with locked(tmp_path, wanted=False):
+            pass
+    assert main(["train", *OPTIONS, "--epochs", "1", "--out", str(tmp_path)]) == 0
+
+
+def test_a_running_process_holds_its_folder_until_it_is_killed(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "implicit_bregman", "train", *OPTIONS, "--epochs", "100000"]
+    with subprocess.Popen([*command, "--out", str(tmp_path)], stderr=subprocess.PIPE) as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        with pytest.raises(ValueError, match="another run is writing"):
+            run(tmp_path, resume=True)
+        process.kill()
+    with locked(tmp_path):
+        pass
+
+
+def test_a_system_without_locks_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("implicit_bregman.experiments.train.lock.fcntl", None)
+    with locked(tmp_path):
+        assert len(run(tmp_path, epochs=1).rows) == 1
+
+
+def test_too_few_gpus_are_not_replaced_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(SETTINGS, accelerator="auto", devices=2)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(ValueError, match=r"devices = 2, but the number of GPUs is 1: use --devices 1 .*cpu"):
+        find_devices(settings)
+    assert not find_devices(replace(settings, accelerator="cpu")).on_gpu
+    assert find_devices(replace(settings, devices=None)).on_gpu
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert find_devices(settings).on_gpu
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert not find_devices(settings).on_gpu
+
+
+def test_the_processes_of_torchrun_do_not_all_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr("implicit_bregman.experiments.data.load.fetch", lambda name, root: asked.append(name))
+    settings = replace(SETTINGS, dataset="mnist", data_dir=tmp_path, download=True, train_size=None)
+    monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: True)
+    with pytest.raises(ValueError, match=r"download of 'mnist' under torchrun.*with one process .*--dataset mnist"):
+        load_data(settings)
+    assert asked == []
+    assert len(load_data(replace(settings, dataset="digits")).train_y) == 1438
+    write_set(tmp_path)
+    assert len(load_data(settings).train_y) == 12
+    monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: False)
+    load_data(replace(settings, dataset="fashion"))
+    assert asked == ["mnist", "fashion"]
+
+
 def test_a_cosine_schedule_is_not_prolonged(tmp_path: Path) -> None:
     rows = run(tmp_path, epochs=2, schedule="cosine").rows
     assert rows[0].learning_rate > rows[1].learning_rate > 0
@@ -438,7 +544,7 @@ class Evil:
 
 def test_a_checkpoint_runs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.save({"format": 1, "settings": Evil()}, tmp_path / "checkpoint.pt")
+    torch.save({"format": 2, "settings": Evil()}, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match=r"checkpoint.pt is damaged or no checkpoint"):
         load(tmp_path)
     assert not (tmp_path / "ran").exists()
@@ -454,7 +560,7 @@ def test_a_damaged_checkpoint_says_so(tmp_path: Path, whole: Path, left: int) ->
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [({"format": 0}, "format 0, this version reads 1"), ([1], "format None"), ({"format": 1}, "lacks a part")],
+    [({"format": 1}, "format 1, this version reads 2"), ([1], "format None"), ({"format": 2}, "lacks a part")],
     ids=["old", "list", "part"],
 )
 def test_a_checkpoint_of_another_kind_says_so(tmp_path: Path, content: Any, complaint: str) -> None:
@@ -469,13 +575,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 2
     assert "Best of 2 epochs" in captured.out
-    assert {path.name for path in out.iterdir()} == {
-        "checkpoint.pt",
-        "metrics.csv",
-        "model.pt",
-        "run.json",
-        "tensorboard",
-    }
+    assert {path.name for path in out.iterdir()} == FILES | {"run.json"}
     assert json.loads((out / "run.json").read_text())["settings"]["train_size"] == 80
     assert main(["train", *OPTIONS, "--epochs", "3", "--out", str(out), "--resume"]) == 0
     captured = capsys.readouterr()
@@ -505,6 +605,7 @@ def test_ctrl_c_says_how_to_go_on(
         ("--epochs 0", "epochs must be a whole number of at least 1"),
         ("--batch-size 0", "batch_size"),
         ("--learning-rate nan", "learning_rate must be positive"),
+        ("--learning-rate 1e38", "learning_rate must be at most 1e+37"),
         ("--weight-decay -1", "weight_decay must be a finite number >= 0"),
         ("--shift -1", "shift must be a finite number >= 0"),
         ("--rotation nan", "rotation must be a finite number >= 0"),

@@ -54,6 +54,9 @@ JPEG_SHA256 = {
 }
 JPEG_COUNTS = {"train": 50_000, "test": 10_000}
 
+# Training and test images of the published sets.
+PUBLISHED = {name: tuple(IDX_COUNTS.values()) for name in IDX_SHA256} | {"cifar10": tuple(JPEG_COUNTS.values())}
+
 
 def sha256(*contents: bytes | memoryview) -> str:
     """SHA-256 of the contents, one after the other, in hexadecimal digits."""
@@ -71,6 +74,23 @@ def md5(content: bytes) -> str:
 def sha1(content: bytes) -> str:
     """SHA-1 of the content: an identity that is published, not a protection."""
     return hashlib.sha1(content, usedforsecurity=False).hexdigest()
+
+
+def describe_part(name: str, train: int, test: int) -> str:
+    """What has to be said of a set that is not the whole published one.
+
+    Args:
+        name: Name of the set.
+        train: Number of training images that were read.
+        test: Number of test images.
+
+    Returns:
+        Both numbers beside the published ones; empty if they are equal.
+    """
+    if (train, test) == PUBLISHED[name]:
+        return ""
+    published = "{:,} and {:,}".format(*PUBLISHED[name])
+    return f"{name}: {train:,} training and {test:,} test images, not the published {published}"
 
 
 def check_idx(name: str, stem: str, path: Path, content: bytes) -> None:

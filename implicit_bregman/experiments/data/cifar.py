@@ -30,7 +30,8 @@ def read_cifar(root: Path) -> Raw:
     """The set, from the first of these that is there, in DIR or in DIR/CIFAR10.
 
     `cifar-10-batches-py/` (pickles), `cifar-10-batches-bin/` (the binary version), `cifar10_jpeg.npz`. DIR may also be
-    the folder with the pickles. A batch of 10,000 images has to be the published one.
+    the folder with the pickles. A batch of 10,000 images has to be the published one, and the training batches have to
+    be equally large.
 
     Raises:
         ValueError: For a file with the wrong content.
@@ -44,7 +45,9 @@ def read_cifar(root: Path) -> Raw:
         )
     if home.name == ARCHIVE:
         return read_archive(home)
-    parts = [_read_batch(home, name) for name in BATCHES]
+    paths = [_batch_path(home, name) for name in BATCHES]
+    parts = [_read_batch(path, name) for path, name in zip(paths, BATCHES, strict=True)]
+    _check_equally_many({path: len(labels) for path, (_, labels) in zip(paths[:-1], parts[:-1], strict=True)})
     train_images = np.concatenate([images for images, _ in parts[:-1]])
     train_labels = np.concatenate([labels for _, labels in parts[:-1]])
     test_images, test_labels = parts[-1]
@@ -70,13 +73,25 @@ def _any_batch(folder: Path) -> bool:
     return any((folder / f"{name}{ending}").is_file() for name in BATCHES for ending in ("", ".bin"))
 
 
-def _read_batch(folder: Path, name: str) -> tuple[Bytes, Bytes]:
-    """Images, (n, 3072), and labels, (n,), of one batch."""
+def _batch_path(folder: Path, name: str) -> Path:
     for path in (folder / name, folder / f"{name}.bin"):
         if path.is_file():
-            break
-    else:
-        raise FileNotFoundError(f"dataset 'cifar10': no {name} in {folder}; to get it: {RECIPE}, then --data-dir DIR")
+            return path
+    raise FileNotFoundError(f"dataset 'cifar10': no {name} in {folder}; to get it: {RECIPE}, then --data-dir DIR")
+
+
+def _check_equally_many(counts: dict[Path, int]) -> None:
+    """Refuse training batches of different sizes: the smallest one lost images."""
+    least, most = min(counts, key=counts.__getitem__), max(counts, key=counts.__getitem__)
+    if counts[least] != counts[most]:
+        raise ValueError(
+            f"{least} holds {counts[least]:,} images but {most.name} {counts[most]:,}; it is truncated, "
+            f"get it again: {RECIPE}"
+        )
+
+
+def _read_batch(path: Path, name: str) -> tuple[Bytes, Bytes]:
+    """Images, (n, 3072), and labels, (n,), of one batch."""
     content = path.read_bytes()
     binary = path.suffix == ".bin"
     images, labels = _parse_binary(path, content) if binary else _parse_pickle(path, content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,7 @@ Labels = npt.NDArray[np.int64]
 SPLIT_SEED = 0
 # Rows that are standardised at a time, so that a large set is never held twice.
 ROWS = 8192
+FINGERPRINT_DIGITS = 16
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,18 @@ class Dataset:
     def features(self) -> int:
         """Number of features of a sample."""
         return self.train_x.shape[1]
+
+    def fingerprint(self) -> str:
+        """What tells these samples and labels from others, wherever they are.
+
+        Returns:
+            The first 16 hexadecimal digits of the SHA-256 of the shapes and contents of both sets.
+        """
+        digest = hashlib.sha256()
+        for tensor in (self.train_x, self.train_y, self.test_x, self.test_y):
+            digest.update(repr(tuple(tensor.shape)).encode())
+            digest.update(np.ascontiguousarray(tensor.numpy(force=True)).data)
+        return digest.hexdigest()[:FINGERPRINT_DIGITS]
 
     def to(self, device: torch.device | str) -> Dataset:
         """The same data on another device."""

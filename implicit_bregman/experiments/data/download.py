@@ -7,7 +7,9 @@ reads the files and needs no network.
 from __future__ import annotations
 
 import gzip
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +31,22 @@ from implicit_bregman.experiments.files import write_all
 
 # The data sets' numbers there, which stand for one version each.
 OPENML_IDS = {"mnist": 554, "fashion": 40996, "cifar10": 40927}
+# What a network that fails raises; any other error, of a full disk say, speaks for itself.
+NETWORK_ERRORS = (URLError, TimeoutError, ConnectionError, HTTPException)
+
+
+def files_at(name: str, root: Path) -> Path | None:
+    """The folder in which files of a set are, all of them or some.
+
+    Args:
+        name: "mnist", "fashion" or "cifar10".
+        root: The data folder.
+
+    Returns:
+        The folder, or None if none of the set's files are there.
+    """
+    home = cifar_home(root) if name == "cifar10" else idx_home(name, root)
+    return home.parent if home is not None and home.is_file() else home
 
 
 def download(name: str, root: Path) -> None:
@@ -42,8 +60,7 @@ def download(name: str, root: Path) -> None:
         ValueError: If what arrives is not the published set.
         OSError: If OpenML cannot be reached, or a file cannot be written.
     """
-    present = cifar_home(root) if name == "cifar10" else idx_home(name, root)
-    if present is not None:
+    if files_at(name, root) is not None:
         return
     images, labels = _fetch(name, root)
     files = _cifar_files(images, labels) if name == "cifar10" else _idx_files(name, images, labels)
@@ -59,7 +76,7 @@ def _fetch(name: str, root: Path) -> tuple[Bytes, Bytes]:
     try:
         # This parser needs no package besides scikit-learn.
         bunch = fetch_openml(data_id=OPENML_IDS[name], data_home=root / "openml", as_frame=False, parser="liac-arff")
-    except OSError as error:
+    except NETWORK_ERRORS as error:
         raise OSError(f"dataset {name!r}: OpenML cannot be reached ({error}); or get the files by {recipe}") from None
     return _whole_bytes(name, bunch.data), _whole_bytes(name, np.asarray(bunch.target).astype(np.float64))
 

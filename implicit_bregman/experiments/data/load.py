@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+from implicit_bregman.experiments.data.checksums import describe_part
 from implicit_bregman.experiments.data.cifar import RECIPE, read_cifar
 from implicit_bregman.experiments.data.dataset import Dataset, Raw, standardised
 from implicit_bregman.experiments.data.download import download as fetch
+from implicit_bregman.experiments.data.download import files_at
 from implicit_bregman.experiments.data.idx import IDX_SETS, read_idx_set
 from implicit_bregman.experiments.data.small import digits, spirals
 
@@ -29,9 +32,10 @@ def load_dataset(name: str, data_dir: str | Path | None = None, seed: int = 0, d
             DIR/MNIST/raw/ (or DIR/FashionMNIST/raw/), DIR/MNIST/, DIR/raw/ or DIR itself. "cifar10": the batches that
             torchvision unpacks, in DIR/cifar-10-batches-py/; the binary version, in DIR/cifar-10-batches-bin/; or an
             archive of JPEG files, DIR/cifar10_jpeg.npz; each also in DIR/CIFAR10/. Files of the published size are
-            compared with the published checksums.
+            compared with the published checksums; of a set with other counts the `note` says so.
         seed: Seed of the generated set "spirals"; the other sets are fixed.
-        download: Whether to fetch the set from OpenML into `data_dir` if it is not there; it needs a network.
+        download: Whether to fetch the set from OpenML into `data_dir` if none of its files are there; it needs a
+            network.
 
     Returns:
         The data set, on the CPU.
@@ -57,6 +61,23 @@ def _read(name: str, data_dir: str | Path | None, seed: int, download: bool) -> 
             f"to get them: {FROM_FILES[name]}"
         )
     root = Path(data_dir)
-    if download:
-        fetch(name, root)
-    return read_cifar(root) if name == "cifar10" else read_idx_set(name, root)
+    if not download:
+        return _read_files(name, root)
+    fetch(name, root)
+    try:
+        return _read_files(name, root)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(_with_remedy(error, name, root)) from None
+    except ValueError as error:
+        raise ValueError(_with_remedy(error, name, root)) from None
+
+
+def _read_files(name: str, root: Path) -> Raw:
+    raw = read_cifar(root) if name == "cifar10" else read_idx_set(name, root)
+    notes = (raw.note, describe_part(name, len(raw.train_y), len(raw.test_y)))
+    return replace(raw, note="; ".join(note for note in notes if note))
+
+
+def _with_remedy(error: Exception, name: str, root: Path) -> str:
+    """The error of files that `download` left as they are, and what lets it fetch them."""
+    return f"{error}; --download fetches nothing while some are there: remove the set's files in {files_at(name, root)}"

@@ -112,6 +112,12 @@ class Devices:
 def find_devices(settings: TrainSettings) -> Devices:
     """The devices of the settings; under torchrun, those of the processes that it started.
 
+    Args:
+        settings: The settings. "auto" is the CPU only where there is no GPU at all.
+
+    Returns:
+        The devices.
+
     Raises:
         ValueError: If they are not there, or are not as many as torchrun started.
     """
@@ -122,7 +128,12 @@ def find_devices(settings: TrainSettings) -> Devices:
     available = torch.cuda.device_count()
     if settings.accelerator == "gpu" and available < here:
         raise ValueError(f"accelerator = 'gpu' with devices = {here}, but {available} are there: use --accelerator cpu")
-    on_gpu = settings.accelerator == "gpu" or (settings.accelerator == "auto" and available >= here)
+    if settings.accelerator == "auto" and 0 < available < here:
+        raise ValueError(
+            f"accelerator = 'auto' with devices = {here}, but the number of GPUs is {available}: use --devices "
+            f"{available} (with torchrun, --nproc-per-node {available}), or --accelerator cpu"
+        )
+    on_gpu = settings.accelerator != "cpu" and available >= here
     return Devices(on_gpu, here, machines)
 
 
@@ -145,9 +156,14 @@ def make_fabric(settings: TrainSettings) -> Fabric:
     )
 
 
+def under_torchrun() -> bool:
+    """Whether torchrun started this process."""
+    return torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()
+
+
 def _torchrun_processes() -> tuple[int | None, int]:
     """Processes that torchrun started on this machine (None: it did not start this one), and machines."""
-    if not torch.distributed.is_available() or not torch.distributed.is_torchelastic_launched():
+    if not under_torchrun():
         return None, 1
     here = int(os.environ["LOCAL_WORLD_SIZE"])
     return here, int(os.environ["WORLD_SIZE"]) // here

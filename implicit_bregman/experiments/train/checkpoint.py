@@ -15,7 +15,7 @@ import torch
 from implicit_bregman.experiments.files import write_all
 from implicit_bregman.experiments.train.logs import EpochRow, to_csv
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CHECKPOINT, BEST_MODEL, METRICS = "checkpoint.pt", "model.pt", "metrics.csv"
 
 Shown = dict[str, str | int | float | bool | None]
@@ -30,12 +30,14 @@ class Checkpoint:
         rows: The epochs so far. Which was the best, and whether to stop, follows from them.
         model: Parameters after the last epoch.
         optimizer: State of the optimizer.
+        data: What `Dataset.fingerprint` gave for the data.
     """
 
     settings: Shown
     rows: tuple[EpochRow, ...]
     model: dict[str, Any]
     optimizer: dict[str, Any]
+    data: str
 
 
 def best_row(rows: tuple[EpochRow, ...]) -> EpochRow:
@@ -58,7 +60,9 @@ def save(folder: Path, checkpoint: Checkpoint) -> None:
     last = checkpoint.rows[-1]
     shared = {"format": FORMAT_VERSION, "settings": checkpoint.settings, "model": checkpoint.model}
     rows = [asdict(row) for row in checkpoint.rows]
-    contents = {CHECKPOINT: _to_bytes({**shared, "rows": rows, "optimizer": checkpoint.optimizer})}
+    contents = {
+        CHECKPOINT: _to_bytes({**shared, "rows": rows, "optimizer": checkpoint.optimizer, "data": checkpoint.data})
+    }
     if best_row(checkpoint.rows) is last:
         contents[BEST_MODEL] = _to_bytes({**shared, "epoch": last.epoch})
     contents[METRICS] = to_csv(checkpoint.rows).encode()
@@ -78,7 +82,7 @@ def load(folder: Path) -> Checkpoint | None:
     try:
         names = [field.name for field in fields(EpochRow)]
         rows = tuple(EpochRow(**{name: row[name] for name in names}) for row in state["rows"])
-        return Checkpoint(state["settings"], rows, state["model"], state["optimizer"])
+        return Checkpoint(state["settings"], rows, state["model"], state["optimizer"], state["data"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path} lacks a part ({error}); remove it to start again, or choose another --out") from None
 

@@ -15,11 +15,14 @@ import torch
 from torch import Tensor
 
 from implicit_bregman.experiments.data import Dataset, load_dataset
+from implicit_bregman.experiments.data.download import files_at
+from implicit_bregman.experiments.data.load import FROM_FILES
 from implicit_bregman.experiments.model import Classifier
 from implicit_bregman.experiments.train import checkpoint as checkpoints
 from implicit_bregman.experiments.train.augment import make_augmentation
-from implicit_bregman.experiments.train.build import make_fabric, make_model
+from implicit_bregman.experiments.train.build import make_fabric, make_model, under_torchrun
 from implicit_bregman.experiments.train.checkpoint import Checkpoint, best_row
+from implicit_bregman.experiments.train.lock import locked
 from implicit_bregman.experiments.train.logs import EpochRow, TensorBoard
 from implicit_bregman.experiments.train.measures import Objective, evaluate
 from implicit_bregman.experiments.train.settings import TrainSettings
@@ -69,11 +72,22 @@ def load_data(settings: TrainSettings) -> Dataset:
     """The data set of the settings, limited to `train_size`, on the CPU.
 
     Raises:
-        ValueError: For an unknown name or bad files.
+        ValueError: For an unknown name or bad files, or if the processes of torchrun would all fetch them.
         OSError: For missing files.
     """
+    if settings.download and under_torchrun():
+        _refuse_shared_download(settings)
     data = load_dataset(settings.dataset, settings.data_dir, settings.seed, settings.download)
     return data.limited(settings.train_size)
+
+
+def _refuse_shared_download(settings: TrainSettings) -> None:
+    name, root = settings.dataset, settings.data_dir
+    if name in FROM_FILES and root is not None and files_at(name, root) is None:
+        raise ValueError(
+            f"download of {name!r} under torchrun: every process would fetch it into {root}; fetch it first with one "
+            f"process (implicit-bregman train --dataset {name} --data-dir {root} --download --epochs 1)"
+        )
 
 
 def find_start(settings: TrainSettings, folder: Path, resume: bool) -> Checkpoint | None:
@@ -91,6 +105,14 @@ def find_start(settings: TrainSettings, folder: Path, resume: bool) -> Checkpoin
         )
     settings.check_resumable(start.settings)
     return start
+
+
+def _refuse_other_data(start: Checkpoint, fingerprint: str) -> None:
+    if start.data != fingerprint:
+        raise ValueError(
+            f"the run to be resumed has other data (fingerprint {start.data} there, {fingerprint} here): "
+            "give the folder with the same files as --data-dir, or choose another --out"
+        )
 
 
 def run_training(
@@ -119,23 +141,28 @@ def run_training(
 
     Raises:
         ValueError: For names that are not known, devices that are not there, files that do not fit, data that cannot
-            be shifted, rotated or zoomed, a folder that holds another run, or a loss that is no longer finite.
+            be shifted, rotated or zoomed, a folder that holds another run or to which one is writing, or a training
+            that diverges.
         OSError: For files that cannot be read or written.
     """
     data = load_data(settings) if data is None else data
+    fingerprint = data.fingerprint()
     data, held_x, held_y = data.held_out(settings.validation)
     with warnings.catch_warnings(), cpu_threads(settings.threads):
         # Failed solves are counted in the column `converged`.
         warnings.simplefilter("ignore", UserWarning)
         model = make_model(settings, data)
-        start = find_start(settings, folder, resume)
         fabric = make_fabric(settings)
-        fabric.launch()
-        fabric.barrier()  # every process has read the checkpoint before the first one writes
-        run = _Run(settings, fabric, model, data.to(fabric.device), (held_x, held_y), start)
-        told = watch if watch is not None and fabric.is_global_zero else Watch()
-        told.started(start, fabric, run.parameters)
-        return run.finish(folder, told)
+        with locked(folder, wanted=fabric.is_global_zero):
+            start = find_start(settings, folder, resume)
+            if start is not None:
+                _refuse_other_data(start, fingerprint)
+            fabric.launch()
+            fabric.barrier()  # every process has read the checkpoint before the first one writes
+            run = _Run(settings, fabric, model, data.to(fabric.device), (held_x, held_y), start, fingerprint)
+            told = watch if watch is not None and fabric.is_global_zero else Watch()
+            told.started(start, fabric, run.parameters)
+            return run.finish(folder, told)
 
 
 class _Run:
@@ -149,8 +176,10 @@ class _Run:
         data: Dataset,
         held: tuple[Tensor, Tensor],
         start: Checkpoint | None,
+        fingerprint: str,
     ) -> None:
         self.settings, self.fabric, self.model, self.data = settings, fabric, model, data
+        self.fingerprint = fingerprint
         self.steps = steps_per_epoch(len(data.train_y), settings.batch_size)
         self.rows: tuple[EpochRow, ...] = () if start is None else start.rows
         self.objective = Objective(model)
@@ -182,8 +211,7 @@ class _Run:
                 if self.rows:
                     checkpoints.save(folder, self._checkpoint())
             while len(self.rows) < self.settings.epochs and not self._out_of_patience():
-                row = self._epoch(watch)
-                self._refuse_diverged(row)
+                row = self._checked_epoch(watch)
                 self.rows = (*self.rows, row)
                 if main:
                     checkpoints.save(folder, self._checkpoint())
@@ -192,6 +220,27 @@ class _Run:
                 self.fabric.barrier()
         stopped = len(self.rows) < self.settings.epochs
         return TrainResult(self.rows, best_row(self.rows), stopped, self.parameters, main)
+
+    def _checked_epoch(self, watch: Watch) -> EpochRow:
+        """An epoch, with a message of its own for a training that diverges in it."""
+        number = len(self.rows) + 1
+        try:
+            row = self._epoch(watch)
+        except ValueError as error:
+            if self._has_usable_weight():
+                raise
+            raise self._diverged(f"W of epoch {number} is not finite, or too large to decompose", number) from error
+        if not math.isfinite(row.train_loss):
+            raise self._diverged(f"the training loss of epoch {number} is {row.train_loss}", number)
+        return row
+
+    def _has_usable_weight(self) -> bool:
+        return bool(self.model.layer.energy.weight.detach().norm().isfinite())
+
+    def _diverged(self, what: str, epoch: int) -> ValueError:
+        other = "" if self.settings.weight == "convex" else ", or --weight convex"
+        kept = ", in another --out: the epochs before it are kept" if epoch > 1 else ""
+        return ValueError(f"{what}: use a smaller --learning-rate{other}{kept}")
 
     def _epoch(self, watch: Watch) -> EpochRow:
         """Train one epoch and measure."""
@@ -266,12 +315,6 @@ class _Run:
         patience = self.settings.patience
         return patience is not None and bool(self.rows) and len(self.rows) - best_row(self.rows).epoch >= patience
 
-    def _refuse_diverged(self, row: EpochRow) -> None:
-        if not math.isfinite(row.train_loss):
-            raise ValueError(
-                f"the training loss of epoch {row.epoch} is {row.train_loss}: use a smaller --learning-rate, "
-                "or --weight convex; the epochs before it are kept"
-            )
-
     def _checkpoint(self) -> Checkpoint:
-        return Checkpoint(self.settings.shown(), self.rows, self.model.state_dict(), self.adam.state_dict())
+        model, optimizer = self.model.state_dict(), self.adam.state_dict()
+        return Checkpoint(self.settings.shown(), self.rows, model, optimizer, self.fingerprint)

@@ -12,6 +12,8 @@ STRATEGIES = ("auto", "ddp")
 # float16 is left out: its loss scaling would be one more thing to resume, and bfloat16 needs none.
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true")
 SCHEDULES = ("constant", "cosine")
+# AdamW's first step is ten times as long, and has to be a number in float32.
+LARGEST_RATE = 1e37
 
 # Where and for how long a run computes, which may change when it is resumed; everything else is what it computes.
 MAY_CHANGE = ("data_dir", "download", "accelerator", "devices", "strategy", "threads", "epochs", "patience")
@@ -48,7 +50,7 @@ class TrainSettings:
         rotation: Largest rotation of a training image, in degrees, either way.
         zoom: Largest change of a training image's size, as a share in [0, 1): by a factor between 1 - zoom and
             1 + zoom.
-        accelerator: "cpu", "gpu", or "auto": a GPU if there is one.
+        accelerator: "cpu", "gpu", or "auto": GPUs if there are any.
         devices: Number of processes on this machine, each with its device; None: one, or those that torchrun started.
         strategy: "ddp", or "auto": DDP where there are several processes.
         precision: "32-true", "64-true", "bf16-mixed" or "bf16-true": format of the parameters, or mixed.
@@ -96,6 +98,10 @@ class TrainSettings:
                 check_count(name, getattr(self, name))
         check_count("seed", self.seed, least=0)
         check_positive("learning_rate", self.learning_rate)
+        if self.learning_rate > LARGEST_RATE:
+            raise ValueError(
+                f"learning_rate must be at most {LARGEST_RATE:g}, got {self.learning_rate}: use a smaller one"
+            )
         if self.tol is not None:
             check_positive("tol", self.tol)
         for name in ("regularization", "weight_decay", "shift", "rotation"):
