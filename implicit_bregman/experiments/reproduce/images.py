@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -38,7 +37,7 @@ class ImageTraining:
 
     Attributes:
         dataset: "mnist", "fashion" or "cifar10".
-        data: Fingerprint of the data, see `fingerprint`.
+        data: Fingerprint of the data, so that other data are other cells.
         network: "1 hidden", "3 hidden" or "cnn".
         kind: "standard", "euclidean" or "bregman".
         geometry: Name of the activation's geometry; its domain must contain (0, 1).
@@ -104,13 +103,6 @@ def load_pixels(dataset: str, data_dir: str | None) -> Dataset:
         FileNotFoundError: For missing files.
     """
     return as_pixels(load_dataset(dataset, None if data_dir is None else Path(data_dir)))
-
-
-def fingerprint(data: Dataset) -> str:
-    """A hash of the training labels and the test images, so that other data are other cells."""
-    digest = hashlib.sha256(data.train_y.numpy().tobytes())
-    digest.update(data.test_x.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 class ConvolutionalFeatures(nn.Sequential):

@@ -154,7 +154,7 @@ def reproduce_table2(
     names = sorted({row.dataset for row in rows})
     folder = None if data_dir is None else str(Path(data_dir).resolve())  # a worker may be in another one
     sets = {name: images.load_pixels(name, folder) for name in names}
-    prints = {name: images.fingerprint(data) for name, data in sets.items()}
+    prints = {name: data.fingerprint() for name, data in sets.items()}
     pairs = [(row, kind) for row in rows for kind in KINDS]
     resources = {"data_dir": folder, "device": device}
     version = code_version(images, data_sets, training, feedforward, legendre)
