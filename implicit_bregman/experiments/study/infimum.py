@@ -72,7 +72,7 @@ class InfimumSettings:
     """
 
     seed: int = 0
-    seeds: int = 5
+    seeds: int = 3
     depths: tuple[int, ...] = DEPTHS
     families: tuple[str, ...] = tuple(FAMILIES)
     samples: int = 10

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Annotated
 
-from implicit_bregman.experiments.grid_command import BackendName, Jobs, Quick, Scheduler, Seed, given, numbers
+import typer
+
+from implicit_bregman.experiments.grid_command import BackendName, Jobs, Quick, Scheduler, Seed, given, names, numbers
 from implicit_bregman.experiments.study.options import STUDY, Depths, Out, Seeds
 
 
@@ -13,6 +16,7 @@ def infimum(
     seed: Seed = 0,
     seeds: Seeds = None,
     depths: Depths = None,
+    families: Annotated[str | None, typer.Option(help="Sets of layers, separated by commas; default: all.")] = None,
     backend: BackendName = "local",
     scheduler: Scheduler = None,
     jobs: Jobs = None,
@@ -24,5 +28,5 @@ def infimum(
     from implicit_bregman.experiments.study.infimum_report import study_infimum
 
     settings = InfimumSettings.quick(seed) if quick else InfimumSettings(seed=seed)
-    settings = replace(settings, **given(seeds=seeds, depths=numbers("depths", depths)))
+    settings = replace(settings, **given(seeds=seeds, depths=numbers("depths", depths), families=names(families)))
     STUDY.run("infimum", study_infimum, settings, options)

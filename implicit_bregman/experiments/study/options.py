@@ -14,6 +14,7 @@ RESULT_OPTIONS = (
     "datasets",
     "depths",
     "geometries",
+    "families",
     "regularization",
     "quick",
     "seed",
@@ -25,5 +26,5 @@ RESULT_OPTIONS = (
 STUDY = GridCommand("study", RESULT_OPTIONS)
 
 Out = Annotated[Path | None, typer.Option(help="Folder for the results; default: study-results/NAME.")]
-Seeds = Annotated[int | None, typer.Option(help="Number of seeds; default: 5, with --quick fewer.")]
+Seeds = Annotated[int | None, typer.Option(help="Number of seeds; default: 5, of infimum 3, with --quick fewer.")]
 Depths = Annotated[str | None, typer.Option(help="Numbers of unrolled steps L, separated by commas.")]

@@ -98,3 +98,4 @@ def test_the_command_writes_its_report(tmp_path: Path, monkeypatch: pytest.Monke
     assert [row["depth"] for row in document["rows"]] == [1, 2]
     assert (tmp_path / "infimum.png").stat().st_size > 1000
     assert main(["study", "infimum", "--quick", "--depths", "x"]) == 2
+    assert main(["study", "infimum", "--quick", "--families", "convex,concave"]) == 2
