@@ -21,8 +21,10 @@ from implicit_bregman.experiments.study.task import without_warnings
 from implicit_bregman.settings import check_choice, check_count
 
 DEPTHS = (1, 2, 4, 8, 16, 32, 64, 128)
-HOMOTOPY = (0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5)
+HOMOTOPY = (0.1, 0.01, 1e-3, 1e-4, 1e-5)
 KICKS = (0.1, 0.01)
+ROUNDS = 10
+ROUNDING = 1e-14
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,9 @@ class Effort:
     """
 
     searches: int = 2
-    starts: int = 8
+    starts: int = 6
     shallow: int = 16
-    tracks: int = 3
+    tracks: int = 2
     evaluations: int = 100
 
     def __post_init__(self) -> None:
@@ -191,23 +193,42 @@ class Search:
         for before, steps in itertools.pairwise(depths):
             self.descend(steps, self.best(before).end.place, "from L/2")
         self.to_the_limit(self.best(depths[-1]).end.place)
+        self.exchange()
 
     def to_the_limit(self, place: Vector) -> None:
-        """Descend in F_∞, directly and along γ → 0, which smooths its kinks."""
+        """Descend in F_∞, directly and, where it has kinks, along γ → 0, which smooths them."""
         self.descend(None, place, "from L", 2)
+        if self.problem.family.regularization > 0:
+            return
         for extra in HOMOTOPY:
             smoothed = partial(self.problem.loss, steps=None, extra=extra)
             place = descend(smoothed, place, self.sought.effort.evaluations).place
         self.descend(None, place, "smoothed", 2)
 
-    def polish(self, steps: int | None) -> float:
-        """Start again at the best and near it; by how much that is lower."""
-        before = self.best(steps).end
-        self.descend(steps, before.place, self.best(steps).origin, 2)
-        for size in KICKS:
-            shift = size * self.generator.standard_normal(self.problem.parameters)
-            self.descend(steps, before.place + shift, "kick")
-        return before.value - self.best(steps).end.value
+    def exchange(self) -> None:
+        """Until no minimiser of one depth is better than the best known at another, as with infima it cannot be."""
+        for _ in range(ROUNDS):
+            before = self.values()
+            for steps, other in itertools.permutations(self.found, 2):
+                place = self.best(other).end.place
+                if self.problem.value(place, steps) < self.best(steps).end.value - ROUNDING:
+                    self.descend(steps, place, "exchanged", 2)
+            if self.values() == before:
+                return
+
+    def values(self) -> list[float]:
+        """The lowest values so far, one per depth and the limit's."""
+        return [self.best(steps).end.value for steps in self.found]
+
+    def polish(self) -> None:
+        """Start again at the best of each depth and near it."""
+        for steps in self.found:
+            place = self.best(steps).end.place
+            self.descend(steps, place, self.best(steps).origin, 2)
+            for size in KICKS:
+                shift = size * self.generator.standard_normal(self.problem.parameters)
+                self.descend(steps, place + shift, "kick")
+        self.exchange()
 
 
 def find_infima(sought: Sought) -> dict[str, Any]:
@@ -215,23 +236,22 @@ def find_infima(sought: Sought) -> dict[str, Any]:
 
     Returns:
         One entry per depth in `inf`, `limit_of` (F_∞(θ_L)), `at_limit` (F_L(θ_∞)), `slope` (largest entry of the
-        gradient), `gap` (by how much the worst of the independent searches ended above the best), `gain` (what the last
-        restarts still won), `origin` and `spread` (how far the median descent ended above the best); the limit is the
+        gradient), `gap` (by how much the worst of the independent searches ended above the best), `before` (inf before
+        the last restarts), `origin` and `spread` (how far the median descent ended above the best); the limit is the
         last entry of each.
     """
-    depths = sought.depths
-    order: tuple[int | None, ...] = (*depths, None)
+    order: tuple[int | None, ...] = (*sought.depths, None)
     with without_warnings():
         searches = [Search(sought, number) for number in range(sought.effort.searches)]
         for search in searches:
             search.explore()
-        ends = {steps: [search.best(steps).end.value for search in searches] for steps in order}
+        ends = list(zip(*(search.values() for search in searches), strict=True))
         search = searches[0]
         for other in searches[1:]:
             search.join(other)
         search.sweep()
-        gain = {steps: search.polish(steps) for steps in order}
-        _exchange(search)
+        before = search.values()
+        search.polish()
     problem, limit = search.problem, search.best(None).end
     best = [search.best(steps) for steps in order]
     return {
@@ -239,8 +259,8 @@ def find_infima(sought: Sought) -> dict[str, Any]:
         "limit_of": [problem.value(item.end.place, None) for item in best],
         "at_limit": [problem.value(limit.place, steps) for steps in order],
         "slope": [item.end.gradient for item in best],
-        "gap": [max(ends[steps]) - min(ends[steps]) for steps in order],
-        "gain": [gain[steps] for steps in order],
+        "gap": [max(values) - min(values) for values in ends],
+        "before": before,
         "origin": [item.origin for item in best],
         "spread": [
             float(np.median([item.end.value for item in search.found[steps]])) - search.best(steps).end.value
@@ -251,21 +271,9 @@ def find_infima(sought: Sought) -> dict[str, Any]:
     }
 
 
-def _exchange(search: Search) -> None:
-    """No minimiser of one depth may be better than the best known at another: inf_L ≤ F_L(θ_∞), inf_∞ ≤ F_∞(θ_L)."""
-    depths, limit = search.sought.depths, search.best(None).end.place
-    for steps in depths:
-        if search.problem.value(limit, steps) < search.best(steps).end.value:
-            search.descend(steps, limit, "from ∞")
-    for steps in depths:
-        place = search.best(steps).end.place
-        if search.problem.value(place, None) < search.best(None).end.value:
-            search.descend(None, place, "from L", 2)
-
-
 def measure_infimum(settings: InfimumSettings, grid: Grid) -> dict[str, list[dict[str, Any]]]:
     """What `find_infima` returned, per family one entry per seed."""
-    version = library_version(descent, infimum_problem, Search, find_infima, _exchange)
+    version = library_version(descent, infimum_problem, Search, find_infima)
     cells = [
         Cell(
             f"{family} seed {seed}",

@@ -45,8 +45,8 @@ def study_infimum(settings: InfimumSettings, grid: Grid) -> GridReport:
             f"{effort.searches} independent searches, each with {effort.starts} random starts in the limit and at each "
             f"L up to {effort.shallow}; {effort.tracks} of the ends are followed through all L to the limit, and the "
             "best of each L is handed on down and up. Then all together: once more down and up, restarts and kicks.",
-            "Floor: by how much the worst search ended above the best, or ten times what the last restarts won, "
-            f"if that is more; at L and in the limit together, and at least {LEAST:g}.",
+            "Floor: ten times what the last restarts changed of inf_L − inf_∞, and at least "
+            f"{LEAST:g}. Gap: by how much the worst search ended above the best, at L or in the limit.",
         ),
         (),
         (*(_finding(family, results, settings.depths) for family, results in found.items()), *_same_limit(found)),
@@ -58,6 +58,7 @@ def study_infimum(settings: InfimumSettings, grid: Grid) -> GridReport:
             ("F_∞(θ_L) − inf_∞", ("limit_of:.2e",)),
             ("F_L(θ_∞) − inf_∞", ("at_limit:.2e",)),
             ("floor", ("floor:.0e",)),
+            ("gap of the searches", ("gap:.0e",)),
             ("below inf_∞", ("below",)),
         ),
         {"depths": settings.depths, "found": found},
@@ -72,8 +73,9 @@ def differences(result: dict[str, Any], key: str) -> list[float]:
 
 def floors(result: dict[str, Any]) -> list[float]:
     """Below what a difference may be an optimization gap, one per depth."""
-    unsure = [max(gap, 10 * won) for gap, won in zip(result["gap"], result["gain"], strict=True)]
-    return [max(own + unsure[-1], LEAST) for own in unsure[:-1]]
+    *before, limit = result["before"]
+    earlier = [value - limit for value in before]
+    return [max(10 * abs(now - was), LEAST) for now, was in zip(differences(result, "inf"), earlier, strict=True)]
 
 
 def fit(depths: tuple[int, ...], values: list[float], floor: list[float]) -> tuple[str, float] | None:
@@ -104,6 +106,7 @@ def _row(family: str, results: list[dict[str, Any]], index: int, depth: int) -> 
         "limit_of": middle["limit_of"],
         "at_limit": middle["at_limit"],
         "floor": statistics.median(floors(item)[index] for item in results),
+        "gap": statistics.median(max(item["gap"][index], item["gap"][-1]) for item in results),
         "below": f"{below}/{len(results)}",
     }
 

@@ -1,5 +1,6 @@
 """The study of the infimum: its problems, its optimizer and its report."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from implicit_bregman.cli import main
 from implicit_bregman.experiments.grid import Backend, Grid
 from implicit_bregman.experiments.study.descent import descend
-from implicit_bregman.experiments.study.infimum import Effort, InfimumSettings
+from implicit_bregman.experiments.study.infimum import Effort, InfimumSettings, Search, Sought
 from implicit_bregman.experiments.study.infimum_problem import FAMILIES, Problem, make_data
 from implicit_bregman.experiments.study.infimum_report import fit, study_infimum
 
@@ -63,6 +64,16 @@ def test_the_law_that_fits_is_named() -> None:
     assert fit(depths, [0.3 * 0.8**L for L in depths], floor) == ("geometric", pytest.approx(0.8))
     assert fit(depths, [-0.3 * L**-1.5 for L in depths], floor) == ("power", pytest.approx(1.5))
     assert fit(depths, [1.0] * 5, [0.1, 0.1, 2, 2, 2]) is None
+
+
+@pytest.mark.parametrize("family", ["convex", "convex-reg"])
+def test_a_search_ends_where_no_minimiser_is_better_at_another_depth(family: str) -> None:
+    """Also where the last exchange finds a lower limit, which is then to be handed to all depths."""
+    search = Search(Sought(family, 0, (1, 4, 16), 6, SETTINGS.effort), 0)
+    search.explore()
+    search.polish()
+    for steps, other in itertools.permutations(search.found, 2):
+        assert search.problem.value(search.best(other).end.place, steps) >= search.best(steps).end.value - 2e-14
 
 
 def test_a_minimiser_of_one_depth_is_nowhere_better(tmp_path: Path) -> None:
