@@ -172,16 +172,30 @@ def train_loop() -> Any:
     return loop
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
-def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path: Path, schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"schedule": "cosine"},
+        {"solver": "mm"},
+        {"solver": "anderson", "adjoint": "phantom"},
+        {"solver": "broyden", "max_iter": 30, "adjoint": "shine"},
+        {"weight": "free", "regularization": 0.5},
+        {"weight": "symmetric", "adjoint": "unrolled-3"},
+    ],
+    ids=lambda changes: ",".join(map(str, changes.values())) or "default",
+)
+def test_a_resumed_run_is_the_same_bit_for_bit(
+    tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     once, twice = tmp_path / "once", tmp_path / "twice"
-    run(once, epochs=4, schedule=schedule)
+    run(once, epochs=4, **changes)
     stop_in_epoch(3, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
-        run(twice, epochs=4, schedule=schedule)
+        run(twice, epochs=4, **changes)
     monkeypatch.undo()
     assert len(table(twice)) == 2
-    run(twice, resume=True, epochs=4, schedule=schedule)
+    run(twice, resume=True, epochs=4, **changes)
     same_files(once, twice)
 
 
