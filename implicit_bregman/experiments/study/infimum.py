@@ -21,7 +21,7 @@ from implicit_bregman.experiments.study.task import without_warnings
 from implicit_bregman.settings import check_choice, check_count
 
 DEPTHS = (1, 2, 4, 8, 16, 32, 64, 128)
-HOMOTOPY = (0.1, 0.01, 1e-3, 1e-4, 1e-5)
+HOMOTOPY = (0.01, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5)
 KICKS = (0.1, 0.01)
 ROUNDS = 10
 ROUNDING = 1e-14
@@ -31,14 +31,12 @@ ROUNDING = 1e-14
 class Effort:
     """How hard the infima are searched for.
 
-    The last restarts of a search may win nothing although it has missed the infimum: random starts at two depths only
-    ended up to 40 % above it. So independent searches are compared.
+    A search may miss the infimum without noticing: its last restarts win nothing. So independent ones are compared.
 
     Attributes:
         searches: Independent searches, at least two.
-        starts: Random starts of each search, in the limit and at each depth up to `shallow`.
-        shallow: At more steps, where a descent costs more, all starts are where descents at other depths ended.
-        tracks: How many of the best of these are followed through all depths.
+        starts: Random starts of each search at each depth.
+        limit_starts: Random starts of each search in the limit, whose kinks make more local minima.
         evaluations: Of the loss in one descent; from random starts and in restarts of the best twice as many.
 
     Raises:
@@ -46,13 +44,12 @@ class Effort:
     """
 
     searches: int = 2
-    starts: int = 6
-    shallow: int = 16
-    tracks: int = 2
+    starts: int = 12
+    limit_starts: int = 60
     evaluations: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("starts", "shallow", "tracks", "evaluations"):
+        for name in ("starts", "limit_starts", "evaluations"):
             check_count(name, getattr(self, name))
         check_count("searches", self.searches, 2)
 
@@ -77,7 +74,7 @@ class InfimumSettings:
     seeds: int = 3
     depths: tuple[int, ...] = DEPTHS
     families: tuple[str, ...] = tuple(FAMILIES)
-    samples: int = 10
+    samples: int = 20
     effort: Effort = field(default_factory=Effort)
 
     def __post_init__(self) -> None:
@@ -101,7 +98,7 @@ class InfimumSettings:
             seeds=2,
             depths=(1, 2, 4, 8, 16, 32),
             families=("convex", "convex-reg", "semidefinite", "low-rank"),
-            effort=Effort(starts=3, tracks=1, evaluations=60),
+            effort=Effort(starts=4, limit_starts=12, evaluations=60),
         )
 
 
@@ -138,14 +135,11 @@ class Search:
         self.generator = np.random.default_rng((sought.seed, number))
         self.found: dict[int | None, list[Candidate]] = {steps: [] for steps in (*sought.depths, None)}
 
-    def descend(self, steps: int | None, start: Vector, origin: str, factor: int = 1) -> Candidate:
-        """Descend, and keep the end if it is a candidate for a depth asked for."""
+    def descend(self, steps: int | None, start: Vector, origin: str, factor: int = 1) -> None:
+        """Descend, and keep the end as a candidate."""
         count = factor * self.sought.effort.evaluations
         end = descend(partial(self.problem.loss, steps=steps), start, count)
-        candidate = Candidate(end, origin)
-        if steps in self.found:
-            self.found[steps].append(candidate)
-        return candidate
+        self.found[steps].append(Candidate(end, origin))
 
     def join(self, other: Search) -> None:
         """Take over the candidates of another search, and its count of evaluations."""
@@ -159,30 +153,12 @@ class Search:
         return min(self.found[steps], key=lambda candidate: candidate.end.value)
 
     def explore(self) -> None:
-        """From random starts to all depths."""
-        for place in self.from_random():
-            self.to_the_limit(self.follow(place))
-        self.sweep()
-
-    def from_random(self) -> list[Vector]:
-        """Descend from random starts, and return the ends that are to be followed."""
-        effort, kept = self.sought.effort, []
+        """From random starts at every depth and in the limit."""
+        effort = self.sought.effort
         for steps in self.found:
-            if steps is not None and steps > effort.shallow:
-                continue
-            ends = [
-                self.descend(steps, self.problem.random(self.generator), "random", 2).end for _ in range(effort.starts)
-            ]
-            kept += [(end.value, rank, end.place) for rank, end in enumerate(sorted(ends, key=lambda end: end.value))]
-        # The best of each depth first: values of different depths do not compare.
-        kept.sort(key=lambda item: (item[1], item[0]))
-        return [place for _, _, place in kept[: effort.tracks]]
-
-    def follow(self, place: Vector) -> Vector:
-        """Descend at one depth after the other, each from where the last ended."""
-        for steps in self.sought.depths:
-            place = self.descend(steps, place, "from L/2").end.place
-        return place
+            for _ in range(effort.limit_starts if steps is None else effort.starts):
+                self.descend(steps, self.problem.random(self.generator), "random", 2)
+        self.sweep()
 
     def sweep(self) -> None:
         """Hand the best of each depth on: from the limit down to the first one, and up to the limit again."""

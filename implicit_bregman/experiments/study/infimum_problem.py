@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor
 
 from implicit_bregman.adjoints import Implicit, Unrolled
 from implicit_bregman.experiments.study.descent import Vector
+from implicit_bregman.legendre import Arctan, LegendreFunction, Tanh
 from implicit_bregman.nn import BregmanDEQ
 from implicit_bregman.solvers import Newton
 from implicit_bregman.status import Status
 
-FEATURES, INPUTS = 2, 2
 TOL, MAX_ITER = 1e-12, 1000
 REACH = 2.0  # of the entries of U and of the read-out
 
@@ -30,7 +30,8 @@ class Family:
         spectrum: Bounds of the eigenvalues of −W; for `low_rank` of the singular value of V. None is larger than
             σ = 1, so that the automatic step is τ = 1 everywhere and the gradient of the unrolled layer is exact.
         regularization: γ.
-        geometry: φ.
+        geometry: φ, on [−1, 1].
+        features: d, 1 or 2. With more the lowest minimum was not found reliably.
         low_rank: Whether W = −vvᵀ.
         rate: What is proved of |inf_L − inf_∞|, see `docs/study.md`.
     """
@@ -38,7 +39,8 @@ class Family:
     text: str
     spectrum: tuple[float, float]
     regularization: float = 0.0
-    geometry: str = "tanh"
+    geometry: LegendreFunction = field(default_factory=Tanh)
+    features: int = 1
     low_rank: bool = False
     rate: str = "nothing"
 
@@ -46,34 +48,34 @@ class Family:
 FAMILIES = {
     "convex": Family("convex, γ = 0", (0.1, 1.0), rate="O(L^-1/2)"),
     "convex-reg": Family("convex, γ = 0.1", (0.1, 1.0), 0.1, rate="geometric"),
-    "convex-arctan": Family("convex, γ = 0, arctan", (0.1, 1.0), geometry="arctan"),
+    # The same limit problem as "convex".
+    "convex-arctan": Family("convex, γ = 0, arctan on [−1, 1]", (0.1, 1.0), geometry=Arctan().to_box(-1.0, 1.0)),
     "semidefinite": Family("semidefinite, γ = 0", (0.0, 1.0)),
     "indefinite": Family("indefinite, γ = 0", (-1.0, 1.0)),
     "indefinite-reg": Family("indefinite, γ = 0.1", (-1.0, 1.0), 0.1),
-    "low-rank": Family("low rank, γ = 0", (0.3, 1.0), low_rank=True, rate="geometric"),
-    "low-rank-reg": Family("low rank, γ = 0.1", (0.3, 1.0), 0.1, low_rank=True, rate="geometric"),
+    "low-rank": Family("low rank, γ = 0", (0.3, 1.0), features=2, low_rank=True, rate="geometric"),
+    "low-rank-reg": Family("low rank, γ = 0.1", (0.3, 1.0), 0.1, features=2, low_rank=True, rate="geometric"),
 }
 
 
-def make_data(seed: int, samples: int) -> tuple[Float[Tensor, "N 2"], Float[Tensor, " N"]]:
-    """Inputs in [−1, 1]², (N, 2), and targets, (N,), a sine wave of random direction and phase with noise of 0.2."""
+def make_data(seed: int, samples: int) -> tuple[Float[Tensor, "N 1"], Float[Tensor, " N"]]:
+    """Inputs in [−1, 1], (N, 1), and targets, (N,), a sine wave of random phase with noise of 0.2."""
     generator = torch.Generator().manual_seed(seed)
-    x = 2 * torch.rand(samples, INPUTS, generator=generator, dtype=torch.float64) - 1
-    normal = torch.randn(INPUTS, generator=generator, dtype=torch.float64)
+    x = 2 * torch.rand(samples, 1, generator=generator, dtype=torch.float64) - 1
     phase = 2 * math.pi * torch.rand(1, generator=generator, dtype=torch.float64)
     noise = 0.2 * torch.randn(samples, generator=generator, dtype=torch.float64)
-    return x, 0.8 * torch.sin(3 * x @ (normal / normal.norm()) + phase) + noise
+    return x, 0.8 * torch.sin(3 * x.squeeze(1) + phase) + noise
 
 
 class Problem:
     """F_L(θ) = ½ mean (aᵀz_L(x; θ) + a₀ − t)² and F_∞, over a box of parameters θ, in float64.
 
-    θ is made of the angle of the eigenvectors of W, the eigenvalues, U, b and the read-out. The box is written as
-    centre + radius · sin(u) with any u, so that the optimizer meets no bounds.
+    θ is made of the angle of v where d = 2, the eigenvalue or singular value, U, b and the read-out. The box is written
+    as centre + radius · sin(u) with any u, so that the optimizer meets no bounds.
 
     Args:
         family: The set of layers.
-        x: (N, 2).
+        x: (N, 1).
         t: (N,).
 
     Attributes:
@@ -82,26 +84,25 @@ class Problem:
         failed: How many of these had a sample whose forward or backward solve failed.
     """
 
-    def __init__(self, family: Family, x: Float[Tensor, "N 2"], t: Float[Tensor, " N"]) -> None:
+    def __init__(self, family: Family, x: Float[Tensor, "N 1"], t: Float[Tensor, " N"]) -> None:
         self.family, self.x, self.t = family, x, t
         weight, rank = ("low_rank", 1) if family.low_rank else ("symmetric", None)
         self.layer = BregmanDEQ(
-            INPUTS, FEATURES, family.geometry, weight, family.regularization, rank=rank, dtype=torch.float64
+            1, family.features, family.geometry, weight, family.regularization, rank=rank, dtype=torch.float64
         )
-        rows = rank or FEATURES
-        # In the low-rank family |Ux + b| ≤ 0.95 for |x| ≤ 1: the system then always has a solution inside C.
-        reach, offset = (0.4, 0.15) if family.low_rank else (REACH, 1.0)
-        angle, lowest, highest = (-math.pi, math.pi), *family.spectrum
+        # In the low-rank family |Ux + b| ≤ 0.95: the system then always has a solution inside C.
+        reach, offset = (0.7, 0.25) if family.low_rank else (REACH, 1.0)
+        self.angles = family.features - 1
         bounds: list[tuple[float, float]] = [
-            angle,
-            *[(lowest, highest)] * rows,
-            *[(-reach, reach)] * (rows * INPUTS),
-            *[(-offset, offset)] * rows,
+            *[(-math.pi, math.pi)] * self.angles,
+            family.spectrum,
+            (-reach, reach),
+            (-offset, offset),
+            *[(-REACH, REACH)] * (family.features + 1),
         ]
-        bounds += [(-REACH, REACH)] * (FEATURES + 1)
         low, high = np.array(bounds).T
         self.centre, self.radius = (low + high) / 2, (high - low) / 2
-        self.sizes = (1, rows, rows * INPUTS, rows, FEATURES, 1)
+        self.sizes = (self.angles, 1, 1, 1, family.features, 1)
         self.parameters = len(bounds)
         self.evaluations = self.failed = 0
 
@@ -137,17 +138,14 @@ class Problem:
         return self.loss(u, steps)[0]
 
     def _output(self, theta: Tensor, steps: int | None, extra: float) -> Float[Tensor, " N"]:
-        angle, spectrum, matrix, offset, readout, constant = theta.split(self.sizes)
-        cosine, sine = angle.cos(), angle.sin()
-        vectors = torch.stack([torch.cat([cosine, sine]), torch.cat([-sine, cosine])], dim=1)
-        matrix = matrix.view(-1, INPUTS)
+        angle, spectrum, slope, offset, readout, constant = theta.split(self.sizes)
         if self.family.low_rank:
             # β is written in units of the singular value, so that the bound on U and b makes it feasible.
-            parts = {"weight_map.vectors": vectors[:, :1] * spectrum}
-            matrix, offset = spectrum * matrix, spectrum * offset
+            slope, offset = spectrum * slope, spectrum * offset
+            parts = {"weight_map.vectors": (spectrum * torch.cat([angle.cos(), angle.sin()])).unsqueeze(1)}
         else:
-            parts = {"weight_map.entries": -(vectors * spectrum) @ vectors.mT}
-        parts |= {"input_weight": matrix, "bias": offset}
+            parts = {"weight_map.entries": -spectrum.unsqueeze(1)}
+        parts |= {"input_weight": slope.unsqueeze(1), "bias": offset}
         layer = self.layer
         layer.regularization = self.family.regularization + extra
         if steps is None:

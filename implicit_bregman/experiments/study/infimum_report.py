@@ -41,10 +41,11 @@ def study_infimum(settings: InfimumSettings, grid: Grid) -> GridReport:
         "infimum",
         "inf of Problem 2.2 against L, and inf of Problem 2.1",
         (
-            f"{settings.samples} samples, z in R², loss ½ mean (aᵀz + a₀ − t)², all parameters in a box, float64.",
-            f"{effort.searches} independent searches, each with {effort.starts} random starts in the limit and at each "
-            f"L up to {effort.shallow}; {effort.tracks} of the ends are followed through all L to the limit, and the "
-            "best of each L is handed on down and up. Then all together: once more down and up, restarts and kicks.",
+            f"{settings.samples} samples, x in R, d = 1 (low rank: 2), loss ½ mean (aᵀz + a₀ − t)², all parameters in "
+            "a box, float64.",
+            f"{effort.searches} independent searches, each with {effort.starts} random starts at each L and "
+            f"{effort.limit_starts} in the limit. The best of each L is handed down and up, and to every depth where "
+            "it is better; then all together: the same, restarts and kicks.",
             "Floor: ten times what the last restarts changed of inf_L − inf_∞, and at least "
             f"{LEAST:g}. Gap: by how much the worst search ended above the best, at L or in the limit.",
         ),
@@ -139,7 +140,7 @@ def _same_limit(found: Found) -> list[str]:
     pairs = zip(found["convex"], found["convex-arctan"], strict=True)
     off = [abs(one["inf"][-1] - other["inf"][-1]) for one, other in pairs]
     return [
-        "tanh and arctan have the same limit problem where W is convex and γ = 0: inf_∞, searched for in each of them, "
+        "tanh and arctan on one box have the same limit problem where W is convex and γ = 0: inf_∞, sought in each, "
         f"differs by {statistics.median(off):.1e} in the median and {max(off):.1e} at most."
     ]
 

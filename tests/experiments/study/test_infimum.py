@@ -21,7 +21,7 @@ SETTINGS = InfimumSettings(
     depths=(1, 4),
     families=("convex-reg",),
     samples=6,
-    effort=Effort(starts=1, shallow=1, tracks=1, evaluations=8),
+    effort=Effort(starts=1, limit_starts=1, evaluations=8),
 )
 
 
@@ -52,7 +52,7 @@ def test_every_depth_has_a_tanh_that_the_limit_has_not() -> None:
 
     def theta(depth: int) -> np.ndarray:
         # −W = 0, so that z_L = tanh(L·Ux)
-        return np.array([0, 0, 0, 0.9 / depth, 0, 0, 0, 0, 0, 1.0, 0, 0])
+        return np.array([0, 0.9 / depth, 0, 1.0, 0])
 
     for depth in (1, 4, 64):
         assert problem.value(problem.at(theta(depth)), depth) < 1e-25
