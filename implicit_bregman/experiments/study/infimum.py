@@ -35,8 +35,8 @@ class Effort:
 
     Attributes:
         searches: Independent searches, at least two.
-        starts: Random starts of each search at each depth.
-        limit_starts: Random starts of each search in the limit, whose kinks make more local minima.
+        starts: Starts of each search at each depth and in the limit, the best of `tries` random ones.
+        tries: How many of these.
         evaluations: Of the loss in one descent; from random starts and in restarts of the best twice as many.
 
     Raises:
@@ -44,12 +44,12 @@ class Effort:
     """
 
     searches: int = 2
-    starts: int = 12
-    limit_starts: int = 60
+    starts: int = 40
+    tries: int = 400
     evaluations: int = 100
 
     def __post_init__(self) -> None:
-        for name in ("starts", "limit_starts", "evaluations"):
+        for name in ("starts", "tries", "evaluations"):
             check_count(name, getattr(self, name))
         check_count("searches", self.searches, 2)
 
@@ -98,7 +98,7 @@ class InfimumSettings:
             seeds=2,
             depths=(1, 2, 4, 8, 16, 32),
             families=("convex", "convex-reg", "semidefinite", "low-rank"),
-            effort=Effort(starts=4, limit_starts=12, evaluations=60),
+            effort=Effort(starts=8, tries=80, evaluations=60),
         )
 
 
@@ -156,8 +156,8 @@ class Search:
         """From random starts at every depth and in the limit."""
         effort = self.sought.effort
         for steps in self.found:
-            for _ in range(effort.limit_starts if steps is None else effort.starts):
-                self.descend(steps, self.problem.random(self.generator), "random", 2)
+            for start in self.problem.starts(self.generator, steps, effort.starts, effort.tries):
+                self.descend(steps, start, "random", 2)
         self.sweep()
 
     def sweep(self) -> None:

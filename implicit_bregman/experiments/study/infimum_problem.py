@@ -106,9 +106,34 @@ class Problem:
         self.parameters = len(bounds)
         self.evaluations = self.failed = 0
 
-    def random(self, generator: np.random.Generator) -> Vector:
-        """A start u, (p,), with θ uniform in the middle 90 % of the box."""
-        return np.arcsin(generator.uniform(-0.9, 0.9, self.parameters))
+    def starts(self, generator: np.random.Generator, steps: int | None, count: int, tries: int) -> list[Vector]:
+        """The best of random θ, uniform in the middle 90 % of the box, each with its best read-out.
+
+        Args:
+            generator: Draws θ.
+            steps: L; None: ∞.
+            count: Number of starts that are returned.
+            tries: Number of θ among which they are chosen.
+
+        Returns:
+            Their u, (p,), the best first.
+        """
+        found = []
+        for number in range(tries):
+            theta = self.centre + self.radius * generator.uniform(-0.9, 0.9, self.parameters)
+            value = self._fit(theta, steps)
+            found.append((value, number, self.at(theta)))
+        return [u for _, _, u in sorted(found, key=lambda item: item[:2])[:count]]
+
+    def _fit(self, theta: Vector, steps: int | None) -> float:
+        """Put the least-squares read-out, cut off at 0.9 of the box, into θ, and return the loss."""
+        own = self.sizes[-2] + 1
+        with torch.no_grad():
+            z = self._representation(torch.from_numpy(theta), steps, 0.0)
+            design = torch.cat([z, torch.ones_like(z[:, :1])], dim=1)
+            readout = torch.linalg.lstsq(design, self.t, driver="gelsd").solution.clamp(-0.9 * REACH, 0.9 * REACH)
+            theta[-own:] = readout.numpy()
+            return float(0.5 * (design @ readout - self.t).square().mean())
 
     def at(self, theta: Vector) -> Vector:
         """The u of a θ in the box, (p,)."""
@@ -123,7 +148,9 @@ class Problem:
             extra: Added to γ.
         """
         theta = torch.from_numpy(self.centre + self.radius * np.sin(u)).requires_grad_()
-        value = 0.5 * (self._output(theta, steps, extra) - self.t).square().mean()
+        *_, readout, constant = theta.split(self.sizes)
+        z = self._representation(theta, steps, extra)
+        value = 0.5 * (z @ readout + constant - self.t).square().mean()
         value.backward()
         self.evaluations += 1
         solution = self.layer.last_solution
@@ -137,8 +164,8 @@ class Problem:
         """F alone."""
         return self.loss(u, steps)[0]
 
-    def _output(self, theta: Tensor, steps: int | None, extra: float) -> Float[Tensor, " N"]:
-        angle, spectrum, slope, offset, readout, constant = theta.split(self.sizes)
+    def _representation(self, theta: Tensor, steps: int | None, extra: float) -> Float[Tensor, "N d"]:
+        angle, spectrum, slope, offset, _, _ = theta.split(self.sizes)
         if self.family.low_rank:
             # β is written in units of the singular value, so that the bound on U and b makes it feasible.
             slope, offset = spectrum * slope, spectrum * offset
@@ -155,4 +182,4 @@ class Problem:
             layer.adjoint, layer.solver = Unrolled(steps=steps), "auto"
         named = {f"energy.{name}": tensor for name, tensor in parts.items()}
         z: Tensor = torch.func.functional_call(layer, named, (self.x,))
-        return z @ readout + constant
+        return z

@@ -43,9 +43,9 @@ def study_infimum(settings: InfimumSettings, grid: Grid) -> GridReport:
         (
             f"{settings.samples} samples, x in R, d = 1 (low rank: 2), loss ½ mean (aᵀz + a₀ − t)², all parameters in "
             "a box, float64.",
-            f"{effort.searches} independent searches, each with {effort.starts} random starts at each L and "
-            f"{effort.limit_starts} in the limit. The best of each L is handed down and up, and to every depth where "
-            "it is better; then all together: the same, restarts and kicks.",
+            f"{effort.searches} independent searches, each with {effort.starts} starts at each L and in the limit, the "
+            f"best of {effort.tries} random ones. The best of each L is handed down and up, and to each depth where it "
+            "is better; then all together: the same, restarts and kicks.",
             "Floor: ten times what the last restarts changed of inf_L − inf_∞, and at least "
             f"{LEAST:g}. Gap: by how much the worst search ended above the best, at L or in the limit.",
         ),

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ SETTINGS = InfimumSettings(
     depths=(1, 4),
     families=("convex-reg",),
     samples=6,
-    effort=Effort(starts=1, limit_starts=1, evaluations=8),
+    effort=Effort(starts=1, tries=2, evaluations=8),
 )
 
 
@@ -36,7 +37,7 @@ def test_the_optimizer_ends_at_a_kink() -> None:
 @pytest.mark.parametrize("family", ["convex", "convex-reg", "convex-arctan", "low-rank", "low-rank-reg"])
 def test_gradients_are_those_of_the_loss(family: str, steps: int | None) -> None:
     problem = Problem(FAMILIES[family], *make_data(1, 5))
-    u = problem.random(np.random.default_rng(3))
+    (u,) = problem.starts(np.random.default_rng(3), steps, 1, 1)
     _, gradient = problem.loss(u, steps)
     for index in range(problem.parameters):
         shift = 1e-6 * np.eye(problem.parameters)[index]
@@ -110,3 +111,37 @@ def test_the_command_writes_its_report(tmp_path: Path, monkeypatch: pytest.Monke
     assert (tmp_path / "infimum.png").stat().st_size > 1000
     assert main(["study", "infimum", "--quick", "--depths", "x"]) == 2
     assert main(["study", "infimum", "--quick", "--families", "convex,concave"]) == 2
+
+
+def lowest_clamp(x: torch.Tensor, t: torch.Tensor) -> float:
+    """min ½ mean (a clamp(px + q, −1, 1) + a₀ − t)² by brute force: what convex W, γ = 0 and d = 1 can be."""
+
+    def loss(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+        z = (p.unsqueeze(-1) * x + q.unsqueeze(-1)).clamp(-1, 1)
+        centred = z - z.mean(-1, keepdim=True)
+        a = ((centred * t).mean(-1) / centred.square().mean(-1).clamp_min(1e-12)).clamp(-2, 2)
+        rest = a.unsqueeze(-1) * centred - (t - t.mean())
+        return 0.5 * rest.square().mean(-1)
+
+    p, q = torch.meshgrid(torch.linspace(0, 20, 401).double(), torch.linspace(-10, 10, 401).double(), indexing="ij")
+    values = loss(p, q)
+    lowest = math.inf
+    for index in values.flatten().argsort()[:100]:
+        best, step = (p.flatten()[index], q.flatten()[index]), 0.1
+        for _ in range(14):
+            around = torch.linspace(-step, step, 21).double()
+            near = torch.meshgrid((best[0] + around).clamp(0, 20), (best[1] + around).clamp(-10, 10), indexing="ij")
+            found = loss(*near)
+            place = found.argmin()
+            best, step = (near[0].flatten()[place], near[1].flatten()[place]), step / 3
+        lowest = min(lowest, float(found.min()))
+    return lowest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_limit_is_minimised_as_brute_force_does(seed: int) -> None:
+    search = Search(Sought("convex", seed, (8,), 20, Effort()), 0)
+    search.explore()
+    x, t = make_data(seed, 20)
+    assert search.best(None).end.value == pytest.approx(lowest_clamp(x.squeeze(1), t), abs=1e-8)
