@@ -37,7 +37,7 @@ class Effort:
         searches: Independent searches, at least two.
         starts: Starts of each search at each depth and in the limit, the best of `tries` random ones.
         tries: How many of these.
-        evaluations: Of the loss in one descent; from random starts and in restarts of the best twice as many.
+        evaluations: Of the loss in one descent; from random starts half, in restarts of the best twice as many.
 
     Raises:
         ValueError: For a number out of range.
@@ -135,9 +135,9 @@ class Search:
         self.generator = np.random.default_rng((sought.seed, number))
         self.found: dict[int | None, list[Candidate]] = {steps: [] for steps in (*sought.depths, None)}
 
-    def descend(self, steps: int | None, start: Vector, origin: str, factor: int = 1) -> None:
+    def descend(self, steps: int | None, start: Vector, origin: str, factor: float = 1.0) -> None:
         """Descend, and keep the end as a candidate."""
-        count = factor * self.sought.effort.evaluations
+        count = int(factor * self.sought.effort.evaluations)
         end = descend(partial(self.problem.loss, steps=steps), start, count)
         self.found[steps].append(Candidate(end, origin))
 
@@ -157,7 +157,7 @@ class Search:
         effort = self.sought.effort
         for steps in self.found:
             for start in self.problem.starts(self.generator, steps, effort.starts, effort.tries):
-                self.descend(steps, start, "random", 2)
+                self.descend(steps, start, "random", 0.5)
         self.sweep()
 
     def sweep(self) -> None:
