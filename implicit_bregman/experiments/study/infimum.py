@@ -20,7 +20,7 @@ from implicit_bregman.experiments.study.infimum_problem import FAMILIES, Problem
 from implicit_bregman.experiments.study.task import without_warnings
 from implicit_bregman.settings import check_choice, check_count
 
-DEPTHS = (1, 2, 4, 8, 16, 32, 64, 128)
+DEPTHS = (1, 2, 4, 8, 16, 32, 64)
 HOMOTOPY = (0.01, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5)
 KICKS = (0.1, 0.01)
 ROUNDS = 10
