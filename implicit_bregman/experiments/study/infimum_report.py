@@ -10,7 +10,7 @@ import numpy as np
 
 from implicit_bregman.experiments.grid import Grid
 from implicit_bregman.experiments.grid_report import GridReport
-from implicit_bregman.experiments.plots import BLUE, GREEN, RED, figure_of, png
+from implicit_bregman.experiments.plots import BLUE, GREEN, RED, figure_of, plain_numbers, png
 from implicit_bregman.experiments.study.infimum import InfimumSettings, measure_infimum
 from implicit_bregman.experiments.study.infimum_problem import FAMILIES
 
@@ -158,6 +158,7 @@ def _figure(depths: tuple[int, ...], found: Found) -> tuple[bytes, str]:
             floor = [statistics.median(values) for values in zip(*map(floors, results), strict=True)]
             axis.fill_between(depths, [1e-14] * len(depths), floor, color="#999999", alpha=0.2, linewidth=0)
             axis.set(xscale="log", yscale="log", ylim=(1e-11, 2))
+            plain_numbers(axis.xaxis)
             axis.set_title(FAMILIES[family].text, fontsize=8)
         for axis in axes[len(found) :]:
             axis.set_visible(False)
