@@ -41,12 +41,12 @@ def test_runs_start_from_the_same_parameters_and_differ_in_the_layer_alone() -> 
 
 
 def test_the_implicit_run_is_at_the_limit() -> None:
-    run = train_once(Run(TASK, None, 0.01))
+    run = train_once(Run(TASK, None, 1e-9))  # no machine makes two steps in that time
     assert run["distance"] == 0
     assert run["accuracy"] == run["limit_accuracy"]
     assert run["gradient_error"] < 1e-5
     assert run["converged"] == 1
-    assert run["time_steps"] <= 2
+    assert run["time_steps"] <= 1
 
 
 def test_an_unrolled_run_approaches_the_limit_with_its_depth() -> None:
