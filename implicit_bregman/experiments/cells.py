@@ -24,7 +24,7 @@ import torch
 from implicit_bregman.experiments.devices import device_name
 from implicit_bregman.experiments.files import write_all
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PACKAGE = Path(__file__).parents[1]
 # What the value and the gradient of a layer depend on.
 LIBRARY = (
@@ -144,7 +144,7 @@ def load_cell(folder: Path, cell: Cell) -> Computed:
         raise Unusable("is damaged")
     if (record["format"], record["version"]) != (FORMAT_VERSION, cell.version):
         raise Unusable("was made by other code")
-    return Computed(record["result"], record["seconds"], record["torch"], record.get("device", "cpu"))
+    return Computed(record["result"], record["seconds"], record["torch"], record["device"])
 
 
 def code_version(*parts: ModuleType | Callable[..., Any] | type) -> str:

@@ -165,7 +165,7 @@ def _computed(cells: list[Cell], backend: Backend) -> Iterator[tuple[str, Comput
 def _on_cluster(cells: list[Cell], backend: Backend) -> Iterator[tuple[str, Computed]]:
     """Without joblib, whose Dask backend ignores `jobs` and computes in this process where a cluster has one core."""
     from distributed import Client, KilledWorker, as_completed
-    from distributed import TimeoutError as NoWorker
+    from distributed import TimeoutError as NoWorker  # the built-in one only from Python 3.11 on
 
     waiting, version = iter(cells), package_version()
     try:

@@ -50,10 +50,9 @@ class GridCommand:
         from implicit_bregman.experiments.grid import Backend, Grid
 
         device, jobs = options.get("device", "cpu"), options["jobs"]
-        if options["backend"] == "local":
-            # (a cluster's workers may have what this machine has not)
-            on_cpu = find_device(device).type == "cpu"
-            jobs = jobs if on_cpu else jobs or 1
+        # (a cluster's workers may have what this machine has not)
+        if options["backend"] == "local" and find_device(device).type != "cpu":
+            jobs = jobs or 1
         backend = Backend(options["backend"], options["scheduler"], jobs)
         folder = writable_folder(options["out"] or Path(f"{self.group}-results") / name)
         try:

@@ -95,9 +95,11 @@ class Newton(Solver):
             found = projected_newton(objective, start, tol, self.max_iter, None if log is None else log.add_values)
         if log is None:
             return found, None
-        # The last row of a trace is the result.
-        point = objective.evaluate(found.dual, torch.ones_like(found.dual[:, :1]))
-        return replace(found, value=point.value, residual=point.residual), log.trace()
+        # The last row of a trace is the result, also in the last digit, which may depend on the size of the batch.
+        trace = log.trace()
+        dual = found.dual if trace is None else _last(trace.dual, found.steps)
+        point = objective.evaluate(dual, torch.ones_like(dual[:, :1]))
+        return replace(found, dual=dual, value=point.value, residual=point.residual), trace
 
     def _completed(self, objective: Objective, dual: Tensor, found: Finished, trace: Trace | None) -> Outcome:
         """The outcome, with the samples that Newton gave up left to MM."""
@@ -247,6 +249,11 @@ def _merged(objective: Objective, first: Outcome, rows: Int[Tensor, " some"], se
         polished=put(first.polished, second.polished),
         free=put(first.free, second.free),
     )
+
+
+def _last(rows: Tensor, steps: Tensor) -> Tensor:
+    """Of each sample, (B,), the row of its last step: (K, B, d) → (B, d)."""
+    return rows[steps, torch.arange(len(steps), device=steps.device)]
 
 
 class _Log:

@@ -197,19 +197,20 @@ def test_threads_are_put_back_in_this_process(tmp_path: Path) -> None:
 
 @dataclass(frozen=True)
 class Visit:
-    """Settings of a cell that leaves a trace where it runs."""
+    """Settings of a cell that says where it ran; or kills its process, once two cells are stored in a folder."""
 
     number: int
-    folder: str = ""
     wait: float = 0.0
-    kill: bool = False
+    fatal_beside: str | None = None
 
 
 def visit(settings: Visit) -> dict[str, object]:
     """Who computed it, when, and with how many threads."""
     started = time.monotonic()
     time.sleep(settings.wait)
-    if settings.kill:
+    if settings.fatal_beside is not None:
+        while len(list(Path(settings.fatal_beside).glob("*.json"))) < 2:
+            time.sleep(0.05)
         os._exit(9)
     return {"process": os.getpid(), "threads": torch.get_num_threads(), "time": [started, time.monotonic()]}
 
@@ -282,7 +283,7 @@ def test_a_scheduler_without_workers(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_worker_that_dies_is_one_line_and_the_rest_stays(tmp_path: Path) -> None:
-    wanted = [*visits(2), Cell("fatal", visit, Visit(9, kill=True, wait=1.0), "1")]
+    wanted = [*visits(2), Cell("fatal", visit, Visit(9, fatal_beside=str(tmp_path / "cells")), "1")]
     with pytest.raises(OSError, match=r"ended without a result.*fewer --jobs.*goes on from there"):
         local(tmp_path, jobs=2).run(wanted)
     assert len(list((tmp_path / "cells").glob("visit*"))) == 2
@@ -318,8 +319,9 @@ def test_what_computed_the_cells_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_seed_that_diverged_does_not_break_the_report() -> None:
-    assert all(math.isnan(value) for value in mean_and_spread([math.nan, 1.0])[:1])
-    assert mean_and_spread([math.nan, 1.0])[1] is None
+    mean, spread = mean_and_spread([math.nan, 1.0])
+    assert math.isnan(mean)
+    assert spread is None
     assert mean_and_spread([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
 
 

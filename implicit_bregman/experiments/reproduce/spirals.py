@@ -164,7 +164,8 @@ def train_members(
     parts = [training.members[first::CHUNKS] for first in range(min(CHUNKS, len(training.members)))]
     curves: list[list[Any]] = [[[] for _ in part] for part in parts]
     results: list[dict[str, Any]] = [{"parameters": None} for _ in parts]
-    version = code_version(sys.modules[__name__], ensemble, training_steps, feedforward, legendre)
+    this = sys.modules[__name__]  # with its constants
+    version = code_version(this, ensemble, training_steps, feedforward, legendre)
     for stage in range(stages):
         cells = []
         for number, (part, before) in enumerate(zip(parts, results, strict=True)):

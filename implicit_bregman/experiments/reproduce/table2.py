@@ -185,9 +185,8 @@ def reproduce_table2(
         for row, kind in pairs
     ]
     tests = {(r.name, k, rate): 100 * result["test"] for (r, k, rate), result in zip(tried, first, strict=True)}
-    return _reproduction(
-        settings, outcomes, tests, [_described(data.limited(settings.train_size)) for data in sets.values()]
-    )
+    described = [_described(data.limited(settings.train_size)) for data in sets.values()]
+    return _reproduction(settings, outcomes, tests, described)
 
 
 def _rates(settings: Table2Settings, row: Row) -> tuple[float, ...]:
@@ -213,11 +212,10 @@ def _training(
 
 
 def _described(data: Dataset) -> str:
-    held = len(data.train_y) // images.HELD_OUT
-    counts = (
-        f"{data.name}: {len(data.train_y)} training samples, {held} of them held out, {len(data.test_y)} test samples"
-    )
-    return f"{counts}. {data.note}." if data.note else f"{counts}."
+    """What was read of a data set, and what has to be said of it."""
+    count, tests = len(data.train_y), len(data.test_y)
+    text = f"{data.name}: {count} training samples, {count // images.HELD_OUT} of them held out, {tests} test samples."
+    return f"{text} {data.note}." if data.note else text
 
 
 def _reproduction(

@@ -21,9 +21,10 @@ from implicit_bregman.experiments.study.task import without_warnings
 from implicit_bregman.settings import check_choice, check_count
 
 DEPTHS = (1, 2, 4, 8, 16, 32, 64)
+# What is added to γ on the way to the limit; L steps smooth about as much as γ = 1/L.
 HOMOTOPY = (0.01, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5)
-KICKS = (0.1, 0.01)
-ROUNDS = 10
+KICKS = (0.1, 0.01)  # standard deviations, in u
+EXCHANGES = 10
 ROUNDING = 1e-14
 
 
@@ -92,7 +93,7 @@ class InfimumSettings:
 
     @classmethod
     def quick(cls, seed: int = 0) -> InfimumSettings:
-        """A subset for a look: 2 seeds, 4 families, L up to 32, half the effort."""
+        """A subset for a look: 2 seeds, 4 families, L up to 32, a fifth of the starts."""
         return replace(
             cls(seed=seed),
             seeds=2,
@@ -164,16 +165,16 @@ class Search:
         """Hand the best of each depth on: from the limit down to the first one, and up to the limit again."""
         depths = self.sought.depths
         down: tuple[int | None, ...] = (None, *depths[::-1])
-        for before, steps in itertools.pairwise(down):
-            self.descend(steps, self.best(before).end.place, "from 2L")
-        for before, steps in itertools.pairwise(depths):
-            self.descend(steps, self.best(before).end.place, "from L/2")
+        for deeper, steps in itertools.pairwise(down):
+            self.descend(steps, self.best(deeper).end.place, "from above")
+        for shallower, steps in itertools.pairwise(depths):
+            self.descend(steps, self.best(shallower).end.place, "from below")
         self.to_the_limit(self.best(depths[-1]).end.place)
         self.exchange()
 
     def to_the_limit(self, place: Vector) -> None:
         """Descend in F_∞, directly and, where it has kinks, along γ → 0, which smooths them."""
-        self.descend(None, place, "from L", 2)
+        self.descend(None, place, "from below", 2)
         if self.problem.family.regularization > 0:
             return
         for extra in HOMOTOPY:
@@ -183,7 +184,7 @@ class Search:
 
     def exchange(self) -> None:
         """Until no minimiser of one depth is better than the best known at another, as with infima it cannot be."""
-        for _ in range(ROUNDS):
+        for _ in range(EXCHANGES):
             before = self.values()
             for steps, other in itertools.permutations(self.found, 2):
                 place = self.best(other).end.place

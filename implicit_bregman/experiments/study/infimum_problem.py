@@ -119,20 +119,20 @@ class Problem:
             Their u, (p,), the best first.
         """
         found = []
-        for number in range(tries):
+        for _ in range(tries):
             theta = self.centre + self.radius * generator.uniform(-0.9, 0.9, self.parameters)
-            value = self._fit(theta, steps)
-            found.append((value, number, self.at(theta)))
-        return [u for _, _, u in sorted(found, key=lambda item: item[:2])[:count]]
+            value = self._fit_readout(theta, steps)
+            found.append((value, self.at(theta)))
+        return [u for _, u in sorted(found, key=lambda item: item[0])[:count]]
 
-    def _fit(self, theta: Vector, steps: int | None) -> float:
-        """Put the least-squares read-out, cut off at 0.9 of the box, into θ, and return the loss."""
-        own = self.sizes[-2] + 1
+    def _fit_readout(self, theta: Vector, steps: int | None) -> float:
+        """Put the least-squares read-out, cut off at 0.9 of the box, into θ, in place, and return the loss."""
+        readout_size = self.sizes[-2] + 1
         with torch.no_grad():
             z = self._representation(torch.from_numpy(theta), steps, 0.0)
             design = torch.cat([z, torch.ones_like(z[:, :1])], dim=1)
             readout = torch.linalg.lstsq(design, self.t, driver="gelsd").solution.clamp(-0.9 * REACH, 0.9 * REACH)
-            theta[-own:] = readout.numpy()
+            theta[-readout_size:] = readout.numpy()
             return float(0.5 * (design @ readout - self.t).square().mean())
 
     def at(self, theta: Vector) -> Vector:
