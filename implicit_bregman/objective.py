@@ -56,8 +56,8 @@ class Point(RowsOfTensors):
         dual, value: y and z = ρ(y), (B, d).
         gradient: ∇f(z; x), (B, d).
         objective: F(z), (B,), or None where there is no objective.
-        residual: ‖Π_C(z − ∇f − γy) − z‖∞ relative to 1 + the size of the terms of ∇f, (B,).
-        scale: that 1 + size, (B,).
+        residual: how far z is from critical in the coordinate where it is farthest, (B,): see `Objective.residual`.
+        scale: what each entry of ∇f is measured against, (B, d): see `Objective.scale`.
         step: τ, (B, 1); NaN where no MM steps were made.
         next_dual: the MM iterate after this one, (B, d).
     """
@@ -138,13 +138,63 @@ class Objective:
             z = geometry.activation(dual)
             at = self.energy.evaluate(z)
             total = at.gradient + gamma * dual if gamma else at.gradient
-            lo, hi = geometry.bounds(z.dtype)
-            residual = ((z - total).clamp(lo, hi) - z).abs().amax(-1) / at.scale
+            scale = self.scale(self.energy.terms(at.gradient))
+            residual = self.residual(z, total, scale)
             objective = at.value
             if objective is not None and gamma:
                 objective = objective + self.potential(dual)
             next_dual = mm_step(geometry, dual, at.gradient, step, gamma)
-        return Point(dual, z, at.gradient, objective, residual, at.scale, step, next_dual)
+        return Point(dual, z, at.gradient, objective, residual, scale, step, next_dual)
+
+    @cached_property
+    def unit(self) -> float:
+        """A length that counts as large for a coordinate of z: 1, or the width of a C that is narrower."""
+        lo, hi = self.geometry.domain
+        return min(1.0, hi - lo)
+
+    def size(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """What a distance between points at z is measured against, unit + |z|, (B, d)."""
+        return z.abs() + self.unit
+
+    def scale(self, terms: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """What each entry of ∇f is measured against, (B, d).
+
+        The size of its own terms, and `floor`: the entries of other coordinates do not count, and multiplying F by a
+        small number changes nothing.
+        """
+        return terms + self.floor
+
+    @cached_property
+    def floor(self) -> Tensor | float:
+        """What a change of z by `unit` and of y by 1 makes of the entries of ∇f + γy, but no more than 1."""
+        stiffness = self.energy.stiffness
+        if isinstance(stiffness, float):
+            return 1.0
+        return (stiffness * self.unit + self.regularization).clamp(torch.finfo(stiffness.dtype).tiny, 1.0)
+
+    def residual(
+        self,
+        z: Float[Tensor, "batch d"],
+        total: Float[Tensor, "batch d"],
+        scale: Float[Tensor, "batch d"],
+        bounds: tuple[float, float] | None = None,
+    ) -> Float[Tensor, " batch"]:
+        """How far z is from critical, (B,): the largest over the coordinates of min(|g_j|/s_j, δ_j/t_j).
+
+        With g = ∇f + γy, s the scale of ∇f, δ_j the distance to the bound that −g_j pushes z_j to, and
+        t = unit + |z|. It is |Π_C(z − g) − z| with each coordinate of z and of g in its own units. A coordinate
+        passes if its equation holds relative to its own terms, or if it is as good as at the bound that holds it.
+
+        Args:
+            z: the points.
+            total: g.
+            scale: s.
+            bounds: the ends of C; default those of z's precision.
+        """
+        size = self.size(z)
+        moved = torch.addcmul(z, total, size / scale, value=-1)
+        moved = moved.clamp(*(self.geometry.bounds(z.dtype) if bounds is None else bounds))
+        return moved.sub_(z).abs_().div_(size).amax(-1)
 
     def potential(self, dual: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
         """γ Σ φ(ρ(y)), (B,)."""
@@ -170,7 +220,7 @@ class Objective:
         move = step * (point.gradient + gamma * point.dual) / (1 + step * gamma)
         residual = torch.where(plain.abs() > 1e-2 * (1 + point.value.abs()), plain, -move * slope)
         eps = torch.finfo(plain.dtype).eps if gamma and plain.dtype == torch.float32 else 0.0
-        noise = eps * slope * (step * point.scale[:, None] + point.dual.abs())
+        noise = eps * slope * (step * point.scale + point.dual.abs())
         return residual, torch.linalg.vector_norm(noise, dim=-1)
 
     def iterate(self, dual: Float[Tensor, "batch d"], step: Float[Tensor, "batch 1"]) -> Float[Tensor, "batch d"]:
@@ -187,7 +237,7 @@ class Objective:
         eps = torch.finfo(old.value.dtype).eps
         move = new.value - old.value
         terms = 0.5 * (old.gradient + new.gradient) * move
-        amount, noise = terms.sum(-1), 4 * eps * (terms.abs().sum(-1) + old.scale * move.abs().sum(-1))
+        amount, noise = terms.sum(-1), 4 * eps * (terms.abs() + old.scale * move.abs()).sum(-1)
         if self.regularization:
             before = self.geometry.dual_potential(old.dual)
             after = self.geometry.dual_potential(new.dual)
@@ -207,7 +257,7 @@ class Objective:
         allowed = divergence / old.step.squeeze(-1)
         # f(z⁺) − f(z) − ⟨∇f(z), Δz⟩ = ½⟨∇f(z⁺) − ∇f(z), Δz⟩ for a quadratic f, which does not cancel
         excess = 0.5 * ((new.gradient - old.gradient) * move).sum(-1)
-        noise = 4 * eps * old.scale * move.abs().sum(-1)
+        noise = 4 * eps * (old.scale * move.abs()).sum(-1)
         if not self.energy.affine:
             difference, uncertain = _value_difference(old, new)
             slope = old.gradient + self.regularization * old.dual
@@ -221,9 +271,9 @@ class Objective:
             return torch.zeros_like(point.residual, dtype=torch.bool)
         lo, hi = self.geometry.bounds(point.value.dtype)
         gap = torch.minimum(point.value - lo, hi - point.value)
-        slack = (margin * point.scale)[:, None]
         multiplier = point.gradient + self.regularization * point.dual
-        return ((gap <= slack) & (multiplier.abs() <= slack)).any(-1)
+        thin = gap <= margin * self.size(point.value)
+        return (thin & (multiplier.abs() <= margin * point.scale)).any(-1)
 
     def select(self, index: Int[Tensor, " kept"]) -> Objective:
         """The objective of some of the samples."""
@@ -245,5 +295,5 @@ def _value_difference(old: Point, new: Point) -> tuple[Tensor, Tensor]:
     if old.objective is None or new.objective is None:
         raise TypeError("there is no objective to compare: a field without one must be affine")
     eps = torch.finfo(old.value.dtype).eps
-    noise = 4 * eps * (old.objective.abs() + new.objective.abs() + old.scale)
+    noise = 4 * eps * (old.objective.abs() + new.objective.abs() + old.scale.amax(-1))
     return new.objective - old.objective, noise

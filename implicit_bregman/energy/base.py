@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,13 +25,10 @@ class Evaluation:
     Attributes:
         value: f(z; x), (B,), or None for a field that is no gradient.
         gradient: ∇f(z; x), (B, d).
-        scale: 1 + the size of the terms that make up the gradient, (B,): what its rounding error and the
-            relative residual are measured against.
     """
 
     value: Tensor | None
     gradient: Tensor
-    scale: Tensor
 
 
 class Hessian(ABC):
@@ -66,12 +64,15 @@ class BoundEnergy(ABC):
         affine: whether the gradient is affine in z (a quadratic energy), so that one linear solve on the free
             block of coordinates gives a critical point exactly.
         shared: the Hessian, where it is one constant matrix for all samples; else None.
+        stiffness: how much the entries of ∇f change at most when no entry of z changes by more than 1, (d,); infinite
+            where that is not known.
     """
 
     dtype: torch.dtype
     symmetric: bool
     affine: bool
     shared: SharedMatrix | None = None
+    stiffness: Tensor | float = math.inf
 
     @property
     @abstractmethod
@@ -93,6 +94,10 @@ class BoundEnergy(ABC):
     @abstractmethod
     def gradient(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """∇f(z; x), differentiable in z and in the parameters where grad mode is on."""
+
+    def terms(self, gradient: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """The size of the terms that make up each entry of ∇f, (B, d), given ∇f; |∇f| where no terms are known."""
+        return gradient.abs()
 
     def leaves(self, z: Float[Tensor, "batch d"]) -> tuple[Tensor, ...]:
         """Tensors through which −∇f(z) at a fixed z depends on x and θ; by default −∇f(z) itself, with its graph."""
@@ -231,7 +236,7 @@ class _BoundByAutograd(BoundEnergy):
         with torch.no_grad():
             value, gradient = self.energy._value_and_gradient(z, self.x)
         gradient = gradient.detach()
-        return Evaluation(value.detach(), gradient, 1 + gradient.abs().amax(-1))
+        return Evaluation(value.detach(), gradient)
 
     def gradient(self, z: Tensor) -> Tensor:
         return self.energy.gradient(z, self.x)

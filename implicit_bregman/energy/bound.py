@@ -51,8 +51,16 @@ class BoundQuadratic(BoundEnergy):
         with torch.no_grad():
             gradient = self.gradient(z)
             value = 0.5 * torch.linalg.vecdot(z, gradient - self.offset) if self.symmetric else None
-            scale = 1 + torch.maximum((gradient + self.offset).abs().amax(-1), self.offset.abs().amax(-1))
-        return Evaluation(value, gradient, scale)
+        return Evaluation(value, gradient)
+
+    def terms(self, gradient: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """|Hz| + |c|: ∇f = Hz − c."""
+        with torch.no_grad():
+            return (gradient + self.offset).abs_().add_(self.offset.abs())
+
+    @property
+    def stiffness(self) -> Tensor:  # type: ignore[override]
+        return self.shared.row_sizes
 
     def force(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """−∇f(z) = Wz + c."""

@@ -95,9 +95,18 @@ class BoundLowRank(BoundEnergy):
             image = z @ self.vectors
             gradient = (image - self.target) @ self.vectors.mT
             value = (image * (0.5 * image - self.target)).sum(-1)
+        return Evaluation(value, gradient)
+
+    def terms(self, gradient: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """|VVᵀz| + |Vβ|."""
+        with torch.no_grad():
             offset = self.target @ self.vectors.mT
-            scale = 1 + torch.maximum((gradient + offset).abs().amax(-1), offset.abs().amax(-1))
-        return Evaluation(value, gradient, scale)
+            return (gradient + offset).abs() + offset.abs()
+
+    @property
+    def stiffness(self) -> Tensor:  # type: ignore[override]
+        vectors = self.vectors.detach().abs()
+        return vectors @ vectors.sum(0)
 
     def gradient(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         return (z @ self.vectors - self.target) @ self.vectors.mT

@@ -61,6 +61,7 @@ def solve_free_blocks(
     fixed: Float[Tensor, "batch d"] | None = None,
     tol: float = 1e-13,
     blocks: FreeBlocks | None = None,
+    floor: Tensor | float | None = None,
 ) -> FreeSolution:
     """z with z_A = fixed_A and (H z)_F = rhs_F, refined with float64 residuals.
 
@@ -69,8 +70,10 @@ def solve_free_blocks(
         free: F, (B, d).
         rhs: b, (B, d); its entries outside F do not matter.
         fixed: values outside F, (B, d); None: 0.
-        tol: bound on the largest entry of (H z − b)_F, relative to the size of b and Hz, at which refinement ends.
+        tol: bound on the entries of (H z − b)_F, relative to the size of b and Hz, at which refinement ends.
         blocks: what `free_blocks` made of H and F; None: it is made here.
+        floor: if given, each entry has to be small relative to its own |Hz| + |b| + floor; otherwise all, relative to
+            the largest.
     """
     if blocks is None:
         blocks = free_blocks(shared, free)
@@ -83,6 +86,7 @@ def solve_free_blocks(
     z = blocks.solve(shared, inside.to(dtype), with_target).double()
     z = z if interior else torch.where(free, z, target)
     before, products, size, wide = None, 0, torch.ones_like(b[:, 0]), shared.wide
+    own: Tensor | None = None
     while True:
         products += 1
         excess = wide.excess(z, inside)
@@ -90,7 +94,8 @@ def solve_free_blocks(
         left = error.abs().amax(-1)
         if before is None:
             size = torch.maximum(excess.abs().amax(-1), inside.abs().amax(-1))
-        bad = left > tol * size
+            own = None if floor is None else (excess + inside).abs_().add_(inside.abs()).add_(floor)
+        bad = left > tol * size if own is None else (error.abs() > tol * own).any(-1)
         if products == _REFINEMENTS or not bool(bad.any()):
             break
         if before is not None and not bool(((left < _CONTRACTION * before) & bad).any()):

@@ -206,6 +206,11 @@ class SharedMatrix:
         return float(torch.linalg.vector_norm(self.weight))
 
     @cached_property
+    def row_sizes(self) -> Float[Tensor, " d"]:
+        """The sums of |H| over each row: how large the entries of Hz are at most where no |z| exceeds 1."""
+        return torch.linalg.vector_norm(self.weight, ord=1, dim=-1)
+
+    @cached_property
     def gradient_step(self) -> float:
         """1/λ_max(H), to within some 20 % unless the spectrum is known: for guesses, not for proofs."""
         if "spectrum" in self.__dict__:

@@ -101,15 +101,16 @@ def point_with(
     lo, hi = geometry.bounds(dtype)
     free = ~(at_lo | at_hi)
     fixed = _on_bounds(at_lo, at_hi, lo, hi)
-    exact, gradient, scale, solved, products, blocks = _solve(objective, energy, free, fixed, tol)
+    exact, gradient, solved, products, blocks = _solve(objective, energy, free, fixed, tol)
 
     # One gradient step from z, projected: it moves z by as much as the conditions are violated, at a bound, inside C
-    # and outside.
-    moved = exact - gradient
-    residual = (moved.clamp(lo, hi) - exact).abs_().amax(-1) / scale
-    accepted = solved & (residual <= tol) & (scale < torch.inf)
+    # and outside. Each coordinate is measured in its own units: see `Objective.residual`.
+    scale, size = objective.scale(energy.terms(gradient)), objective.size(exact)
+    moved = torch.addcmul(exact, gradient, size / scale, value=-1)
+    residual = (moved.clamp(lo, hi) - exact).abs_().div_(size).amax(-1)
+    accepted = solved & (residual <= tol)
     # It ends near a bound from either side where the multiplier or the distance to the bound is small.
-    thin = _distance_to_bounds(moved, lo, hi) <= 10 * tol * scale
+    thin = _is_near_bounds(moved, lo, hi, 10 * tol * size)
 
     clamped = exact.clamp(lo, hi)
     y_lo, y_hi = geometry.saturated_dual(dtype)
@@ -132,33 +133,32 @@ def point_with(
     )
 
 
-def _distance_to_bounds(z: Tensor, lo: float, hi: float) -> Float[Tensor, " batch"]:
-    """The least distance of an entry to a bound, (B,); infinite where C has none."""
-    distances = [(z - bound).abs_().amin(-1) for bound in (lo, hi) if math.isfinite(bound)]
-    if not distances:
-        return torch.full_like(z[:, 0], math.inf)
-    return distances[0] if len(distances) == 1 else torch.minimum(*distances)
+def _is_near_bounds(z: Tensor, lo: float, hi: float, reach: Tensor) -> Bool[Tensor, " batch"]:
+    """Whether an entry is within `reach` of a bound, from either side, (B,)."""
+    near = torch.zeros_like(z, dtype=torch.bool)
+    for bound in (lo, hi):
+        if math.isfinite(bound):
+            near |= (z - bound).abs_() <= reach
+    return near.any(-1)
 
 
 def _solve(
     objective: Objective, energy: BoundQuadratic, free: Tensor, fixed: Tensor, tol: float
-) -> tuple[Tensor, Tensor, Tensor, Bool[Tensor, " batch"], int, FreeBlocks | None]:
-    """z with (∇f)_F = 0, ∇f there, 1 + the size of its terms, whether it was found, evaluations, and the factors."""
+) -> tuple[Tensor, Tensor, Bool[Tensor, " batch"], int, FreeBlocks | None]:
+    """z with (∇f)_F = 0, ∇f there, whether it was found, evaluations, and the factors."""
     definite = energy.symmetric and objective.unique
     shared = _quadratic(objective).shared
     if definite and shared.is_worth_inverting(len(free)) and shared.inverse is not None:
         offset, blocks = energy.offset, free_blocks(shared, free)
-        found = solve_free_blocks(shared, free, offset, fixed, 0.5 * tol, blocks)
+        found = solve_free_blocks(shared, free, offset, fixed, 0.5 * tol, blocks, objective.floor)
         gradient = found.excess if blocks.interior else torch.where(free, found.excess, found.excess - offset)
-        scale = 1 + torch.maximum(found.size, offset.abs().amax(-1))
-        return found.value, gradient, scale, found.solved, found.products, blocks
+        return found.value, gradient, found.solved, found.products, blocks
     # Where there may be several critical points, a block that is not definite belongs to a saddle.
     refuse_saddles = energy.symmetric and not objective.unique
     right = -energy.gradient(fixed)
     inside, solved = solve_on_free_set(energy.shared.matrix, free, right, energy.symmetric, refuse_saddles)
     exact = torch.where(free, inside, fixed)
-    at = energy.evaluate(exact)
-    return exact, at.gradient, at.scale, solved, 2, None
+    return exact, energy.gradient(exact), solved, 2, None
 
 
 def _on_bounds(at_lo: Tensor, at_hi: Tensor, lo: float, hi: float) -> Tensor:

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from implicit_bregman.energy.bound import BoundQuadratic
-from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.linalg.chebyshev import semi_iteration, steps_needed
+from implicit_bregman.objective import Objective
 
 #: More steps than this and Newton's method is the faster one from the start.
 _MOST_STEPS = 28
@@ -31,25 +31,23 @@ _MOST = 2e-7
 
 
 def chebyshev_steps(
+    objective: Objective,
     energy: BoundQuadratic,
-    geometry: LegendreFunction,
-    regularization: float,
     dual: Float[Tensor, "batch d"],
     tol: float,
 ) -> tuple[Float[Tensor, "batch d"], int, int] | None:
     """Steps from y = `dual` that should make E small; None where they would be many.
 
     Args:
+        objective: F with γ > 0.
         energy: f, convex.
-        geometry: φ.
-        regularization: γ > 0.
         dual: the start.
         tol: the E that is wanted, relative to the size of the terms of ∇f.
 
     Returns:
         y; 1, or 0 where no steps were needed; the evaluations of ∇f.
     """
-    gamma, shared = regularization, energy.shared
+    geometry, gamma, shared = objective.geometry, objective.regularization, energy.shared
 
     def residual(y: Tensor) -> Tensor:
         """−E(y) = −∇f(ρ(y)) − γy."""
@@ -59,7 +57,7 @@ def chebyshev_steps(
     # Where D has no bound it is guessed, like the least D.
     steepest = 1 / sigma if sigma > 0 else float(geometry.slope(dual).amax())
     error = residual(dual)
-    largest = float((error.abs().amax(-1) / (1 + energy.offset.abs().amax(-1))).max())
+    largest = float((error.abs() / objective.scale(energy.offset.abs())).max())
     if largest <= tol:
         return dual, 0, 1
     if not (math.isfinite(largest) and 0 < steepest < math.inf):

@@ -50,8 +50,8 @@ class _Iterate(RowsOfTensors):
         dual, value: y and ρ(y), (B, d).
         gradient: ∇f there, (B, d).
         error: E(y), (B, d).
-        size: ‖E‖∞, (B,).
-        scale: 1 + the size of the terms of ∇f, (B,).
+        scale: what the entries of ∇f are measured against, (B, d).
+        size: the largest entry of |E| / scale, (B,).
         steps: Newton steps, (B,).
         tries: evaluations of ∇f, (B,).
     """
@@ -60,8 +60,8 @@ class _Iterate(RowsOfTensors):
     value: Tensor
     gradient: Tensor
     error: Tensor
-    size: Tensor
     scale: Tensor
+    size: Tensor
     steps: Tensor
     tries: Tensor
 
@@ -92,7 +92,7 @@ def newton(
     swept, limit = None, max(_BELOW * tol, enough)
     if record is None and objective.unique and isinstance(energy, BoundQuadratic) and energy.symmetric:
         swept = _swept(objective, energy, _unclamped(objective, energy, dual), limit)
-        if swept is not None and bool((swept.size <= limit * swept.scale).all()):
+        if swept is not None and bool((swept.size <= limit).all()):
             return _finished(objective, swept, tol)
     none = torch.zeros(len(dual), dtype=torch.int64, device=dual.device)
     at = _evaluate(objective, energy, _unclamped(objective, energy, dual), none, none + 1)
@@ -104,7 +104,7 @@ def newton(
         energy = energy.double()
         at = _evaluate(objective, energy, at.dual.double(), at.steps, at.tries + 1)
     at = _iterate(objective, energy, at, _BELOW * tol if record is None else tol, max_steps, record, enough)
-    return _finished(objective, _with_scale(energy, at), tol)
+    return _finished(objective, at, tol)
 
 
 def _is_well_conditioned(objective: Objective) -> bool:
@@ -128,7 +128,7 @@ def _unclamped(objective: Objective, energy: BoundEnergy, dual: Tensor) -> Tenso
 
 def _swept(objective: Objective, energy: BoundQuadratic, dual: Tensor, tol: float) -> _Iterate | None:
     """The iterates after a few Chebyshev steps, in float64, where there is a use for them."""
-    found = chebyshev_steps(energy, objective.geometry, objective.regularization, dual, tol)
+    found = chebyshev_steps(objective, energy, dual, tol)
     if found is None:
         return None
     swept, count, evaluations = found
@@ -143,26 +143,13 @@ def _better(at: _Iterate, swept: _Iterate) -> _Iterate:
     return replace(swept.to(at.dual.dtype), tries=tries).where(gained, replace(at, tries=tries))
 
 
-def _with_scale(energy: BoundEnergy, at: _Iterate) -> _Iterate:
-    """The iterates with the scale of the last gradient."""
-    size = at.gradient.abs().amax(-1)
-    if isinstance(energy, BoundQuadratic):
-        size = torch.maximum((at.gradient + energy.offset).abs().amax(-1), energy.offset.abs().amax(-1))
-    return replace(at, scale=1 + size)
-
-
-def _evaluate(
-    objective: Objective, energy: BoundEnergy, dual: Tensor, steps: Tensor, tries: Tensor, scale: Tensor | None = None
-) -> _Iterate:
-    """The iterate y = `dual`; where the scale is that of an iterate before it, less has to be computed."""
+def _evaluate(objective: Objective, energy: BoundEnergy, dual: Tensor, steps: Tensor, tries: Tensor) -> _Iterate:
+    """The iterate y = `dual`."""
     value = objective.geometry.activation(dual)
-    if scale is None:
-        at = energy.evaluate(value)
-        gradient, scale = at.gradient, at.scale
-    else:
-        gradient = energy.gradient(value).detach()
+    gradient = energy.gradient(value).detach()
     error = torch.add(gradient, dual, alpha=objective.regularization)
-    return _Iterate(dual, value, gradient, error, error.abs().amax(-1), scale, steps, tries)
+    scale = objective.scale(energy.terms(gradient))
+    return _Iterate(dual, value, gradient, error, scale, (error.abs() / scale).amax(-1), steps, tries)
 
 
 def _iterate(
@@ -174,7 +161,7 @@ def _iterate(
     record: Callable[[Tensor, Tensor], None] | None = None,
     enough: float = 0.0,
 ) -> _Iterate:
-    """Newton steps until ‖E‖∞ ≤ target · scale (or `enough` · scale at the start), or as far as rounding lets them."""
+    """Newton steps until |E| ≤ target · scale (or `enough` · scale at the start), or as far as rounding lets them."""
     final, rows = at, torch.arange(len(at.size), device=at.size.device)
     rounding = 8 * torch.finfo(at.dual.dtype).eps
     before = None
@@ -182,7 +169,7 @@ def _iterate(
         if record is not None:
             record(at.dual, rows)
         limit, enough = max(target, rounding, enough), 0.0
-        running = (at.size > limit * at.scale) & torch.isfinite(at.size) & (at.steps < max_steps)
+        running = (at.size > limit) & torch.isfinite(at.size) & (at.steps < max_steps)
         if not bool(running.all()):
             final = final.replace_rows(rows, at)
             kept = running.nonzero().squeeze(-1)
@@ -210,7 +197,7 @@ def _move(objective: Objective, energy: BoundEnergy, at: _Iterate, before: Tenso
         parts = [_factorized_move(system, at.error, rows) for rows in chunks(slope)]
         return torch.nan_to_num(torch.cat(parts), nan=0.0, posinf=0.0, neginf=0.0)
     # As exact as the progress of the last step promises this one to be, and no more than the goal asks for.
-    goal = (0.3 * target * at.scale / at.size).clamp(1e-7, _LOOSE)
+    goal = (0.3 * target / at.size).clamp(1e-7, _LOOSE)
     forcing = torch.full_like(at.size, _LOOSE) if before is None else (at.size / before).square().clamp(_TIGHT, _LOOSE)
     v, bent = system.newton_step(at.error, torch.maximum(forcing, goal))
     if not objective.unique:
@@ -245,7 +232,7 @@ def _search(
     objective: Objective, energy: BoundEnergy, at: _Iterate, move: Tensor
 ) -> tuple[_Iterate, Bool[Tensor, " batch"]]:
     """The step along Δy that is accepted, shortened as often as needed, and which samples moved at all."""
-    new = _evaluate(objective, energy, at.dual + move, at.steps + 1, at.tries + 1, at.scale)
+    new = _evaluate(objective, energy, at.dual + move, at.steps + 1, at.tries + 1)
     good = _is_accepted(objective, at, new)
     if bool(good.all()):
         return new, good
@@ -255,7 +242,7 @@ def _search(
         length *= 0.25
         start, part = at.select(rows), energy.select(rows)
         tries = at.tries[rows] + 2 + trial
-        new = _evaluate(objective, part, start.dual + length * move[rows], start.steps + 1, tries, start.scale)
+        new = _evaluate(objective, part, start.dual + length * move[rows], start.steps + 1, tries)
         better = _is_accepted(objective, start, new)
         accepted = accepted.replace_rows(rows, new.where(better, replace(start, tries=tries)))
         good = good.index_copy(0, rows, better)
@@ -277,7 +264,8 @@ def _is_accepted(objective: Objective, old: _Iterate, new: _Iterate) -> Bool[Ten
         return finite & (torch.linalg.vector_norm(new.error, dim=-1) < torch.linalg.vector_norm(old.error, dim=-1))
     shift = new.value - old.value
     before, after = (old.error * shift).sum(-1), (new.error * shift).sum(-1)
-    return finite & (((before < 0) & (after <= -0.5 * before)) | (new.size <= 0.5 * old.size))
+    halved = new.error.abs().amax(-1) <= 0.5 * old.error.abs().amax(-1)
+    return finite & (((before < 0) & (after <= -0.5 * before)) | halved)
 
 
 def _finished(objective: Objective, at: _Iterate, tol: float) -> Finished:
@@ -288,13 +276,13 @@ def _finished(objective: Objective, at: _Iterate, tol: float) -> Finished:
         error, free = at.error, torch.ones_like(dual, dtype=torch.bool)
     else:
         error, free = torch.add(at.gradient, dual, alpha=gamma), dual == at.dual
-    residual = ((at.value - error).clamp(lo, hi) - at.value).abs().amax(-1) / at.scale
+    residual = objective.residual(at.value, error, at.scale, (lo, hi))
     # The residual alone is held down by the distance to a bound: ask it of the equation as well.
-    accepted = (residual <= tol) & (at.size <= tol * at.scale)
+    accepted = (residual <= tol) & (at.size <= tol)
     degenerate = torch.zeros_like(accepted)
     if not geometry.is_legendre:
         multiplier = gamma * (at.dual - dual).abs()
-        degenerate = (~free & (multiplier <= 10 * (tol * at.scale)[:, None])).any(-1) & accepted
+        degenerate = (~free & (multiplier <= 10 * tol * at.scale)).any(-1) & accepted
     lowered = dual.to(dtype)
     return Finished(
         value=geometry.activation(lowered),

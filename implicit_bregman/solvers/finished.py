@@ -23,7 +23,7 @@ class Finished(RowsOfTensors):
         exact_dual: its dual in float64, (B, d).
         free: which coordinates are not at a bound, (B, d).
         gradient: ∇f at `exact`, in float64, (B, d).
-        scale: 1 + the size of the terms of ∇f, (B,).
+        scale: what the entries of ∇f are measured against, (B, d).
         residual: as in `Point`, (B,).
         accepted: whether the optimality conditions hold within the tolerance, (B,).
         degenerate: whether one of them holds without margin, (B,).

@@ -46,7 +46,7 @@ def returns(objective: Objective, point: Point) -> Bool[Tensor, " batch"]:
     eps = torch.finfo(point.dual.dtype).eps
     saturated = objective.geometry.slope(point.dual) < 1e3 * eps
     gain = point.dual.abs() - point.next_dual.abs()
-    return (saturated & (gain > 16 * eps * (point.dual.abs() + point.scale[:, None]))).any(-1)
+    return (saturated & (gain > 16 * eps * (point.dual.abs() + point.scale))).any(-1)
 
 
 def leap(

@@ -42,8 +42,8 @@ class _Iterate(RowsOfTensors):
         value: z, (B, d).
         f: f(z), (B,).
         gradient: ∇f(z), (B, d).
-        scale: 1 + the size of the terms of ∇f, (B,).
-        residual: ‖Π_C(z − ∇f) − z‖∞ / scale, (B,).
+        scale: what the entries of ∇f are measured against, (B, d).
+        residual: see `Objective.residual`, (B,).
         steps: Newton steps, (B,).
         tries: evaluations of ∇f, (B,).
     """
@@ -77,7 +77,7 @@ def projected_newton(
     bounds = objective.geometry.bounds(objective.energy.dtype)
     start = value.to(energy.dtype).clamp(*bounds)
     none = torch.zeros(len(start), dtype=torch.int64, device=start.device)
-    at = _iterate(energy, start, bounds, none, none + 1)
+    at = _iterate(objective, energy, start, bounds, none, none + 1)
     final, rows = at, torch.arange(len(start), device=start.device)
     length = torch.ones_like(at.residual)
     target = _BELOW * tol if record is None else tol  # a trace ends where the tolerance is met
@@ -93,9 +93,9 @@ def projected_newton(
             rows, at, energy, length = rows[kept], at.select(kept), energy.select(kept), length[kept]
         if len(rows) == 0:
             break
-        free = ~_held(at, bounds, length)
+        free = ~_held(objective, at, bounds, length)
         direction, bent = _direction(energy, at, free)
-        at, moved, length = _search(energy, at, direction, free, bounds, length)
+        at, moved, length = _search(objective, energy, at, direction, free, bounds, length)
         stuck = ~moved | (bent & (not objective.unique))
         if bool(stuck.any()):
             final = final.replace_rows(rows, at)
@@ -105,18 +105,28 @@ def projected_newton(
     return _finished(objective, final, bounds, tol)
 
 
-def _iterate(energy: BoundEnergy, value: Tensor, bounds: tuple[float, float], steps: Tensor, tries: Tensor) -> _Iterate:
+def _iterate(
+    objective: Objective,
+    energy: BoundEnergy,
+    value: Tensor,
+    bounds: tuple[float, float],
+    steps: Tensor,
+    tries: Tensor,
+) -> _Iterate:
     at: Evaluation = energy.evaluate(value)
     assert at.value is not None  # only asked of energies that have an objective
-    residual = ((value - at.gradient).clamp(*bounds) - value).abs().amax(-1) / at.scale
-    return _Iterate(value, at.value, at.gradient, at.scale, residual, steps, tries)
+    scale = objective.scale(energy.terms(at.gradient))
+    residual = objective.residual(value, at.gradient, scale, bounds)
+    return _Iterate(value, at.value, at.gradient, scale, residual, steps, tries)
 
 
-def _held(at: _Iterate, bounds: tuple[float, float], length: Tensor) -> Bool[Tensor, "batch d"]:
+def _held(objective: Objective, at: _Iterate, bounds: tuple[float, float], length: Tensor) -> Bool[Tensor, "batch d"]:
     """The coordinates that a short projected gradient step would leave at, or bring to, a bound."""
     lo, hi = bounds
     # Within this distance a bound counts as reached, so that the set settles (Bertsekas' ε).
-    reach = torch.minimum(length[:, None] * at.gradient.abs(), (at.residual * at.scale).clamp_max(1e-2)[:, None])
+    reach = torch.minimum(
+        length[:, None] * at.gradient.abs(), at.residual.clamp_max(1e-2)[:, None] * objective.size(at.value)
+    )
     return ((at.value - lo <= reach) & (at.gradient > 0)) | ((hi - at.value <= reach) & (at.gradient < 0))
 
 
@@ -144,6 +154,7 @@ def _direction(energy: BoundEnergy, at: _Iterate, free: Bool[Tensor, "batch d"])
 
 
 def _search(
+    objective: Objective,
     energy: BoundEnergy,
     at: _Iterate,
     direction: Tensor,
@@ -162,7 +173,7 @@ def _search(
         held = (start.value - (length[rows] * step[rows])[:, None] * start.gradient).clamp(*bounds)
         moved = torch.where(free[rows], moved, held)
         tries = at.tries[rows] + 1 + trial
-        new = _iterate(part, moved, bounds, start.steps + 1, tries)
+        new = _iterate(objective, part, moved, bounds, start.steps + 1, tries)
         ok = _is_lower(part, start, new)
         if trial == 0 and bool(ok.all()):
             return new, ok, (2 * length).clamp_max(1e3)
@@ -187,7 +198,7 @@ def _is_lower(energy: BoundEnergy, old: _Iterate, new: _Iterate) -> Bool[Tensor,
     shift = new.value - old.value
     promised = (old.gradient * shift).sum(-1)
     terms = 0.5 * (old.gradient + new.gradient) * shift
-    change, noise = terms.sum(-1), 4 * eps * (terms.abs().sum(-1) + old.scale * shift.abs().sum(-1))
+    change, noise = terms.sum(-1), 4 * eps * (terms.abs() + old.scale * shift.abs()).sum(-1)
     if not energy.affine:
         difference = new.f - old.f
         uncertain = 8 * eps * (new.f.abs() + old.f.abs() + 1)
@@ -201,13 +212,13 @@ def _is_lower(energy: BoundEnergy, old: _Iterate, new: _Iterate) -> Bool[Tensor,
 def _finished(objective: Objective, at: _Iterate, bounds: tuple[float, float], tol: float) -> Finished:
     geometry, dtype = objective.geometry, objective.energy.dtype
     lo, hi = bounds
-    slack = (tol * at.scale)[:, None]
     at_lo, at_hi = (at.value <= lo) & (at.gradient > 0), (at.value >= hi) & (at.gradient < 0)
     free = ~(at_lo | at_hi)
     y_lo, y_hi = geometry.saturated_dual(dtype)
     dual = geometry.inverse_activation(at.value).clamp(y_lo, y_hi)
     gap = torch.minimum(at.value - lo, hi - at.value)
-    thin = torch.where(free, gap <= 10 * slack, at.gradient.abs() <= 10 * slack).any(-1)
+    near, weak = gap <= 10 * tol * objective.size(at.value), at.gradient.abs() <= 10 * tol * at.scale
+    thin = torch.where(free, near, weak).any(-1)
     accepted = at.residual <= tol
     return Finished(
         value=at.value.to(dtype),

@@ -305,9 +305,8 @@ def _point(objective: Objective, dual: Tensor, exact: Tensor, gradient: Tensor) 
     largest = torch.finfo(dtype).max
     rounded = dual.clamp(-largest, largest).to(dtype)
     point = objective.evaluate(rounded, objective.initial_step(rounded))
-    lo, hi = objective.geometry.bounds(torch.float64)
     total = gradient + objective.regularization * dual
-    residual = ((exact - total).clamp(lo, hi) - exact).abs().amax(-1) / point.scale.double()
+    residual = objective.residual(exact, total, point.scale.double())
     return replace(
         point,
         value=exact.to(dtype).clamp(*objective.geometry.bounds(dtype)),
@@ -364,6 +363,6 @@ def judge(objective: Objective, outcome: Outcome, tol: float) -> Outcome:
     done = (outcome.status == Status.CONVERGED) | (outcome.status == Status.DEGENERATE)
     thin = _is_degenerate(objective, point.value, tol)
     status = torch.where(thin, int(Status.DEGENERATE), int(Status.CONVERGED))
-    error = point.gradient.abs().amax(-1) / point.scale
+    error = (point.gradient.abs() / point.scale).amax(-1)
     status = torch.where(error > 10 * tol, int(Status.INFEASIBLE), status)
     return replace(outcome, status=torch.where(done, status, outcome.status))
