@@ -152,10 +152,6 @@ class Objective:
         lo, hi = self.geometry.domain
         return min(1.0, hi - lo)
 
-    def size(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """What a distance between points at z is measured against, unit + |z|, (B, d)."""
-        return z.abs() + self.unit
-
     def scale(self, terms: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """What each entry of ∇f is measured against, (B, d).
 
@@ -179,11 +175,11 @@ class Objective:
         scale: Float[Tensor, "batch d"],
         bounds: tuple[float, float] | None = None,
     ) -> Float[Tensor, " batch"]:
-        """How far z is from critical, (B,): the largest over the coordinates of min(|g_j|/s_j, δ_j/t_j).
+        """How far z is from critical, (B,): the largest over the coordinates of min(|g_j|/s_j, δ_j/t).
 
-        With g = ∇f + γy, s the scale of ∇f, δ_j the distance to the bound that −g_j pushes z_j to, and
-        t = unit + |z|. It is |Π_C(z − g) − z| with each coordinate of z and of g in its own units. A coordinate
-        passes if its equation holds relative to its own terms, or if it is as good as at the bound that holds it.
+        With g = ∇f + γy, s the scale of ∇f, t = `unit`, and δ_j the distance to the bound that −g_j pushes z_j to:
+        |Π_C(z − g) − z| with each entry of g in its own units and z in those of C. A coordinate passes if its equation
+        holds relative to its own terms, or if it is as good as at the bound that holds it.
 
         Args:
             z: the points.
@@ -191,10 +187,9 @@ class Objective:
             scale: s.
             bounds: the ends of C; default those of z's precision.
         """
-        size = self.size(z)
-        moved = torch.addcmul(z, total, size / scale, value=-1)
+        moved = torch.addcdiv(z, total, scale, value=-self.unit)
         moved = moved.clamp(*(self.geometry.bounds(z.dtype) if bounds is None else bounds))
-        return moved.sub_(z).abs_().div_(size).amax(-1)
+        return moved.sub_(z).abs_().amax(-1) / self.unit
 
     def potential(self, dual: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
         """γ Σ φ(ρ(y)), (B,)."""
@@ -272,7 +267,7 @@ class Objective:
         lo, hi = self.geometry.bounds(point.value.dtype)
         gap = torch.minimum(point.value - lo, hi - point.value)
         multiplier = point.gradient + self.regularization * point.dual
-        thin = gap <= margin * self.size(point.value)
+        thin = gap <= margin * self.unit
         return (thin & (multiplier.abs() <= margin * point.scale)).any(-1)
 
     def select(self, index: Int[Tensor, " kept"]) -> Objective:

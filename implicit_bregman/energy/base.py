@@ -96,7 +96,7 @@ class BoundEnergy(ABC):
         """∇f(z; x), differentiable in z and in the parameters where grad mode is on."""
 
     def terms(self, gradient: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """The size of the terms that make up each entry of ∇f, (B, d), given ∇f; |∇f| where no terms are known."""
+        """The largest term in each entry of ∇f, in size, (B, d), given ∇f; |∇f| where the terms are not known."""
         return gradient.abs()
 
     def leaves(self, z: Float[Tensor, "batch d"]) -> tuple[Tensor, ...]:

@@ -54,9 +54,9 @@ class BoundQuadratic(BoundEnergy):
         return Evaluation(value, gradient)
 
     def terms(self, gradient: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """|Hz| + |c|: ∇f = Hz − c."""
+        """max(|Hz|, |c|): ∇f = Hz − c."""
         with torch.no_grad():
-            return (gradient + self.offset).abs_().add_(self.offset.abs())
+            return torch.maximum((gradient + self.offset).abs_(), self.offset.abs())
 
     @property
     def stiffness(self) -> Tensor:  # type: ignore[override]

@@ -98,10 +98,10 @@ class BoundLowRank(BoundEnergy):
         return Evaluation(value, gradient)
 
     def terms(self, gradient: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """|VVᵀz| + |Vβ|."""
+        """max(|VVᵀz|, |Vβ|)."""
         with torch.no_grad():
             offset = self.target @ self.vectors.mT
-            return (gradient + offset).abs() + offset.abs()
+            return torch.maximum((gradient + offset).abs(), offset.abs())
 
     @property
     def stiffness(self) -> Tensor:  # type: ignore[override]

@@ -72,8 +72,8 @@ def solve_free_blocks(
         fixed: values outside F, (B, d); None: 0.
         tol: bound on the entries of (H z − b)_F, relative to the size of b and Hz, at which refinement ends.
         blocks: what `free_blocks` made of H and F; None: it is made here.
-        floor: if given, each entry has to be small relative to its own |Hz| + |b| + floor; otherwise all, relative to
-            the largest.
+        floor: if given, each entry has to be small relative to its own max(|Hz|, |b|) + floor; otherwise all of them,
+            relative to the largest.
     """
     if blocks is None:
         blocks = free_blocks(shared, free)
@@ -94,7 +94,7 @@ def solve_free_blocks(
         left = error.abs().amax(-1)
         if before is None:
             size = torch.maximum(excess.abs().amax(-1), inside.abs().amax(-1))
-            own = None if floor is None else (excess + inside).abs_().add_(inside.abs()).add_(floor)
+            own = None if floor is None else torch.maximum((excess + inside).abs_(), inside.abs()).add_(floor)
         bad = left > tol * size if own is None else (error.abs() > tol * own).any(-1)
         if products == _REFINEMENTS or not bool(bad.any()):
             break

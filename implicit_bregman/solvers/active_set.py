@@ -105,12 +105,12 @@ def point_with(
 
     # One gradient step from z, projected: it moves z by as much as the conditions are violated, at a bound, inside C
     # and outside. Each coordinate is measured in its own units: see `Objective.residual`.
-    scale, size = objective.scale(energy.terms(gradient)), objective.size(exact)
-    moved = torch.addcmul(exact, gradient, size / scale, value=-1)
-    residual = (moved.clamp(lo, hi) - exact).abs_().div_(size).amax(-1)
+    scale = objective.scale(energy.terms(gradient))
+    moved = torch.addcdiv(exact, gradient, scale, value=-objective.unit)
+    residual = (moved.clamp(lo, hi) - exact).abs_().amax(-1) / objective.unit
     accepted = solved & (residual <= tol)
     # It ends near a bound from either side where the multiplier or the distance to the bound is small.
-    thin = _is_near_bounds(moved, lo, hi, 10 * tol * size)
+    thin = _is_near_bounds(moved, lo, hi, 10 * tol * objective.unit)
 
     clamped = exact.clamp(lo, hi)
     y_lo, y_hi = geometry.saturated_dual(dtype)
@@ -133,7 +133,7 @@ def point_with(
     )
 
 
-def _is_near_bounds(z: Tensor, lo: float, hi: float, reach: Tensor) -> Bool[Tensor, " batch"]:
+def _is_near_bounds(z: Tensor, lo: float, hi: float, reach: float) -> Bool[Tensor, " batch"]:
     """Whether an entry is within `reach` of a bound, from either side, (B,)."""
     near = torch.zeros_like(z, dtype=torch.bool)
     for bound in (lo, hi):

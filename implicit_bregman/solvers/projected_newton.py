@@ -124,9 +124,8 @@ def _held(objective: Objective, at: _Iterate, bounds: tuple[float, float], lengt
     """The coordinates that a short projected gradient step would leave at, or bring to, a bound."""
     lo, hi = bounds
     # Within this distance a bound counts as reached, so that the set settles (Bertsekas' ε).
-    reach = torch.minimum(
-        length[:, None] * at.gradient.abs(), at.residual.clamp_max(1e-2)[:, None] * objective.size(at.value)
-    )
+    near = objective.unit * at.residual.clamp_max(1e-2)
+    reach = torch.minimum(length[:, None] * at.gradient.abs(), near[:, None])
     return ((at.value - lo <= reach) & (at.gradient > 0)) | ((hi - at.value <= reach) & (at.gradient < 0))
 
 
@@ -217,7 +216,7 @@ def _finished(objective: Objective, at: _Iterate, bounds: tuple[float, float], t
     y_lo, y_hi = geometry.saturated_dual(dtype)
     dual = geometry.inverse_activation(at.value).clamp(y_lo, y_hi)
     gap = torch.minimum(at.value - lo, hi - at.value)
-    near, weak = gap <= 10 * tol * objective.size(at.value), at.gradient.abs() <= 10 * tol * at.scale
+    near, weak = gap <= 10 * tol * objective.unit, at.gradient.abs() <= 10 * tol * at.scale
     thin = torch.where(free, near, weak).any(-1)
     accepted = at.residual <= tol
     return Finished(

@@ -95,13 +95,16 @@ def relative_error(found: Tensor, exact: Tensor) -> Tensor:
 
 
 def own_residual(problem: Problem, dual: Tensor) -> Tensor:
-    """‖Π_C(z − ∇f − γy) − z‖∞ / (1 + the largest term of ∇f), written out again, (..., B)."""
+    """The largest min(|g|/s, distance to the bound that −g pushes to / t) over the coordinates, (..., B)."""
     z = problem.geometry.activation(dual)
     product = z @ problem.weight.mT
     force = product + problem.offset - problem.regularization * dual
     lo, hi = problem.geometry.bounds(z.dtype)
-    scale = 1 + torch.maximum(product.abs().amax(-1), problem.offset.abs().amax(-1))
-    return ((z + force).clamp(lo, hi) - z).abs().amax(-1) / scale
+    width = min(1.0, hi - lo)
+    floor = (problem.weight.abs().sum(-1) * width + problem.regularization).clamp(max=1.0)
+    equation = force.abs() / (floor + torch.maximum(product.abs(), problem.offset.abs()))
+    distance = torch.where(force > 0, hi - z, z - lo) / width
+    return torch.minimum(equation, distance).amax(-1)
 
 
 def own_objective(problem: Problem, dual: Tensor) -> Tensor:
