@@ -187,9 +187,10 @@ class Objective:
             scale: s.
             bounds: the ends of C; default those of z's precision.
         """
-        moved = torch.addcdiv(z, total, scale, value=-self.unit)
-        moved = moved.clamp(*(self.geometry.bounds(z.dtype) if bounds is None else bounds))
-        return moved.sub_(z).abs_().amax(-1) / self.unit
+        lo, hi = self.geometry.bounds(z.dtype) if bounds is None else bounds
+        # Not the move of z itself, which a large z would absorb.
+        step = self.unit * total / scale
+        return step.clamp_(z - hi, z - lo).abs_().amax(-1) / self.unit
 
     def potential(self, dual: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
         """γ Σ φ(ρ(y)), (B,)."""
@@ -217,6 +218,12 @@ class Objective:
         eps = torch.finfo(plain.dtype).eps if gamma and plain.dtype == torch.float32 else 0.0
         noise = eps * slope * (step * point.scale + point.dual.abs())
         return residual, torch.linalg.vector_norm(noise, dim=-1)
+
+    def promised_decrease(self, point: Point) -> Float[Tensor, " batch"]:
+        """A lower bound of what an MM step that majorizes takes off F, (B,): half its slope along the step."""
+        slope = point.gradient + self.regularization * point.dual if self.regularization else point.gradient
+        step = self.geometry.activation(point.next_dual) - point.value
+        return -0.5 * torch.linalg.vecdot(slope, step)
 
     def iterate(self, dual: Float[Tensor, "batch d"], step: Float[Tensor, "batch 1"]) -> Float[Tensor, "batch d"]:
         """One MM step that autograd can follow."""
@@ -258,7 +265,8 @@ class Objective:
             slope = old.gradient + self.regularization * old.dual
             by_value = difference - (slope * move).sum(-1) - self.regularization * divergence
             excess = torch.where(allowed > 100 * uncertain, by_value, excess)
-        return excess <= allowed + noise
+        # (what overflows is no proof)
+        return (excess <= allowed + noise) & torch.isfinite(excess)
 
     def degenerate(self, point: Point, margin: float) -> Bool[Tensor, " batch"]:
         """Whether a coordinate is at a bound with a multiplier that cannot be told from 0, (B,)."""

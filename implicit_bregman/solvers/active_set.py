@@ -103,13 +103,11 @@ def point_with(
     fixed = _on_bounds(at_lo, at_hi, lo, hi)
     exact, gradient, solved, products, blocks = _solve(objective, energy, free, fixed, tol)
 
-    # One gradient step from z, projected: it moves z by as much as the conditions are violated, at a bound, inside C
-    # and outside. Each coordinate is measured in its own units: see `Objective.residual`.
     scale = objective.scale(energy.terms(gradient))
-    moved = torch.addcdiv(exact, gradient, scale, value=-objective.unit)
-    residual = (moved.clamp(lo, hi) - exact).abs_().amax(-1) / objective.unit
+    residual = objective.residual(exact, gradient, scale, (lo, hi))
     accepted = solved & (residual <= tol)
-    # It ends near a bound from either side where the multiplier or the distance to the bound is small.
+    # A gradient step ends near a bound, from either side, where the multiplier or the distance to the bound is small.
+    moved = torch.addcdiv(exact, gradient, scale, value=-objective.unit)
     thin = _is_near_bounds(moved, lo, hi, 10 * tol * objective.unit)
 
     clamped = exact.clamp(lo, hi)

@@ -28,6 +28,9 @@ from implicit_bregman.status import Status
 _PATIENCE = 100
 #: An accelerated iterate may rise above the current one, but not above the worst of so many before it.
 _WINDOW = 5
+#: A proposal that lowers F by less than this share of what MM's step promises, and does not reduce the residual by this
+#: factor, was in vain.
+_SHARE, _CLEARLY = 0.1, 0.9
 #: Without an objective, the residual of an accelerated iterate may exceed the least so far by this factor.
 _RESIDUAL_GROWTH = 2.0
 #: The critical point ahead is looked for every so many iterations at most; the intervals grow with the iteration.
@@ -74,6 +77,11 @@ class _Progress(RowsOfTensors):
             held up by the distance to a bound.
         idle: iterations since the last progress, (b,).
         window: the last merits, F relative to the start (where there is no objective: the residual), (b, w).
+        lowest: the least merit so far, (b,).
+        balance: how many proposals in vain may follow, (b,).
+        astray: whether the iterate is a proposal's above the lowest point, (b,).
+        rest: MM's own steps to be made before the next proposal, (b,).
+        patience: the length of the next rest, (b,).
         restart: whether the next step has to be MM's own and the past forgotten, (b,).
         free_to_run: whether proposals may be followed: F has one critical point, or MM is in its basin, (b,).
         anchor, radius: the critical point that MM is certain to reach, and how far from it proposals may go,
@@ -89,6 +97,11 @@ class _Progress(RowsOfTensors):
     shortest: Tensor
     idle: Tensor
     window: Tensor
+    lowest: Tensor
+    balance: Tensor
+    astray: Tensor
+    rest: Tensor
+    patience: Tensor
     restart: Tensor
     free_to_run: Tensor
     anchor: Tensor
@@ -142,8 +155,8 @@ class _Run:
         self.accelerator = accelerator
         self.tol = solver.tolerance(dual.dtype)
         self.point = objective.evaluate(dual, objective.initial_step(dual))
-        far = torch.finfo(dual.dtype).eps ** (-1.0 if objective.unique else -0.75)
-        self.limit = far * (1 + self.point.value.abs().amax(-1))
+        self.limit = self._limit(self.point)
+        self.lowest_point = self.point
         self.progress = self._start(self.point)
         self.memory = None if accelerator is None else accelerator.start(objective, self.point)
         self.finishes = solver.polishes and can_finish(objective) and (objective.unique or can_certify(objective))
@@ -182,6 +195,11 @@ class _Run:
             shortest=_dual_step(point),
             idle=count,
             window=window[:, None].expand(-1, _WINDOW),
+            lowest=window,
+            balance=count,
+            astray=count > 0,
+            rest=count,
+            patience=count + 1,
             restart=torch.ones_like(like, dtype=torch.bool),
             free_to_run=torch.full_like(like, self.objective.unique, dtype=torch.bool),
             anchor=point.value,
@@ -190,6 +208,13 @@ class _Run:
             opening=point.next_dual - point.dual,
             stride=torch.ones_like(like),
         )
+
+    def _limit(self, point: Point) -> Tensor:
+        """The largest |z| that is not taken for running away, (b,)."""
+        if self.objective.is_coercive:
+            return torch.full_like(point.residual, torch.inf)
+        far = torch.finfo(point.value.dtype).eps ** (-1.0 if self.objective.unique else -0.75)
+        return far * (1 + point.value.abs().amax(-1))
 
     @property
     def _merit_is_residual(self) -> bool:
@@ -202,10 +227,9 @@ class _Run:
         point, progress = self.point, self.progress
         candidate, proposed = point.next_dual, torch.zeros_like(progress.restart)
         if self.accelerator is not None:
-            self.memory, dual = self.accelerator.propose(
-                self.objective, self.memory, point, progress.restart | ~progress.free_to_run
-            )
-            proposed = progress.free_to_run & ~progress.restart & torch.isfinite(dual.sum(-1))
+            fresh = progress.restart | ~progress.free_to_run | (progress.rest > 0)
+            self.memory, dual = self.accelerator.propose(self.objective, self.memory, point, fresh)
+            proposed = ~fresh & torch.isfinite(dual.sum(-1))
             candidate = torch.where(proposed[:, None], dual, candidate)
         if self.finishes and self.certifies and not self.objective.regularization:
             # A step of MM's own, or many of them at once where z stands still.
@@ -216,17 +240,19 @@ class _Run:
             progress = replace(progress, stride=stride)
         new = self.objective.evaluate(candidate, point.step)
         merit, accepted = self._judge(new, proposed)
-        fell = merit < progress.window[:, -1] if not self._merit_is_residual else torch.zeros_like(accepted)
+        fell = merit < progress.lowest if not self._merit_is_residual else torch.zeros_like(accepted)
         length = _dual_step(new)
         # Slow progress is progress: the marks to beat stay until they are beaten clearly, however many steps it takes.
         closer = accepted & (new.residual < 0.999 * progress.best)
         shorter = accepted & (length < 0.999 * progress.shortest)
+        gained = closer | shorter | (fell & accepted)
         self.progress = replace(
-            progress,
+            self._balanced(progress, new, torch.where(accepted, merit, progress.window[:, -1]), proposed),
             evaluations=progress.evaluations + 1,
+            lowest=torch.where(accepted, torch.minimum(merit, progress.lowest), progress.lowest),
             best=torch.where(closer, new.residual, progress.best),
             shortest=torch.where(shorter, length, progress.shortest),
-            idle=torch.where(closer | shorter | (fell & accepted) | returns(self.objective, new), 0, progress.idle + 1),
+            idle=torch.where(gained | returns(self.objective, new), 0, progress.idle + 1),
             window=torch.where(
                 accepted[:, None], torch.cat([progress.window[:, 1:], merit[:, None]], 1), progress.window
             ),
@@ -238,6 +264,45 @@ class _Run:
         if self.objective.backtracks:
             halved = torch.where(rejected_step[:, None], 0.5 * self.point.step, self.point.step)
             self.point = self.objective.restep(self.point, halved)
+        self._return()
+
+    def _balanced(self, progress: _Progress, new: Point, merit: Tensor, proposed: Tensor) -> _Progress:
+        """What proposals in vain have cost, against the steps that were progress; those who have none left rest.
+
+        A safeguard that lets the merit rise for a while cannot keep proposals from going round in a circle. Never
+        more of them in vain than other steps, and a return to the lowest point when they are given up, bound the time
+        of an accelerated method by about twice that of MM.
+        """
+        if self.accelerator is None or self._merit_is_residual:  # a residual may rise for long, of MM too
+            return progress
+        # Of what MM's step promises, a proposal has to bring a share, or else come clearly closer.
+        promise = self.objective.promised_decrease(self.point)
+        worthwhile = (merit <= progress.lowest - _SHARE * promise) & (merit < progress.lowest)
+        vain = proposed & ~worthwhile & ~(new.residual < _CLEARLY * progress.best)
+        first = vain & ~progress.astray & (merit > progress.lowest)
+        if bool(first.any()):
+            self.lowest_point = self.point.where(first, self.lowest_point)
+        balance = torch.where(vain, progress.balance - 1, progress.balance + 1).clamp_max(_WINDOW)
+        tired = vain & (balance <= 0)
+        return replace(
+            progress,
+            balance=balance,
+            astray=(progress.astray | first) & (merit > progress.lowest),
+            rest=torch.where(tired, progress.patience, (progress.rest - 1).clamp_min(0)),
+            patience=torch.where(tired, 2 * progress.patience, progress.patience),
+        )
+
+    def _return(self) -> None:
+        """Go back to the lowest point where proposals are given up above it."""
+        progress = self.progress
+        back = progress.astray & (progress.rest > 0)
+        if not bool(back.any()):
+            return
+        self.point = self.lowest_point.where(back, self.point)
+        window = torch.where(back[:, None], progress.lowest[:, None], progress.window)
+        self.progress = replace(
+            progress, window=window, astray=progress.astray & ~back, restart=progress.restart | back
+        )
 
     def _walk(self) -> int:
         """Plain MM steps, with nothing computed that they do not need; returns their number."""
@@ -342,8 +407,9 @@ class _Run:
         if self.objective.backtracks:
             stalled = stalled | (point.step.squeeze(-1) < _LEAST_STEP)
         status = torch.where(stalled, int(Status.STALLED), status)
-        running_away = progress.lost | ~point.finite | (point.value.abs().amax(-1) > self.limit)
-        converged = (point.residual <= self.tol) & ~running_away
+        broken = progress.lost | ~point.finite
+        converged = (point.residual <= self.tol) & ~broken
+        running_away = broken | (~converged & (point.value.abs().amax(-1) > self.limit))
         done = (status >= 0) | running_away | converged
         if not bool(done.any()):
             return
@@ -376,5 +442,6 @@ class _Run:
         self.point = self.point.select(index)
         self.progress = self.progress.select(index)
         self.limit = self.limit[index]
+        self.lowest_point = self.lowest_point.select(index)
         if self.memory is not None:
             self.memory = self.memory.select(index)
