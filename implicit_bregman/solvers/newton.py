@@ -14,6 +14,7 @@ from implicit_bregman.objective import Objective, Point
 from implicit_bregman.solvers.active_set import polish, polish_projected
 from implicit_bregman.solvers.anderson import Anderson
 from implicit_bregman.solvers.base import Outcome, Solver, Trace
+from implicit_bregman.solvers.continuation import can_continue, follow_curve
 from implicit_bregman.solvers.dual_newton import newton
 from implicit_bregman.solvers.finish import finished_status
 from implicit_bregman.solvers.finished import Finished
@@ -22,6 +23,8 @@ from implicit_bregman.solvers.projected_newton import projected_newton
 from implicit_bregman.solvers.projection import project
 from implicit_bregman.status import Status
 
+#: Fixed-point steps on a field without an objective after which, at a residual above this, continuation takes over.
+_FIELD_STEPS, _FIELD_NEAR = 300, 1e-3
 #: Projected gradient steps that guess the active set.
 _GUESSES = 6
 #: Corrections of the active set before a sample is left to projected Newton steps.
@@ -49,7 +52,9 @@ class Newton(Solver):
       made some hundred steps, after which a Newton point counts if it is near, not higher, and no negative curvature
       was met; else MM goes on.
     - `weight="low_rank"`: in the r-dimensional dual of the Bregman projection.
-    - Without an objective (free W): `solvers.Anderson`, finished by Newton's method.
+    - Without an objective (free W): `solvers.Anderson`, finished by Newton's method where the equilibrium is known to
+      be unique. Where there may be several and the steps of MM come near none of them, a curve of equilibria is
+      followed from a large γ down to the γ that is asked for.
 
     Quadratic problems in float32 are finished in float64, so that the result does not lose digits to the condition
     number.
@@ -67,9 +72,9 @@ class Newton(Solver):
         dual = dual.detach()
         if isinstance(objective.energy, BoundLowRank):
             return project(self, objective, dual)
-        if len(dual) == 0 or not objective.energy.symmetric:
-            return self._accelerated().solve(objective, dual)
         with torch.no_grad():
+            if len(dual) == 0 or not objective.energy.symmetric:
+                return self._without_objective(objective, dual)
             if objective.unique:
                 return self._completed(objective, dual, *self._directly(objective, dual))
             if objective.energy.affine or self.trace:
@@ -81,6 +86,37 @@ class Newton(Solver):
         return Anderson(
             tol=self.tol, max_iter=self.max_iter, polish=self.polish, trace=self.trace, on_failure=self.on_failure
         )
+
+    def _without_objective(self, objective: Objective, dual: Tensor) -> Outcome:
+        """A field: fixed-point steps, and the continuation in γ for the samples that these bring nowhere near."""
+        method = self._accelerated()
+        if objective.unique or self.trace or not can_continue(objective) or self.max_iter <= _FIELD_STEPS:
+            return method.solve(objective, dual)
+        outcome = replace(method, max_iter=_FIELD_STEPS).solve(objective, dual)
+        rows = (outcome.status == Status.MAX_ITER).nonzero().squeeze(-1)
+        far = outcome.point.residual[rows] > _FIELD_NEAR
+        outcome = self._continued(objective, outcome, rows[far])
+        rows = ((outcome.status == Status.MAX_ITER) | (outcome.status == Status.STALLED)).nonzero().squeeze(-1)
+        if len(rows) == 0:
+            return outcome
+        return _merged(objective, outcome, rows, method.solve(objective.select(rows), dual[rows]))
+
+    def _continued(self, objective: Objective, outcome: Outcome, rows: Int[Tensor, " some"]) -> Outcome:
+        """`outcome` with those of its `rows` replaced for which continuation finds an equilibrium."""
+        if len(rows) == 0:
+            return outcome
+        part, tol = objective.select(rows), self.tolerance(outcome.point.dual.dtype)
+        start, reached, steps = follow_curve(part, self.max_iter)
+        kept = reached.nonzero().squeeze(-1)
+        part, start = part.select(kept), objective.geometry.project_dual(start[kept]).to(outcome.point.dual.dtype)
+        if objective.regularization:
+            found = newton(part, start, tol, self.max_iter)
+        else:
+            point = part.evaluate(start, part.initial_step(start))
+            found = polish(part, point.value, point.gradient, tol)
+        found = replace(found, steps=found.steps + steps[kept], tries=found.tries + steps[kept])
+        good = found.accepted.nonzero().squeeze(-1)
+        return _merged(objective, outcome, rows[kept[good]], _outcome(part.select(good), found.select(good), None))
 
     def _directly(self, objective: Objective, dual: Tensor) -> tuple[Finished, Trace | None]:
         """One critical point: Newton steps from the start."""
