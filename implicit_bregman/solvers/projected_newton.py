@@ -204,8 +204,7 @@ def _finished(objective: Objective, at: _Iterate, bounds: tuple[float, float], t
     slack = (tol * at.scale)[:, None]
     at_lo, at_hi = (at.value <= lo) & (at.gradient > 0), (at.value >= hi) & (at.gradient < 0)
     free = ~(at_lo | at_hi)
-    y_lo, y_hi = geometry.saturated_dual(dtype)
-    dual = geometry.inverse_activation(at.value).clamp(y_lo, y_hi)
+    dual = geometry.finite_dual(at.value, dtype)
     gap = torch.minimum(at.value - lo, hi - at.value)
     thin = torch.where(free, gap <= 10 * slack, at.gradient.abs() <= 10 * slack).any(-1)
     accepted = at.residual <= tol
