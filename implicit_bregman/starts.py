@@ -51,7 +51,7 @@ def start_dual(
         check_initial(initial.dual, shape, flat)
         # A dual far beyond saturation in float64 must not become infinite in float32.
         largest = torch.finfo(flat.dtype).max
-        return initial.dual.detach().reshape(size).clamp(-largest, largest).to(flat.dtype), None
+        return initial.dual.detach().reshape(size).double().clamp_(-largest, largest).to(flat.dtype), None
     check_initial(initial, shape, flat)
     return _from_point(phi, initial.reshape(size), flat.dtype)
 

@@ -17,21 +17,48 @@ from implicit_bregman.linalg.spectrum import Spectrum, spectrum
 
 @dataclass(frozen=True)
 class Basis:
-    """V = Q Σ Pᵀ without the singular values that are 0 up to rounding, in float64.
+    """An orthonormal basis of V's range, found from its columns at unit length, in float64.
+
+    Columns that depend on others up to rounding add nothing to it, and so that this is judged for each equation in its
+    own units, a small column counts as much as a large one.
 
     Attributes:
         range: Q, orthonormal, (d, k) with k ≤ r.
-        values: the diagonal of Σ, (k,).
-        domain: P, orthonormal, (r, k).
+        lift: T, (r, k): the shortest columns with VT = Q.
+        null: N, orthonormal, (r, r − k): VN = 0.
     """
 
     range: Tensor
-    values: Tensor
-    domain: Tensor
+    lift: Tensor
+    null: Tensor
+
+    @classmethod
+    def of(cls, vectors: Float[Tensor, "d r"]) -> Basis:
+        """The basis of V's range."""
+        v = vectors.detach().double()
+        # (scaled twice, since squares overflow before the entries do)
+        largest = v.abs().amax(0)
+        largest = torch.where(largest > 0, largest, 1.0)
+        lengths = largest * torch.linalg.vector_norm(v / largest, dim=0)
+        lengths = torch.where(lengths > 0, lengths, 1.0)
+        q, values, p = torch.linalg.svd(v / lengths, full_matrices=False)
+        kept = int((values > max(v.shape) * torch.finfo(vectors.dtype).eps * values[0]).sum())
+        lift = p[:kept].mT / values[:kept] / lengths[:, None]
+        null = torch.linalg.qr(p[kept:].mT / lengths[:, None]).Q if kept < len(p) else p.new_zeros(len(p), 0)
+        return cls(q[:, :kept], lift - null @ (null.mT @ lift), null)
+
+    @property
+    def metric(self) -> Float[Tensor, "k k"]:
+        """TᵀT: μᵀTᵀTμ = ‖λ‖² for the shortest λ with Vλ = Qμ."""
+        return self.lift.mT @ self.lift
 
     def multiplier(self, coordinates: Float[Tensor, "batch k"]) -> Float[Tensor, "batch r"]:
-        """The shortest λ with Vλ = Qμ, for the coordinates μ: λ = P Σ⁻¹ μ."""
-        return (coordinates / self.values) @ self.domain.mT
+        """The shortest λ with Vλ = Qμ, for the coordinates μ: λ = Tμ."""
+        return coordinates @ self.lift.mT
+
+    def inconsistent(self, target: Float[Tensor, "batch r"]) -> Float[Tensor, "batch r"]:
+        """The part of β that dependent columns ask for and no z can give."""
+        return (target @ self.null) @ self.null.mT
 
 
 class BoundLowRank(BoundEnergy):
@@ -46,7 +73,7 @@ class BoundLowRank(BoundEnergy):
         target: β, (B, r).
         softening: see `QuadraticEnergy`.
         known: the ends of the spectrum of VVᵀ, where they are known already.
-        basis: V's singular value decomposition, where it is known already.
+        basis: the basis of V's range, where it is known already.
     """
 
     symmetric = True
@@ -78,12 +105,8 @@ class BoundLowRank(BoundEnergy):
 
     @cached_property
     def basis(self) -> Basis:
-        """The singular value decomposition of V, computed at the first use."""
-        vectors = self.vectors.detach()
-        q, values, p = torch.linalg.svd(vectors.double(), full_matrices=False)
-        rounding = max(vectors.shape) * torch.finfo(vectors.dtype).eps * values[0]
-        kept = int((values > rounding).sum())
-        return Basis(q[:, :kept], values[:kept], p[:kept].mT)
+        """A basis of V's range, computed at the first use."""
+        return Basis.of(self.vectors)
 
     @property
     def softness(self) -> Tensor:
