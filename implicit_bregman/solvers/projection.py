@@ -39,8 +39,10 @@ _NEAR_ROUNDING = 1e3
 _HUGE = 1e120
 #: No step in the dual is longer.
 _FAR = 1e307
-#: Part of `goal`, and of the target, below which a gradient that still halves is followed no further.
-_NOTHING = 1e-8
+#: How far a step may go beyond saturation, where nothing changes any more: as many times the larger of both duals.
+_GROWTH = 8.0
+#: Part of the tolerance, and of the target, below which a gradient that still halves is followed no further.
+_NOTHING = 1e-9
 
 
 def project(solver: Solver, objective: Objective, dual: Float[Tensor, "batch d"]) -> Outcome:
@@ -78,20 +80,23 @@ class _DualProblem(RowsOfTensors):
         basis: Q and T.
         start: y⁰, (B, d).
         target: α = Tᵀβ, (B, k).
-        goal: the gradient's norm at which each equation of Vᵀz + ελ = β holds within a tenth of the tolerance, (B,).
-        nothing: the one that counts as 0, (B,).
+        tolerated: by how much each equation of Vᵀz + ελ = β may be missed, (B, r).
+        nothing: the gradient's norm that counts as 0, (B,).
+        equations: QᵀV, which turns the gradient into what the equations are missed by, (k, r); in a tuple because it
+            has no row per sample.
         softness: ε.
+        metric: εTᵀT, (k, k); in a tuple, too.
     """
 
     geometry: LegendreFunction
     basis: Basis
     start: Tensor
     target: Tensor
-    goal: Tensor
+    tolerated: Tensor
     nothing: Tensor
+    equations: tuple[Tensor]
     softness: float
     metric: tuple[Tensor]
-    """εTᵀT, (k, k); in a tuple because it has no row per sample."""
 
     def evaluate(self, mu: Float[Tensor, "batch k"], y: Float[Tensor, "batch d"]) -> _At:
         """The gradient, its rounding error and the curvatures at μ, where y = y⁰ + Qμ."""
@@ -105,6 +110,22 @@ class _DualProblem(RowsOfTensors):
         rounding = 4 * torch.finfo(z.dtype).eps * noise.amax(-1) if mu.shape[1] else z.new_zeros(len(z))
         return _At(mu, y, slope, gradient, torch.linalg.vector_norm(gradient, dim=-1), rounding)
 
+    def most_length(self, at: _At, move: Tensor) -> Tensor:
+        """How many times `move` can be made before a y overflows or leaves saturation far behind, (B,)."""
+        direction = move @ self.basis.range.mT
+        size = at.dual.abs()
+        room = torch.full_like(size, _FAR)
+        ends = zip(self.geometry.domain, self.geometry.saturated_dual(torch.float64), (-1.0, 1.0), strict=True)
+        for end, saturated, side in ends:
+            if math.isfinite(end):
+                known = _GROWTH * size.clamp_min(abs(saturated))
+                room = torch.where(side * direction > 0, known, room)
+        return (room / direction.abs().clamp_min(1e-300)).amin(-1)
+
+    def holds(self, at: _At) -> Tensor:
+        """Whether each equation holds within a tenth of what is tolerated, (B,)."""
+        return ((at.gradient @ self.equations[0]).abs() <= 0.1 * self.tolerated).all(-1)
+
     def moved(self, at: _At, move: Float[Tensor, "batch k"]) -> _At:
         """The iterate at μ + `move`.
 
@@ -113,7 +134,7 @@ class _DualProblem(RowsOfTensors):
         return self.evaluate(at.mu + move, at.dual + move @ self.basis.range.mT)
 
     def is_infeasible(self, at: _At) -> Tensor:
-        """Whether ε = 0 and a hyperplane proves that Qᵀz stays away from α on C, clearly beyond `goal`, (B,)."""
+        """Whether ε = 0 and a hyperplane proves that no z in C meets all equations within what is tolerated, (B,)."""
         if self.softness or not at.mu.shape[1]:
             return torch.zeros_like(at.size, dtype=torch.bool)
         return self._separated(-at.gradient) | self._separated(at.mu)
@@ -132,7 +153,9 @@ class _DualProblem(RowsOfTensors):
         margin = (normal * self.target).sum(-1) - above.sum(-1)
         doubt = 1e-13 * ((normal * self.target).abs().sum(-1) + above.abs().sum(-1))
         least = 1e-3 * self.target.abs().amax(-1) if unbounded else 0.0
-        return torch.isfinite(margin) & (margin > 100 * self.goal + doubt + least) & (size.squeeze(-1) > 0)
+        # ⟨normal, α − Qᵀz⟩ = ⟨T·normal, β − Vᵀz⟩
+        tolerated = (self.basis.multiplier(normal).abs() * self.tolerated).sum(-1)
+        return torch.isfinite(margin) & (margin > tolerated + doubt + least) & (size.squeeze(-1) > 0)
 
 
 @dataclass(frozen=True)
@@ -155,7 +178,6 @@ class _Minimiser(RowsOfTensors):
         dual: y, (B, d).
         steps, evaluations: (B,).
         refuted: whether the system was proved to have no solution, (B,).
-        solved: whether the gradient vanishes up to its rounding error or `goal`, (B,).
         limited: whether `max_iter` ended it, (B,).
     """
 
@@ -163,21 +185,28 @@ class _Minimiser(RowsOfTensors):
     steps: Tensor
     evaluations: Tensor
     refuted: Tensor
-    solved: Tensor
     limited: Tensor
 
 
 def _dual_problem(
     energy: BoundLowRank, geometry: LegendreFunction, start: Tensor, softness: float, tol: float
 ) -> _DualProblem:
-    basis, beta = energy.basis, energy.target.detach().double()
-    # Of equations whose columns have unit length.
-    least = (beta / _lengths(energy.vectors.detach().double())).abs().amin(-1)
-    goal = 0.1 * tol * (1 + least) / max(1, beta.shape[-1]) ** 0.5
+    basis, beta, vectors = energy.basis, energy.target.detach().double(), energy.vectors.detach().double()
     target = beta @ basis.lift
+    tolerated = tol * (_lengths(vectors) + beta.abs())
     size = torch.linalg.vector_norm(target, dim=-1)
-    nothing = _NOTHING * goal * torch.where(size > 0, size, 1.0).clamp_max(1.0)
-    return _DualProblem(geometry, basis, start, target, goal, nothing, softness, (softness * basis.metric,))
+    nothing = _NOTHING * tol * torch.where(size > 0, size, 1.0).clamp_max(1.0)
+    return _DualProblem(
+        geometry,
+        basis,
+        start,
+        target,
+        tolerated,
+        nothing,
+        (basis.range.mT @ vectors,),
+        softness,
+        (softness * basis.metric,),
+    )
 
 
 def _lengths(vectors: Tensor) -> Float[Tensor, " r"]:
@@ -214,28 +243,31 @@ def _minimise(problem: _DualProblem, max_iter: int, history: list[tuple[Tensor, 
     at = problem.evaluate(torch.zeros_like(problem.target), problem.start)
     none = torch.zeros_like(at.size, dtype=torch.bool)
     count = torch.zeros_like(at.size, dtype=torch.int64)
-    result = _Minimiser(at.dual, count, count + 1, none, none, none)
+    result = _Minimiser(at.dual, count, count + 1, none, none)
     rows = torch.arange(len(count), device=count.device)
     state = _State(rows, count + 1, none, torch.full_like(at.size, _FIRST_REACH))
     for step in range(min(max_iter, _STEPS) + 1):
         if history is not None:
             history.append((state.rows, at.dual))
         refuted = problem.is_infeasible(at)
-        near = at.size <= torch.maximum(_NEAR_ROUNDING * at.rounding, problem.goal)
+        near = (at.size <= _NEAR_ROUNDING * at.rounding) | problem.holds(at)
         flat = (at.size <= torch.maximum(at.rounding, problem.nothing)) | (near & state.stuck)
         stopped = flat | refuted | (state.reach < _LEAST_REACH) | ~torch.isfinite(at.size)
         limited = ~stopped & (step >= max_iter)
         stopped = stopped | limited | torch.full_like(stopped, step >= _STEPS)
         if bool(stopped.any()):
             ended = torch.full_like(state.evaluations, step)
-            end = _Minimiser(at.dual, ended, state.evaluations, refuted, flat, limited)
+            end = _Minimiser(at.dual, ended, state.evaluations, refuted, limited)
             done, kept = stopped.nonzero().squeeze(-1), (~stopped).nonzero().squeeze(-1)
             result = result.replace_rows(state.rows[done], end.select(done))
-            problem, at, state = problem.select(kept), at.select(kept), state.select(kept)
+            problem, at, state, near = problem.select(kept), at.select(kept), state.select(kept), near[kept]
         if len(state.rows) == 0:
             break
         move = _direction(problem, at, state.reach)
         new, length, trials = _search(problem, at, move)
+        # Where the equations hold as far as they can, a step that brings nothing is not made.
+        worse = near & ~(new.size < at.size)
+        new, length = at.where(worse, new), torch.where(worse, 0.0, length)
         moved = (length[:, None] * move).abs().amax(-1)
         longer = torch.maximum(8 * state.reach, 8 * moved).clamp_max(_MOST_REACH)
         shorter = torch.where(length >= 0.25, state.reach, state.reach * length.clamp_min(0.05))
@@ -262,9 +294,7 @@ def _direction(problem: _DualProblem, at: _At, reach: Tensor) -> Tensor:
     move = -scale * torch.cholesky_solve((scale * at.gradient)[:, :, None], factor).squeeze(-1)
     usable = (info == 0) & torch.isfinite(move.sum(-1)) & ((at.gradient * move).sum(-1) < 0)
     move = torch.where(usable[:, None], move, -at.gradient / ridge)
-    # No y is to overflow.
-    far = _FAR / move.abs().amax(-1, keepdim=True).clamp_min(1.0)
-    return move * far.clamp_max(1.0)
+    return move * problem.most_length(at, move)[:, None].clamp_max(1.0)
 
 
 def _search(problem: _DualProblem, at: _At, move: Tensor) -> tuple[_At, Tensor, Tensor]:
@@ -286,7 +316,7 @@ def _search(problem: _DualProblem, at: _At, move: Tensor) -> tuple[_At, Tensor, 
     rows = (~done).nonzero().squeeze(-1)
     low, high = torch.zeros_like(opening), torch.full_like(opening, torch.inf)
     trial, factor = torch.ones_like(opening), torch.full_like(opening, 4.0)
-    most = _FAR / move.abs().amax(-1).clamp_min(1e-300)
+    most = problem.most_length(at, move)
     for _ in range(_TRIALS):
         falls = slope[rows] <= 0
         low[rows] = torch.where(falls, trial[rows], low[rows])
