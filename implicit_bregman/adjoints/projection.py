@@ -139,6 +139,7 @@ class _AttachProjection(torch.autograd.Function):
             basis.range,
             basis.lift,
             basis.null,
+            basis.equations,
         )
 
     @staticmethod

@@ -26,26 +26,24 @@ class Basis:
         range: Q, orthonormal, (d, k) with k ≤ r.
         lift: T, (r, k): the shortest columns with VT = Q.
         null: N, orthonormal, (r, r − k): VN = 0.
+        equations: columns with VE = Q as well, (r, k), which weigh each equation in its own units.
     """
 
     range: Tensor
     lift: Tensor
     null: Tensor
+    equations: Tensor
 
     @classmethod
     def of(cls, vectors: Float[Tensor, "d r"]) -> Basis:
         """The basis of V's range."""
-        v = vectors.detach().double()
-        # (scaled twice, since squares overflow before the entries do)
-        largest = v.abs().amax(0)
-        largest = torch.where(largest > 0, largest, 1.0)
-        lengths = largest * torch.linalg.vector_norm(v / largest, dim=0)
-        lengths = torch.where(lengths > 0, lengths, 1.0)
-        q, values, p = torch.linalg.svd(v / lengths, full_matrices=False)
-        kept = int((values > max(v.shape) * torch.finfo(vectors.dtype).eps * values[0]).sum())
-        lift = p[:kept].mT / values[:kept] / lengths[:, None]
-        null = torch.linalg.qr(p[kept:].mT / lengths[:, None]).Q if kept < len(p) else p.new_zeros(len(p), 0)
-        return cls(q[:, :kept], lift - null @ (null.mT @ lift), null)
+        q, values, p, lengths = _decomposed(vectors)
+        kept = len(values)
+        lift = p[:, :kept] / values / lengths[:, None]
+        if kept == len(lengths):
+            return cls(q, lift, lift.new_zeros(kept, 0), lift)
+        null = torch.linalg.qr(p[:, kept:] / lengths[:, None]).Q
+        return cls(q, lift - null @ (null.mT @ lift), null, lift)
 
     @property
     def metric(self) -> Float[Tensor, "k k"]:
@@ -56,9 +54,31 @@ class Basis:
         """The shortest λ with Vλ = Qμ, for the coordinates μ: λ = Tμ."""
         return coordinates @ self.lift.mT
 
-    def inconsistent(self, target: Float[Tensor, "batch r"]) -> Float[Tensor, "batch r"]:
-        """The part of β that dependent columns ask for and no z can give."""
-        return (target @ self.null) @ self.null.mT
+
+def _decomposed(vectors: Float[Tensor, "d r"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """V = Q Σ Pᵀ diag(lengths) in float64, without singular values that are 0 up to rounding.
+
+    Returns:
+        Q (d, k), the diagonal of Σ (k,), all of P (r, r), the columns' lengths (r,), 1 for one of zeros.
+    """
+    v, lengths = vectors.detach().double(), column_lengths(vectors)
+    q, values, p = torch.linalg.svd(v / lengths, full_matrices=False)
+    kept = int((values > max(v.shape) * torch.finfo(vectors.dtype).eps * values[0]).sum())
+    return q[:, :kept], values[:kept], p.mT, lengths
+
+
+def column_lengths(vectors: Float[Tensor, "d r"]) -> Float[Tensor, " r"]:
+    """The lengths of V's columns, in float64; 1 for one of zeros."""
+    lengths = torch.linalg.vector_norm(vectors.detach().double(), dim=0)
+    return torch.where(lengths > 0, lengths, 1.0)
+
+
+def inconsistency(vectors: Float[Tensor, "d r"], target: Float[Tensor, "batch r"]) -> Float[Tensor, " batch"]:
+    """How much dependent columns of V ask for different things, (B,): relative to each equation's size, at most."""
+    _, values, p, lengths = _decomposed(vectors)
+    unit = target.detach().double() / lengths
+    dependent = p[:, len(values) :]
+    return ((unit @ dependent @ dependent.mT).abs() / (1 + unit.abs())).amax(-1)
 
 
 class BoundLowRank(BoundEnergy):

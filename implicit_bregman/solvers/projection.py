@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.energy.low_rank import Basis, BoundLowRank
+from implicit_bregman.energy.low_rank import Basis, BoundLowRank, column_lengths, inconsistency
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.linalg.gram import weighted_gram
 from implicit_bregman.objective import Objective, Point, RowsOfTensors
@@ -79,7 +79,7 @@ class _DualProblem(RowsOfTensors):
     Attributes:
         basis: Q and T.
         start: y⁰, (B, d).
-        target: α = Tᵀβ, (B, k).
+        target: α = Eᵀβ, (B, k), so that Vᵀz = β is Qᵀz = α.
         tolerated: by how much each equation of Vᵀz + ελ = β may be missed, (B, r).
         nothing: the gradient's norm that counts as 0, (B,).
         equations: QᵀV, which turns the gradient into what the equations are missed by, (k, r); in a tuple because it
@@ -123,8 +123,8 @@ class _DualProblem(RowsOfTensors):
         return (room / direction.abs().clamp_min(1e-300)).amin(-1)
 
     def holds(self, at: _At) -> Tensor:
-        """Whether each equation holds within a tenth of what is tolerated, (B,)."""
-        return ((at.gradient @ self.equations[0]).abs() <= 0.1 * self.tolerated).all(-1)
+        """Whether each equation holds within what is tolerated, (B,)."""
+        return ((at.gradient @ self.equations[0]).abs() <= 0.9 * self.tolerated).all(-1)
 
     def moved(self, at: _At, move: Float[Tensor, "batch k"]) -> _At:
         """The iterate at μ + `move`.
@@ -153,8 +153,8 @@ class _DualProblem(RowsOfTensors):
         margin = (normal * self.target).sum(-1) - above.sum(-1)
         doubt = 1e-13 * ((normal * self.target).abs().sum(-1) + above.abs().sum(-1))
         least = 1e-3 * self.target.abs().amax(-1) if unbounded else 0.0
-        # ⟨normal, α − Qᵀz⟩ = ⟨T·normal, β − Vᵀz⟩
-        tolerated = (self.basis.multiplier(normal).abs() * self.tolerated).sum(-1)
+        # ⟨normal, α − Qᵀz⟩ = ⟨E·normal, β − Vᵀz⟩
+        tolerated = ((normal @ self.basis.equations.mT).abs() * self.tolerated).sum(-1)
         return torch.isfinite(margin) & (margin > tolerated + doubt + least) & (size.squeeze(-1) > 0)
 
 
@@ -192,8 +192,8 @@ def _dual_problem(
     energy: BoundLowRank, geometry: LegendreFunction, start: Tensor, softness: float, tol: float
 ) -> _DualProblem:
     basis, beta, vectors = energy.basis, energy.target.detach().double(), energy.vectors.detach().double()
-    target = beta @ basis.lift
-    tolerated = tol * (_lengths(vectors) + beta.abs())
+    target = beta @ basis.equations
+    tolerated = tol * (column_lengths(vectors) + beta.abs())
     size = torch.linalg.vector_norm(target, dim=-1)
     nothing = _NOTHING * tol * torch.where(size > 0, size, 1.0).clamp_max(1.0)
     return _DualProblem(
@@ -207,12 +207,6 @@ def _dual_problem(
         softness,
         (softness * basis.metric,),
     )
-
-
-def _lengths(vectors: Tensor) -> Float[Tensor, " r"]:
-    """The lengths of V's columns; 1 for one of zeros."""
-    lengths = torch.linalg.vector_norm(vectors, dim=0)
-    return torch.where(lengths > 0, lengths, 1.0)
 
 
 @dataclass(frozen=True)
@@ -386,28 +380,27 @@ def _soften_infeasible(
 
 def _is_consistent(energy: BoundLowRank, tol: float) -> Tensor:
     """Whether dependent columns of V ask for the same, (B,), each equation judged by its own size."""
-    target, lengths = energy.target.detach().double(), _lengths(energy.vectors.detach().double())
-    apart = energy.basis.inconsistent(target).abs() / (lengths + target.abs())
-    return apart.amax(-1) <= tol if apart.shape[-1] else torch.ones_like(apart[:, 0], dtype=torch.bool)
+    if not energy.basis.null.shape[1]:
+        return torch.ones_like(energy.target[:, 0], dtype=torch.bool)
+    return inconsistency(energy.vectors, energy.target) <= tol
 
 
-def _errors(objective: Objective, energy: BoundLowRank, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """How far z is from solving Vᵀz = β (γ > 0: from being critical), relative to the terms, and ∇f, in float64."""
+def _errors(objective: Objective, energy: BoundLowRank, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How far z is from solving Vᵀz = β (γ > 0: from being critical), relative to the terms, in float64.
+
+    Returns:
+        That error, (B,); ∇f, (B, d); and 1 + the size of its terms, (B, d).
+    """
     vectors, target = energy.vectors.detach().double(), energy.target.detach().double()
-    image = z @ vectors
-    miss = image - target
+    miss = z @ vectors - target
     gradient = miss @ vectors.mT
-    total = gradient + objective.regularization * y
-    error = total.abs().amax(-1) / _scale(image, target, vectors)
-    if not objective.regularization:
-        terms = torch.maximum(z.abs() @ vectors.abs(), target.abs())
-        error = torch.maximum(error, (miss.abs() / (_lengths(vectors) + terms)).amax(-1))
-    return error, gradient
-
-
-def _scale(image: Tensor, target: Tensor, vectors: Tensor) -> Tensor:
-    """1 + the size of the terms of ∇f."""
-    return 1 + torch.maximum((image @ vectors.mT).abs().amax(-1), (target @ vectors.mT).abs().amax(-1))
+    terms = torch.maximum(z.abs() @ vectors.abs(), target.abs())
+    scale = 1 + terms @ vectors.abs().mT
+    if objective.regularization:
+        error = ((gradient + objective.regularization * y).abs() / scale).amax(-1)
+    else:
+        error = (miss.abs() / (column_lengths(vectors) + terms)).amax(-1)
+    return error, gradient, scale
 
 
 def _outcome(
@@ -417,8 +410,8 @@ def _outcome(
     assert isinstance(energy, BoundLowRank)
     dtype, tol = energy.dtype, solver.tolerance(energy.dtype)
     exact = geometry.activation(found.dual).clamp(-_HUGE, _HUGE)
-    error, gradient = _errors(objective, energy, found.dual, exact)
-    point = _point(objective, geometry.project_dual(found.dual), exact, gradient)
+    error, gradient, scale = _errors(objective, energy, found.dual, exact)
+    point = _point(objective, geometry.project_dual(found.dual), exact, gradient, scale)
 
     unsolved = torch.where(found.limited, int(Status.MAX_ITER), int(Status.STALLED))
     status = torch.where(error <= tol, int(Status.CONVERGED), unsolved)
@@ -430,7 +423,7 @@ def _outcome(
     return Outcome(point, status, found.steps, found.evaluations, torch.zeros_like(beyond), free, trace)
 
 
-def _point(objective: Objective, dual: Tensor, exact: Tensor, gradient: Tensor) -> Point:
+def _point(objective: Objective, dual: Tensor, exact: Tensor, gradient: Tensor, scale: Tensor) -> Point:
     """The float64 result rounded once to the samples' precision, with the residual that it has before."""
     dtype = objective.energy.dtype
     largest = torch.finfo(dtype).max
@@ -438,7 +431,7 @@ def _point(objective: Objective, dual: Tensor, exact: Tensor, gradient: Tensor) 
     point = objective.evaluate(rounded, objective.initial_step(rounded))
     lo, hi = objective.geometry.bounds(torch.float64)
     total = gradient + objective.regularization * dual
-    residual = ((exact - total).clamp(lo, hi) - exact).abs().amax(-1) / point.scale.double()
+    residual = (((exact - total).clamp(lo, hi) - exact).abs() / scale).amax(-1)
     low, high = objective.geometry.bounds(dtype)
     return replace(
         point,
@@ -498,8 +491,8 @@ def judge(objective: Objective, outcome: Outcome, tol: float) -> Outcome:
     thin = _is_degenerate(objective, point.value, tol)
     status = torch.where(thin, int(Status.DEGENERATE), int(Status.CONVERGED))
     vectors, target = energy.vectors.detach(), energy.target.detach()
-    image = point.value @ vectors
-    error = point.gradient.abs().amax(-1) / _scale(image, target, vectors)
+    terms = column_lengths(vectors).to(target.dtype) + torch.maximum(point.value.abs() @ vectors.abs(), target.abs())
+    error = (point.gradient.abs() / (1 + terms @ vectors.abs().mT)).amax(-1)
     solvable = _is_consistent(energy, 10 * tol) & (error <= 10 * tol)
     status = torch.where(solvable, status, int(Status.INFEASIBLE))
     return replace(outcome, status=torch.where(done, status, outcome.status))
