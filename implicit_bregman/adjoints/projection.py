@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 #: The methods of `Implicit` that have a meaning here: both factorize the r × r systems.
 METHODS = ("auto", "dense")
-#: Where a pivot of a system with a unit diagonal is smaller, it is solved from its factors, without their product.
+#: Where a pivot of a system with a unit diagonal is smaller, or the part of Dg that is left over, the system is solved
+#: from its factors, without their product.
 _THIN = 1e-5
 #: A relative residual that a solved system does not exceed.
 _SOLVED = 1e-8
@@ -199,7 +200,9 @@ def solve_projection_system(
     residual = error / torch.where(size > 0, size, 1.0)
     p = slope * (gradient - s @ basis.range.mT)
     singular = torch.zeros_like(thin)
-    rows = (thin | ~(residual <= _SOLVED)).nonzero().squeeze(-1)
+    # What of Dg the constraints leave over has lost its digits where it is small.
+    lost = torch.linalg.vector_norm(p, dim=-1) <= _THIN * torch.linalg.vector_norm(pulled, dim=-1)
+    rows = (thin | ~(residual <= _SOLVED) | (lost & (s.shape[1] < p.shape[1]))).nonzero().squeeze(-1)
     if len(rows):
         exact, left, dependent = _solve_factored(basis, slope[rows], epsilon[rows], gradient[rows])
         s, p, singular = s.index_copy(0, rows, exact), p.index_copy(0, rows, left), singular.index_copy(0, rows, dependent)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-#: What is left of a column within this part of the sizes of its rows counts as 0.
+#: What is left of an entry counts as 0 below this part of the size of its row.
 _ROUNDING = 64 * torch.finfo(torch.float64).eps
 
 
@@ -32,22 +32,26 @@ def graded_least_squares(
     rows = torch.arange(m, device=matrix.device).expand(n, m).contiguous()
     columns = torch.arange(k, device=matrix.device).expand(n, k).contiguous()
     dependent = torch.zeros(n, k, dtype=torch.bool, device=matrix.device)
-    reflectors = []
+    reflectors = torch.zeros_like(matrix)
     for j in range(k):
         pivot = work[:, j:, j:k].abs().flatten(1).argmax(-1)
-        work, rows, sizes = (_swapped(t, 1, j, j + pivot // (k - j)) for t in (work, rows, sizes))
+        row = j + pivot // (k - j)
+        work, rows, sizes, reflectors = (_swapped(t, 1, j, row) for t in (work, rows, sizes, reflectors))
         work, columns = _swapped(work, 2, j, j + pivot % (k - j)), _swapped(columns, 1, j, j + pivot % (k - j))
         column = work[:, j:, j]
-        dependent[:, j] = (column.abs() <= _ROUNDING * sizes[:, j:]).all(-1)
+        dependent[:, j] = (column == 0).all(-1)
         v = _reflector(column)
-        reflectors.append(v)
+        reflectors[:, j:, j] = v
         work = torch.cat([work[:, :j], _reflected(work[:, j:], v)], 1)
+        # What rounding leaves of a large row must not pass for a small one.
+        noise = work[:, j:, :k].abs() <= _ROUNDING * sizes[:, j:, None]
+        work[:, j:, :k] = torch.where(noise, 0.0, work[:, j:, :k])
     upper, rotated = work[:, :k, :k], work[:, :k, k]
     x = _back_substituted(upper, rotated, dependent)
     # The residual is what the triangle does not reach, turned back.
     rest = torch.cat([torch.where(dependent, rotated, 0.0), work[:, k:, k]], 1)[:, :, None]
     for j in reversed(range(k)):
-        rest = torch.cat([rest[:, :j], _reflected(rest[:, j:], reflectors[j])], 1)
+        rest = torch.cat([rest[:, :j], _reflected(rest[:, j:], reflectors[:, j:, j])], 1)
     solution = torch.zeros_like(x).scatter(1, columns, x)
     residual = torch.zeros_like(right).scatter(1, rows, rest.squeeze(-1))
     return solution, residual, dependent.any(-1)
