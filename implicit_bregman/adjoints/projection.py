@@ -20,7 +20,7 @@ from torch import Tensor
 
 from implicit_bregman.adjoints.base import AdjointReport
 from implicit_bregman.adjoints.transforms import refuse_batched, refuse_higher_order
-from implicit_bregman.energy.low_rank import Basis, BoundLowRank
+from implicit_bregman.energy.low_rank import Basis, BoundLowRank, column_lengths
 from implicit_bregman.linalg.graded import graded_least_squares
 from implicit_bregman.linalg.gram import weighted_gram
 from implicit_bregman.objective import Objective
@@ -153,7 +153,8 @@ class _AttachProjection(torch.autograd.Function):
             usable = torch.isfinite(gradient.sum(-1))
             g = torch.where(usable[:, None], gradient, 0.0).double()
             epsilon = torch.where(soft, softness.double(), 0.0)
-            w, p, singular, residual = solve_projection_system(Basis(*parts), slope.double(), epsilon, g)
+            basis = Basis(*parts, vectors=vectors.double())
+            w, p, singular, residual = solve_projection_system(basis, slope.double(), epsilon, g)
             status = torch.where(singular, int(Status.SINGULAR), int(Status.CONVERGED))
             status = torch.where(usable, status, int(Status.INVALID_INPUT))
             needs = ctx.needs_input_grad
@@ -199,15 +200,15 @@ def solve_projection_system(
     size = torch.linalg.vector_norm(right, dim=-1)
     residual = error / torch.where(size > 0, size, 1.0)
     p = slope * (gradient - s @ basis.range.mT)
-    singular = torch.zeros_like(thin)
+    w, singular = basis.multiplier(s), torch.zeros_like(thin)
     # What of Dg the constraints leave over has lost its digits where it is small.
     lost = torch.linalg.vector_norm(p, dim=-1) <= _THIN * torch.linalg.vector_norm(pulled, dim=-1)
     rows = (thin | ~(residual <= _SOLVED) | (lost & (s.shape[1] < p.shape[1]))).nonzero().squeeze(-1)
     if len(rows):
-        exact, left, dependent = _solve_factored(basis, slope[rows], epsilon[rows], gradient[rows])
-        s, p, singular = s.index_copy(0, rows, exact), p.index_copy(0, rows, left), singular.index_copy(0, rows, dependent)
+        exact = _solve_factored(basis, slope[rows], epsilon[rows], gradient[rows])
+        w, p, singular = (old.index_copy(0, rows, new) for old, new in zip((w, p, singular), exact, strict=True))
         residual = residual.index_fill(0, rows, torch.finfo(residual.dtype).eps)
-    return basis.multiplier(s), p, singular, residual
+    return w, p, singular, residual
 
 
 def _solve_scaled(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -228,18 +229,23 @@ def _solve_scaled(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
 def _solve_factored(
     basis: Basis, slope: Tensor, epsilon: Tensor, gradient: Tensor
 ) -> tuple[Tensor, Tensor, Bool[Tensor, " batch"]]:
-    """The same s and p as the solution and the residual of a least squares problem, √D(Qs − g) and √ε Ts.
+    """The same as the solution and the residual of a least squares problem, √D(Vw − g) and √ε w.
 
-    Where the entries of D differ by orders of magnitude, S has lost the small ones.
+    Where the entries of D differ by orders of magnitude, S has lost the small ones. V itself, at unit length, is used
+    instead of the orthonormal Q, in which what depends on what is rounded.
 
     Returns:
-        s (B, k), p (B, d), whether S is singular to rounding (B,).
+        w (B, r), p (B, d), whether S is singular to rounding where V is not (B,).
     """
-    root = slope.sqrt()
-    matrix = root[:, :, None] * basis.range
-    right = root * gradient
+    root, lengths = slope.sqrt(), column_lengths(basis.vectors)
+    matrix = root[:, :, None] * (basis.vectors / lengths)
+    right, spare = root * gradient, basis.null.shape[1]
     if bool((epsilon > 0).any()):
-        matrix = torch.cat([matrix, epsilon.sqrt()[:, None, None] * basis.lift], 1)
-        right = torch.cat([right, right.new_zeros(len(right), len(basis.lift))], 1)
-    s, left, singular = graded_least_squares(matrix, right)
-    return s, root * left[:, : slope.shape[1]], singular
+        below = epsilon.sqrt()[:, None, None] * (1 / lengths).diag()
+        matrix = torch.cat([matrix, below], 1)
+        right = torch.cat([right, right.new_zeros(len(right), len(lengths))], 1)
+    unit, left, dependent = graded_least_squares(matrix, right)
+    w = unit / lengths
+    # Of all solutions the shortest; with ε > 0 there is one.
+    w = torch.where((epsilon > 0)[:, None], w, w - (w @ basis.null) @ basis.null.mT)
+    return w, root * left[:, : slope.shape[1]], dependent > torch.where(epsilon > 0, 0, spare)

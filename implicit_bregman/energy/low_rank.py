@@ -27,12 +27,14 @@ class Basis:
         lift: T, (r, k): the shortest columns with VT = Q.
         null: N, orthonormal, (r, r − k): VN = 0.
         equations: columns with VE = Q as well, (r, k), which weigh each equation in its own units.
+        vectors: V itself.
     """
 
     range: Tensor
     lift: Tensor
     null: Tensor
     equations: Tensor
+    vectors: Tensor
 
     @classmethod
     def of(cls, vectors: Float[Tensor, "d r"]) -> Basis:
@@ -41,9 +43,9 @@ class Basis:
         kept = len(values)
         lift = p[:, :kept] / values / lengths[:, None]
         if kept == len(lengths):
-            return cls(q, lift, lift.new_zeros(kept, 0), lift)
+            return cls(q, lift, lift.new_zeros(kept, 0), lift, vectors.detach().double())
         null = torch.linalg.qr(p[:, kept:] / lengths[:, None]).Q
-        return cls(q, lift - null @ (null.mT @ lift), null, lift)
+        return cls(q, lift - null @ (null.mT @ lift), null, lift, vectors.detach().double())
 
     @property
     def metric(self) -> Float[Tensor, "k k"]:
@@ -64,7 +66,9 @@ def _decomposed(vectors: Float[Tensor, "d r"]) -> tuple[Tensor, Tensor, Tensor, 
     v, lengths = vectors.detach().double(), column_lengths(vectors)
     q, values, p = torch.linalg.svd(v / lengths, full_matrices=False)
     kept = int((values > max(v.shape) * torch.finfo(vectors.dtype).eps * values[0]).sum())
-    return q[:, :kept], values[:kept], p.mT, lengths
+    # (a coordinate that no equation contains is not to be moved by rounding)
+    used = (v != 0).any(-1, keepdim=True)
+    return torch.where(used, q[:, :kept], 0.0), values[:kept], p.mT, lengths
 
 
 def column_lengths(vectors: Float[Tensor, "d r"]) -> Float[Tensor, " r"]:

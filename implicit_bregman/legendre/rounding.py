@@ -7,8 +7,8 @@ import struct
 
 import torch
 
-#: How a dtype below float64 is written, as a float and as an integer, and the integer of its last digit: bfloat16 is the
-#: upper half of a float32.
+#: How a dtype below float64 is written, as a float and as an integer, and the integer of its last digit. bfloat16 is
+#: the upper half of a float32.
 _FORMATS = {
     torch.float32: ("<f", "<i", 1),
     torch.bfloat16: ("<f", "<i", 1 << 16),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 #: What is left of an entry counts as 0 below this part of the size of its row.
@@ -12,7 +12,7 @@ _ROUNDING = 64 * torch.finfo(torch.float64).eps
 
 def graded_least_squares(
     matrix: Float[Tensor, "batch m k"], right: Float[Tensor, "batch m"]
-) -> tuple[Float[Tensor, "batch k"], Float[Tensor, "batch m"], Bool[Tensor, " batch"]]:
+) -> tuple[Float[Tensor, "batch k"], Float[Tensor, "batch m"], Int[Tensor, " batch"]]:
     """The x that minimises ‖Ax − b‖ for each sample, with errors relative to each row of A and b.
 
     Householder's method with the largest entry left as the pivot, which is stable row by row (Powell and Reid, 1969;
@@ -23,7 +23,7 @@ def graded_least_squares(
         right: b.
 
     Returns:
-        x (B, k), with 0 for the columns that depend on others; b − Ax (B, m); whether there are such columns, (B,).
+        x (B, k), with 0 for the columns that depend on others; b − Ax (B, m); the number of such columns, (B,).
     """
     n, m, k = matrix.shape
     # One array: what is applied to A is applied to b.
@@ -54,7 +54,7 @@ def graded_least_squares(
         rest = torch.cat([rest[:, :j], _reflected(rest[:, j:], reflectors[:, j:, j])], 1)
     solution = torch.zeros_like(x).scatter(1, columns, x)
     residual = torch.zeros_like(right).scatter(1, rows, rest.squeeze(-1))
-    return solution, residual, dependent.any(-1)
+    return solution, residual, dependent.sum(-1)
 
 
 def _swapped(tensor: Tensor, dim: int, here: int, there: Tensor) -> Tensor:

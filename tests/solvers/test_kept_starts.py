@@ -151,7 +151,9 @@ def test_a_start_outside_is_an_error(geometry: str, entry: float) -> None:
     energy = ib.QuadraticEnergy.from_matrices(-torch.eye(2))
     start = torch.full((3, 2), 0.4)
     start[1, 0] = entry
-    message = rf"initial must lie in the interior of the domain .* of {geometry}, got entries such as {entry:g}.*initial_dual"
+    message = (
+        rf"initial must lie in the interior of the domain .* of {geometry}, got entries such as {entry:g}.*initial_dual"
+    )
     with pytest.raises(ValueError, match=message):
         ib.find_critical_point(energy, geometry, torch.zeros(3, 2), start)
 
