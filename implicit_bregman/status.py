@@ -63,7 +63,7 @@ _TEXTS = {
         "use weight='convex', or solve the forward problem to a smaller tol"
     ),
     Status.INFEASIBLE: (
-        "no point inside the domain that solves V'z = beta was found, so the value (with solver='auto') is that of "
+        "no point inside the domain solves V'z = beta within the tolerance, so the value (with solver='auto') is that of "
         "the softened system: lower the rank, use a regularization > 0, or a geometry with a larger domain"
     ),
     Status.OVERFLOW: (

@@ -147,13 +147,13 @@ class _AttachProjection(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         refuse_higher_order("implicit")
         refuse_batched("implicit", gradient)
-        value, vectors, softness, slope, multiplier, soft, *parts = ctx.saved_tensors
+        value, vectors, softness, slope, multiplier, soft, columns, lift, null, equations = ctx.saved_tensors
         adjoint: Implicit = ctx.adjoint
         with torch.autocast(gradient.device.type, enabled=False):
             usable = torch.isfinite(gradient.sum(-1))
             g = torch.where(usable[:, None], gradient, 0.0).double()
             epsilon = torch.where(soft, softness.double(), 0.0)
-            basis = Basis(*parts, vectors=vectors.double())
+            basis = Basis(columns, lift, null, equations, vectors.double())
             w, p, singular, residual = solve_projection_system(basis, slope.double(), epsilon, g)
             status = torch.where(singular, int(Status.SINGULAR), int(Status.CONVERGED))
             status = torch.where(usable, status, int(Status.INVALID_INPUT))

@@ -226,5 +226,5 @@ def test_a_value_beyond_half_precision_has_a_status() -> None:
 
 def test_a_domain_without_a_half_number_is_refused() -> None:
     energy = ib.QuadraticEnergy.from_matrices(-torch.eye(1).bfloat16())
-    with pytest.raises(ValueError, match="holds no number of torch.bfloat16: compute in float32"):
+    with pytest.raises(ValueError, match=r"holds no number of torch\.bfloat16: compute in float32"):
         ib.find_critical_point(energy, ib.geometry("tanh").to_box(0.7001, 0.7002), torch.ones(1, 1).bfloat16())

@@ -260,7 +260,7 @@ def test_what_is_refused() -> None:
         ib.find_critical_point(energy, "tanh", x, y, initial_dual=y)
     with pytest.raises(ValueError, match=re.escape("initial_dual must have shape (3, 2), got (2, 3)")):
         ib.find_critical_point(energy, "tanh", x, initial_dual=torch.zeros(2, 3))
-    with pytest.raises(TypeError, match="initial_dual must be a floating-point tensor, got torch.int64"):
+    with pytest.raises(TypeError, match=r"initial_dual must be a floating-point tensor, got torch\.int64"):
         ib.find_critical_point(energy, "tanh", x, initial_dual=torch.zeros(3, 2).long())
     solution = ib.find_critical_point(energy, "tanh", x)
     with pytest.raises(TypeError, match="initial_dual must be a floating-point tensor, got Solution"):
@@ -269,7 +269,7 @@ def test_what_is_refused() -> None:
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_solution_with_a_huge_dual_is_a_start(solver: str, dtype: torch.dtype) -> None:
-    """arsinh(y) = 88 in float32 and 700 in float64: the dual of the solution holds it, and the next solve starts there."""
+    """arsinh(y) = 88 in float32, 700 in float64: the solution's dual holds it, and the next solve starts there."""
     energy = ib.QuadraticEnergy.from_matrices(-torch.eye(2, dtype=dtype))
     far = 88.0 if dtype == torch.float32 else 700.0
     x = torch.tensor([[far, -far]], dtype=dtype)

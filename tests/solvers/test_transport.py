@@ -1,4 +1,4 @@
-"""Optimal transport as a Bregman projection, against the closed form of 2 × 2 plans and Sinkhorn's iteration in logs."""
+"""Optimal transport as a Bregman projection, against the closed form of 2 × 2 plans and Sinkhorn in logs."""
 
 from __future__ import annotations
 
