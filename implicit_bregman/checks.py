@@ -41,8 +41,8 @@ def check_input(energy: Energy, x: Tensor) -> int:
     return x.shape[-1] if energy.features is None else energy.features
 
 
-def check_initial(initial: Tensor, shape: Sequence[int], like: Tensor) -> None:
-    """A start that fits the batch.
+def check_initial(initial: Tensor, shape: Sequence[int], like: Tensor, name: str = "initial") -> None:
+    """A start that fits the batch, called `name` in messages.
 
     Raises:
         TypeError: unless it is a floating-point tensor.
@@ -50,11 +50,12 @@ def check_initial(initial: Tensor, shape: Sequence[int], like: Tensor) -> None:
     """
     if not isinstance(initial, Tensor) or not initial.is_floating_point():
         kind = initial.dtype if isinstance(initial, Tensor) else type(initial).__name__
-        raise TypeError(f"initial must be a floating-point tensor or a Solution, got {kind}")
+        kinds = "a floating-point tensor or a Solution" if name == "initial" else "a floating-point tensor"
+        raise TypeError(f"{name} must be {kinds}, got {kind}")
     if tuple(initial.shape) != tuple(shape):
-        raise ValueError(f"initial must have shape {tuple(shape)}, got {tuple(initial.shape)}")
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(initial.shape)}")
     if initial.device != like.device:
-        raise ValueError(f"initial is on {initial.device}, but x is on {like.device}: move one of them")
+        raise ValueError(f"{name} is on {initial.device}, but x is on {like.device}: move one of them")
 
 
 def check_existence(energy: BoundEnergy, geometry: LegendreFunction, regularization: float) -> None:

@@ -12,19 +12,20 @@ from implicit_bregman.adjoints import Adjoint, AdjointReport, Implicit, Shine, U
 from implicit_bregman.adjoints.shine import SHINE_SOLVER
 from implicit_bregman.checks import (
     check_existence,
-    check_initial,
     check_input,
     refuse_transforms,
 )
 from implicit_bregman.compilation import uncompiled, without_autocast
 from implicit_bregman.energy.base import Energy
 from implicit_bregman.energy.low_rank import BoundLowRank, check_projection
+from implicit_bregman.half import round_into
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.objective import Objective
 from implicit_bregman.settings import check_nonnegative
 from implicit_bregman.solution import LazyObjective, Solution
 from implicit_bregman.solvers import MM, Outcome, Solver, solver_named
+from implicit_bregman.starts import start_dual
 from implicit_bregman.status import Status, report_failures
 
 
@@ -37,6 +38,7 @@ def find_critical_point(
     regularization: float = 0.0,
     solver: str | Solver = "auto",
     adjoint: str | Adjoint = "implicit",
+    initial_dual: Float[Tensor, "*batch d"] | None = None,
 ) -> Solution:
     """h(x; θ) ∈ crit(f_θ(·; x) + γφ + ι_C), the limit of MM from z⁰ (Problem 2.1), or z_L (Problem 2.2).
 
@@ -48,23 +50,32 @@ def find_critical_point(
         energy: f.
         geometry: φ, by name or instance.
         x: input, (B, n) with any leading shape B.
-        initial: z⁰, (B, d), in int C; or a `Solution` of this shape and device, whose dual is taken in x's precision.
-            None: ρ(0). With a low-rank weight and γ = 0 the implicit gradient flows to it too.
+        initial: z⁰, (B, d), in int C; or a `Solution` of this shape and device, whose dual is taken in x's precision
+            (and cut to its largest numbers). None: ρ(0). A tensor is used as given. A sample of it with an entry on a
+            bound, to which the precision may have rounded it, or with one that no finite dual stands for, gets the
+            status INVALID_INPUT; so near a bound that ρ⁻¹ overflows, the largest finite dual stands for z⁰ where its ρ
+            differs by less than the smallest normal number.
         regularization: γ ≥ 0.
         solver: a name ("auto", "newton", "mm", "anderson", "broyden") or an instance.
         adjoint: a name ("implicit", "phantom", "one_step", "shine", "unrolled") or an instance.
+        initial_dual: instead of `initial`, the start's dual y⁰ = ρ⁻¹(z⁰), (B, d): any finite numbers, where z⁰ would be
+            rounded to a bound. For a φ that is not Legendre it is projected by `project_dual`.
+
+    The gradient flows to `initial` or `initial_dual` where the start matters: with a low-rank weight and γ = 0, and
+    through the steps of `Unrolled`. Elsewhere it is 0.
 
     Raises:
         TypeError: for tensors that are not floating point, or arguments of the wrong kind.
-        ValueError: for shapes, dtypes or devices that do not fit, a start outside int C, unknown names, or an
-            objective that is provably unbounded below.
+        ValueError: for shapes, dtypes or devices that do not fit, a start outside C or given twice, unknown names, an
+            objective that is provably unbounded below, or a domain without a number of x's half precision.
         RuntimeError: if a sample fails and the solver's `on_failure` is "raise", or inside `torch.func` transforms.
     """
     phi, how = lookup(geometry), adjoint_named(adjoint)
     if not isinstance(energy, Energy):
         raise TypeError(f"energy must be an Energy, got {type(energy).__name__}: subclass implicit_bregman.Energy")
     method = _solver_for(solver, how)
-    refuse_transforms([x, *([initial] if isinstance(initial, Tensor) else []), *energy.parameters(), *energy.buffers()])
+    starts = [start for start in (initial, initial_dual) if isinstance(start, Tensor)]
+    refuse_transforms([x, *starts, *energy.parameters(), *energy.buffers()])
     gamma = check_nonnegative("regularization", regularization)
     features = check_input(energy, x)
     batch = x.shape[:-1]
@@ -72,7 +83,7 @@ def find_critical_point(
     result_dtype = torch.float32 if torch.is_autocast_enabled(x.device.type) else x.dtype
     with without_autocast(x.device.type):
         flat = _lift(x, energy).reshape(batch.numel(), x.shape[-1])
-        dual, usable = _start(phi, initial, flat, batch, features)
+        dual, usable = start_dual(phi, initial, initial_dual, flat, (*batch, features))
         clean = _clean(flat, usable)
         if clean is not None:
             flat, dual = torch.where(clean[:, None], flat, 0.0), torch.where(clean[:, None], dual, 0.0)
@@ -85,10 +96,10 @@ def find_critical_point(
         if clean is not None:
             status = torch.where(clean, status, int(Status.INVALID_INPUT))
             value = torch.where(clean[:, None], value, torch.nan)
-        if not outcome.complete or clean is not None:
-            report_failures("find_critical_point", status, method.on_failure)
         if result_dtype.itemsize == 2:
-            value = value.to(result_dtype)
+            value, status = round_into(phi, value, result_dtype, status)
+        if not outcome.complete or clean is not None or result_dtype.itemsize == 2:
+            report_failures("find_critical_point", status, method.on_failure)
         return _solution(objective, outcome, value, status, clean, report)
 
 
@@ -149,34 +160,6 @@ def _lift(x: Tensor, energy: Energy) -> Tensor:
         own = next((p.dtype for p in energy.parameters() if p.is_floating_point()), torch.float32)
         return x.to(own if own.itemsize > 2 else torch.float32)
     return x
-
-
-def _start(
-    phi: LegendreFunction, initial: Tensor | Solution | None, flat: Tensor, batch: torch.Size, features: int
-) -> tuple[Tensor, Tensor | None]:
-    """y⁰, (B, d), and which samples have a usable one, (B,); None: all."""
-    if initial is None:
-        return flat.new_zeros(len(flat), features), None
-    if isinstance(initial, Solution):
-        check_initial(initial.dual, (*batch, features), flat)
-        # A dual far beyond saturation in float64 must not become infinite in float32, nor the sum of a few of them.
-        limit = torch.finfo(flat.dtype).max * torch.finfo(flat.dtype).eps
-        return initial.dual.detach().reshape(len(flat), features).to(flat.dtype).clamp(-limit, limit), None
-    check_initial(initial, (*batch, features), flat)
-    rows = initial.reshape(len(flat), features).to(flat.dtype)
-    usable = torch.isfinite(rows).all(-1)
-    outside = usable[:, None] & ~phi.is_interior(rows)
-    if bool(outside.any()):
-        raise ValueError(
-            f"initial must lie in the interior of the domain {phi.domain} of {phi.name}, got entries such as "
-            f"{float(rows[outside][0]):g}: map it there first, for example with geometry.activation"
-        )
-    middle = phi.activation(torch.zeros_like(rows))
-    # Next to a bound ρ⁻¹ or its derivative may overflow; the saturated dual stands for the same point.
-    saturated = phi.saturated_dual(rows.dtype)
-    ends = phi.activation(rows.new_tensor(saturated))
-    dual = phi.inverse_activation(torch.where(usable[:, None], rows, middle).clamp(ends[0], ends[1]))
-    return dual.clamp(*saturated), usable
 
 
 def _clean(flat: Tensor, usable: Tensor | None) -> Tensor | None:

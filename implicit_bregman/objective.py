@@ -74,8 +74,9 @@ class Point(RowsOfTensors):
     @property
     def finite(self) -> Bool[Tensor, " batch"]:
         """Whether everything that the next step depends on is finite."""
-        # A sum is not finite as soon as one term is not; overflow of a sum of finite terms is divergence as well.
-        return torch.isfinite(self.next_dual.sum(-1) + self.value.sum(-1) + self.residual)
+        # (the largest entry, since finite duals as large as the dtype holds have an infinite sum)
+        largest = torch.linalg.vector_norm(self.next_dual, torch.inf, -1)
+        return torch.isfinite(largest) & torch.isfinite(self.value.sum(-1) + self.residual)
 
 
 class Objective:

@@ -25,6 +25,7 @@ class Status(IntEnum):
     INVALID_INPUT = 6
     SINGULAR = 7
     INFEASIBLE = 8
+    OVERFLOW = 9
 
     @property
     def text(self) -> str:
@@ -52,14 +53,22 @@ _TEXTS = {
         "the iterates are running away, so the objective may have no minimum: use weight='convex', "
         "a larger regularization, or a geometry with a bounded domain"
     ),
-    Status.INVALID_INPUT: "x, or the initial point, has NaN or infinite entries: clean the input of this sample",
+    Status.INVALID_INPUT: (
+        "x, or the initial point, has NaN or infinite entries, or the initial point has an entry on a bound of the "
+        "domain, to which its precision may have rounded it: clean the input of this sample, or give the initial point "
+        "in the dual, where it stays finite (initial_dual=)"
+    ),
     Status.SINGULAR: (
         "the adjoint system is singular or indefinite at this point: raise the regularization, "
         "use weight='convex', or solve the forward problem to a smaller tol"
     ),
     Status.INFEASIBLE: (
-        "no point inside the domain that solves V'z = beta was found, so the value (with solver='auto') is that of "
-        "the softened system: lower the rank, use a regularization > 0, or a geometry with a larger domain"
+        "no point inside the domain solves V'z = beta within the tolerance, so the value (with solver='auto') is that "
+        "of the softened system: lower the rank, use a regularization > 0, or a geometry with a larger domain"
+    ),
+    Status.OVERFLOW: (
+        "the value exceeds the range of the precision in which it is returned: use bfloat16 or float32 instead of "
+        "float16, and float64 instead of float32"
     ),
 }
 

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from implicit_bregman.adjoints.base import AdjointReport
 from implicit_bregman.adjoints.transforms import refuse_batched, refuse_higher_order
-from implicit_bregman.energy.low_rank import Basis, BoundLowRank
+from implicit_bregman.energy.low_rank import Basis, BoundLowRank, column_lengths
+from implicit_bregman.linalg.graded import graded_least_squares
 from implicit_bregman.linalg.gram import weighted_gram
 from implicit_bregman.objective import Objective
 from implicit_bregman.solvers.base import Outcome
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
 
 #: The methods of `Implicit` that have a meaning here: both factorize the r × r systems.
 METHODS = ("auto", "dense")
-#: The least pivot of a system with a unit diagonal that counts as nonsingular.
-_SINGULAR = 64 * torch.finfo(torch.float64).eps
+#: Where a pivot of a system with a unit diagonal is smaller, or the part of Dg that is left over, the system is solved
+#: from its factors, without their product.
+_THIN = 1e-5
 #: A relative residual that a solved system does not exceed.
 _SOLVED = 1e-8
 
@@ -93,8 +95,8 @@ def _multiplier(objective: Objective, outcome: Outcome, start: Tensor) -> Float[
         epsilon = gamma or float(energy.softness)
         by_miss = (energy.target.double() - point.value.double() @ energy.vectors.double()) / (epsilon or 1.0)
         if gamma and objective.geometry.is_legendre:
-            domain = energy.basis.domain
-            return by_dual + by_miss - (by_miss @ domain) @ domain.mT
+            null = energy.basis.null
+            return by_dual + by_miss @ null @ null.mT
         return torch.where(soft[:, None], by_miss, by_dual)
 
 
@@ -136,21 +138,23 @@ class _AttachProjection(torch.autograd.Function):
             state.multiplier,
             state.soft,
             basis.range,
-            basis.values,
-            basis.domain,
+            basis.lift,
+            basis.null,
+            basis.equations,
         )
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         refuse_higher_order("implicit")
         refuse_batched("implicit", gradient)
-        value, vectors, softness, slope, multiplier, soft, *parts = ctx.saved_tensors
+        value, vectors, softness, slope, multiplier, soft, columns, lift, null, equations = ctx.saved_tensors
         adjoint: Implicit = ctx.adjoint
         with torch.autocast(gradient.device.type, enabled=False):
             usable = torch.isfinite(gradient.sum(-1))
             g = torch.where(usable[:, None], gradient, 0.0).double()
             epsilon = torch.where(soft, softness.double(), 0.0)
-            w, p, singular, residual = solve_projection_system(Basis(*parts), slope.double(), epsilon, g)
+            basis = Basis(columns, lift, null, equations, vectors.double())
+            w, p, singular, residual = solve_projection_system(basis, slope.double(), epsilon, g)
             status = torch.where(singular, int(Status.SINGULAR), int(Status.CONVERGED))
             status = torch.where(usable, status, int(Status.INVALID_INPUT))
             needs = ctx.needs_input_grad
@@ -182,45 +186,66 @@ def solve_projection_system(
 ) -> tuple[Float[Tensor, "batch r"], Float[Tensor, "batch d"], Bool[Tensor, " batch"], Float[Tensor, " batch"]]:
     """w and p of the module's docstring, in the orthonormal coordinates of V's range.
 
-    Where V's columns are dependent, w is the shortest solution. Where the system is singular, that of the least
-    squares problem, and the sample is marked.
+    Where V's columns are dependent, w is the shortest solution. Where the system is singular, it is one of them, p is
+    unique all the same, and the sample is marked.
 
     Returns:
         w (B, r), p (B, d), whether the system is singular (B,), its relative residual (B,).
     """
     pulled = slope * gradient
     right = pulled @ basis.range
-    matrix = weighted_gram(basis.range, slope) + torch.diag_embed(epsilon[:, None] / basis.values.square())
-    s, singular = _solve_scaled(matrix, right)
+    matrix = weighted_gram(basis.range, slope) + epsilon[:, None, None] * basis.metric
+    s, thin = _solve_scaled(matrix, right)
     error = torch.linalg.vector_norm((matrix @ s[:, :, None]).squeeze(-1) - right, dim=-1)
     size = torch.linalg.vector_norm(right, dim=-1)
     residual = error / torch.where(size > 0, size, 1.0)
     p = slope * (gradient - s @ basis.range.mT)
-    return basis.multiplier(s), p, singular | ~(residual <= _SOLVED), residual
+    w, singular = basis.multiplier(s), torch.zeros_like(thin)
+    # What of Dg the constraints leave over has lost its digits where it is small.
+    lost = torch.linalg.vector_norm(p, dim=-1) <= _THIN * torch.linalg.vector_norm(pulled, dim=-1)
+    rows = (thin | ~(residual <= _SOLVED) | (lost & (s.shape[1] < p.shape[1]))).nonzero().squeeze(-1)
+    if len(rows):
+        exact = _solve_factored(basis, slope[rows], epsilon[rows], gradient[rows])
+        w, p, singular = (old.index_copy(0, rows, new) for old, new in zip((w, p, singular), exact, strict=True))
+        residual = residual.index_fill(0, rows, torch.finfo(residual.dtype).eps)
+    return w, p, singular, residual
 
 
 def _solve_scaled(matrix: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-    """x with A x = b, A positive semidefinite and scaled to a unit diagonal, and whether A is singular, (B,).
+    """x with A x = b, A positive semidefinite and scaled to a unit diagonal, and whether A is nearly singular, (B,).
 
     The scaling makes saturated samples, whose A is tiny as a whole, as good as any.
     """
     diagonal = matrix.diagonal(dim1=-2, dim2=-1)
     scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
     scaled = scale[:, :, None] * matrix * scale[:, None, :]
-    rhs = (scale * right)[:, :, None]
     factor, info = torch.linalg.cholesky_ex(scaled)
     pivots = factor.diagonal(dim1=-2, dim2=-1).square()
-    singular = (info != 0) | (pivots <= _SINGULAR).any(-1) | ~torch.isfinite(pivots.sum(-1))
-    x = torch.cholesky_solve(rhs, factor)
-    rows = singular.nonzero().squeeze(-1)
-    if len(rows):
-        x = x.index_copy(0, rows, _least_squares(scaled[rows], rhs[rows]))
-    return scale * x.squeeze(-1), singular
+    thin = (info != 0) | (pivots <= _THIN).any(-1) | ~torch.isfinite(pivots.sum(-1))
+    x = torch.cholesky_solve((scale * right)[:, :, None], factor)
+    return scale * x.squeeze(-1), thin
 
 
-def _least_squares(matrix: Tensor, right: Tensor) -> Tensor:
-    """The shortest x that minimises ‖A x − b‖, A symmetric."""
-    values, vectors = torch.linalg.eigh(matrix)
-    kept = values > _SINGULAR * values[:, -1:].clamp_min(torch.finfo(values.dtype).tiny)
-    inverse = torch.where(kept, 1 / torch.where(kept, values, 1.0), 0.0)
-    return vectors @ (inverse[:, :, None] * (vectors.mT @ right))
+def _solve_factored(
+    basis: Basis, slope: Tensor, epsilon: Tensor, gradient: Tensor
+) -> tuple[Tensor, Tensor, Bool[Tensor, " batch"]]:
+    """The same as the solution and the residual of a least squares problem, √D(Vw − g) and √ε w.
+
+    Where the entries of D differ by orders of magnitude, S has lost the small ones. V itself, at unit length, is used
+    instead of the orthonormal Q, in which what depends on what is rounded.
+
+    Returns:
+        w (B, r), p (B, d), whether S is singular to rounding where V is not (B,).
+    """
+    root, lengths = slope.sqrt(), column_lengths(basis.vectors)
+    matrix = root[:, :, None] * (basis.vectors / lengths)
+    right, spare = root * gradient, basis.null.shape[1]
+    if bool((epsilon > 0).any()):
+        below = epsilon.sqrt()[:, None, None] * (1 / lengths).diag()
+        matrix = torch.cat([matrix, below], 1)
+        right = torch.cat([right, right.new_zeros(len(right), len(lengths))], 1)
+    unit, left, dependent = graded_least_squares(matrix, right)
+    w = unit / lengths
+    # Of all solutions the shortest; with ε > 0 there is one.
+    w = torch.where((epsilon > 0)[:, None], w, w - (w @ basis.null) @ basis.null.mT)
+    return w, root * left[:, : slope.shape[1]], dependent > torch.where(epsilon > 0, 0, spare)

@@ -48,9 +48,10 @@ class Softplus(LegendreFunction):
 
     def _inverse_activation(self, z: Tensor) -> Tensor:
         x = z * self.sharpness
-        near = torch.log(torch.expm1(x.clamp(max=0.5)))
-        far = x + torch.log1p(-torch.exp(-x.clamp(min=0.5)))
-        return torch.where(x < 0.5, near, far) / self.sharpness
+        near = torch.log(torch.expm1(x.clamp(max=0.5))) / self.sharpness
+        # (z itself, since its multiple may overflow)
+        far = z + torch.log1p(-torch.exp(-x.clamp(min=0.5))) / self.sharpness
+        return torch.where(x < 0.5, near, far)
 
     def _potential(self, z: Tensor) -> Tensor:
         x = z * self.sharpness
@@ -112,9 +113,6 @@ class Exp(LegendreFunction):
 
     def _dual_at_gap(self, gap: float) -> float:
         return -math.log(gap)
-
-    def _largest_primal(self, dtype: torch.dtype) -> float:
-        return float(torch.finfo(dtype).max)
 
     def _activation(self, y: Tensor) -> Tensor:
         return torch.exp(y).clamp(max=torch.finfo(y.dtype).max)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from implicit_bregman.legendre import divergences
-from implicit_bregman.legendre._elementary import asinh, hypot1, log1p_square
+from implicit_bregman.legendre._elementary import asinh, hypot1, log1p_square, sinh
 from implicit_bregman.legendre.base import LegendreFunction
-from implicit_bregman.legendre.rounding import round_nearest
+from implicit_bregman.legendre.rounding import next_up, round_nearest
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,15 @@ class Arcsinh(LegendreFunction):
         return 1.0
 
     def _largest_primal(self, dtype: torch.dtype) -> float:
-        return round_nearest(math.asinh(super()._largest_primal(dtype)), dtype)
+        # One step below, so that the rounding of sinh cannot make it overflow.
+        largest = round_nearest(math.asinh(super()._largest_primal(dtype)), dtype)
+        return -next_up(-largest, dtype)
 
     def _activation(self, y: Tensor) -> Tensor:
         return asinh(y)
 
     def _inverse_activation(self, z: Tensor) -> Tensor:
-        return torch.sinh(z)
+        return sinh(z)
 
     def _potential(self, z: Tensor) -> Tensor:
         return torch.cosh(z)

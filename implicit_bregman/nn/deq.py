@@ -52,10 +52,11 @@ class BregmanDEQ(nn.Module):
         solver: a name or an instance from `implicit_bregman.solvers`.
         adjoint: a name or an instance from `implicit_bregman.adjoints`.
         injection: how x enters. "linear": through the offset Ux + b. "initial": as z⁰ = x (the paper's Definition
-            2.2; n = d, x in int C), with the learned offset b alone. The limit of MM then forgets x wholly
-            (convex) or up to the choice of a basin (symmetric, free), so "initial" with a convex weight is
-            refused unless the adjoint is `Unrolled`, and warns for these two. It is meant for "low_rank" with γ = 0;
-            with γ > 0 the limit would not depend on x, and it is refused.
+            2.2; n = d, x in int C; `solve(None, initial_dual=y)` for an x = ρ(y) that would be rounded to a bound),
+            with the learned offset b alone. The limit of MM then forgets x wholly (convex) or up to the choice of a
+            basin (symmetric, free), so "initial" with a convex weight is refused unless the adjoint is `Unrolled`, and
+            warns for these two. It is meant for "low_rank" with γ = 0; with γ > 0 the limit would not depend on x, and
+            it is refused.
         bias: whether to learn b.
         margin: for "convex", the least eigenvalue that −W can have.
         rank: for "low_rank", the number r of equations, 1 ≤ r ≤ d.
@@ -132,26 +133,36 @@ class BregmanDEQ(nn.Module):
         return self.solve(x).value
 
     def solve(
-        self, x: Float[Tensor, "*batch n"], initial: Float[Tensor, "*batch d"] | Solution | None = None
+        self,
+        x: Float[Tensor, "*batch n"] | None,
+        initial: Float[Tensor, "*batch d"] | Solution | None = None,
+        initial_dual: Float[Tensor, "*batch d"] | None = None,
     ) -> Solution:
         """The same as calling the layer, with everything known about the solve.
 
         Args:
-            x: input, (*, n).
+            x: input, (*, n). None where `initial_dual` stands for it.
             initial: z⁰, (*, d), in int C, or a `Solution` to start from; default ρ(0). Not with
                 `injection="initial"`, where x is the start.
+            initial_dual: y⁰ = ρ⁻¹(z⁰), (*, d), instead of `initial`. With `injection="initial"` instead of x: its dual
+                ρ⁻¹(x), for an x that would be rounded to a bound.
 
         Raises:
-            ValueError: for an input that does not fit; see `find_critical_point`.
+            ValueError: for an input that does not fit, or a start that is given twice; see `find_critical_point`.
         """
         if self.injection == "initial":
             self._refuse_constant()
             if initial is not None:
                 raise ValueError('initial cannot be given with injection="initial": x is the start')
+            if x is not None and initial_dual is not None:
+                raise ValueError('x and initial_dual both give the start with injection="initial": use x=None')
             # The offset is b alone: an input of zeros, added to b, carries the shape.
-            initial, x = x, torch.zeros_like(x)
+            initial, given = x, initial_dual if x is None else x
+            x = None if given is None else torch.zeros_like(given)
+        if x is None:
+            raise ValueError('x must be given, or initial_dual instead of it with injection="initial"')
         solution = find_critical_point(
-            self.energy, self.geometry, x, initial, self.regularization, self.solver, self.adjoint
+            self.energy, self.geometry, x, initial, self.regularization, self.solver, self.adjoint, initial_dual
         )
         self.last_solution = solution.detach()
         return solution

@@ -111,9 +111,7 @@ def point_with(
     thin = _is_near_bounds(moved, lo, hi, 10 * tol * objective.unit)
 
     clamped = exact.clamp(lo, hi)
-    y_lo, y_hi = geometry.saturated_dual(dtype)
-    dual = geometry.inverse_activation(clamped).clamp(y_lo, y_hi)
-    dual.masked_fill_(at_lo, y_lo).masked_fill_(at_hi, y_hi)
+    dual = geometry.finite_dual(clamped, dtype)
     return Finished(
         value=clamped.to(dtype),
         dual=dual.to(dtype),

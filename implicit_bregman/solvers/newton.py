@@ -317,8 +317,7 @@ class _Log:
 
     def add_values(self, value: Tensor, index: Tensor) -> None:
         """One iteration, in primal coordinates."""
-        geometry = self.objective.geometry
-        self.add_duals(geometry.inverse_activation(value).clamp(*geometry.saturated_dual(self.like.dtype)), index)
+        self.add_duals(self.objective.geometry.finite_dual(value, self.like.dtype), index)
 
     def trace(self) -> Trace | None:
         """The trace; None where not a step was needed."""

@@ -213,8 +213,7 @@ def _finished(objective: Objective, at: _Iterate, bounds: tuple[float, float], t
     lo, hi = bounds
     at_lo, at_hi = (at.value <= lo) & (at.gradient > 0), (at.value >= hi) & (at.gradient < 0)
     free = ~(at_lo | at_hi)
-    y_lo, y_hi = geometry.saturated_dual(dtype)
-    dual = geometry.inverse_activation(at.value).clamp(y_lo, y_hi)
+    dual = geometry.finite_dual(at.value, dtype)
     gap = torch.minimum(at.value - lo, hi - at.value)
     near, weak = gap <= 10 * tol * objective.unit, at.gradient.abs() <= 10 * tol * at.scale
     thin = torch.where(free, near, weak).any(-1)

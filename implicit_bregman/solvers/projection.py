@@ -18,21 +18,31 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.energy.low_rank import BoundLowRank
+from implicit_bregman.energy.low_rank import Basis, BoundLowRank, column_lengths, inconsistency
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.linalg.gram import weighted_gram
 from implicit_bregman.objective import Objective, Point, RowsOfTensors
 from implicit_bregman.solvers.base import Outcome, Solver, Trace
 from implicit_bregman.status import Status
 
-#: Newton steps after which a system that is still unsolved counts as one that has no solution.
+#: Newton steps after which a sample is given up.
 _STEPS = 300
 #: A Newton step with the ridge c‖gradient‖ is at most 1/c long; so long is the first one.
 _FIRST_REACH = 10.0
-#: Reach below which no step is worth trying any more.
-_LEAST_REACH = 1e-14
+#: Bounds of that length: below, no step is worth trying any more; above, it overflows.
+_LEAST_REACH, _MOST_REACH = 1e-14, 1e307
+#: Trial lengths along one direction.
+_TRIALS = 40
 #: Within this factor of the rounding error a gradient that no longer halves is as small as it gets.
 _NEAR_ROUNDING = 1e3
+#: Where ρ is cut off, so that nothing computed of it overflows: no solution lies there.
+_HUGE = 1e120
+#: No step in the dual is longer.
+_FAR = 1e307
+#: How far a step may go beyond saturation, where nothing changes any more: as many times the larger of both duals.
+_GROWTH = 8.0
+#: Part of the tolerance, and of the target, below which a gradient that still halves is followed no further.
+_NOTHING = 1e-9
 
 
 def project(solver: Solver, objective: Objective, dual: Float[Tensor, "batch d"]) -> Outcome:
@@ -53,65 +63,99 @@ def project(solver: Solver, objective: Objective, dual: Float[Tensor, "batch d"]
         gamma, tol = objective.regularization, solver.tolerance(dual.dtype)
         history: list[tuple[Tensor, Tensor]] | None = [] if solver.trace else None
         start = torch.zeros_like(dual, dtype=torch.float64) if gamma else dual.detach().double()
-        softness = gamma if gamma else 0.0
-        problem = _dual_problem(energy, objective.geometry, start, softness, tol)
+        problem = _dual_problem(energy, objective.geometry, start, gamma, tol)
         found = _minimise(problem, solver.max_iter, history)
         if not gamma:
             found = _soften_infeasible(energy, objective, start, found, solver, history)
-        return _outcome(objective, start, problem, found, solver, history)
+        return _outcome(objective, found, solver, history)
 
 
 @dataclass(frozen=True)
 class _DualProblem(RowsOfTensors):
-    """Σφ*(y⁰ + Qμ) − αᵀμ + ½ μᵀEμ: the problem in the coordinates μ = ΣPᵀλ of V = QΣPᵀ.
+    """Σφ*(y⁰ + Qμ) − αᵀμ + ½ε‖λ‖² with λ = Tμ: the problem in the coordinates μ of V's range.
 
     They make it as well conditioned as the geometry allows, and strictly convex whatever the rank of V.
 
     Attributes:
+        basis: Q and T.
         start: y⁰, (B, d).
-        target: α = Σ⁻¹Pᵀβ, (B, k).
-        weight: E = εΣ⁻², (B, k).
-        goal: the gradient's norm at which Vᵀz + ελ is within a tenth of the tolerance of β, (B,).
+        target: α = Eᵀβ, (B, k), so that Vᵀz = β is Qᵀz = α.
+        tolerated: by how much each equation of Vᵀz + ελ = β may be missed, (B, r).
+        nothing: the gradient's norm that counts as 0, (B,).
+        equations: QᵀV, which turns the gradient into what the equations are missed by, (k, r); in a tuple because it
+            has no row per sample.
+        softness: ε.
+        metric: εTᵀT, (k, k); in a tuple, too.
     """
 
     geometry: LegendreFunction
-    basis: Tensor
+    basis: Basis
     start: Tensor
     target: Tensor
-    weight: Tensor
-    goal: Tensor
+    tolerated: Tensor
+    nothing: Tensor
+    equations: tuple[Tensor]
+    softness: float
+    metric: tuple[Tensor]
 
-    def _tensors(self) -> list[tuple[str, Tensor]]:
-        return [(name, getattr(self, name)) for name in ("start", "target", "weight", "goal")]
-
-    def dual(self, mu: Float[Tensor, "batch k"]) -> Float[Tensor, "batch d"]:
-        """y = y⁰ + Qμ."""
-        return self.start + mu @ self.basis.mT
-
-    def evaluate(self, mu: Float[Tensor, "batch k"]) -> _At:
-        """The gradient, its rounding error and the curvatures at μ."""
-        y = self.dual(mu)
-        z = self.geometry.activation(y)
-        slope = self.geometry.slope(y)
-        gradient = z @ self.basis + self.weight * mu - self.target
-        noise = (z.abs() + slope * y.abs()) @ self.basis.abs() + (self.weight * mu).abs() + self.target.abs()
+    def evaluate(self, mu: Float[Tensor, "batch k"], y: Float[Tensor, "batch d"]) -> _At:
+        """The gradient, its rounding error and the curvatures at μ, where y = y⁰ + Qμ."""
+        z = self.geometry.activation(y).clamp(-_HUGE, _HUGE)
+        slope = self.geometry.slope(y).clamp(max=_HUGE)
+        gradient = z @ self.basis.range - self.target
+        noise = (z.abs() + slope * y.abs().clamp(max=_FAR)) @ self.basis.range.abs() + self.target.abs()
+        if self.softness:
+            gradient = gradient + mu @ self.metric[0]
+            noise = noise + mu.abs() @ self.metric[0].abs()
         rounding = 4 * torch.finfo(z.dtype).eps * noise.amax(-1) if mu.shape[1] else z.new_zeros(len(z))
         return _At(mu, y, slope, gradient, torch.linalg.vector_norm(gradient, dim=-1), rounding)
 
+    def most_length(self, at: _At, move: Tensor) -> Tensor:
+        """How many times `move` can be made before a y overflows or leaves saturation far behind, (B,)."""
+        direction = move @ self.basis.range.mT
+        size = at.dual.abs()
+        room = torch.full_like(size, _FAR)
+        ends = zip(self.geometry.domain, self.geometry.saturated_dual(torch.float64), (-1.0, 1.0), strict=True)
+        for end, saturated, side in ends:
+            if math.isfinite(end):
+                known = _GROWTH * size.clamp_min(abs(saturated))
+                room = torch.where(side * direction > 0, known, room)
+        return (room / direction.abs().clamp_min(1e-300)).amin(-1)
+
+    def holds(self, at: _At) -> Tensor:
+        """Whether each equation holds within what is tolerated, (B,)."""
+        return ((at.gradient @ self.equations[0]).abs() <= 0.9 * self.tolerated).all(-1)
+
+    def moved(self, at: _At, move: Float[Tensor, "batch k"]) -> _At:
+        """The iterate at μ + `move`.
+
+        y is carried, not computed from μ: y⁰ may be so large that the sum would lose its digits.
+        """
+        return self.evaluate(at.mu + move, at.dual + move @ self.basis.range.mT)
+
     def is_infeasible(self, at: _At) -> Tensor:
-        """Whether E = 0 and a hyperplane proves that Qᵀz stays away from α on C, clearly beyond `goal`, (B,)."""
-        hard = (self.weight == 0).all(-1)
-        return hard & (self._separated(-at.gradient) | self._separated(at.mu))
+        """Whether ε = 0 and a hyperplane proves that no z in C meets all equations within what is tolerated, (B,)."""
+        if self.softness or not at.mu.shape[1]:
+            return torch.zeros_like(at.size, dtype=torch.bool)
+        return self._separated(-at.gradient) | self._separated(at.mu)
 
     def _separated(self, normal: Tensor) -> Tensor:
         lo, hi = self.geometry.domain
-        direction = normal @ self.basis.mT
+        size = normal.abs().amax(-1, keepdim=True)
+        normal = normal / torch.where(size > 0, size, 1.0)
+        direction = normal @ self.basis.range.mT
+        noise = 1e-15 * (normal.abs() @ self.basis.range.abs().mT)
+        # What is 0 up to rounding does not count at an infinite end of C: it refutes all but gigantic z.
+        unbounded = math.isinf(lo) or math.isinf(hi)
+        direction = torch.where(unbounded & (direction.abs() <= 8 * noise), 0.0, direction)
         # The largest value of ⟨Q·normal, z⟩ on C; 0 · ∞ counts as 0.
         above = torch.where(direction > 0, direction * hi, 0.0) + torch.where(direction < 0, direction * lo, 0.0)
-        size = torch.linalg.vector_norm(normal, dim=-1)
         margin = (normal * self.target).sum(-1) - above.sum(-1)
-        noise = 1e-13 * ((normal * self.target).abs().sum(-1) + above.abs().sum(-1))
-        return torch.isfinite(margin) & (margin > 100 * size * self.goal + noise) & (size > 0)
+        doubt = 1e-13 * ((normal * self.target).abs().sum(-1) + above.abs().sum(-1))
+        least = 1e-3 * self.target.abs().amax(-1) if unbounded else 0.0
+        # ⟨normal, α − Qᵀz⟩ = ⟨E·normal, β − Vᵀz⟩
+        tolerated = ((normal @ self.basis.equations.mT).abs() * self.tolerated).sum(-1)
+        return torch.isfinite(margin) & (margin > tolerated + doubt + least) & (size.squeeze(-1) > 0)
 
 
 @dataclass(frozen=True)
@@ -131,92 +175,173 @@ class _Minimiser(RowsOfTensors):
     """Where the minimisation ended.
 
     Attributes:
-        mu: (B, k).
+        dual: y, (B, d).
         steps, evaluations: (B,).
         refuted: whether the system was proved to have no solution, (B,).
-        solved: whether the gradient vanishes up to its rounding error or `goal`, (B,).
         limited: whether `max_iter` ended it, (B,).
     """
 
-    mu: Tensor
+    dual: Tensor
     steps: Tensor
     evaluations: Tensor
     refuted: Tensor
-    solved: Tensor
     limited: Tensor
 
 
 def _dual_problem(
-    energy: BoundLowRank, geometry: LegendreFunction, start: Tensor, softness: Tensor | float, tol: float
+    energy: BoundLowRank, geometry: LegendreFunction, start: Tensor, softness: float, tol: float
 ) -> _DualProblem:
-    basis, beta = energy.basis, energy.target.detach().double()
-    target = (beta @ basis.domain) / basis.values
-    weight = (softness / basis.values.square()).expand_as(target)
-    largest = basis.values[0] if len(basis.values) else 1.0
-    goal = 0.1 * tol * (1 + beta.abs().amax(-1)) / largest
-    return _DualProblem(geometry, basis.range, start, target, weight, goal)
+    basis, beta, vectors = energy.basis, energy.target.detach().double(), energy.vectors.detach().double()
+    target = beta @ basis.equations
+    tolerated = tol * (column_lengths(vectors) + beta.abs())
+    size = torch.linalg.vector_norm(target, dim=-1)
+    nothing = _NOTHING * tol * torch.where(size > 0, size, 1.0).clamp_max(1.0)
+    return _DualProblem(
+        geometry,
+        basis,
+        start,
+        target,
+        tolerated,
+        nothing,
+        (basis.range.mT @ vectors,),
+        softness,
+        (softness * basis.metric,),
+    )
+
+
+@dataclass(frozen=True)
+class _State(RowsOfTensors):
+    """The samples that are still running.
+
+    Attributes:
+        rows: which they are, (b,).
+        evaluations: (b,).
+        stuck: whether the last step did not halve the gradient, (b,).
+        reach: how long a Newton step may be, (b,).
+    """
+
+    rows: Tensor
+    evaluations: Tensor
+    stuck: Tensor
+    reach: Tensor
 
 
 def _minimise(problem: _DualProblem, max_iter: int, history: list[tuple[Tensor, Tensor]] | None) -> _Minimiser:
-    """Newton's method with a ridge of c‖gradient‖, c adapted to how well the quadratic model predicts the decrease.
+    """Newton's method with a ridge of c‖gradient‖, and a search along its direction for the slope to end.
 
-    Saturation in one direction (a curvature near 0) then does not shorten the step in the others, as a line search
-    along Newton's direction would; the convergence is superlinear (Li, Fukushima, Qi and Yamashita, 2004).
+    The ridge keeps saturation in one direction (a curvature near 0) from shortening the step in the others, as a
+    search along Newton's direction alone would; the convergence is superlinear (Li, Fukushima, Qi and Yamashita, 2004).
+    The search goes far where the curvature changes by orders of magnitude on the way (exp, arcsinh). Slopes decide it,
+    which unlike values neither cancel nor overflow.
     """
-    batch = len(problem.start)
-    mu = torch.zeros_like(problem.target)
-    count = torch.zeros(batch, dtype=torch.int64, device=mu.device)
-    result = _Minimiser(mu, count, count + 1, count > 0, count > 0, count > 0)
-    rows = torch.arange(batch, device=mu.device)
-    at = problem.evaluate(mu)
-    stuck, reach = torch.zeros_like(at.size, dtype=torch.bool), torch.full_like(at.size, _FIRST_REACH)
+    at = problem.evaluate(torch.zeros_like(problem.target), problem.start)
+    none = torch.zeros_like(at.size, dtype=torch.bool)
+    count = torch.zeros_like(at.size, dtype=torch.int64)
+    result = _Minimiser(at.dual, count, count + 1, none, none)
+    rows = torch.arange(len(count), device=count.device)
+    state = _State(rows, count + 1, none, torch.full_like(at.size, _FIRST_REACH))
     for step in range(min(max_iter, _STEPS) + 1):
         if history is not None:
-            history.append((rows, at.dual))
+            history.append((state.rows, at.dual))
         refuted = problem.is_infeasible(at)
-        near = at.size <= torch.maximum(_NEAR_ROUNDING * at.rounding, problem.goal)
-        flat = (at.size <= at.rounding) | (near & stuck)
-        stopped = flat | refuted | (reach < _LEAST_REACH)
+        near = (at.size <= _NEAR_ROUNDING * at.rounding) | problem.holds(at)
+        flat = (at.size <= torch.maximum(at.rounding, problem.nothing)) | (near & state.stuck)
+        stopped = flat | refuted | (state.reach < _LEAST_REACH) | ~torch.isfinite(at.size)
         limited = ~stopped & (step >= max_iter)
         stopped = stopped | limited | torch.full_like(stopped, step >= _STEPS)
         if bool(stopped.any()):
-            done = stopped.nonzero().squeeze(-1)
-            ended = torch.full_like(rows[done], step)
-            end = _Minimiser(at.mu[done], ended, ended + 1, refuted[done], flat[done], limited[done])
-            result = result.replace_rows(rows[done], end)
-            kept = (~stopped).nonzero().squeeze(-1)
-            rows, problem, at, stuck, reach = (
-                rows[kept],
-                problem.select(kept),
-                at.select(kept),
-                stuck[kept],
-                reach[kept],
-            )
-        if len(rows) == 0:
+            ended = torch.full_like(state.evaluations, step)
+            end = _Minimiser(at.dual, ended, state.evaluations, refuted, limited)
+            done, kept = stopped.nonzero().squeeze(-1), (~stopped).nonzero().squeeze(-1)
+            result = result.replace_rows(state.rows[done], end.select(done))
+            problem, at, state, near = problem.select(kept), at.select(kept), state.select(kept), near[kept]
+        if len(state.rows) == 0:
             break
-        new, ratio = _newton_step(problem, at, reach)
-        accepted = ratio > 1e-3
-        stuck = ~(accepted & (new.size <= 0.5 * at.size))
-        at = new.where(accepted, at)
-        reach = torch.where(ratio > 0.75, 8 * reach, torch.where(ratio > 0.25, reach, 0.25 * reach))
+        move = _direction(problem, at, state.reach)
+        new, length, trials = _search(problem, at, move)
+        # Where the equations hold as far as they can, a step that brings nothing is not made.
+        worse = near & ~(new.size < at.size)
+        new, length = at.where(worse, new), torch.where(worse, 0.0, length)
+        moved = (length[:, None] * move).abs().amax(-1)
+        longer = torch.maximum(8 * state.reach, 8 * moved).clamp_max(_MOST_REACH)
+        shorter = torch.where(length >= 0.25, state.reach, state.reach * length.clamp_min(0.05))
+        state = replace(
+            state,
+            evaluations=state.evaluations + trials,
+            stuck=new.size > 0.5 * at.size,
+            reach=torch.where(length >= 1, longer, shorter),
+        )
+        at = new
     return result
 
 
-def _newton_step(problem: _DualProblem, at: _At, reach: Tensor) -> tuple[_At, Tensor]:
-    """The next iterate, and the decrease of the objective as a part of what its quadratic model predicts."""
-    ridge = at.size / reach
-    hessian = weighted_gram(problem.basis, at.slope) + torch.diag_embed(problem.weight + ridge[:, None])
-    factor, info = torch.linalg.cholesky_ex(hessian)
-    move = -torch.cholesky_solve(at.gradient[:, :, None], factor).squeeze(-1)
-    move = torch.where((info == 0)[:, None] & torch.isfinite(move), move, 0.0)
-    new = problem.evaluate(at.mu + move)
-    # φ*(y⁺) − φ*(y) − ρ(y)(y⁺ − y) is a Bregman divergence, computed without cancellation.
-    slope = (at.gradient * move).sum(-1)
-    rise = problem.geometry.dual_divergence(at.dual, new.dual) + 0.5 * (problem.weight * move.square()).sum(-1)
-    predicted = -0.5 * slope + 0.5 * ridge * move.square().sum(-1)
-    ratio = (-slope - rise) / torch.where(predicted > 0, predicted, 1.0)
-    usable = (predicted > 0) & torch.isfinite(ratio) & torch.isfinite(new.size + new.slope.sum(-1))
-    return new, torch.where(usable, ratio, -1.0)
+def _direction(problem: _DualProblem, at: _At, reach: Tensor) -> Tensor:
+    """Newton's step with the ridge; where rounding spoils it, that of the ridge alone."""
+    ridge = (at.size / reach)[:, None]
+    hessian = weighted_gram(problem.basis.range, at.slope)
+    if problem.softness:
+        hessian = hessian + problem.metric[0]
+    hessian = hessian + torch.diag_embed(ridge.expand_as(at.mu))
+    diagonal = hessian.diagonal(dim1=-2, dim2=-1)
+    scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
+    factor, info = torch.linalg.cholesky_ex(scale[:, :, None] * hessian * scale[:, None, :])
+    move = -scale * torch.cholesky_solve((scale * at.gradient)[:, :, None], factor).squeeze(-1)
+    usable = (info == 0) & torch.isfinite(move.sum(-1)) & ((at.gradient * move).sum(-1) < 0)
+    move = torch.where(usable[:, None], move, -at.gradient / ridge)
+    return move * problem.most_length(at, move)[:, None].clamp_max(1.0)
+
+
+def _search(problem: _DualProblem, at: _At, move: Tensor) -> tuple[_At, Tensor, Tensor]:
+    """The iterate at t·`move`, t (0 where none was found), and the number of trials, (B,).
+
+    By convexity the objective has fallen where the slope along the way is still negative at its end. A t is accepted
+    if at least half of the slope is gone then, or half of the gradient.
+    """
+    opening = (at.gradient * move).sum(-1)
+    new = problem.moved(at, move)
+    slope = (new.gradient * move).sum(-1)
+    length = torch.ones_like(opening)
+    trials = torch.ones_like(opening, dtype=torch.int64)
+    done = _is_accepted(at, new, opening, slope)
+    if bool(done.all()):
+        return new, length, trials
+    length = torch.where(done, length, 0.0)
+    new = new.where(done, at)
+    rows = (~done).nonzero().squeeze(-1)
+    low, high = torch.zeros_like(opening), torch.full_like(opening, torch.inf)
+    trial, factor = torch.ones_like(opening), torch.full_like(opening, 4.0)
+    most = problem.most_length(at, move)
+    for _ in range(_TRIALS):
+        falls = slope[rows] <= 0
+        low[rows] = torch.where(falls, trial[rows], low[rows])
+        high[rows] = torch.where(falls, high[rows], trial[rows])
+        trial[rows] = _next_length(low[rows], high[rows], factor[rows]).minimum(most[rows])
+        factor[rows] = factor[rows].square().clamp_max(1e16)
+        rows = rows[(trial[rows] > low[rows]) & (trial[rows] < high[rows]) & (trial[rows] > 1e-30)]
+        if len(rows) == 0:
+            break
+        start = at.select(rows)
+        tried = problem.select(rows).moved(start, trial[rows, None] * move[rows])
+        slope[rows] = (tried.gradient * move[rows]).sum(-1)
+        trials[rows] += 1
+        accepted = _is_accepted(start, tried, opening[rows], slope[rows])
+        # The farthest descent so far is kept for the case that nothing better turns up.
+        better = accepted | (slope[rows] <= 0)
+        new = new.replace_rows(rows, tried.where(better, new.select(rows)))
+        length[rows] = torch.where(better, trial[rows], length[rows])
+        rows = rows[~accepted]
+    return new, length, trials
+
+
+def _is_accepted(at: _At, new: _At, opening: Tensor, slope: Tensor) -> Tensor:
+    return torch.isfinite(new.size) & (((slope <= 0) & (slope >= 0.5 * opening)) | (new.size <= 0.5 * at.size))
+
+
+def _next_length(low: Tensor, high: Tensor, factor: Tensor) -> Tensor:
+    """Out by growing factors, or in between: geometrically while the ends are far apart."""
+    between = torch.where(high > 4 * low, (low * high).sqrt(), 0.5 * (low + high))
+    between = torch.where(low > 0, between, high / factor)
+    return torch.where(torch.isinf(high), low * factor, between)
 
 
 def _soften_infeasible(
@@ -227,20 +352,18 @@ def _soften_infeasible(
     solver: Solver,
     history: list[tuple[Tensor, Tensor]] | None,
 ) -> _Minimiser:
-    """The samples whose system has no solution, solved once more in the softened form and marked `refuted`."""
-    y = start + found.mu @ energy.basis.range.mT
-    tol, beta = solver.tolerance(energy.dtype), energy.target.detach().double()
-    error, _ = _errors(objective, energy, y, objective.geometry.activation(y))
-    # What V's dependent columns ask for, no z can give.
-    apart = (beta - (beta @ energy.basis.domain) @ energy.basis.domain.mT).abs().amax(-1)
-    consistent = apart <= tol * (1 + beta.abs().amax(-1))
-    infeasible = ~(consistent & (found.solved | (error <= tol))) & ~found.limited
+    """The samples whose system has no solution, solved once more in the softened form and marked `refuted`.
+
+    That it has none is proved: by a hyperplane, or by dependent columns that ask for different things.
+    """
+    tol = solver.tolerance(energy.dtype)
+    infeasible = found.refuted | ~_is_consistent(energy, tol)
     rows = infeasible.nonzero().squeeze(-1)
     if len(rows) == 0:
-        return replace(found, refuted=infeasible)
+        return found
     part = energy.select(rows)
     assert isinstance(part, BoundLowRank)
-    softened = _dual_problem(part, objective.geometry, start[rows], energy.softness.detach().double(), tol)
+    softened = _dual_problem(part, objective.geometry, start[rows], float(energy.softness.detach().double()), tol)
     inner: list[tuple[Tensor, Tensor]] | None = None if history is None else []
     again = _minimise(softened, solver.max_iter, inner)
     if history is not None and inner is not None:
@@ -255,62 +378,64 @@ def _soften_infeasible(
     return replace(found, refuted=infeasible).replace_rows(rows, again)
 
 
-def _errors(objective: Objective, energy: BoundLowRank, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """How far z is from solving Vᵀz = β (γ > 0: from being critical), relative to the terms, and ∇f, in float64."""
+def _is_consistent(energy: BoundLowRank, tol: float) -> Tensor:
+    """Whether dependent columns of V ask for the same, (B,), each equation judged by its own size."""
+    if not energy.basis.null.shape[1]:
+        return torch.ones_like(energy.target[:, 0], dtype=torch.bool)
+    return inconsistency(energy.vectors, energy.target) <= tol
+
+
+def _errors(objective: Objective, energy: BoundLowRank, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How far z is from solving Vᵀz = β (γ > 0: from being critical), relative to the terms, in float64.
+
+    Returns:
+        That error, (B,); ∇f, (B, d); and 1 + the size of its terms, (B, d).
+    """
     vectors, target = energy.vectors.detach().double(), energy.target.detach().double()
-    image = z @ vectors
-    miss = image - target
+    miss = z @ vectors - target
     gradient = miss @ vectors.mT
-    total = gradient + objective.regularization * y
-    error = total.abs().amax(-1) / _scale(image, target, vectors)
-    if not objective.regularization:
-        error = torch.maximum(error, miss.abs().amax(-1) / (1 + torch.maximum(image.abs(), target.abs()).amax(-1)))
-    return error, gradient
-
-
-def _scale(image: Tensor, target: Tensor, vectors: Tensor) -> Tensor:
-    """1 + the size of the terms of ∇f."""
-    return 1 + torch.maximum((image @ vectors.mT).abs().amax(-1), (target @ vectors.mT).abs().amax(-1))
+    terms = torch.maximum(z.abs() @ vectors.abs(), target.abs())
+    scale = 1 + terms @ vectors.abs().mT
+    if objective.regularization:
+        error = ((gradient + objective.regularization * y).abs() / scale).amax(-1)
+    else:
+        error = (miss.abs() / (column_lengths(vectors) + terms)).amax(-1)
+    return error, gradient, scale
 
 
 def _outcome(
-    objective: Objective,
-    start: Tensor,
-    problem: _DualProblem,
-    found: _Minimiser,
-    solver: Solver,
-    history: list[tuple[Tensor, Tensor]] | None,
+    objective: Objective, found: _Minimiser, solver: Solver, history: list[tuple[Tensor, Tensor]] | None
 ) -> Outcome:
     energy, geometry = objective.energy, objective.geometry
     assert isinstance(energy, BoundLowRank)
     dtype, tol = energy.dtype, solver.tolerance(energy.dtype)
-    exact_dual = problem.dual(found.mu)
-    exact = geometry.activation(exact_dual)
-    error, gradient = _errors(objective, energy, exact_dual, exact)
-    point = _point(objective, geometry.project_dual(exact_dual), exact, gradient)
+    exact = geometry.activation(found.dual).clamp(-_HUGE, _HUGE)
+    error, gradient, scale = _errors(objective, energy, found.dual, exact)
+    point = _point(objective, geometry.project_dual(found.dual), exact, gradient, scale)
 
-    solved = error <= tol
     unsolved = torch.where(found.limited, int(Status.MAX_ITER), int(Status.STALLED))
-    status = torch.where(solved, int(Status.CONVERGED), unsolved)
+    status = torch.where(error <= tol, int(Status.CONVERGED), unsolved)
     status = torch.where(found.refuted, int(Status.INFEASIBLE), status)
-    none = torch.zeros_like(solved)
+    beyond = (exact.abs() > torch.finfo(dtype).max).any(-1)
+    status = torch.where(beyond, int(Status.OVERFLOW), status)
     free = torch.ones_like(point.value, dtype=torch.bool)
-    trace = None if history is None else _trace(objective, history, len(start), dtype)
-    return Outcome(point, status, found.steps, found.evaluations, none, free, trace)
+    trace = None if history is None else _trace(objective, history, len(status), dtype)
+    return Outcome(point, status, found.steps, found.evaluations, torch.zeros_like(beyond), free, trace)
 
 
-def _point(objective: Objective, dual: Tensor, exact: Tensor, gradient: Tensor) -> Point:
+def _point(objective: Objective, dual: Tensor, exact: Tensor, gradient: Tensor, scale: Tensor) -> Point:
     """The float64 result rounded once to the samples' precision, with the residual that it has before."""
     dtype = objective.energy.dtype
     largest = torch.finfo(dtype).max
     rounded = dual.clamp(-largest, largest).to(dtype)
     point = objective.evaluate(rounded, objective.initial_step(rounded))
     total = gradient + objective.regularization * dual
-    residual = objective.residual(exact, total, point.scale.double())
+    residual = objective.residual(exact, total, scale)
+    low, high = objective.geometry.bounds(dtype)
     return replace(
         point,
-        value=exact.to(dtype).clamp(*objective.geometry.bounds(dtype)),
-        gradient=gradient.to(dtype),
+        value=exact.clamp(max(low, -largest), min(high, largest)).to(dtype),
+        gradient=gradient.clamp(-largest, largest).to(dtype),
         residual=residual.to(dtype),
     )
 
@@ -352,9 +477,10 @@ def _trace(objective: Objective, history: list[tuple[Tensor, Tensor]], batch: in
 def judge(objective: Objective, outcome: Outcome, tol: float) -> Outcome:
     """The outcome of any solver, with the statuses that a low-rank system has for γ = 0.
 
-    INFEASIBLE where it turned out to have no solution: there MM ends at a minimiser of f on C with an active bound, so
-    that the projected residual vanishes and ∇f does not. DEGENERATE by the rank of V, not by multipliers: ∇f is 0 at
-    every solution, however many of its coordinates are next to a bound.
+    INFEASIBLE where it turned out to have no solution: where dependent columns of V ask for different things, and where
+    MM ended at a minimiser of f on C with an active bound, so that the projected residual vanishes and ∇f does not.
+    DEGENERATE by the rank of V, not by multipliers: ∇f is 0 at every solution, however many of its coordinates are next
+    to a bound.
     """
     energy = objective.energy
     if not isinstance(energy, BoundLowRank) or objective.regularization:
@@ -363,6 +489,9 @@ def judge(objective: Objective, outcome: Outcome, tol: float) -> Outcome:
     done = (outcome.status == Status.CONVERGED) | (outcome.status == Status.DEGENERATE)
     thin = _is_degenerate(objective, point.value, tol)
     status = torch.where(thin, int(Status.DEGENERATE), int(Status.CONVERGED))
-    error = (point.gradient.abs() / point.scale).amax(-1)
-    status = torch.where(error > 10 * tol, int(Status.INFEASIBLE), status)
+    vectors, target = energy.vectors.detach(), energy.target.detach()
+    terms = column_lengths(vectors).to(target.dtype) + torch.maximum(point.value.abs() @ vectors.abs(), target.abs())
+    error = (point.gradient.abs() / (1 + terms @ vectors.abs().mT)).amax(-1)
+    solvable = _is_consistent(energy, 10 * tol) & (error <= 10 * tol)
+    status = torch.where(solvable, status, int(Status.INFEASIBLE))
     return replace(outcome, status=torch.where(done, status, outcome.status))

@@ -225,7 +225,7 @@ def test_a_start_whose_inverse_overflows() -> None:
 
 
 def test_a_singular_system_is_reported() -> None:
-    basis = Basis(torch.eye(3, 2).double(), torch.ones(2).double(), torch.eye(2).double())
+    basis = Basis.of(torch.eye(3, 2).double())
     slope = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1e-200, 1e-210, 1.0]]).double()
     slope[3] = torch.tensor([1e-200, 1e-210, 1.0], dtype=torch.float64)
     w, p, singular, _ = solve_projection_system(basis, slope, torch.zeros(4).double(), torch.ones(4, 3).double())

@@ -301,6 +301,39 @@ def test_initial_injection_with_a_constant_critical_point_is_refused_also_when_a
         layer(torch.tanh(x))
 
 
+def test_initial_injection_of_an_input_in_the_dual() -> None:
+    """sigmoid(0, 17) is (½, 1) in float32, which is a sample's fault alone; its dual says what was meant."""
+    layer = ib.BregmanDEQ(2, 2, "sigmoid", weight="low_rank", rank=1, injection="initial")
+    dual = torch.tensor([[0.0, 0.0], [0.0, 17.0]], requires_grad=True)
+    with pytest.warns(ib.ConvergenceWarning, match=r"INVALID_INPUT: .*rounded.*initial_dual="):
+        found = layer.solve(torch.sigmoid(dual.detach()))
+    assert found.status.tolist() == [0, ib.Status.INVALID_INPUT]
+    meant = layer.solve(None, initial_dual=dual)
+    assert bool(meant.converged.all())
+    torch.testing.assert_close(meant.value[0], found.value[0])
+    double = copy.deepcopy(layer).double()
+    exact = double(torch.sigmoid(dual.detach().double()))
+    torch.testing.assert_close(meant.value.double(), exact, rtol=1e-5, atol=1e-6)
+    meant.value[:, 0].sum().backward()
+    assert float(dual.grad.abs().max()) > 0
+    with pytest.raises(ValueError, match="x and initial_dual both give the start"):
+        layer.solve(torch.full((2, 2), 0.5), initial_dual=dual)
+    with pytest.raises(ValueError, match="x must be given"):
+        layer.solve(None)
+
+
+def test_a_dual_is_a_start_of_any_layer(x: Tensor) -> None:
+    layer = ib.BregmanDEQ(4, 3, weight="symmetric", regularization=0.1)
+    dual = 0.3 * torch.randn(7, 3)
+    found = layer.solve(x, initial_dual=dual)
+    same = layer.solve(x, initial=torch.tanh(dual))
+    torch.testing.assert_close(found.value, same.value, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="initial and initial_dual both give the start"):
+        layer.solve(x, torch.tanh(dual), dual)
+    with pytest.raises(ValueError, match="x must be given"):
+        layer.solve(None, initial_dual=dual)
+
+
 def test_initial_injection_takes_no_other_start(x: Tensor) -> None:
     layer = ib.BregmanDEQ(4, 4, injection="initial", adjoint="unrolled")
     with pytest.raises(ValueError, match='initial cannot be given with injection="initial"'):

@@ -174,3 +174,57 @@ def test_feed_forward_under_autocast(kind: str, geometry: str) -> None:
     torch.testing.assert_close(z.float(), network(x), rtol=0, atol=0.1)
     z.float().sum().backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in network.parameters())
+
+
+# Rounding into C ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("box", [(-0.3, 0.7), (0.1, 0.3), (-2.7, -0.1)], ids=str)
+@pytest.mark.parametrize("geometry", ["tanh", "sigmoid", "isru", "arctan", "sin"])
+def test_a_value_is_never_rounded_out_of_the_domain(
+    geometry: str, box: tuple[float, float], dtype: torch.dtype
+) -> None:
+    """At an active bound it is the last number inside, and its gradient is that of the bound."""
+    energy = ib.QuadraticEnergy.from_matrices(-torch.eye(2).to(dtype))
+    x = torch.tensor([[9.0, -9.0], [0.2, 0.2]]).to(dtype).requires_grad_()
+    found = ib.find_critical_point(energy, ib.geometry(geometry).to_box(*box), x)
+    value = found.value.detach().double()
+    assert bool(((value >= box[0]) & (value <= box[1])).all())
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(value, x.detach().double().clamp(*box), rtol=eps, atol=0)
+    found.value.sum().backward()
+    assert x.grad[0].tolist() == [0.0, 0.0]
+
+
+def test_a_gradient_passes_where_the_value_was_rounded_inwards() -> None:
+    """z = 0.69995 in float32, 0.7002 in bfloat16: the number below it is returned, and dz/dx is 1."""
+    energy = ib.QuadraticEnergy.from_matrices(-torch.eye(1, dtype=torch.bfloat16), torch.ones(1, 1).bfloat16())
+    x = torch.full((1, 1), 0.69921875, dtype=torch.bfloat16, requires_grad=True)
+    found = ib.find_critical_point(energy, ib.geometry("tanh").to_box(0.0, 0.69922), x)
+    found.value.sum().backward()
+    assert found.value.item() == 0.69921875
+    assert x.grad.item() == 1.0
+
+
+def test_a_value_beyond_half_precision_has_a_status() -> None:
+    energy = ib.QuadraticEnergy.from_matrices(-0.1 * torch.eye(1).half(), torch.eye(1).half())
+    x = torch.tensor([[7000.0], [6000.0]]).half()
+    with pytest.warns(ib.ConvergenceWarning, match="OVERFLOW: the value exceeds the range .* instead of float16"):
+        found = ib.find_critical_point(energy, "softplus", x)
+    assert found.status.tolist() == [ib.Status.OVERFLOW, 0]
+    assert found.value[0].item() == float("inf")
+    assert found.converged.tolist() == [False, True]
+    assert float(found.dual[0]) == pytest.approx(7000 / float(torch.tensor(0.1).half()), rel=1e-5)
+    wide = ib.find_critical_point(
+        ib.QuadraticEnergy.from_matrices(-0.1 * torch.eye(1).bfloat16(), torch.eye(1).bfloat16()),
+        "softplus",
+        x.bfloat16(),
+    )
+    assert bool(wide.converged.all())
+
+
+def test_a_domain_without_a_half_number_is_refused() -> None:
+    energy = ib.QuadraticEnergy.from_matrices(-torch.eye(1).bfloat16())
+    with pytest.raises(ValueError, match=r"holds no number of torch\.bfloat16: compute in float32"):
+        ib.find_critical_point(energy, ib.geometry("tanh").to_box(0.7001, 0.7002), torch.ones(1, 1).bfloat16())

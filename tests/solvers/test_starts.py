@@ -126,8 +126,8 @@ def test_a_start_one_rounding_error_inside_the_bound(phi: ib.LegendreFunction, s
     assert float(relative_error(found.value, solve(problem, solver).value.double()).max()) <= tolerance
 
 
-@pytest.mark.parametrize("value", [1.0, -1.0, 1.5, -2.0])
-def test_a_start_outside_the_interior_is_refused(value: float) -> None:
+@pytest.mark.parametrize("value", [1.001, -1.001, 1.5, -2.0])
+def test_a_start_outside_the_domain_is_refused(value: float) -> None:
     problem = make_problem(dim=3, batch=2)
     start = torch.zeros(2, 3, dtype=torch.float64)
     start[1, 2] = value
