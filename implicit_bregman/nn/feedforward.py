@@ -93,6 +93,13 @@ class _WithOffset(StandardLinear):
         self.averages: Tensor | None
         self.register_buffer("averages", averages, persistent=False)
 
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew; the averages are no parameters, but they have to be filled in after `to_empty()`."""
+        super().reset_parameters()
+        averages: Tensor | None = self._buffers.get("averages")
+        if averages is not None:
+            averages.copy_(_averages(self.in_features, self.out_features))
+
     def offset(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
         """z itself, or its averages where the widths differ."""
         return z if self.averages is None else nn.functional.linear(z, self.averages.to(z.dtype))
