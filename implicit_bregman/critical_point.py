@@ -206,6 +206,7 @@ def _solution(
     dual = shaped(point.dual.detach())
     known = None if point.objective is None else shaped(point.objective)
     left_out = objective.regularization if outcome.without_potential else 0.0
+    envelope = _envelope(objective, outcome, value, shaped)
     return Solution(
         value=shaped(value),
         dual=dual,
@@ -217,7 +218,7 @@ def _solution(
         step=shaped(point.step.squeeze(-1)),
         trace=outcome.trace,
         adjoint=report,
-        _objective=LazyObjective(known, objective.geometry, left_out, dual, _envelope(objective, outcome, value, shaped)),
+        _objective=LazyObjective(known, objective.geometry, left_out, dual, envelope),
     )
 
 

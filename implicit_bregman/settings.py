@@ -28,8 +28,9 @@ class Settings:
         """Keep numbers as Python's own: NumPy's compute by rules of their own, also with tensors."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if _is_number(value, numbers.Real):
-                object.__setattr__(self, field.name, int(value) if isinstance(value, numbers.Integral) else float(value))
+            if is_number(value, numbers.Real):
+                plain = int(value) if is_number(value, numbers.Integral) else float(value)
+                object.__setattr__(self, field.name, plain)
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:
@@ -38,7 +39,7 @@ def check_count(name: str, value: object, least: int = 1) -> None:
     Raises:
         ValueError: naming the setting and the value.
     """
-    if not (_is_number(value, numbers.Integral) and value >= least):  # type: ignore[operator]
+    if not (is_number(value, numbers.Integral) and value >= least):  # type: ignore[operator]
         raise ValueError(f"{name} must be a whole number of at least {least}, got {_shown(value)}")
 
 
@@ -48,7 +49,7 @@ def check_positive(name: str, value: object) -> None:
     Raises:
         ValueError: naming the setting and the value.
     """
-    if not (_is_number(value, numbers.Real) and 0 < value < math.inf):  # type: ignore[operator]
+    if not (is_number(value, numbers.Real) and 0 < value < math.inf):  # type: ignore[operator]
         raise ValueError(f"{name} must be positive and finite, got {_shown(value)}")
 
 
@@ -58,7 +59,7 @@ def check_nonnegative(name: str, value: object) -> float:
     Raises:
         ValueError: naming the setting and the value.
     """
-    if not (_is_number(value, numbers.Real) and 0 <= value < math.inf):  # type: ignore[operator]
+    if not (is_number(value, numbers.Real) and 0 <= value < math.inf):  # type: ignore[operator]
         raise ValueError(f"{name} must be a finite number >= 0, got {_shown(value)}")
     return float(value)  # type: ignore[arg-type]
 
@@ -73,7 +74,7 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def _is_number(value: object, kind: type) -> bool:
+def is_number(value: object, kind: type) -> bool:
     """Whether it is a number of that kind, NumPy's included; a bool is none."""
     return isinstance(value, kind) and not isinstance(value, bool)
 

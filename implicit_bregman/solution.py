@@ -13,7 +13,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.adjoints.base import AdjointReport
-from implicit_bregman.adjoints.transforms import refuse_higher_order
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.objective import potential
 from implicit_bregman.solvers.base import Trace
@@ -57,7 +56,8 @@ class _Carry(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
-        refuse_higher_order("objective's")
+        if torch.is_grad_enabled():
+            raise RuntimeError("Solution.objective can be differentiated once only: not with create_graph=True")
         return None, gradient
 
     @staticmethod
@@ -135,8 +135,8 @@ class Solution:
     def objective(self) -> Float[Tensor, "*batch"] | None:
         """F(z), (B,), differentiable once in x and θ; None where W is not symmetric.
 
-        At a critical point the derivatives of F are those at a fixed z (the envelope theorem), so that `backward()` does
-        not solve anything.
+        At a critical point the derivatives of F are those at a fixed z (the envelope theorem), so that `backward()`
+        solves nothing.
         """
         return self._objective.now()
 

@@ -19,13 +19,14 @@ def check_dense(name: str, tensor: object) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if tensor.is_nested:
-        raise ValueError(f"{name} is a nested tensor: give a padded one, {name}.to_padded_tensor(0.0), or solve in parts")
+        raise ValueError(f"{name} is a nested tensor: give a dense one, {name}.to_padded_tensor(0.0), or its parts")
     if tensor.layout != torch.strided:
         raise ValueError(f"{name} has the layout {tensor.layout}: give a dense tensor, {name}.to_dense()")
     if not tensor.is_floating_point():
-        raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}: call .float() or .double()")
+        remedy = f"call {name}.float() or {name}.double()"
+        raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}: {remedy}")
     if tensor.is_meta:
-        raise ValueError(f'{name} is on the "meta" device, where there are no numbers to compute with: move it to another')
+        raise ValueError(f'{name} is on the "meta" device, where there are no numbers to compute with: move it')
 
 
 def refuse_transforms(tensors: Iterable[Tensor]) -> None:

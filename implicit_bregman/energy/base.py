@@ -146,7 +146,9 @@ class Energy(nn.Module):
     The gradient and the Hessian-vector product come from autograd, also inside `torch.inference_mode()`. Every
     evaluation calls the module, `energy(z, x)`, so that its hooks run: pruning, weight normalization, one's own. The
     backward pass evaluates it again, with the parameters, buffers and tensor attributes of the forward pass, whatever
-    the module holds by then; if one of them was changed in place, autograd raises its own error. A subclass that knows an upper bound of its curvature (the largest eigenvalue of ∇²f over C, for every x)
+    the module holds by then; if one of them was changed in place, autograd raises its own error.
+
+    A subclass that knows an upper bound of its curvature (the largest eigenvalue of ∇²f over C, for every x)
     overrides `curvature_bound`: MM then takes a fixed step; without it the step is found by backtracking,
     per sample.
 
@@ -210,7 +212,7 @@ class Energy(nn.Module):
             point = _normal(z)
             if not (differentiable and point.requires_grad):
                 point = point.detach().requires_grad_()
-            value = self(point, _normal(x))
+            value = self._called(point, _normal(x))
             if value.shape != z.shape[:-1]:
                 raise ValueError(
                     f"{type(self).__name__}.value must return one number per sample, shape {tuple(z.shape[:-1])}, "
@@ -222,11 +224,15 @@ class Energy(nn.Module):
         return value, torch.zeros_like(point) if gradient is None else gradient
 
     def _needs_gradient(self, z: Tensor, x: Tensor) -> bool:
-        """Whether f(z; x) depends on anything that requires a gradient, be it a tensor that the module does not know."""
+        """Whether f(z; x) depends on anything that requires a gradient, known to the module or not."""
         if z.requires_grad or x.requires_grad or any(parameter.requires_grad for parameter in self.parameters()):
             return True
-        value: Tensor = self(z, x)
-        return value.requires_grad
+        return self._called(z, x).requires_grad
+
+    def _called(self, z: Tensor, x: Tensor) -> Tensor:
+        """`energy(z, x)`, hooks and all, but not what `energy.compile()` makes of it: it has one derivative only."""
+        value: Tensor = self._call_impl(z, x)
+        return value
 
 
 class _BoundByAutograd(BoundEnergy):
@@ -263,8 +269,7 @@ class _BoundByAutograd(BoundEnergy):
 
     def value_at(self, z: Tensor) -> Callable[[], Tensor]:
         # At once: by the time that somebody asks, the module may hold other parameters.
-        value: Tensor = self.energy(z, self.x)
-        return partial(_identity, value)
+        return partial(_identity, self.energy._called(z, self.x))
 
     def again(self) -> AbstractContextManager[object]:
         return Again((self.x,), self.snapshot.unchanged())

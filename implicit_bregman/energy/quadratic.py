@@ -20,6 +20,7 @@ from implicit_bregman.energy.weights import (
     GivenWeight,
     LowRankWeight,
     SymmetricWeight,
+    Weight,
     hold,
     is_symmetric,
 )
@@ -93,7 +94,7 @@ class QuadraticEnergy(Energy):
             raise ValueError(f"in_features must be at least 1, got {n}")
         self.in_features = n
         if weight == "convex":
-            self.weight_map: nn.Module = ConvexWeight(features, margin, device, dtype)
+            self.weight_map: Weight = ConvexWeight(features, margin, device, dtype)
         elif weight == "symmetric":
             self.weight_map = SymmetricWeight(features, device, dtype)
         elif weight == "free":
@@ -129,10 +130,10 @@ class QuadraticEnergy(Energy):
     ) -> QuadraticEnergy:
         """The energy of given matrices; gradients flow to the tensors given.
 
-        Whether W is symmetric is judged at every call. dL/dW is the derivative with respect to d² independent entries,
-        not a symmetric matrix, so that after one step of an optimizer on W itself there is no objective any more, but an
-        equilibrium problem. To stay within the symmetric matrices use `QuadraticEnergy(d, weight="symmetric")`, or
-        make the energy in each forward pass from a symmetric function of what is learned:
+        Whether W is symmetric is judged at every call. dL/dW is the derivative with respect to d² independent
+        entries and not symmetric, so that after one step of an optimizer on W itself there is an equilibrium problem
+        and no objective any more. To stay within the symmetric matrices use `QuadraticEnergy(d, weight="symmetric")`,
+        or make the energy in each forward pass from a symmetric function of what is learned:
         `from_matrices(0.5 * (P + P.T))`.
 
         Args:
@@ -164,7 +165,7 @@ class QuadraticEnergy(Energy):
     @property
     def symmetric(self) -> bool:
         """Whether W, as it is now, is symmetric, that is, whether there is an objective."""
-        known: bool | None = self.weight_map.symmetric
+        known = self.weight_map.symmetric
         return is_symmetric(self.weight) if known is None else known
 
     @property
@@ -174,10 +175,7 @@ class QuadraticEnergy(Energy):
 
     def linear(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
         """c = Ux + b, (B, d); for a low-rank weight c = Vβ(x)."""
-        if not self.low_rank:
-            return _affine(x, self.input_weight, self.bias)
-        vectors: Tensor = self.weight_map()
-        return _target(x, self.input_weight, self.bias, vectors.shape[1]) @ vectors.mT
+        return self.target(x) @ self.weight_map().mT if self.low_rank else _affine(x, self.input_weight, self.bias)
 
     def target(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch r"]:
         """β(x) = Ux + b of a low-rank weight, (B, r); b alone where there is no U.
@@ -185,20 +183,20 @@ class QuadraticEnergy(Energy):
         Raises:
             TypeError: for any other weight.
         """
-        if not self.low_rank:
+        if not isinstance(self.weight_map, LowRankWeight):
             raise TypeError('only a QuadraticEnergy with weight="low_rank" has a target: use linear(x)')
-        return _target(x, self.input_weight, self.bias, self.weight_map().shape[1])
+        return _target(x, self.input_weight, self.bias, self.weight_map.rank)
 
     def forward(self, z: Tensor, x: Tensor | None = None) -> Tensor:
-        """f(z; x), (B,), as `value`; with x as the only argument what the solvers ask for once: c, (B, d), or β, (B, r).
+        """f(z; x), (B,), as `value`; of x alone, what a solver asks for once: c, (B, d), or β, (B, r).
 
         Half-precision U and b are then lifted to x's precision.
         """
         if x is not None:
             return self.value(z, x)
-        x = z
+        x, weight = z, self.weight_map
         u, b = (None if t is None else t.to(x.dtype) for t in (self.input_weight, self.bias))
-        return _target(x, u, b, self.weight_map().shape[1]) if self.low_rank else _affine(x, u, b)
+        return _target(x, u, b, weight.rank) if isinstance(weight, LowRankWeight) else _affine(x, u, b)
 
     def value(self, z: Float[Tensor, "*batch d"], x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
         """f(z; x), (B,).

@@ -1,4 +1,4 @@
-"""The tensors that an energy depends on, as they are at one moment: for evaluating it again later, in the backward pass.
+"""The tensors that an energy depends on, as they are at one moment: for evaluating it again in the backward pass.
 
 Between the two anything may happen to a module: an optimizer steps, a state dict is loaded, `functional_call` puts the
 original parameters back, a hypernetwork sets others.

@@ -1,8 +1,4 @@
-"""Parametrizations of the weight W of a quadratic energy.
-
-Each is called for what it stands for: W, or V where W = −VVᵀ. Its `symmetric` says whether W is, by construction;
-None: W has to be looked at.
-"""
+"""Parametrizations of the weight W of a quadratic energy."""
 
 from __future__ import annotations
 
@@ -12,10 +8,23 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from implicit_bregman.settings import check_positive
+from implicit_bregman.settings import check_positive, is_number
 
 
-class ConvexWeight(nn.Module):
+class Weight(nn.Module):
+    """A parametrization of W. Called, it returns W, or V where W = −VVᵀ.
+
+    Attributes:
+        symmetric: whether W is symmetric by construction; None: W has to be looked at.
+    """
+
+    symmetric: bool | None
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew."""
+
+
+class ConvexWeight(Weight):
     """W = −(P Pᵀ + margin·I), negative definite by construction.
 
     Args:
@@ -49,7 +58,7 @@ class ConvexWeight(nn.Module):
         return -(gram + self.margin * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device))
 
 
-class SymmetricWeight(nn.Module):
+class SymmetricWeight(Weight):
     """W = (P + Pᵀ)/2: symmetric, possibly indefinite."""
 
     symmetric = True
@@ -68,7 +77,7 @@ class SymmetricWeight(nn.Module):
         return 0.5 * (self.entries + self.entries.mT)
 
 
-class FreeWeight(nn.Module):
+class FreeWeight(Weight):
     """W = P, any matrix: equilibria exist, an objective does not."""
 
     symmetric = False
@@ -87,7 +96,7 @@ class FreeWeight(nn.Module):
         return self.entries
 
 
-class LowRankWeight(nn.Module):
+class LowRankWeight(Weight):
     """W = −V Vᵀ, of rank r at most: the weight of f = ½‖Vᵀz − β‖².
 
     Args:
@@ -107,7 +116,7 @@ class LowRankWeight(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        if isinstance(rank, bool) or not isinstance(rank, numbers.Integral) or not 1 <= rank <= features:
+        if rank is None or not is_number(rank, numbers.Integral) or not 1 <= rank <= features:
             raise ValueError(
                 f'weight="low_rank" needs rank, the number of columns of V: a whole number from 1 to features = '
                 f"{features}, got {rank!r}"
@@ -133,10 +142,11 @@ class LowRankWeight(nn.Module):
         return f"features={self.vectors.shape[0]}, rank={self.rank}, softening={self.softening:g}"
 
 
-class GivenWeight(nn.Module):
+class GivenWeight(Weight):
     """A matrix that somebody else owns; gradients flow to it.
 
-    Training, a state dict or a mask may change it at any time, and whether it is symmetric.
+    Training, a state dict or a mask may change it at any time, and whether it is symmetric. There is no
+    distribution to draw it from: `reset_parameters` leaves it alone.
     """
 
     symmetric = None

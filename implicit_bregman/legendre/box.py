@@ -48,10 +48,8 @@ class BoundedLegendreFunction(LegendreFunction):
     def to_box(self, lo: float, hi: float) -> LegendreFunction:
         for name, bound in (("lo", lo), ("hi", hi)):
             if not isinstance(bound, numbers.Real):
-                raise TypeError(
-                    f"to_box: {name} must be a number, got {type(bound).__name__}: one bound for each coordinate is not "
-                    "supported yet"
-                )
+                kind = type(bound).__name__
+                raise TypeError(f"to_box: {name} must be a number, got {kind}: there is one for all coordinates so far")
         return self if (lo, hi) == self.domain else Box(self, lo, hi)
 
     def _place(self, z: Tensor) -> Place:

@@ -94,7 +94,7 @@ class _WithOffset(StandardLinear):
         self.register_buffer("averages", averages, persistent=False)
 
     def reset_parameters(self) -> None:
-        """Draw the parameters anew; the averages are no parameters, but they have to be filled in after `to_empty()`."""
+        """Draw the parameters anew, and fill in the averages, which `to_empty()` empties as well."""
         super().reset_parameters()
         averages: Tensor | None = self._buffers.get("averages")
         if averages is not None:
