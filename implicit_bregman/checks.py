@@ -11,7 +11,7 @@ from torch import Tensor
 from implicit_bregman.energy.base import BoundEnergy, Energy
 from implicit_bregman.energy.quadratic import QuadraticEnergy
 from implicit_bregman.legendre import LegendreFunction
-from implicit_bregman.tensors import check_dense
+from implicit_bregman.tensors import check_dense, check_numbers
 
 
 def check_input(energy: Energy, x: Tensor) -> int:
@@ -22,6 +22,8 @@ def check_input(energy: Energy, x: Tensor) -> int:
         ValueError: if its last dimension, dtype, layout or device does not fit the energy.
     """
     check_dense("x", x)
+    if not x.is_floating_point():
+        raise TypeError(f"x must be a floating-point tensor, got {x.dtype}: call x.float()")
     if x.dim() == 0:
         raise ValueError("x must have at least one dimension, the features; got a 0-d tensor")
     if isinstance(energy, QuadraticEnergy) and x.shape[-1] != energy.in_features:
@@ -36,6 +38,7 @@ def check_input(energy: Energy, x: Tensor) -> int:
             raise ValueError(f"{name} of the energy is {tensor.dtype}: only a QuadraticEnergy can be half precision")
         if tensor.dtype != x.dtype and not (half and torch.is_autocast_enabled(x.device.type)):
             raise ValueError(f"x is {x.dtype}, but {name} of the energy is {tensor.dtype}: convert one of them")
+    check_numbers("x", x)
     return x.shape[-1] if energy.features is None else energy.features
 
 

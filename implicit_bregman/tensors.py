@@ -10,11 +10,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 
 def check_dense(name: str, tensor: object) -> None:
-    """Refuse what is not an ordinary floating-point tensor with numbers in it.
+    """Refuse what is no dense tensor.
 
     Raises:
-        TypeError: unless it is a floating-point tensor.
-        ValueError: for a sparse, nested or jagged one, and on the "meta" device.
+        TypeError: unless it is a tensor.
+        ValueError: for a sparse, nested or jagged one.
     """
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
@@ -22,11 +22,18 @@ def check_dense(name: str, tensor: object) -> None:
         raise ValueError(f"{name} is a nested tensor: give a dense one, {name}.to_padded_tensor(0.0), or its parts")
     if tensor.layout != torch.strided:
         raise ValueError(f"{name} has the layout {tensor.layout}: give a dense tensor, {name}.to_dense()")
-    if not tensor.is_floating_point():
-        remedy = f"call {name}.float() or {name}.double()"
-        raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}: {remedy}")
+
+
+def check_numbers(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor without numbers.
+
+    Raises:
+        ValueError: on the "meta" device.
+    """
     if tensor.is_meta:
-        raise ValueError(f'{name} is on the "meta" device, where there are no numbers to compute with: move it')
+        raise ValueError(
+            f'{name} is on the "meta" device, where there are no numbers to compute with: move it to another one'
+        )
 
 
 def refuse_transforms(tensors: Iterable[Tensor]) -> None:

@@ -26,7 +26,7 @@ from implicit_bregman.energy.weights import (
 )
 from implicit_bregman.linalg.shared import SharedMatrix
 from implicit_bregman.linalg.spectrum import Spectrum
-from implicit_bregman.tensors import check_dense, refuse_transforms
+from implicit_bregman.tensors import check_dense, check_numbers, refuse_transforms
 
 WEIGHTS = ("convex", "symmetric", "free", "low_rank")
 #: ε of an infeasible low-rank system, relative to ‖V‖²/r.
@@ -358,9 +358,12 @@ def _check_matrices(W: Tensor, U: Tensor | None, b: Tensor | None) -> None:
     for name, tensor in (("W", W), ("U", U), ("b", b)):
         if tensor is None:
             continue
+        if not tensor.is_floating_point():
+            raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}: call .float() or .double()")
         if tensor.dtype != W.dtype or tensor.device != W.device:
             raise ValueError(
                 f"{name} is {tensor.dtype} on {tensor.device}, but W is {W.dtype} on {W.device}: convert one of them"
             )
+        check_numbers(name, tensor)
         if not bool(torch.isfinite(tensor.detach()).all()):
             raise ValueError(f"{name} has NaN or infinite entries: check what it was computed from")
