@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import implicit_bregman as ib
@@ -56,6 +57,15 @@ def test_unusual_tensors(energy: ib.Energy, kind: str) -> None:
     refuse(ValueError, message.format("b", "b"), lambda: E(-torch.eye(3), None, tensor))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning")
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype:UserWarning")
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_feed_forward_layers(kind: str) -> None:
+    make, message = UNUSUAL[kind]
+    for layer in (ib.StandardLinear(3, 3), ib.BregmanLinear(3, 2), ib.FeedForward([3, 3, 2])):
+        refuse(ValueError, message.format("z", "z"), lambda layer=layer: layer(make()))
+
+
 def test_what_is_no_tensor() -> None:
     refuse(TypeError, "W must be a tensor, got ndarray", lambda: E(-np.eye(3)))
     refuse(TypeError, "b must be a tensor, got list", lambda: E(-torch.eye(2), None, [1.0, 2.0]))
@@ -76,6 +86,28 @@ def test_a_matrix_for_each_sample() -> None:
         ValueError, r"W must be one matrix .* \(5, 3, 3\): one matrix per sample is not supported yet", lambda: E(many)
     )
     refuse(ValueError, r"U must have shape \(3, n\)", lambda: E(-torch.eye(3), many))
+
+
+@pytest.mark.parametrize(
+    ("weight", "name", "letter"),
+    [
+        ("free", "weight_map.entries", "W"),
+        ("symmetric", "weight_map.entries", "W"),
+        ("convex", "weight_map.factor", "W"),
+        ("low_rank", "weight_map.vectors", "V"),
+        ("convex", "input_weight", "U"),
+        ("low_rank", "input_weight", "U"),
+    ],
+)
+def test_parameters_for_each_sample(weight: str, name: str, letter: str) -> None:
+    """What a hypernetwork might try."""
+    settings = {"rank": 2} if weight == "low_rank" else {}
+    layer, x = ib.BregmanDEQ(3, 3, weight=weight, **settings), torch.randn(5, 3)
+    many = torch.stack([dict(layer.energy.named_parameters())[name].detach()] * 5)
+    message = (
+        rf"{letter} must be one matrix for all samples, got shape \(5, .*: one matrix per sample is not supported yet"
+    )
+    refuse(ValueError, message, lambda: functional_call(layer, {f"energy.{name}": many}, (x,)))
 
 
 def test_bounds_for_each_coordinate() -> None:

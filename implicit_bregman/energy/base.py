@@ -183,7 +183,11 @@ class Energy(nn.Module):
         return None, self.curvature_bound()
 
     def curvature_bound(self) -> Tensor | float | None:
-        """An upper bound of the largest eigenvalue of ∇²f(·; x), or None (the default) if none is known."""
+        """An upper bound of the largest eigenvalue of ∇²f(·; x), or None (the default) if none is known.
+
+        It is asked for once per solve, before the module is called: compute it from the parameters themselves, not from
+        an attribute that a hook makes of them in each call.
+        """
         return None
 
     def gradient(self, z: Float[Tensor, "*batch d"], x: Tensor) -> Float[Tensor, "*batch d"]:

@@ -196,6 +196,8 @@ class QuadraticEnergy(Energy):
             return self.value(z, x)
         x, weight = z, self.weight_map
         u, b = (None if t is None else t.to(x.dtype) for t in (self.input_weight, self.bias))
+        if u is not None:
+            _check_shared("U", u)
         return _target(x, u, b, weight.rank) if isinstance(weight, LowRankWeight) else _affine(x, u, b)
 
     def value(self, z: Float[Tensor, "*batch d"], x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
@@ -244,7 +246,7 @@ class QuadraticEnergy(Energy):
 
     def _matrices(self) -> tuple[Tensor, SharedMatrix]:
         """W with its gradient, at least float32, and −W without."""
-        weight, known = self.weight, self.weight_map.symmetric
+        weight, known = _check_shared("W", self.weight), self.weight_map.symmetric
         symmetric = is_symmetric(weight) if known is None else known
         weight = _at_least_single(weight)
         return weight, SharedMatrix(weight, symmetric, getattr(self.weight_map, "margin", None))
@@ -275,7 +277,7 @@ class QuadraticEnergy(Energy):
         return {**self.__dict__, "_held": None}
 
     def _bind_low_rank(self, x: Tensor, weight: LowRankWeight) -> BoundEnergy:
-        vectors = _at_least_single(weight())
+        vectors = _at_least_single(_check_shared("V", weight()))
         return BoundLowRank(vectors, self(x.to(vectors.dtype)), weight.softening)
 
     def extra_repr(self) -> str:
@@ -339,15 +341,25 @@ def _refuse_unless_low_rank(weight: str, **settings: object) -> None:
             raise ValueError(f'{name} = {value!r} has a meaning for weight="low_rank" only, got weight="{weight}"')
 
 
+def _check_shared(name: str, matrix: Tensor) -> Tensor:
+    """A matrix that is one for all samples.
+
+    Raises:
+        ValueError: for a batch of matrices.
+    """
+    if matrix.dim() > 2:
+        raise ValueError(
+            f"{name} must be one matrix for all samples, got shape {tuple(matrix.shape)}: one matrix per sample is not "
+            "supported yet; solve sample by sample, or write the energy as a subclass of Energy"
+        )
+    return matrix
+
+
 def _check_matrices(W: Tensor, U: Tensor | None, b: Tensor | None) -> None:
     for name, tensor in (("W", W), ("U", U), ("b", b)):
         if name == "W" or tensor is not None:
             check_dense(name, tensor)
-    if W.dim() == 3:
-        raise ValueError(
-            f"W must be one matrix for all samples, got shape {tuple(W.shape)}: one matrix per sample is not supported "
-            "yet; solve sample by sample, or write the energy as a subclass of Energy"
-        )
+    _check_shared("W", W)
     if W.dim() != 2 or W.shape[0] != W.shape[1] or W.shape[0] == 0:
         raise ValueError(f"W must be a square matrix, got shape {tuple(W.shape)}")
     d = W.shape[0]

@@ -55,7 +55,7 @@ class ConvexWeight(Weight):
         product = self.factor @ self.factor.mT
         # Some matrix products round P Pᵀ to a matrix that is not quite symmetric.
         gram = 0.5 * (product + product.mT)
-        return -(gram + self.margin * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device))
+        return -(gram + self.margin * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))
 
 
 class SymmetricWeight(Weight):

@@ -14,6 +14,7 @@ from implicit_bregman.compilation import without_autocast
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.settings import check_choice
+from implicit_bregman.tensors import check_dense
 
 KINDS = ("standard", "euclidean", "bregman")
 
@@ -256,8 +257,9 @@ def _lifted(z: Tensor, layer: StandardLinear) -> Tensor:
 
     Raises:
         TypeError: unless z is a floating-point tensor.
-        ValueError: if its width, or its dtype (outside autocast), does not fit.
+        ValueError: if its width, layout, or dtype (outside autocast), does not fit.
     """
+    check_dense("z", z)
     if not z.is_floating_point():
         raise TypeError(f"z must be a floating-point tensor, got {z.dtype}: call .float()")
     if z.dim() == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import implicit_bregman as ib
 
@@ -79,7 +80,7 @@ def test_whatever_changes_it(how: str, dtype: torch.dtype) -> None:
     elif how == "data":
         given.matrix.data = wanted
     elif how == "mask":
-        torch.nn.utils.prune.custom_from_mask(given, "matrix", torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
+        prune.custom_from_mask(given, "matrix", torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
     else:
         given.matrix = nn.Parameter(wanted)
     assert close(derivative(energy, point(dtype)), inverse_row(wanted))
