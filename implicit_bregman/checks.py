@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from implicit_bregman.energy.base import BoundEnergy, Energy
 from implicit_bregman.energy.quadratic import QuadraticEnergy
 from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.tensors import check_dense, check_numbers
 
 
 def check_input(energy: Energy, x: Tensor) -> int:
@@ -18,10 +19,9 @@ def check_input(energy: Energy, x: Tensor) -> int:
 
     Raises:
         TypeError: unless x is a floating-point tensor.
-        ValueError: if its last dimension, dtype or device does not fit the energy.
+        ValueError: if its last dimension, dtype, layout or device does not fit the energy.
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x must be a tensor, got {type(x).__name__}")
+    check_dense("x", x)
     if not x.is_floating_point():
         raise TypeError(f"x must be a floating-point tensor, got {x.dtype}: call x.float()")
     if x.dim() == 0:
@@ -38,6 +38,7 @@ def check_input(energy: Energy, x: Tensor) -> int:
             raise ValueError(f"{name} of the energy is {tensor.dtype}: only a QuadraticEnergy can be half precision")
         if tensor.dtype != x.dtype and not (half and torch.is_autocast_enabled(x.device.type)):
             raise ValueError(f"x is {x.dtype}, but {name} of the energy is {tensor.dtype}: convert one of them")
+    check_numbers("x", x)
     return x.shape[-1] if energy.features is None else energy.features
 
 
@@ -46,12 +47,13 @@ def check_initial(initial: Tensor, shape: Sequence[int], like: Tensor, name: str
 
     Raises:
         TypeError: unless it is a floating-point tensor.
-        ValueError: if its shape or device does not fit.
+        ValueError: if its shape, layout or device does not fit.
     """
     if not isinstance(initial, Tensor) or not initial.is_floating_point():
         kind = initial.dtype if isinstance(initial, Tensor) else type(initial).__name__
         kinds = "a floating-point tensor or a Solution" if name == "initial" else "a floating-point tensor"
         raise TypeError(f"{name} must be {kinds}, got {kind}")
+    check_dense(name, initial)
     if tuple(initial.shape) != tuple(shape):
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(initial.shape)}")
     if initial.device != like.device:
@@ -85,21 +87,3 @@ def check_existence(energy: BoundEnergy, geometry: LegendreFunction, regularizat
             f"curvature is {float(least) + growth:.3g}): use weight='convex', a larger regularization, or a "
             "geometry with a bounded domain"
         )
-
-
-def refuse_transforms(tensors: Iterable[Tensor]) -> None:
-    """Refuse to run inside torch.func transforms and forward-mode AD.
-
-    Args:
-        tensors: everything that could carry a tangent.
-
-    Raises:
-        RuntimeError: naming what to do instead.
-    """
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        raise RuntimeError(
-            "find_critical_point does not run inside torch.func transforms (vmap, grad, jvp, jacrev, ...): "
-            "it is batched already, and gradients come from backward() or torch.autograd.grad"
-        )
-    if any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
-        raise RuntimeError("find_critical_point has no forward mode (jvp): use backward() or torch.autograd.grad")

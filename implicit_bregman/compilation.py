@@ -28,6 +28,7 @@ def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
 
     # The mark by which the compiler knows, while it traces a caller, to break the graph here.
     wrapper._torchdynamo_disable = True  # type: ignore[attr-defined]
+    wrapper._torchdynamo_disable_msg = "how many steps it makes depends on the data"  # type: ignore[attr-defined]
     return wrapper
 
 

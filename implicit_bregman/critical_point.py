@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -10,11 +11,7 @@ from torch import Tensor
 
 from implicit_bregman.adjoints import Adjoint, AdjointReport, Implicit, Shine, Unrolled, adjoint_named
 from implicit_bregman.adjoints.shine import SHINE_SOLVER
-from implicit_bregman.checks import (
-    check_existence,
-    check_input,
-    refuse_transforms,
-)
+from implicit_bregman.checks import check_existence, check_input
 from implicit_bregman.compilation import uncompiled, without_autocast
 from implicit_bregman.energy.base import Energy
 from implicit_bregman.energy.low_rank import BoundLowRank, check_projection
@@ -23,10 +20,11 @@ from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.objective import Objective
 from implicit_bregman.settings import check_nonnegative
-from implicit_bregman.solution import LazyObjective, Solution
+from implicit_bregman.solution import Envelope, LazyObjective, Solution
 from implicit_bregman.solvers import MM, Outcome, Solver, solver_named
 from implicit_bregman.starts import start_dual
 from implicit_bregman.status import Status, report_failures
+from implicit_bregman.tensors import refuse_transforms
 
 
 @uncompiled
@@ -68,7 +66,8 @@ def find_critical_point(
         TypeError: for tensors that are not floating point, or arguments of the wrong kind.
         ValueError: for shapes, dtypes or devices that do not fit, a start outside C or given twice, unknown names, an
             objective that is provably unbounded below, or a domain without a number of x's half precision.
-        RuntimeError: if a sample fails and the solver's `on_failure` is "raise", or inside `torch.func` transforms.
+        RuntimeError: if a sample fails and the solver's `on_failure` is "raise", inside `torch.func` transforms, and
+            where the computation is recorded (`torch.jit.trace`, `torch.export`).
     """
     phi, how = lookup(geometry), adjoint_named(adjoint)
     if not isinstance(energy, Energy):
@@ -131,6 +130,7 @@ def attach_gradient(
     """
     phi = lookup(geometry)
     how = adjoint_named(adjoint)
+    refuse_transforms([x, dual, *energy.parameters(), *energy.buffers()])
     features = check_input(energy, x)
     if dual.shape != (*x.shape[:-1], features):
         raise ValueError(f"dual must have shape {(*x.shape[:-1], features)}, got {tuple(dual.shape)}")
@@ -190,6 +190,7 @@ def _solution(
     dual = shaped(point.dual.detach())
     known = None if point.objective is None else shaped(point.objective)
     left_out = objective.regularization if outcome.without_potential else 0.0
+    envelope = _envelope(objective, outcome, value, shaped)
     return Solution(
         value=shaped(value),
         dual=dual,
@@ -201,5 +202,21 @@ def _solution(
         step=shaped(point.step.squeeze(-1)),
         trace=outcome.trace,
         adjoint=report,
-        _objective=LazyObjective(known, objective.geometry, left_out, dual),
+        _objective=LazyObjective(known, objective.geometry, left_out, dual, envelope),
     )
+
+
+def _envelope(
+    objective: Objective, outcome: Outcome, value: Tensor, shaped: Callable[[Tensor], Tensor]
+) -> Envelope | None:
+    """How F depends on x, θ and z; None where there is no objective or nobody can ask for its gradient."""
+    point = outcome.point
+    if point.objective is None or not torch.is_grad_enabled():
+        return None
+    slope = None
+    if not outcome.complete:
+        # Elsewhere F does not change with z to first order.
+        moves = (outcome.status == int(Status.TRUNCATED)) | (outcome.status == int(Status.INFEASIBLE))
+        if bool(moves.any()):
+            slope = torch.where(moves[:, None], point.gradient + objective.regularization * point.dual, 0.0)
+    return Envelope(objective.energy.value_at(point.value.detach()), value, slope, shaped)

@@ -136,7 +136,9 @@ class Linearization:
 
     @cached_property
     def slope_range(self) -> tuple[float, float]:
-        """The least and the largest D₊."""
+        """The least and the largest D₊; 0 where there is none."""
+        if not self.slope.numel():
+            return 0.0, 0.0
         least, largest = self.slope.aminmax()
         return float(least), float(largest)
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass, fields
 from typing import Any
+
+from torch import Tensor
 
 FAILURE_MODES = ("warn", "raise", "ignore")
 
@@ -21,6 +24,14 @@ class Settings:
                 raise TypeError(f"{cls.__name__} has no setting {name!r}; its settings are {', '.join(known)}")
         return super().__new__(cls)
 
+    def __post_init__(self) -> None:
+        """Keep numbers as Python's own: NumPy's compute by rules of their own, also with tensors."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if is_number(value, numbers.Real):
+                plain = int(value) if is_number(value, numbers.Integral) else float(value)
+                object.__setattr__(self, field.name, plain)
+
 
 def check_count(name: str, value: object, least: int = 1) -> None:
     """Refuse what is not a whole number of at least `least`.
@@ -28,8 +39,8 @@ def check_count(name: str, value: object, least: int = 1) -> None:
     Raises:
         ValueError: naming the setting and the value.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+    if not (is_number(value, numbers.Integral) and value >= least):  # type: ignore[operator]
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {_shown(value)}")
 
 
 def check_positive(name: str, value: object) -> None:
@@ -38,8 +49,8 @@ def check_positive(name: str, value: object) -> None:
     Raises:
         ValueError: naming the setting and the value.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 < value < math.inf):
-        raise ValueError(f"{name} must be positive and finite, got {value!r}")
+    if not (is_number(value, numbers.Real) and 0 < value < math.inf):  # type: ignore[operator]
+        raise ValueError(f"{name} must be positive and finite, got {_shown(value)}")
 
 
 def check_nonnegative(name: str, value: object) -> float:
@@ -48,9 +59,9 @@ def check_nonnegative(name: str, value: object) -> float:
     Raises:
         ValueError: naming the setting and the value.
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 <= value < math.inf):
-        raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
-    return float(value)
+    if not (is_number(value, numbers.Real) and 0 <= value < math.inf):  # type: ignore[operator]
+        raise ValueError(f"{name} must be a finite number >= 0, got {_shown(value)}")
+    return float(value)  # type: ignore[arg-type]
 
 
 def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -61,3 +72,13 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def is_number(value: object, kind: type) -> bool:
+    """Whether it is a number of that kind, NumPy's included; a bool is none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _shown(value: object) -> str:
+    """A refused value; a tensor is a number to those who know that no gradient flows to it."""
+    return f"{value!r}: it has no gradient here, give float(...)" if isinstance(value, Tensor) else repr(value)

@@ -51,6 +51,7 @@ class Implicit(Adjoint):
 
     def __post_init__(self) -> None:
         """Refuse impossible settings."""
+        super().__post_init__()
         check_choice("method", self.method, METHODS)
         if self.tol is not None:
             check_positive("tol", self.tol)

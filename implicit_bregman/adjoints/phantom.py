@@ -37,6 +37,7 @@ class Phantom(Adjoint):
 
     def __post_init__(self) -> None:
         """Refuse impossible settings."""
+        super().__post_init__()
         check_count("steps", self.steps)
         check_positive("damping", self.damping)
         if self.damping > 1:

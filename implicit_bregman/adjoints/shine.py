@@ -87,6 +87,7 @@ class Shine(Adjoint):
 
     def __post_init__(self) -> None:
         """Refuse impossible settings."""
+        super().__post_init__()
         check_count("refine", self.refine, least=0)
         check_choice("on_failure", self.on_failure, FAILURE_MODES)
 

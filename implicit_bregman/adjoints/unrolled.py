@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +42,7 @@ class Unrolled(Adjoint):
 
     def __post_init__(self) -> None:
         """Refuse impossible settings."""
+        super().__post_init__()
         check_count("steps", self.steps)
         if self.last is not None:
             check_count("last", self.last)
@@ -99,7 +101,13 @@ class Unrolled(Adjoint):
 
         for begin in range(0, count, length):
             dual, step = recompute(
-                segment, dual, step, min(length, count - begin), use_reentrant=False, preserve_rng_state=False
+                segment,
+                dual,
+                step,
+                min(length, count - begin),
+                use_reentrant=False,
+                preserve_rng_state=False,
+                context_fn=lambda: (nullcontext(), objective.energy.again()),
             )
         return dual, step
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from implicit_bregman.energy.snapshot import Again, Place, Snapshot
 from implicit_bregman.linalg.shared import SharedMatrix
 
 PullBack = Callable[[Tensor, Tensor, tuple[bool, ...]], tuple[Tensor | None, ...]]
@@ -111,6 +113,17 @@ class BoundEnergy(ABC):
         return (v,)
 
     @abstractmethod
+    def value_at(self, z: Float[Tensor, "batch d"]) -> Callable[[], Float[Tensor, " batch"]]:
+        """f(z; x) up to a constant at a fixed z, differentiable (once) in x and θ as they are now, on demand."""
+
+    @abstractmethod
+    def again(self) -> AbstractContextManager[object]:
+        """A context in which a later evaluation finds everything as it is now; it may be entered repeatedly.
+
+        Entering it raises a RuntimeError if a tensor was changed in place meanwhile.
+        """
+
+    @abstractmethod
     def hessian(self, z: Float[Tensor, "batch d"]) -> Hessian:
         """∇²f(z; x), as a linear map."""
 
@@ -135,8 +148,12 @@ class BoundEnergy(ABC):
 class Energy(nn.Module):
     """A learnable objective f_θ(z; x), one number per sample. Subclass it and write `value`; nothing else is needed.
 
-    The gradient and the Hessian-vector product come from autograd, also inside `torch.inference_mode()`. A
-    subclass that knows an upper bound of its curvature (the largest eigenvalue of ∇²f over C, for every x)
+    The gradient and the Hessian-vector product come from autograd, also inside `torch.inference_mode()`. Every
+    evaluation calls the module, `energy(z, x)`, so that its hooks run: pruning, weight normalization, one's own. The
+    backward pass evaluates it again, with the parameters, buffers and tensor attributes of the forward pass, whatever
+    the module holds by then; if one of them was changed in place, autograd raises its own error.
+
+    A subclass that knows an upper bound of its curvature (the largest eigenvalue of ∇²f over C, for every x)
     overrides `curvature_bound`: MM then takes a fixed step; without it the step is found by backtracking,
     per sample.
 
@@ -158,7 +175,7 @@ class Energy(nn.Module):
         raise TypeError(f"{type(self).__name__} must define value(z, x): an Energy is its value")
 
     def forward(self, z: Float[Tensor, "*batch d"], x: Tensor) -> Float[Tensor, "*batch"]:
-        """The same as `value`, so that hooks and `torch.compile` see a normal module."""
+        """The same as `value`: what the solvers call, so that hooks run as they do on any other module."""
         return self.value(z, x)
 
     @property
@@ -171,7 +188,11 @@ class Energy(nn.Module):
         return None, self.curvature_bound()
 
     def curvature_bound(self) -> Tensor | float | None:
-        """An upper bound of the largest eigenvalue of ∇²f(·; x), or None (the default) if none is known."""
+        """An upper bound of the largest eigenvalue of ∇²f(·; x), or None (the default) if none is known.
+
+        It is asked for once per solve, before the module is called: compute it from the parameters themselves, not from
+        an attribute that a hook makes of them in each call.
+        """
         return None
 
     def gradient(self, z: Float[Tensor, "*batch d"], x: Tensor) -> Float[Tensor, "*batch d"]:
@@ -195,12 +216,12 @@ class Energy(nn.Module):
         return _BoundByAutograd(self, x)
 
     def _value_and_gradient(self, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        differentiable = torch.is_grad_enabled()
+        differentiable = torch.is_grad_enabled() and self._needs_gradient(z, x)
         with torch.inference_mode(False), torch.enable_grad():
             point = _normal(z)
             if not (differentiable and point.requires_grad):
                 point = point.detach().requires_grad_()
-            value = self.value(point, _normal(x))
+            value = self._called(point, _normal(x))
             if value.shape != z.shape[:-1]:
                 raise ValueError(
                     f"{type(self).__name__}.value must return one number per sample, shape {tuple(z.shape[:-1])}, "
@@ -211,6 +232,17 @@ class Energy(nn.Module):
             (gradient,) = torch.autograd.grad(value.sum(), point, create_graph=differentiable, allow_unused=True)
         return value, torch.zeros_like(point) if gradient is None else gradient
 
+    def _needs_gradient(self, z: Tensor, x: Tensor) -> bool:
+        """Whether f(z; x) depends on anything that requires a gradient, known to the module or not."""
+        if z.requires_grad or x.requires_grad or any(parameter.requires_grad for parameter in self.parameters()):
+            return True
+        return self._called(z, x).requires_grad
+
+    def _called(self, z: Tensor, x: Tensor) -> Tensor:
+        """`energy(z, x)`, hooks and all, but not what `energy.compile()` makes of it: it has one derivative only."""
+        value: Tensor = self._call_impl(z, x)
+        return value
+
 
 class _BoundByAutograd(BoundEnergy):
     """A user's energy at a fixed input."""
@@ -218,10 +250,13 @@ class _BoundByAutograd(BoundEnergy):
     symmetric = True
     affine = False
 
-    def __init__(self, energy: Energy, x: Tensor, curvature: Tensor | None = None) -> None:
+    def __init__(
+        self, energy: Energy, x: Tensor, curvature: Tensor | None = None, snapshot: Snapshot | None = None
+    ) -> None:
         self.energy = energy
         self.x = x
         self.dtype = x.dtype
+        self.snapshot = Snapshot.of(energy) if snapshot is None else snapshot
         if curvature is None:
             bound = energy.curvature_bound()
             if bound is not None:
@@ -241,8 +276,15 @@ class _BoundByAutograd(BoundEnergy):
     def gradient(self, z: Tensor) -> Tensor:
         return self.energy.gradient(z, self.x)
 
+    def value_at(self, z: Tensor) -> Callable[[], Tensor]:
+        # At once: by the time that somebody asks, the module may hold other parameters.
+        return partial(_identity, self.energy._called(z, self.x))
+
+    def again(self) -> AbstractContextManager[object]:
+        return Again((self.x,), self.snapshot.unchanged())
+
     def hessian(self, z: Tensor) -> Hessian:
-        return _HessianByAutograd(self.energy, self.x, z)
+        return _HessianByAutograd(self.energy, self.x, z, self.snapshot)
 
     def is_strictly_convex(self, curvature: float, strictly: bool) -> bool:
         return self.energy.convex
@@ -251,28 +293,47 @@ class _BoundByAutograd(BoundEnergy):
         raise TypeError("only a quadratic energy has a float64 twin")
 
     def select(self, index: Tensor) -> BoundEnergy:
-        return _BoundByAutograd(self.energy, self.x[index], self._curvature)
+        return _BoundByAutograd(self.energy, self.x[index], self._curvature, self.snapshot)
 
 
 class _HessianByAutograd(Hessian):
-    """The Hessian of a user's energy."""
+    """The Hessian of a user's energy, whose tensors were those of `snapshot` when it was bound."""
 
     shared = None
     symmetric = True
 
-    def __init__(self, energy: Energy, x: Tensor, z: Tensor) -> None:
+    def __init__(self, energy: Energy, x: Tensor, z: Tensor, snapshot: Snapshot) -> None:
         self.energy = energy
         self.x = x
         self.z = z
+        self.snapshot = snapshot
 
     def product(self, v: Tensor, transpose: bool = False) -> Tensor:
         return self.energy.hessian_product(self.z, self.x, v.to(self.z.dtype)).to(v.dtype)
 
     def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Hessian]]:
-        return (self.x.detach(), self.z.detach()), partial(_HessianByAutograd, self.energy)
+        kept = self.snapshot.unchanged()
+        tensors = tuple(_normal(tensor).detach() for tensor in (self.x, self.z, *kept.tensors))
+        return tensors, partial(_rebuild, self.energy, kept.places)
 
     def select(self, index: Tensor) -> Hessian:
-        return _HessianByAutograd(self.energy, self.x[index], self.z[index])
+        return type(self)(self.energy, self.x[index], self.z[index], self.snapshot)
+
+
+class _LaterHessian(_HessianByAutograd):
+    """The same in the backward pass, with the tensors of the forward pass."""
+
+    def product(self, v: Tensor, transpose: bool = False) -> Tensor:
+        with self.snapshot.restored():
+            return super().product(v, transpose)
+
+
+def _rebuild(energy: Energy, places: Sequence[Place], x: Tensor, z: Tensor, *tensors: Tensor) -> Hessian:
+    return _LaterHessian(energy, x, z, Snapshot(places, tensors))
+
+
+def _identity(value: Tensor) -> Tensor:
+    return value
 
 
 def _normal(tensor: Tensor) -> Tensor:

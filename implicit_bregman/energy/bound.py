@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
@@ -10,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from implicit_bregman.energy.base import BoundEnergy, Evaluation, Hessian
+from implicit_bregman.energy.snapshot import Again
 from implicit_bregman.linalg.shared import SharedMatrix
 
 
@@ -84,6 +86,12 @@ class BoundQuadratic(BoundEnergy):
     ) -> tuple[Tensor | None, ...]:
         return v.mT @ z if needed[0] else None, v if needed[1] else None
 
+    def value_at(self, z: Float[Tensor, "batch d"]) -> Callable[[], Float[Tensor, " batch"]]:
+        return partial(_value, self.weight, self.offset, z)
+
+    def again(self) -> AbstractContextManager[object]:
+        return Again((self.weight, self.offset))
+
     def hessian(self, z: Float[Tensor, "batch d"]) -> Hessian:
         return SharedHessian(self.shared)
 
@@ -119,6 +127,11 @@ class SharedHessian(Hessian):
 
     def select(self, index: Tensor) -> Hessian:
         return self
+
+
+def _value(weight: Tensor, offset: Tensor, z: Tensor) -> Float[Tensor, " batch"]:
+    """−½ zᵀWz − cᵀz. Its derivatives in W and c hold neither, so that it does not matter when it is computed."""
+    return -torch.linalg.vecdot(z, torch.add(offset, z @ weight.mT, alpha=0.5))
 
 
 def _rebuild(

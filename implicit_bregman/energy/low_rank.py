@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from implicit_bregman.energy.base import BoundEnergy, Evaluation, Hessian
+from implicit_bregman.energy.snapshot import Again
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.linalg.spectrum import Spectrum, spectrum
 
@@ -158,6 +160,15 @@ class BoundLowRank(BoundEnergy):
     def gradient(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         return (z @ self.vectors - self.target) @ self.vectors.mT
 
+    def value_at(self, z: Float[Tensor, "batch d"]) -> Callable[[], Float[Tensor, " batch"]]:
+        with torch.no_grad():
+            image = z @ self.vectors
+            excess = image - self.target
+        return partial(_value, self.vectors, self.target, z, image, excess)
+
+    def again(self) -> AbstractContextManager[object]:
+        return Again((self.vectors, self.target))
+
     def hessian(self, z: Float[Tensor, "batch d"]) -> Hessian:
         return _GramHessian(self.vectors.detach())
 
@@ -170,6 +181,11 @@ class BoundLowRank(BoundEnergy):
 
     def select(self, index: Int[Tensor, " kept"]) -> BoundEnergy:
         return BoundLowRank(self.vectors, self.target[index], self.softening, self.spectrum, self.__dict__.get("basis"))
+
+
+def _value(vectors: Tensor, target: Tensor, z: Tensor, image: Tensor, excess: Tensor) -> Float[Tensor, " batch"]:
+    """½‖Vᵀz‖² − βᵀVᵀz to first order in V and β up to a constant, from Vᵀz and Vᵀz − β as they were."""
+    return (excess * (z @ vectors)).sum(-1) - (image * target).sum(-1)
 
 
 class _GramHessian(Hessian):

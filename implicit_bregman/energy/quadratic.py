@@ -14,9 +14,19 @@ from torch import Tensor, nn
 from implicit_bregman.energy.base import BoundEnergy, Energy
 from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.energy.low_rank import BoundLowRank, gram_spectrum
-from implicit_bregman.energy.weights import ConvexWeight, FreeWeight, GivenWeight, LowRankWeight, SymmetricWeight, hold
+from implicit_bregman.energy.weights import (
+    ConvexWeight,
+    FreeWeight,
+    GivenWeight,
+    LowRankWeight,
+    SymmetricWeight,
+    Weight,
+    hold,
+    is_symmetric,
+)
 from implicit_bregman.linalg.shared import SharedMatrix
-from implicit_bregman.linalg.spectrum import Spectrum, spectrum
+from implicit_bregman.linalg.spectrum import Spectrum
+from implicit_bregman.tensors import check_dense, check_numbers, refuse_transforms
 
 WEIGHTS = ("convex", "symmetric", "free", "low_rank")
 #: ε of an infeasible low-rank system, relative to ‖V‖²/r.
@@ -37,6 +47,10 @@ class QuadraticEnergy(Energy):
     of z⁰ onto {z : Vᵀz = β}, that is, the point of {Vᵀz = β} that minimises D_φ(z, z⁰). Where no z in C solves the
     system (softened form) it is the minimiser of D_φ(z, z⁰) + ‖Vᵀz − β‖²/(2ε) with ε = softening · ‖V‖²/r, and the
     sample has the status INFEASIBLE. For γ > 0 it is the one minimiser of f + γφ, whatever z⁰.
+
+    As a module it is called once per solve, with x alone, and returns c = Ux + b (β(x) for a low-rank weight); hooks
+    see this x and this output. Pruning and weight normalization of `input_weight`, `bias` and the parameters of
+    `weight_map` work as they do on `torch.nn.Linear`. Called with (z, x) it returns f(z; x).
 
     Args:
         features: d, the width of z.
@@ -80,7 +94,7 @@ class QuadraticEnergy(Energy):
             raise ValueError(f"in_features must be at least 1, got {n}")
         self.in_features = n
         if weight == "convex":
-            self.weight_map: nn.Module = ConvexWeight(features, margin, device, dtype)
+            self.weight_map: Weight = ConvexWeight(features, margin, device, dtype)
         elif weight == "symmetric":
             self.weight_map = SymmetricWeight(features, device, dtype)
         elif weight == "free":
@@ -91,13 +105,21 @@ class QuadraticEnergy(Energy):
         else:
             raise ValueError(f"weight must be one of {', '.join(WEIGHTS)}, got {weight!r}")
         _refuse_unless_low_rank(weight, rank=rank, softening=softening)
-        rows = features if rank is None else rank
+        rows = features if rank is None else int(rank)
+        hold(self, "input_weight", nn.Parameter(torch.empty(rows, n, device=device, dtype=dtype)))
+        hold(self, "bias", nn.Parameter(torch.empty(rows, device=device, dtype=dtype)) if bias else None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw U anew, and set b to 0; W is reset by `weight_map`. Given matrices stay as they are."""
+        if isinstance(self.weight_map, GivenWeight):
+            return
         # Half as wide for β: a system with a random right-hand side should have a solution in C at the start.
-        reach = (1.0 if rank is None else 0.5) / math.sqrt(n)
-        entries = nn.Parameter(torch.empty(rows, n, device=device, dtype=dtype))
-        nn.init.uniform_(entries, -reach, reach)
-        hold(self, "input_weight", entries)
-        hold(self, "bias", nn.Parameter(torch.zeros(rows, device=device, dtype=dtype)) if bias else None)
+        reach = (0.5 if self.low_rank else 1.0) / math.sqrt(self.in_features)
+        if self.input_weight is not None:
+            nn.init.uniform_(self.input_weight, -reach, reach)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     @classmethod
     def from_matrices(
@@ -108,15 +130,23 @@ class QuadraticEnergy(Energy):
     ) -> QuadraticEnergy:
         """The energy of given matrices; gradients flow to the tensors given.
 
+        Whether W is symmetric is judged at every call. dL/dW is the derivative with respect to d² independent
+        entries and not symmetric, so that after one step of an optimizer on W itself there is an equilibrium problem
+        and no objective any more. To stay within the symmetric matrices use `QuadraticEnergy(d, weight="symmetric")`,
+        or make the energy in each forward pass from a symmetric function of what is learned:
+        `from_matrices(0.5 * (P + P.T))`.
+
         Args:
             W: (d, d). Where it is not symmetric (up to rounding) the energy is "free".
             U: (d, n). None: the identity, so that x is added as it is.
             b: (d,). None: no offset.
 
         Raises:
-            TypeError: if a tensor is not floating point.
-            ValueError: if shapes, dtypes or devices do not fit, or an entry is not finite.
+            TypeError: if something is not a floating-point tensor.
+            ValueError: if shapes, dtypes, layouts or devices do not fit, or an entry is not finite.
+            RuntimeError: inside `torch.func` transforms.
         """
+        refuse_transforms([tensor for tensor in (W, U, b) if isinstance(tensor, Tensor)])
         _check_matrices(W, U, b)
         energy = cls.__new__(cls)
         Energy.__init__(energy, W.shape[0])
@@ -130,12 +160,13 @@ class QuadraticEnergy(Energy):
     def weight(self) -> Float[Tensor, "d d"]:
         """W, (d, d), as a function of the parameters; symmetric unless the energy is "free"."""
         matrix: Tensor = self.weight_map()
-        return matrix
+        return -(matrix @ matrix.mT) if self.low_rank else matrix
 
     @property
     def symmetric(self) -> bool:
-        """Whether W is symmetric, that is, whether there is an objective."""
-        return bool(self.weight_map.symmetric)
+        """Whether W, as it is now, is symmetric, that is, whether there is an objective."""
+        known = self.weight_map.symmetric
+        return is_symmetric(self.weight) if known is None else known
 
     @property
     def low_rank(self) -> bool:
@@ -144,9 +175,7 @@ class QuadraticEnergy(Energy):
 
     def linear(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
         """c = Ux + b, (B, d); for a low-rank weight c = Vβ(x)."""
-        if isinstance(self.weight_map, LowRankWeight):
-            return self.target(x) @ self.weight_map.vectors.mT
-        return _affine(x, self.input_weight, self.bias)
+        return self.target(x) @ self.weight_map().mT if self.low_rank else _affine(x, self.input_weight, self.bias)
 
     def target(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch r"]:
         """β(x) = Ux + b of a low-rank weight, (B, r); b alone where there is no U.
@@ -156,7 +185,20 @@ class QuadraticEnergy(Energy):
         """
         if not isinstance(self.weight_map, LowRankWeight):
             raise TypeError('only a QuadraticEnergy with weight="low_rank" has a target: use linear(x)')
-        return _target(x, self.input_weight, self.bias, self.weight_map.vectors.shape[1])
+        return _target(x, self.input_weight, self.bias, self.weight_map.rank)
+
+    def forward(self, z: Tensor, x: Tensor | None = None) -> Tensor:
+        """f(z; x), (B,), as `value`; of x alone, what a solver asks for once: c, (B, d), or β, (B, r).
+
+        Half-precision U and b are then lifted to x's precision.
+        """
+        if x is not None:
+            return self.value(z, x)
+        x, weight = z, self.weight_map
+        u, b = (None if t is None else t.to(x.dtype) for t in (self.input_weight, self.bias))
+        if u is not None:
+            _check_shared("U", u)
+        return _target(x, u, b, weight.rank) if isinstance(weight, LowRankWeight) else _affine(x, u, b)
 
     def value(self, z: Float[Tensor, "*batch d"], x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
         """f(z; x), (B,).
@@ -191,27 +233,23 @@ class QuadraticEnergy(Energy):
         return ends.lowest, ends.curvature
 
     def _spectrum(self) -> Spectrum:
-        if isinstance(self.weight_map, LowRankWeight):
-            return gram_spectrum(self.weight_map.vectors)
-        weight = self.weight.detach()
-        return spectrum(-(weight.float() if weight.dtype.itemsize == 2 else weight), self.symmetric)
+        if self.low_rank:
+            return gram_spectrum(self.weight_map())
+        return self._matrices()[1].spectrum
 
     def bind(self, x: Float[Tensor, "batch n"]) -> BoundEnergy:
         """This energy at the input x; half-precision parameters are lifted to float32 here."""
         if isinstance(self.weight_map, LowRankWeight):
             return self._bind_low_rank(x, self.weight_map)
         weight, shared = self._held.matrices(self) if self._held is not None else self._matrices()
-        if x.dtype == weight.dtype and self.bias is None and self.input_weight is None:
-            return BoundQuadratic(weight, x, shared)
-        u, b = (None if p is None else p.to(weight.dtype) for p in (self.input_weight, self.bias))
-        return BoundQuadratic(weight, _affine(x.to(weight.dtype), u, b), shared)
+        return BoundQuadratic(weight, self(x.to(weight.dtype)), shared)
 
     def _matrices(self) -> tuple[Tensor, SharedMatrix]:
         """W with its gradient, at least float32, and −W without."""
-        weight = self.weight
-        if weight.dtype.itemsize == 2:
-            weight = weight.float()
-        return weight, SharedMatrix(weight, self.symmetric, getattr(self.weight_map, "margin", None))
+        weight, known = _check_shared("W", self.weight), self.weight_map.symmetric
+        symmetric = is_symmetric(weight) if known is None else known
+        weight = _at_least_single(weight)
+        return weight, SharedMatrix(weight, symmetric, getattr(self.weight_map, "margin", None))
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -239,10 +277,8 @@ class QuadraticEnergy(Energy):
         return {**self.__dict__, "_held": None}
 
     def _bind_low_rank(self, x: Tensor, weight: LowRankWeight) -> BoundEnergy:
-        lifted = [None if t is None else _at_least_single(t) for t in (self.input_weight, self.bias)]
-        vectors = _at_least_single(weight.vectors)
-        target = _target(_at_least_single(x), lifted[0], lifted[1], vectors.shape[1])
-        return BoundLowRank(vectors, target, weight.softening)
+        vectors = _at_least_single(_check_shared("V", weight()))
+        return BoundLowRank(vectors, self(x.to(vectors.dtype)), weight.softening)
 
     def extra_repr(self) -> str:
         """Widths and kind of weight, for `print(module)`."""
@@ -305,7 +341,25 @@ def _refuse_unless_low_rank(weight: str, **settings: object) -> None:
             raise ValueError(f'{name} = {value!r} has a meaning for weight="low_rank" only, got weight="{weight}"')
 
 
+def _check_shared(name: str, matrix: Tensor) -> Tensor:
+    """A matrix that is one for all samples.
+
+    Raises:
+        ValueError: for a batch of matrices.
+    """
+    if matrix.dim() > 2:
+        raise ValueError(
+            f"{name} must be one matrix for all samples, got shape {tuple(matrix.shape)}: one matrix per sample is not "
+            "supported yet; solve sample by sample, or write the energy as a subclass of Energy"
+        )
+    return matrix
+
+
 def _check_matrices(W: Tensor, U: Tensor | None, b: Tensor | None) -> None:
+    for name, tensor in (("W", W), ("U", U), ("b", b)):
+        if name == "W" or tensor is not None:
+            check_dense(name, tensor)
+    _check_shared("W", W)
     if W.dim() != 2 or W.shape[0] != W.shape[1] or W.shape[0] == 0:
         raise ValueError(f"W must be a square matrix, got shape {tuple(W.shape)}")
     d = W.shape[0]
@@ -322,5 +376,6 @@ def _check_matrices(W: Tensor, U: Tensor | None, b: Tensor | None) -> None:
             raise ValueError(
                 f"{name} is {tensor.dtype} on {tensor.device}, but W is {W.dtype} on {W.device}: convert one of them"
             )
+        check_numbers(name, tensor)
         if not bool(torch.isfinite(tensor.detach()).all()):
             raise ValueError(f"{name} has NaN or infinite entries: check what it was computed from")

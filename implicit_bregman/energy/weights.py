@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from implicit_bregman.settings import check_positive
+from implicit_bregman.settings import check_positive, is_number
 
 
-class ConvexWeight(nn.Module):
+class Weight(nn.Module):
+    """A parametrization of W. Called, it returns W, or V where W = −VVᵀ.
+
+    Attributes:
+        symmetric: whether W is symmetric by construction; None: W has to be looked at.
+    """
+
+    symmetric: bool | None
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew."""
+
+
+class ConvexWeight(Weight):
     """W = −(P Pᵀ + margin·I), negative definite by construction.
 
     Args:
@@ -25,7 +40,7 @@ class ConvexWeight(nn.Module):
         super().__init__()
         if not margin > 0:
             raise ValueError(f"margin must be positive, got {margin}: it bounds -W away from 0")
-        self.margin = margin
+        self.margin = float(margin)
         self.factor = nn.Parameter(torch.empty(features, features, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -40,10 +55,10 @@ class ConvexWeight(nn.Module):
         product = self.factor @ self.factor.mT
         # Some matrix products round P Pᵀ to a matrix that is not quite symmetric.
         gram = 0.5 * (product + product.mT)
-        return -(gram + self.margin * torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device))
+        return -(gram + self.margin * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))
 
 
-class SymmetricWeight(nn.Module):
+class SymmetricWeight(Weight):
     """W = (P + Pᵀ)/2: symmetric, possibly indefinite."""
 
     symmetric = True
@@ -62,7 +77,7 @@ class SymmetricWeight(nn.Module):
         return 0.5 * (self.entries + self.entries.mT)
 
 
-class FreeWeight(nn.Module):
+class FreeWeight(Weight):
     """W = P, any matrix: equilibria exist, an objective does not."""
 
     symmetric = False
@@ -81,7 +96,7 @@ class FreeWeight(nn.Module):
         return self.entries
 
 
-class LowRankWeight(nn.Module):
+class LowRankWeight(Weight):
     """W = −V Vᵀ, of rank r at most: the weight of f = ½‖Vᵀz − β‖².
 
     Args:
@@ -101,14 +116,15 @@ class LowRankWeight(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         super().__init__()
-        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= features:
+        if rank is None or not is_number(rank, numbers.Integral) or not 1 <= rank <= features:
             raise ValueError(
                 f'weight="low_rank" needs rank, the number of columns of V: a whole number from 1 to features = '
                 f"{features}, got {rank!r}"
             )
         check_positive("softening", softening)
+        self.rank = int(rank)
         self.softening = float(softening)
-        self.vectors = nn.Parameter(torch.empty(features, rank, device=device, dtype=dtype))
+        self.vectors = nn.Parameter(torch.empty(features, self.rank, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -117,23 +133,27 @@ class LowRankWeight(nn.Module):
             wide = self.vectors.to(torch.promote_types(self.vectors.dtype, torch.float32))  # no QR in half precision
             self.vectors.copy_(torch.linalg.qr(torch.randn_like(wide)).Q)
 
-    def forward(self) -> Float[Tensor, "d d"]:
-        """W, (d, d)."""
-        return -(self.vectors @ self.vectors.mT)
+    def forward(self) -> Float[Tensor, "d r"]:
+        """V, (d, r)."""
+        return self.vectors
 
     def extra_repr(self) -> str:
         """Sizes and softening, for `print(module)`."""
-        return f"features={self.vectors.shape[0]}, rank={self.vectors.shape[1]}, softening={self.softening:g}"
+        return f"features={self.vectors.shape[0]}, rank={self.rank}, softening={self.softening:g}"
 
 
-class GivenWeight(nn.Module):
-    """A matrix that somebody else owns; gradients flow to it."""
+class GivenWeight(Weight):
+    """A matrix that somebody else owns; gradients flow to it.
 
+    Training, a state dict or a mask may change it at any time, and whether it is symmetric. There is no
+    distribution to draw it from: `reset_parameters` leaves it alone.
+    """
+
+    symmetric = None
     matrix: Tensor
 
     def __init__(self, matrix: Float[Tensor, "d d"]) -> None:
         super().__init__()
-        self.symmetric = _is_symmetric(matrix)
         hold(self, "matrix", matrix)
 
     def forward(self) -> Float[Tensor, "d d"]:
@@ -149,9 +169,11 @@ def hold(module: nn.Module, name: str, tensor: Tensor | None) -> None:
         module.register_buffer(name, tensor)
 
 
-def _is_symmetric(matrix: Tensor) -> bool:
+def is_symmetric(matrix: Float[Tensor, "d d"]) -> bool:
     """Whether a matrix equals its transpose up to rounding."""
     with torch.no_grad():
+        if torch.equal(matrix, matrix.mT):
+            return True
         rounding = 4 * torch.finfo(matrix.dtype).eps * matrix.abs().max()
         return bool((matrix - matrix.mT).abs().max() <= rounding)
 

@@ -243,6 +243,7 @@ class LegendreFunction(ABC):
             widths; its strong convexity is that of this one divided by s.
 
         Raises:
+            TypeError: If a bound is no number (a tensor).
             ValueError: If C is unbounded, or the new bounds are not finite and increasing.
         """
         raise ValueError(f"to_box: {self.name} has the unbounded domain {self.domain}; choose a bounded one")

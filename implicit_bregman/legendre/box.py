@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
@@ -45,6 +46,10 @@ class BoundedLegendreFunction(LegendreFunction):
         object.__setattr__(self, "_rests", rests)
 
     def to_box(self, lo: float, hi: float) -> LegendreFunction:
+        for name, bound in (("lo", lo), ("hi", hi)):
+            if not isinstance(bound, numbers.Real):
+                kind = type(bound).__name__
+                raise TypeError(f"to_box: {name} must be a number, got {kind}: there is one for all coordinates so far")
         return self if (lo, hi) == self.domain else Box(self, lo, hi)
 
     def _place(self, z: Tensor) -> Place:

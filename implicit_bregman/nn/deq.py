@@ -123,7 +123,7 @@ class BregmanDEQ(nn.Module):
             device=device,
             dtype=dtype,
         )
-        self._start_feasible()
+        self._start_feasible()  # (the energy has drawn its parameters)
         if injection == "initial":
             self.energy.input_weight = None
         self.last_solution: Solution | None = None
@@ -166,6 +166,16 @@ class BregmanDEQ(nn.Module):
         )
         self.last_solution = solution.detach()
         return solution
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, as the constructor does.
+
+        After `to_empty()` call it on the layer, or `reset_parameters` on each module, children first, as
+        `Module.apply` does.
+        """
+        for module in (self.energy.weight_map, self.energy):
+            module.reset_parameters()
+        self._start_feasible()
 
     def frozen(self) -> AbstractContextManager[None]:
         """A context for inference in which W's factorization is kept over calls; see `QuadraticEnergy.frozen`."""

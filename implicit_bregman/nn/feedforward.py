@@ -14,6 +14,7 @@ from implicit_bregman.compilation import without_autocast
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.settings import check_choice
+from implicit_bregman.tensors import check_dense
 
 KINDS = ("standard", "euclidean", "bregman")
 
@@ -92,6 +93,13 @@ class _WithOffset(StandardLinear):
         averages = None if in_features == out_features else _averages(in_features, out_features).to(self.weight)
         self.averages: Tensor | None
         self.register_buffer("averages", averages, persistent=False)
+
+    def reset_parameters(self) -> None:
+        """Draw the parameters anew, and fill in the averages, which `to_empty()` empties as well."""
+        super().reset_parameters()
+        averages: Tensor | None = self._buffers.get("averages")
+        if averages is not None:
+            averages.copy_(_averages(self.in_features, self.out_features))
 
     def offset(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
         """z itself, or its averages where the widths differ."""
@@ -249,8 +257,9 @@ def _lifted(z: Tensor, layer: StandardLinear) -> Tensor:
 
     Raises:
         TypeError: unless z is a floating-point tensor.
-        ValueError: if its width, or its dtype (outside autocast), does not fit.
+        ValueError: if its width, layout, or dtype (outside autocast), does not fit.
     """
+    check_dense("z", z)
     if not z.is_floating_point():
         raise TypeError(f"z must be a floating-point tensor, got {z.dtype}: call .float()")
     if z.dim() == 0:

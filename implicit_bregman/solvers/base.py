@@ -96,6 +96,7 @@ class Solver(Settings):
 
     def __post_init__(self) -> None:
         """Refuse impossible settings."""
+        super().__post_init__()
         if self.tol is not None:
             check_positive("tol", self.tol)
         check_count("max_iter", self.max_iter)

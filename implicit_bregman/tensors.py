@@ -1,0 +1,60 @@
+"""Refusing tensors, and ways of running PyTorch, that nothing here can compute with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+
+def check_dense(name: str, tensor: object) -> None:
+    """Refuse what is no dense tensor.
+
+    Raises:
+        TypeError: unless it is a tensor.
+        ValueError: for a sparse, nested or jagged one.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.is_nested:
+        raise ValueError(f"{name} is a nested tensor: give a dense one, {name}.to_padded_tensor(0.0), or its parts")
+    if tensor.layout != torch.strided:
+        raise ValueError(f"{name} has the layout {tensor.layout}: give a dense tensor, {name}.to_dense()")
+
+
+def check_numbers(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor without numbers.
+
+    Raises:
+        ValueError: on the "meta" device.
+    """
+    if tensor.is_meta:
+        raise ValueError(
+            f'{name} is on the "meta" device, where there are no numbers to compute with: move it to another one'
+        )
+
+
+def refuse_transforms(tensors: Iterable[Tensor]) -> None:
+    """Refuse to run inside torch.func transforms, forward-mode AD, and what records a computation to replay it.
+
+    Args:
+        tensors: everything that could carry a tangent.
+
+    Raises:
+        RuntimeError: naming what to do instead.
+    """
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise RuntimeError(
+            "find_critical_point does not run inside torch.func transforms (vmap, grad, jvp, jacrev, ...): "
+            "it is batched already, and gradients come from backward() or torch.autograd.grad"
+        )
+    tensors = list(tensors)
+    if torch.jit.is_tracing() or any(isinstance(tensor, FakeTensor) for tensor in tensors):
+        raise RuntimeError(
+            "find_critical_point cannot be recorded (torch.jit.trace, torch.export, make_fx): how many steps it makes "
+            "depends on the data. Use torch.compile, which calls it as it is"
+        )
+    if any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise RuntimeError("find_critical_point has no forward mode (jvp): use backward() or torch.autograd.grad")
