@@ -265,8 +265,9 @@ def linearize(
             move * geometry.log_curvature_slope(dual + 0.5 * move),
             geometry.log_curvature(point.next_dual) - geometry.log_curvature(dual),
         )
+        # (1 + τγ)(1 − r)/τ with (1 + τγ) r = exp(−growth), without the cancellation that would round γ away.
         # An iterate that has not converged may be far more saturated than its successor: keep the ratio finite.
-        shift = -grow * torch.expm1((-growth - grow.log()).clamp_max(40.0)) / step
+        shift = regularization - torch.expm1((-growth).clamp_max(40.0)) / step
         # Where ρ' is 0 (beyond the clamp of a φ that is not Legendre, or by underflow) the coordinate is active.
         shift = torch.where(slope > 0, shift, grow / step)
     return Linearization(hessian, slope, shift)
