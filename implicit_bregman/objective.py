@@ -213,7 +213,8 @@ class Objective:
             slope = old.gradient + self.regularization * old.dual
             by_value = difference - (slope * move).sum(-1) - self.regularization * divergence
             excess = torch.where(allowed > 100 * uncertain, by_value, excess)
-        return excess <= allowed + noise
+        # (what overflows is not below anything)
+        return (excess <= allowed + noise) & torch.isfinite(excess)
 
     def degenerate(self, point: Point, margin: float) -> Bool[Tensor, " batch"]:
         """Whether a coordinate is at a bound with a multiplier that cannot be told from 0, (B,)."""
