@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,7 +16,6 @@ from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient
 from implicit_bregman.linalg.chebyshev import semi_iteration, steps_needed
 from implicit_bregman.linalg.free import FreeBlocks
-from implicit_bregman.objective import Point
 
 #: Coordinates whose D₊ exceeds this share of the largest are preconditioned together,
 _STEEP = 0.1
@@ -29,6 +29,22 @@ _MOST_PRODUCTS = 1000
 _MOST_SWEEPS = 28
 #: γ/λ_max, relative to the largest D, from which on these need no preconditioner.
 _NO_NEED = 0.4
+
+
+class Stepped(Protocol):
+    """An iterate y, ∇f there, τ and the next MM iterate."""
+
+    @property
+    def dual(self) -> Float[Tensor, "batch d"]: ...
+
+    @property
+    def gradient(self) -> Float[Tensor, "batch d"]: ...
+
+    @property
+    def step(self) -> Float[Tensor, "batch 1"]: ...
+
+    @property
+    def next_dual(self) -> Float[Tensor, "batch d"]: ...
 
 
 @dataclass(frozen=True)
@@ -137,6 +153,8 @@ class Linearization:
     @cached_property
     def slope_range(self) -> tuple[float, float]:
         """The least and the largest D₊."""
+        if self.slope.numel() == 0:
+            return 1.0, 1.0
         least, largest = self.slope.aminmax()
         return float(least), float(largest)
 
@@ -249,7 +267,7 @@ def linearize(
     hessian: Hessian,
     geometry: LegendreFunction,
     regularization: float,
-    point: Point,
+    point: Stepped,
 ) -> Linearization:
     """The second-order model at an iterate, from its next MM iterate."""
     dual, step = point.dual, point.step

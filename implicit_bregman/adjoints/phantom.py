@@ -8,13 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.adjoints.base import Adjoint, AdjointReport
+from implicit_bregman.adjoints.base import Adjoint, AdjointReport, differentiable
 from implicit_bregman.adjoints.transforms import first_order
 from implicit_bregman.linalg.cg import normalized
 from implicit_bregman.objective import Objective
 from implicit_bregman.settings import check_count, check_positive
 from implicit_bregman.solvers.base import Outcome
-from implicit_bregman.status import Status
 
 #: Rounds of the power method, of two products each.
 _POWER_STEPS = 20
@@ -84,13 +83,16 @@ def attach_steps(
     value = outcome.point.value.detach()
     if not torch.is_grad_enabled():
         return value
-    usable = (outcome.point.finite & (outcome.status != int(Status.DIVERGED)))[:, None]
-    dual = torch.where(usable, outcome.point.dual.detach(), 0.0)
+    dual, usable = outcome.point.dual.detach(), differentiable(outcome)
+    if usable is not None:
+        dual = torch.where(usable[:, None], dual, 0.0)
     step = majorizing_step(objective, dual) if objective.backtracks else objective.initial_step(dual)
     for _ in range(steps):
         moved = objective.iterate(dual, step)
         dual = moved if damping == 1 else torch.lerp(dual, moved, damping)
-    reached = torch.where(usable, objective.geometry.activation(dual), 0.0)
+    reached = objective.geometry.activation(dual)
+    if usable is not None:
+        reached = torch.where(usable[:, None], reached, 0.0)
     if initial.requires_grad:
         reached = reached + 0 * initial
     return first_order(value + (reached - reached.detach()), name)

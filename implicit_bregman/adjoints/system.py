@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.energy.base import BoundEnergy
+from implicit_bregman.linalg.cg import normalized
 from implicit_bregman.linalg.chunks import chunks
 from implicit_bregman.linalg.dense import solve_general
 from implicit_bregman.linalg.free import solve_free_blocks
@@ -36,37 +36,50 @@ _REFINEMENTS = 4
 #: Rounds of Chebyshev steps.
 _SWEEPS = 3
 
+#: Sizes of the rows of dL/dz between which they are taken as they are.
+_SMALLEST, _LARGEST = 1e-9, 1e9
+
 AdjointSolution = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def solve_adjoint_system(
     system: Linearization, gradient: Float[Tensor, "batch d"], method: str, tol: float | None, max_iter: int
 ) -> tuple[Float[Tensor, "batch d"], Int[Tensor, " batch"], Float[Tensor, " batch"], Int[Tensor, " batch"]]:
-    """v = dL/dc from g = dL/dz; rows of g that are not finite give v = 0 and the status INVALID_INPUT.
+    """v = dL/dc from g = dL/dz; rows of g that are not finite give v = NaN and the status INVALID_INPUT.
 
     Returns:
         v (B, d), status (B,), relative residual (B,), iterations (B,).
     """
-    usable, g = None, gradient
-    if not math.isfinite(float(gradient.sum())):
-        usable = torch.isfinite(gradient.sum(-1))
-        g = torch.where(usable[:, None], gradient, 0.0)
+    if len(gradient) == 0:
+        none = torch.zeros(0, dtype=torch.int64, device=gradient.device)
+        return torch.zeros_like(gradient), none, gradient.new_zeros(0), none
+    size = torch.linalg.vector_norm(gradient, torch.inf, dim=-1)
+    least, most = (float(end) for end in size.aminmax())
+    if _SMALLEST <= least and most <= _LARGEST:
+        return _solve(system, gradient, method, tol, max_iter)
+    # Each row at the size 1: no square of it underflows, or overflows.
+    g, unit, usable = normalized(gradient)
+    v, status, residual, iterations = _solve(system, g, method, tol, max_iter)
+    status = torch.where(usable, status, int(Status.INVALID_INPUT))
+    return torch.where(usable[:, None], unit * v, torch.nan), status, residual, iterations
+
+
+def _solve(system: Linearization, g: Tensor, method: str, tol: float | None, max_iter: int) -> AdjointSolution:
+    """The same for rows of a moderate size."""
     target = DEFAULT_TOL[g.dtype] if tol is None else tol
     direct = system.hessian.shared is not None and (method == "dense" or (method == "auto" and _is_cheap(system)))
     v, solved, residual, iterations = (
         _direct(system, g, target) if direct else _iterate(system, g, method, target, max_iter)
     )
     finite = torch.isfinite(v.sum(-1))
-    if usable is None and bool((solved & finite).all()):
+    if bool((solved & finite).all()):
         # (CONVERGED is 0)
-        return v.to(gradient.dtype), torch.zeros_like(iterations), residual, iterations
+        return v.to(g.dtype), torch.zeros_like(iterations), residual, iterations
     # More iterations cannot help where there was a factorization, or where they ended before their limit.
     unsolved = torch.where((iterations >= max_iter) & (not direct), int(Status.MAX_ITER), int(Status.SINGULAR))
     status = torch.where(solved, int(Status.CONVERGED), unsolved)
     status = torch.where(finite, status, int(Status.SINGULAR))
-    if usable is not None:
-        status = torch.where(usable, status, int(Status.INVALID_INPUT))
-    return torch.where(finite[:, None], v, 0.0).to(gradient.dtype), status, residual, iterations
+    return torch.where(finite[:, None], v, 0.0).to(g.dtype), status, residual, iterations
 
 
 def check_method(method: str, energy: BoundEnergy) -> None:
