@@ -52,7 +52,10 @@ _TEXTS = {
         "the iterates are running away, so the objective may have no minimum: use weight='convex', "
         "a larger regularization, or a geometry with a bounded domain"
     ),
-    Status.INVALID_INPUT: "x, or the initial point, has NaN or infinite entries: clean the input of this sample",
+    Status.INVALID_INPUT: (
+        "x, the initial point or, in a backward solve, dL/dz has NaN or infinite entries: clean the input of this "
+        "sample, or look for an overflow in the loss"
+    ),
     Status.SINGULAR: (
         "the adjoint system is singular or indefinite at this point: raise the regularization, "
         "use weight='convex', or solve the forward problem to a smaller tol"

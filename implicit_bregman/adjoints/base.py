@@ -53,13 +53,15 @@ def differentiable(outcome: Outcome) -> Bool[Tensor, " batch"] | None:
 def report_backward(where: str, status: Int[Tensor, " batch"], on_failure: str) -> None:
     """Warn about, or raise for, the samples whose backward solve failed.
 
-    A cotangent that is not finite, as of a loss that overflowed, is no failure of the solve: the gradient is NaN, which
-    a `GradScaler` looks for. A sample that diverged has been reported by the forward solve.
+    There is no warning of a cotangent that is not finite, as of a loss that overflowed: the gradient is NaN, which a
+    `GradScaler` looks for. Nor of a sample that diverged, which the forward solve has reported.
 
     Raises:
-        RuntimeError: if `on_failure` is "raise" and a sample failed.
+        RuntimeError: if `on_failure` is "raise" and a sample failed, or its cotangent is not finite.
     """
-    known = (status == int(Status.INVALID_INPUT)) | (status == int(Status.DIVERGED))
+    known = status == int(Status.DIVERGED)
+    if on_failure != "raise":
+        known = known | (status == int(Status.INVALID_INPUT))
     report_failures(where, torch.where(known, int(Status.CONVERGED), status), on_failure)
 
 

@@ -77,8 +77,8 @@ def attach_steps(
 ) -> Float[Tensor, "batch d"]:
     """The value of `outcome`, with the derivative of `steps` damped MM steps from there; 0 where it diverged.
 
-    The derivative with respect to the start `initial` is 0. Where MM backtracks, the step that a solver ended with need
-    not majorize at its last iterate (an exact method makes none): it is found there.
+    The derivative with respect to the start `initial` is 0. Where MM backtracks, the step that a solver ended with is
+    used if it majorizes at the last iterate, which it need not; and an exact method makes none.
     """
     value = outcome.point.value.detach()
     if not torch.is_grad_enabled():
@@ -86,7 +86,10 @@ def attach_steps(
     dual, usable = outcome.point.dual.detach(), differentiable(outcome)
     if usable is not None:
         dual = torch.where(usable[:, None], dual, 0.0)
-    step = majorizing_step(objective, dual) if objective.backtracks else objective.initial_step(dual)
+    step = objective.initial_step(dual)
+    if objective.backtracks:
+        # (NaN where the solver made no MM steps)
+        step = torch.fmin(outcome.point.step, majorizing_step(objective, dual))
     for _ in range(steps):
         moved = objective.iterate(dual, step)
         dual = moved if damping == 1 else torch.lerp(dual, moved, damping)
