@@ -67,7 +67,9 @@ def quick_estimate(g: Tensor, v: Tensor, residual: Tensor, leftover: Tensor, lea
         leaving: the coordinates that are on their way to a bound, where v is 0 in the limit, (B, d); None: none.
     """
     size = norm(v)
-    error = residual.to(v.dtype) + ratio(size, norm(g)) * leftover
+    of_value = ratio(size, norm(g)) * leftover
+    # (relative to the value that is to be, which may be far from 0 where z is 0)
+    error = residual.to(v.dtype) + torch.where(of_value < torch.inf, of_value / (1 + of_value), 1.0)
     return error if leaving is None else error + ratio(norm(v * leaving), size)
 
 

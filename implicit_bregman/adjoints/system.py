@@ -55,7 +55,7 @@ def solve_adjoint_system(
         return torch.zeros_like(gradient), none, gradient.new_zeros(0), none
     size = torch.linalg.vector_norm(gradient, torch.inf, dim=-1)
     least, most = (float(end) for end in size.aminmax())
-    if _SMALLEST <= least and most <= _LARGEST:
+    if least >= _SMALLEST and most <= _LARGEST:
         return _solve(system, gradient, method, tol, max_iter)
     # Each row at the size 1: no square of it underflows, or overflows.
     g, unit, usable = normalized(gradient)

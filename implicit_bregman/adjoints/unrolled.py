@@ -132,7 +132,7 @@ def _advance(objective: Objective, dual: Tensor, step: Tensor) -> tuple[Tensor, 
 
 
 def _has_derivative(objective: Objective, dual: Tensor) -> Tensor:
-    """Whether products of z or its derivative stay in the range of the precision: beyond, no gradient is finite, (B,)."""
+    """Whether products of z and its derivative stay in the range of the precision, (B,)."""
     size = torch.maximum(objective.geometry.activation(dual).abs(), objective.geometry.slope(dual)).amax(-1)
     return size <= torch.finfo(dual.dtype).max ** 0.5
 

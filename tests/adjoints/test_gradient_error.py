@@ -113,9 +113,8 @@ def test_a_derivative_that_is_infinite_is_flagged() -> None:
         found.value.sum().backward()
     assert found.adjoint.status.tolist() == [ib.Status.SINGULAR]
     assert float(found.gradient_error) >= 0.3
-    early = ib.find_critical_point(
-        Cubic(1, convex=True), "bent", x, solver=ib.solvers.MM(tol=1e-4, max_iter=300, polish=False, on_failure="ignore")
-    )
+    solver = ib.solvers.MM(tol=1e-4, max_iter=300, polish=False, on_failure="ignore")
+    early = ib.find_critical_point(Cubic(1, convex=True), "bent", x, solver=solver)
     early.value.sum().backward()
     assert float(early.gradient_error) >= 0.3
 
