@@ -123,9 +123,7 @@ def without_diverged(objective: Objective, outcome: Outcome, usable: Bool[Tensor
 
 
 def _error_state(objective: Objective, outcome: Outcome) -> tuple[Iterate | None, Tensor]:
-    """What the estimate of the gradient's error starts from: the iterate, where it may be more than rounding, and
-    the forward residual relative to z.
-    """
+    """The iterate, where the gradient's error may be more than rounding, and the forward residual relative to z."""
     point, gamma = outcome.point, objective.regularization
     exact = outcome.without_steps and not gamma
     if outcome.complete and outcome.without_steps and objective.energy.shared is not None:

@@ -29,6 +29,8 @@ _LARGEST_DENSE = 1024
 #: A factorization whose solution leaves a larger relative residual is that of a numerically singular system. A
 #: symmetric W may be so only up to its own rounding, of which the factorization sees one half.
 _SINGULAR = {torch.float32: 1e-5, torch.float64: 1e-8}
+#: A system in which rounding changes v by more than this, relative to v, is singular.
+_DETERMINED = 1e-3
 #: The smallest relative residual that is asked of a direct solve.
 _LEAST = 1e-13
 #: Rounds of refinement with a float64 residual.
@@ -115,14 +117,34 @@ def _direct(system: Linearization, g: Tensor, tol: float) -> AdjointSolution:
         free = system.slope > 0
         if shared.known_inverse is not None:
             found = solve_free_blocks(shared, free, g, tol=max(1e-3 * tol, _LEAST), blocks=system.blocks)
-            return found.value, found.solved & (found.residual <= limit), found.residual.to(g.dtype), none
+            solved = found.solved & (found.residual <= limit)
+            return (
+                found.value,
+                _judged(system, found.value, g, solved, found.residual),
+                found.residual.to(g.dtype),
+                none,
+            )
         v, solved = solve_on_free_set(shared.wide.matrix.mT, free, g.double(), shared.symmetric)
         v = torch.where(solved[:, None], v, torch.nan)
     else:
         v = torch.cat([_factorize(system, g, rows) for rows in chunks(system.slope)]) if len(g) else g.double()
         solved = torch.isfinite(v.sum(-1))
     residual = _residual(system, v, g)
-    return v, solved & (residual <= limit), residual, none
+    return v, _judged(system, v, g, solved & (residual <= limit), residual), residual, none
+
+
+def _judged(
+    system: Linearization, v: Tensor, g: Tensor, solved: Bool[Tensor, " batch"], residual: Float[Tensor, " batch"]
+) -> Bool[Tensor, " batch"]:
+    """`solved`, and samples whose residual is rounding in an ill-conditioned system that still determines v."""
+    shared = system.hessian.shared
+    if shared is None or bool(solved.all()):
+        return solved
+    slope, shift = system.slope.double(), system.shift.double()
+    size = torch.linalg.matrix_norm(shared.weight.double())
+    terms = torch.linalg.vector_norm(shift * v, dim=-1) + slope.amax(-1) * size * torch.linalg.vector_norm(v, dim=-1)
+    rounding = torch.finfo(v.dtype).eps * terms / torch.linalg.vector_norm(slope * g, dim=-1)
+    return solved | ((residual <= rounding) & (rounding <= _DETERMINED))
 
 
 def _factorize(system: Linearization, g: Tensor, rows: slice) -> Tensor:
@@ -193,7 +215,7 @@ def _iterate(system: Linearization, g: Tensor, method: str, tol: float, max_iter
     solved = done | (part.converged & (relative <= 10 * tol))
     if not bool(positive.all()):
         v, solved, relative = _replace_indefinite(system, g, (v, solved, relative), positive, tol, max_iter)
-    return v, solved, relative.to(g.dtype), iterations
+    return v, _judged(system, v, g, solved, relative), relative.to(g.dtype), iterations
 
 
 def _sweep(system: Linearization, g: Tensor, tol: float, max_iter: int) -> AdjointSolution | None:
