@@ -59,6 +59,8 @@ def report_backward(where: str, status: Int[Tensor, " batch"], on_failure: str) 
     Raises:
         RuntimeError: if `on_failure` is "raise" and a sample failed, or its cotangent is not finite.
     """
+    if not bool((status > int(Status.TRUNCATED)).any()):
+        return
     known = status == int(Status.DIVERGED)
     if on_failure != "raise":
         known = known | (status == int(Status.INVALID_INPUT))

@@ -46,14 +46,13 @@ _GROWTH = 1.5
 
 
 def norm(rows: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
-    """‖·‖₂, (B,), also where squares leave the range of the precision."""
-    part, unit, _ = normalized(rows)
-    return unit.squeeze(-1) * torch.linalg.vector_norm(part, dim=-1)
+    """‖·‖₂ in float64, (B,), where no square of a float32 overflows or vanishes."""
+    return torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
 
 
 def ratio(top: Tensor, bottom: Tensor) -> Tensor:
-    """top / bottom, and 0 where both are 0."""
-    return torch.where(top > 0, top / bottom, 0.0)
+    """top / bottom of norms in float64; 0 where both are 0."""
+    return top / bottom.clamp_min(torch.finfo(torch.float64).tiny)
 
 
 def quick_estimate(g: Tensor, v: Tensor, residual: Tensor, leftover: Tensor, leaving: Tensor | None) -> Tensor:
@@ -69,8 +68,10 @@ def quick_estimate(g: Tensor, v: Tensor, residual: Tensor, leftover: Tensor, lea
     size = norm(v)
     of_value = ratio(size, norm(g)) * leftover
     # (relative to the value that is to be, which may be far from 0 where z is 0)
-    error = residual.to(v.dtype) + torch.where(of_value < torch.inf, of_value / (1 + of_value), 1.0)
-    return error if leaving is None else error + ratio(norm(v * leaving), size)
+    error = residual + (1 - 1 / (1 + of_value))
+    if leaving is not None:
+        error = error + ratio(norm(v * leaving), size)
+    return error.to(v.dtype)
 
 
 def is_worth_refining(estimate: Float[Tensor, " batch"], system: Linearization) -> bool:
@@ -195,12 +196,12 @@ def refined_estimate(
         other = solve(system, g)
         moved = norm(here.value - iterate.value)
         of_value = torch.where(moved > 0, ratio(size, norm(other)) * ratio(moved, norm(here.value)), 0.0)
-        error = ratio(norm(other - v), norm(other)) + of_value + residual.to(v.dtype)
+        error = ratio(norm(other - v), norm(other)) + of_value + residual
         if not bool((error > _FAR).any()):
             break
     # (NaN: nothing is known)
     error = torch.where(torch.isnan(error), torch.inf, error)
-    return error, iterate.solved & (error > _FAR) & (norm(other) > _GROWTH * size)
+    return error.to(v.dtype), iterate.solved & (error > _FAR) & (norm(other) > _GROWTH * size)
 
 
 def _newton(here: Iterate, system: Linearization) -> Iterate:
