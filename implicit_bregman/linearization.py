@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,7 +16,6 @@ from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient
 from implicit_bregman.linalg.chebyshev import semi_iteration, steps_needed
 from implicit_bregman.linalg.free import FreeBlocks
-from implicit_bregman.objective import Point
 
 #: Coordinates whose D₊ exceeds this share of the largest are preconditioned together,
 _STEEP = 0.1
@@ -29,6 +29,22 @@ _MOST_PRODUCTS = 1000
 _MOST_SWEEPS = 28
 #: γ/λ_max, relative to the largest D, from which on these need no preconditioner.
 _NO_NEED = 0.4
+
+
+class Stepped(Protocol):
+    """An iterate y, ∇f there, τ and the next MM iterate."""
+
+    @property
+    def dual(self) -> Float[Tensor, "batch d"]: ...
+
+    @property
+    def gradient(self) -> Float[Tensor, "batch d"]: ...
+
+    @property
+    def step(self) -> Float[Tensor, "batch 1"]: ...
+
+    @property
+    def next_dual(self) -> Float[Tensor, "batch d"]: ...
 
 
 @dataclass(frozen=True)
@@ -136,9 +152,9 @@ class Linearization:
 
     @cached_property
     def slope_range(self) -> tuple[float, float]:
-        """The least and the largest D₊; 0 where there is none."""
-        if not self.slope.numel():
-            return 0.0, 0.0
+        """The least and the largest D₊; 1 where there is none."""
+        if self.slope.numel() == 0:
+            return 1.0, 1.0
         least, largest = self.slope.aminmax()
         return float(least), float(largest)
 
@@ -251,7 +267,7 @@ def linearize(
     hessian: Hessian,
     geometry: LegendreFunction,
     regularization: float,
-    point: Point,
+    point: Stepped,
 ) -> Linearization:
     """The second-order model at an iterate, from its next MM iterate."""
     dual, step = point.dual, point.step
@@ -267,8 +283,9 @@ def linearize(
             move * geometry.log_curvature_slope(dual + 0.5 * move),
             geometry.log_curvature(point.next_dual) - geometry.log_curvature(dual),
         )
+        # (1 + τγ)(1 − r)/τ with (1 + τγ) r = exp(−growth), without the cancellation that would round γ away.
         # An iterate that has not converged may be far more saturated than its successor: keep the ratio finite.
-        shift = -grow * torch.expm1((-growth - grow.log()).clamp_max(40.0)) / step
+        shift = regularization - torch.expm1((-growth).clamp_max(40.0)) / step
         # Where ρ' is 0 (beyond the clamp of a φ that is not Legendre, or by underflow) the coordinate is active.
         shift = torch.where(slope > 0, shift, grow / step)
     return Linearization(hessian, slope, shift)

@@ -149,10 +149,12 @@ class Solution:
     def gradient_error(self) -> Float[Tensor, "*batch"] | None:
         """The estimated relative error of dL/dθ for each sample, (B,), once `backward()` has run; None before.
 
-        From what was left over, forward and backward: with v = dL/dc, g = dL/dz and s = ‖v‖/‖g‖ for the size of the
-        inverse Hessian, it is the sum of the backward solve's relative residual, of s‖r‖/‖z‖ with r the forward
-        residual, and of the share of v on coordinates that are on their way to a bound, where it has to vanish. An
-        estimate to the order of magnitude, not a bound; what φ'' changes within the forward error is left out.
+        With v = dL/dc, and z₂ and v₂ the same after one more Newton step from z, it is ‖v₂ − v‖/‖v₂‖ +
+        ‖v‖/‖v₂‖ · ‖z₂ − z‖/‖z₂‖ plus the backward solve's relative residual: what the forward error, the change of φ''
+        and of the active set within it, and the backward error make of dL/dW = v zᵀ. After an exact solve, and where
+        the residuals show that only rounding is left, they are used instead, with ‖v‖/‖dL/dz‖ for the size of the
+        inverse Hessian; so does `Shine`. An estimate to the order of magnitude, not a bound. inf where nothing is
+        known.
         """
         return self.adjoint.error
 

@@ -54,9 +54,9 @@ _TEXTS = {
         "a larger regularization, or a geometry with a bounded domain"
     ),
     Status.INVALID_INPUT: (
-        "x, or the initial point, has NaN or infinite entries, or the initial point has an entry on a bound of the "
-        "domain, to which its precision may have rounded it: clean the input of this sample, or give the initial point "
-        "in the dual, where it stays finite (initial_dual=)"
+        "x, the initial point or, in a backward solve, dL/dz has NaN or infinite entries: clean the input of this "
+        "sample, or look for an overflow in the loss. Or the initial point has an entry on a bound of the domain, to "
+        "which its precision may have rounded it: give it in the dual, where it stays finite (initial_dual=)"
     ),
     Status.SINGULAR: (
         "the adjoint system is singular or indefinite at this point: raise the regularization, "

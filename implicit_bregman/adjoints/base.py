@@ -6,13 +6,14 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.objective import Objective
 from implicit_bregman.settings import Settings
 from implicit_bregman.solvers.base import Outcome, Solver
 from implicit_bregman.solvers.projection import judge
+from implicit_bregman.status import Status, report_failures
 
 
 @dataclass
@@ -20,7 +21,8 @@ class AdjointReport:
     """How the backward solve went; filled in by `backward()`.
 
     Attributes:
-        status: `Status` values, (B,), or None before the backward pass.
+        status: `Status` values, (B,), or None before the backward pass: DIVERGED where the forward solve was, and the
+            gradient is 0; INVALID_INPUT where dL/dz is not finite, and the gradient is NaN.
         residual: relative residual of the adjoint system, (B,).
         iterations: products with the operator, (B,); 0 for a direct solve.
         error: estimated relative error of the gradient, (B,); see `Solution.gradient_error`.
@@ -38,6 +40,31 @@ class AdjointReport:
         shape = status.shape if self.batch is None else self.batch
         self.status, self.residual = status.reshape(shape), residual.reshape(shape)
         self.iterations, self.error = iterations.reshape(shape), error.reshape(shape)
+
+
+def differentiable(outcome: Outcome) -> Bool[Tensor, " batch"] | None:
+    """Which samples have a derivative: those that have not diverged, (B,). None: all."""
+    if outcome.complete:
+        return None
+    usable = outcome.point.finite & (outcome.status != int(Status.DIVERGED))
+    return None if bool(usable.all()) else usable
+
+
+def report_backward(where: str, status: Int[Tensor, " batch"], on_failure: str) -> None:
+    """Warn about, or raise for, the samples whose backward solve failed.
+
+    There is no warning of a cotangent that is not finite, as of a loss that overflowed: the gradient is NaN, which a
+    `GradScaler` looks for. Nor of a sample that diverged, which the forward solve has reported.
+
+    Raises:
+        RuntimeError: if `on_failure` is "raise" and a sample failed, or its cotangent is not finite.
+    """
+    if not bool((status > int(Status.TRUNCATED)).any()):
+        return
+    known = status == int(Status.DIVERGED)
+    if on_failure != "raise":
+        known = known | (status == int(Status.INVALID_INPUT))
+    report_failures(where, torch.where(known, int(Status.CONVERGED), status), on_failure)
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.adjoints.base import Adjoint, AdjointReport
+from implicit_bregman.adjoints.base import Adjoint, AdjointReport, differentiable, report_backward
+from implicit_bregman.adjoints.error import Iterate, is_worth_refining, norm, quick_estimate, ratio, refined_estimate
 from implicit_bregman.adjoints.projection import attach_projection
-from implicit_bregman.adjoints.system import METHODS, check_method, solve_adjoint_system
+from implicit_bregman.adjoints.system import METHODS, AdjointSolution, check_method, solve_adjoint_system
 from implicit_bregman.adjoints.transforms import refuse_batched, refuse_higher_order
 from implicit_bregman.compilation import without_autocast
 from implicit_bregman.energy.base import PullBack
@@ -19,8 +20,8 @@ from implicit_bregman.energy.low_rank import BoundLowRank
 from implicit_bregman.linearization import Linearization, linearize, linearize_on_free_set
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.settings import FAILURE_MODES, check_choice, check_count, check_positive
-from implicit_bregman.solvers.base import Outcome
-from implicit_bregman.status import report_failures
+from implicit_bregman.solvers.base import DEFAULT_TOL, Outcome
+from implicit_bregman.status import Status
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,15 @@ class Implicit(Adjoint):
         z = outcome.point.value.detach()
         if not torch.is_grad_enabled():
             return z, report
-        leaves = objective.energy.leaves(z)
+        energy, usable = objective.energy, differentiable(outcome)
+        kept = outcome if usable is None else without_diverged(objective, outcome, usable)
+        leaves = energy.leaves(kept.point.value.detach())
         if not (dual.requires_grad or any(leaf.requires_grad for leaf in leaves)):
             return z, report
-        system = linearize_outcome(objective, outcome)
-        exact = outcome.without_steps and not objective.regularization
-        leftover = outcome.point.residual if exact else relative_residual(objective, outcome.point)
-        backward = _Backward(self, system, leftover, not objective.regularization, report, objective.energy.pull_back)
-        value: Tensor = _AttachImplicit.apply(z, dual, backward, *leaves)
+        backward = _Backward(
+            self, linearize_outcome(objective, kept), *_error_state(objective, kept), usable, report, energy.pull_back
+        )
+        value: Tensor = _AttachImplicit.apply(z, kept.point.value, dual, backward, *leaves)
         return value, report
 
 
@@ -111,25 +113,25 @@ def relative_residual(objective: Objective, point: Point) -> Tensor:
         left = point.gradient + objective.regularization * point.dual
     else:
         left = (z - point.gradient).clamp(*objective.geometry.bounds(z.dtype)) - z
-    size = torch.linalg.vector_norm(z, dim=-1)
-    return torch.linalg.vector_norm(left, dim=-1) / size.clamp_min(torch.finfo(z.dtype).tiny)
+    return ratio(norm(left), norm(z))
 
 
-def estimated_error(g: Tensor, v: Tensor, residual: Tensor, leftover: Tensor, leaving: Tensor | None) -> Tensor:
-    """The estimate that `Solution.gradient_error` documents, (B,).
+def without_diverged(objective: Objective, outcome: Outcome, usable: Bool[Tensor, " batch"]) -> Outcome:
+    """The outcome with samples that have no derivative moved to ρ(0), where nothing overflows."""
+    point = outcome.point
+    middle = objective.evaluate(torch.zeros_like(point.dual), point.step)
+    return replace(outcome, point=point.where(usable, replace(middle, objective=point.objective)))
 
-    Args:
-        g: dL/dz.
-        v: dL/dc.
-        residual: of the backward solve, relative, (B,).
-        leftover: see `relative_residual`.
-        leaving: the coordinates that are on their way to a bound, where v is 0 in the limit, (B, d); None: none.
-    """
-    tiny = torch.finfo(v.dtype).tiny
-    size = torch.linalg.vector_norm(v, dim=-1).clamp_min(tiny)
-    inverse = size / torch.linalg.vector_norm(g, dim=-1).clamp_min(tiny)
-    error = residual.to(v.dtype) + inverse * leftover
-    return error if leaving is None else error + torch.linalg.vector_norm(v * leaving, dim=-1) / size
+
+def _error_state(objective: Objective, outcome: Outcome) -> tuple[Iterate | None, Tensor]:
+    """The iterate, where the gradient's error may be more than rounding, and the forward residual relative to z."""
+    point, gamma = outcome.point, objective.regularization
+    exact = outcome.without_steps and not gamma
+    if outcome.complete and outcome.without_steps and objective.energy.shared is not None:
+        return None, point.residual if exact else relative_residual(objective, point)
+    polished = torch.ones_like(outcome.polished) if exact else outcome.polished & (gamma == 0)
+    tol = DEFAULT_TOL[point.value.dtype]
+    return Iterate.of(objective, point, polished, tol), relative_residual(objective, point)
 
 
 @dataclass(frozen=True)
@@ -138,10 +140,17 @@ class _Backward:
 
     adjoint: Implicit
     system: Linearization
+    iterate: Iterate | None
     leftover: Tensor
-    bounds_attract: bool
+    usable: Tensor | None
     report: AdjointReport
     pull_back: PullBack
+
+
+def _leaving(iterate: Iterate | None, system: Linearization) -> Bool[Tensor, "batch d"] | None:
+    """The coordinates that are on their way to a bound, where v is 0 in the limit."""
+    # At an exact point v is 0 on the bounds already; for γ > 0 no coordinate leaves for one.
+    return None if iterate is None or iterate.regularization else system.shift > system.slope
 
 
 class _AttachImplicit(torch.autograd.Function):
@@ -149,33 +158,43 @@ class _AttachImplicit(torch.autograd.Function):
 
     # (With `setup_context` PyTorch inspects the signature at every call, which takes longer than all of this.)
     @staticmethod
-    def forward(ctx: Any, value: Tensor, initial: Tensor, backward: _Backward, *leaves: Tensor) -> Tensor:
-        ctx.adjoint, ctx.report, ctx.bounds_attract = backward.adjoint, backward.report, backward.bounds_attract
-        ctx.pull_back = backward.pull_back
+    def forward(
+        ctx: Any, value: Tensor, point: Tensor, initial: Tensor, backward: _Backward, *leaves: Tensor
+    ) -> Tensor:
+        ctx.adjoint, ctx.report, ctx.pull_back = backward.adjoint, backward.report, backward.pull_back
         # Saved, not just held, so that autograd counts, offloads and frees these tensors as its own.
         tensors, ctx.rebuild = backward.system.pack()
-        ctx.save_for_backward(value, backward.leftover, *tensors)
+        iterate, ctx.rebuild_iterate = ((), None) if backward.iterate is None else backward.iterate.pack()
+        ctx.count = len(iterate)
+        ctx.save_for_backward(point, backward.leftover, backward.usable, *iterate, *tensors)
         return value.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         refuse_higher_order("implicit")
         refuse_batched("implicit", gradient)
-        value, leftover, *tensors = ctx.saved_tensors
-        system: Linearization = ctx.rebuild(*tensors)
+        point, leftover, usable, *tensors = ctx.saved_tensors
+        system: Linearization = ctx.rebuild(*tensors[ctx.count :])
+        iterate: Iterate | None = ctx.rebuild_iterate and ctx.rebuild_iterate(*tensors[: ctx.count])
         adjoint: Implicit = ctx.adjoint
+        g = gradient if usable is None else torch.where(usable[:, None], gradient, 0.0)
+
+        def solve(system: Linearization, g: Tensor) -> AdjointSolution:
+            return solve_adjoint_system(system, g, adjoint.method, adjoint.tol, adjoint.max_iter)
+
         with without_autocast(gradient.device.type):
-            v, status, residual, iterations = solve_adjoint_system(
-                system, gradient, adjoint.method, adjoint.tol, adjoint.max_iter
-            )
-            leaves = ctx.pull_back(v, value, ctx.needs_input_grad[3:])
-        # At an exact point v is 0 on the bounds already; for γ > 0 no coordinate leaves for one.
-        leaving = system.shift > system.slope if ctx.bounds_attract and not system.on_free_sets else None
-        error = estimated_error(gradient, v, residual, leftover, leaving)
+            v, status, residual, iterations = solve(system, g)
+            leaves = ctx.pull_back(v, point, ctx.needs_input_grad[4:])
+            error = quick_estimate(g, v, residual, leftover, _leaving(iterate, system))
+            if iterate is not None and is_worth_refining(error, system):
+                error, grows = refined_estimate(iterate, system, g, v, residual, lambda *of: solve(*of)[0])
+                status = torch.where(grows & (status == int(Status.CONVERGED)), int(Status.SINGULAR), status)
+        if usable is not None:
+            status = torch.where(usable, status, int(Status.DIVERGED))
         ctx.report.fill(status, residual, iterations, error)
-        report_failures("implicit adjoint", status, adjoint.on_failure)
-        initial = torch.zeros_like(gradient) if ctx.needs_input_grad[1] else None
-        return None, initial, None, *leaves
+        report_backward("implicit adjoint", status, adjoint.on_failure)
+        initial = torch.zeros_like(gradient) if ctx.needs_input_grad[2] else None
+        return None, None, initial, None, *leaves
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Tensor:

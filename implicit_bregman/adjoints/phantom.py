@@ -8,12 +8,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.adjoints.base import Adjoint, AdjointReport
+from implicit_bregman.adjoints.base import Adjoint, AdjointReport, differentiable
 from implicit_bregman.adjoints.transforms import first_order
+from implicit_bregman.linalg.cg import normalized
 from implicit_bregman.objective import Objective
 from implicit_bregman.settings import check_count, check_positive
 from implicit_bregman.solvers.base import Outcome
-from implicit_bregman.status import Status
+
+#: Rounds of the power method, of two products each.
+_POWER_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -75,18 +78,49 @@ def attach_steps(
 ) -> Float[Tensor, "batch d"]:
     """The value of `outcome`, with the derivative of `steps` damped MM steps from there; 0 where it diverged.
 
-    The derivative with respect to the start `initial` is 0.
+    The derivative with respect to the start `initial` is 0. Where MM backtracks, the step that a solver ended with is
+    used if it majorizes at the last iterate, which it need not; and an exact method makes none.
     """
     value = outcome.point.value.detach()
     if not torch.is_grad_enabled():
         return value
-    usable = (outcome.point.finite & (outcome.status != int(Status.DIVERGED)))[:, None]
-    dual = torch.where(usable, outcome.point.dual.detach(), 0.0)
-    step = objective.initial_step(dual) if outcome.without_steps else outcome.point.step
+    dual, usable = outcome.point.dual.detach(), differentiable(outcome)
+    if usable is not None:
+        dual = torch.where(usable[:, None], dual, 0.0)
+    step = objective.initial_step(dual)
+    if objective.backtracks:
+        # (NaN where the solver made no MM steps)
+        step = torch.fmin(outcome.point.step, majorizing_step(objective, dual))
     for _ in range(steps):
         moved = objective.iterate(dual, step)
         dual = moved if damping == 1 else torch.lerp(dual, moved, damping)
-    reached = torch.where(usable, objective.geometry.activation(dual), 0.0)
+    reached = objective.geometry.activation(dual)
+    if usable is not None:
+        reached = torch.where(usable[:, None], reached, 0.0)
     if initial.requires_grad:
         reached = reached + 0 * initial
     return first_order(value + (reached - reached.detach()), name)
+
+
+def majorizing_step(objective: Objective, dual: Float[Tensor, "batch d"]) -> Float[Tensor, "batch 1"]:
+    """τ = min(1, 1/‖√D H √D‖₂) at ρ(`dual`), D = ρ': small MM steps from there are majorized, and contract.
+
+    The norm is estimated by the power method, from below and to a few per cent.
+    """
+    with torch.no_grad():
+        hessian = objective.energy.hessian(objective.geometry.activation(dual))
+        root = objective.geometry.slope(dual).sqrt()
+
+        def product(p: Tensor, transpose: bool) -> Tensor:
+            return root * hessian.product(root * p, transpose)
+
+        # A start without the symmetries of a problem, which might keep it from the eigenvector that counts.
+        p = torch.arange(dual.shape[-1], dtype=dual.dtype, device=dual.device).square().add(1.0).cos().expand_as(dual)
+        size = torch.ones_like(dual[:, :1])
+        for _ in range(_POWER_STEPS):
+            unit = normalized(p)[0]
+            part, scale, _ = normalized(product(unit, transpose=False))
+            length = torch.linalg.vector_norm(part, dim=-1, keepdim=True)
+            size = scale * length / torch.linalg.vector_norm(unit, dim=-1, keepdim=True)
+            p = product(part, transpose=True)
+        return torch.where(size > 1, size.reciprocal(), 1.0)

@@ -18,14 +18,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.adjoints.base import AdjointReport
+from implicit_bregman.adjoints.base import AdjointReport, report_backward
 from implicit_bregman.adjoints.transforms import refuse_batched, refuse_higher_order
 from implicit_bregman.energy.low_rank import Basis, BoundLowRank, column_lengths
 from implicit_bregman.linalg.graded import graded_least_squares
 from implicit_bregman.linalg.gram import weighted_gram
 from implicit_bregman.objective import Objective
 from implicit_bregman.solvers.base import Outcome
-from implicit_bregman.status import Status, report_failures
+from implicit_bregman.status import Status
 
 if TYPE_CHECKING:
     from implicit_bregman.adjoints.implicit import Implicit
@@ -150,11 +150,14 @@ class _AttachProjection(torch.autograd.Function):
         value, vectors, softness, slope, multiplier, soft, columns, lift, null, equations = ctx.saved_tensors
         adjoint: Implicit = ctx.adjoint
         with torch.autocast(gradient.device.type, enabled=False):
-            usable = torch.isfinite(gradient.sum(-1))
+            usable = torch.isfinite(gradient).all(-1)
             g = torch.where(usable[:, None], gradient, 0.0).double()
             epsilon = torch.where(soft, softness.double(), 0.0)
             basis = Basis(columns, lift, null, equations, vectors.double())
             w, p, singular, residual = solve_projection_system(basis, slope.double(), epsilon, g)
+            if not bool(usable.all()):
+                # What is not finite goes on, so that whoever scales the loss sees it.
+                w, p = (torch.where(usable[:, None], rows, torch.nan) for rows in (w, p))
             status = torch.where(singular, int(Status.SINGULAR), int(Status.CONVERGED))
             status = torch.where(usable, status, int(Status.INVALID_INPUT))
             needs = ctx.needs_input_grad
@@ -163,7 +166,7 @@ class _AttachProjection(torch.autograd.Function):
             depsilon = -(torch.where(soft[:, None], w * lam, 0.0)).sum() if needs[4] else None
         residual = residual.to(gradient.dtype)
         ctx.report.fill(status, residual, torch.zeros_like(status), residual)
-        report_failures("implicit adjoint", status, adjoint.on_failure)
+        report_backward("implicit adjoint", status, adjoint.on_failure)
         return (
             None,
             None if dv is None else dv.to(vectors.dtype),

@@ -9,12 +9,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from implicit_bregman.adjoints.base import Adjoint, AdjointReport
-from implicit_bregman.adjoints.implicit import estimated_error, linearize_outcome, relative_residual
+from implicit_bregman.adjoints.base import Adjoint, AdjointReport, differentiable, report_backward
+from implicit_bregman.adjoints.error import quick_estimate
+from implicit_bregman.adjoints.implicit import linearize_outcome, relative_residual, without_diverged
 from implicit_bregman.adjoints.system import DEFAULT_TOL
 from implicit_bregman.adjoints.transforms import refuse_batched, refuse_higher_order
 from implicit_bregman.energy.low_rank import BoundLowRank
-from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient
+from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient, normalized
 from implicit_bregman.linalg.gmres import gmres
 from implicit_bregman.linearization import Linearization
 from implicit_bregman.objective import Objective, Point
@@ -22,7 +23,7 @@ from implicit_bregman.settings import FAILURE_MODES, check_choice, check_count
 from implicit_bregman.solvers.base import Outcome, Solver
 from implicit_bregman.solvers.broyden import Broyden
 from implicit_bregman.solvers.inverse import InverseEstimate, apply_updates
-from implicit_bregman.status import Status, report_failures
+from implicit_bregman.status import Status
 
 #: What solver="auto" and "broyden" mean under `Shine`.
 SHINE_SOLVER = Broyden(memory=100, polish=False)
@@ -75,7 +76,7 @@ class Shine(Adjoint):
     Args:
         refine: steps of CG on the adjoint system that follow, from the estimate on; of GMRES for a free W and where F
             may have several critical points.
-        on_failure: "warn" (once), "raise" or "ignore" where dL/dz or the estimate is not finite.
+        on_failure: "warn" (once), "raise" or "ignore" where the estimate is not finite.
 
     Raises:
         TypeError: for an unknown setting.
@@ -127,18 +128,21 @@ class Shine(Adjoint):
         z, inverse = outcome.point.value.detach(), outcome.inverse
         if not torch.is_grad_enabled():
             return z, report
+        usable = differentiable(outcome)
+        kept = outcome if usable is None else without_diverged(objective, outcome, usable)
         # −∇f at fixed z: its derivatives in x and θ are all that the chain rule needs besides v.
-        force = -objective.energy.gradient(z)
+        force = -objective.energy.gradient(kept.point.value.detach())
         if not (force.requires_grad or dual.requires_grad):
             return z, report
         if inverse is None:
             raise TypeError("Shine differentiates its own solve, whose inverse estimate it needs, not a given iterate")
-        system = linearize_outcome(objective, outcome)
+        system = linearize_outcome(objective, kept)
         backward = _Backward(
             self,
             system,
-            _Transposed.of(objective, outcome.point, inverse, _leaving(system, not objective.regularization)),
-            relative_residual(objective, outcome.point),
+            _Transposed.of(objective, kept.point, inverse, _leaving(system, not objective.regularization)),
+            relative_residual(objective, kept.point),
+            usable,
             not objective.regularization,
             objective.unique and objective.energy.symmetric,
             report,
@@ -191,6 +195,7 @@ class _Backward:
     system: Linearization
     estimate: _Transposed
     leftover: Tensor
+    usable: Tensor | None
     bounds_attract: bool
     positive: bool
     report: AdjointReport
@@ -212,22 +217,32 @@ class _AttachShine(torch.autograd.Function):
         # Saved, not just held, so that autograd counts, offloads and frees these tensors as its own.
         tensors, ctx.rebuild_hessian = system.hessian.pack()
         ctx.save_for_backward(
-            system.slope, system.shift, backward.leftover, estimate.scale, estimate.left, estimate.right, *tensors
+            system.slope,
+            system.shift,
+            backward.leftover,
+            backward.usable,
+            estimate.scale,
+            estimate.left,
+            estimate.right,
+            *tensors,
         )
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         refuse_higher_order("shine")
         refuse_batched("shine", gradient)
-        slope, shift, leftover, scale, left, right, *rest = ctx.saved_tensors
+        slope, shift, leftover, usable, scale, left, right, *rest = ctx.saved_tensors
         system = Linearization(ctx.rebuild_hessian(*rest), slope, shift)
         adjoint: Shine = ctx.adjoint
+        g = gradient if usable is None else torch.where(usable[:, None], gradient, 0.0)
         with torch.autocast(gradient.device.type, enabled=False):
             estimate = _Transposed(scale, left, right)
-            v, status, residual, iterations = _solve(system, estimate, gradient, adjoint.refine, ctx.positive)
-        error = estimated_error(gradient, v, residual, leftover, _leaving(system, ctx.bounds_attract))
+            v, status, residual, iterations = _solve(system, estimate, g, adjoint.refine, ctx.positive)
+        if usable is not None:
+            status = torch.where(usable, status, int(Status.DIVERGED))
+        error = quick_estimate(g, v, residual, leftover, _leaving(system, ctx.bounds_attract))
         ctx.report.fill(status, residual, iterations, error)
-        report_failures("shine adjoint", status, adjoint.on_failure)
+        report_backward("shine adjoint", status, adjoint.on_failure)
         initial = torch.zeros_like(gradient) if ctx.needs_input_grad[2] else None
         return None, v, initial, None
 
@@ -243,9 +258,8 @@ def _solve(
     refine: int,
     positive: bool,
 ) -> tuple[Float[Tensor, "batch d"], Int[Tensor, " batch"], Float[Tensor, " batch"], Int[Tensor, " batch"]]:
-    """v, its status, relative residual and products with the operator; rows of g that are not finite give v = 0."""
-    usable = torch.isfinite(gradient.sum(-1))
-    g = torch.where(usable[:, None], gradient, 0.0)
+    """v, its status, relative residual and products with the operator; rows of g that are not finite give v = NaN."""
+    g, unit, usable = normalized(gradient)
     form = _Scaled.of(system, g)
     found = form.combined(estimate.scale * form.right, estimate(form.right, system.hessian.symmetric))
     # Each of the two has cost a product.
@@ -257,7 +271,9 @@ def _solve(
     finite = torch.isfinite(v.sum(-1))
     status = torch.where(finite, int(Status.CONVERGED), int(Status.SINGULAR))
     status = torch.where(usable, status, int(Status.INVALID_INPUT))
-    return torch.where(finite[:, None], v, 0.0).to(gradient.dtype), status, residual.to(gradient.dtype), iterations
+    v = torch.where(finite[:, None], v, 0.0).to(gradient.dtype)
+    v = torch.where(usable[:, None], unit * v, torch.nan)
+    return v, status, residual.to(gradient.dtype), iterations
 
 
 @dataclass(frozen=True)

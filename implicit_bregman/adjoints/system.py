@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.energy.base import BoundEnergy
+from implicit_bregman.linalg.cg import normalized
 from implicit_bregman.linalg.chunks import chunks
 from implicit_bregman.linalg.dense import solve_general
 from implicit_bregman.linalg.free import solve_free_blocks
@@ -29,6 +29,8 @@ _LARGEST_DENSE = 1024
 #: A factorization whose solution leaves a larger relative residual is that of a numerically singular system. A
 #: symmetric W may be so only up to its own rounding, of which the factorization sees one half.
 _SINGULAR = {torch.float32: 1e-5, torch.float64: 1e-8}
+#: A system in which rounding changes v by more than this, relative to v, is singular.
+_DETERMINED = 1e-3
 #: The smallest relative residual that is asked of a direct solve.
 _LEAST = 1e-13
 #: Rounds of refinement with a float64 residual.
@@ -36,37 +38,50 @@ _REFINEMENTS = 4
 #: Rounds of Chebyshev steps.
 _SWEEPS = 3
 
+#: Sizes of the rows of dL/dz between which they are taken as they are.
+_SMALLEST, _LARGEST = 1e-9, 1e9
+
 AdjointSolution = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def solve_adjoint_system(
     system: Linearization, gradient: Float[Tensor, "batch d"], method: str, tol: float | None, max_iter: int
 ) -> tuple[Float[Tensor, "batch d"], Int[Tensor, " batch"], Float[Tensor, " batch"], Int[Tensor, " batch"]]:
-    """v = dL/dc from g = dL/dz; rows of g that are not finite give v = 0 and the status INVALID_INPUT.
+    """v = dL/dc from g = dL/dz; rows of g that are not finite give v = NaN and the status INVALID_INPUT.
 
     Returns:
         v (B, d), status (B,), relative residual (B,), iterations (B,).
     """
-    usable, g = None, gradient
-    if not math.isfinite(float(gradient.sum())):
-        usable = torch.isfinite(gradient.sum(-1))
-        g = torch.where(usable[:, None], gradient, 0.0)
+    if len(gradient) == 0:
+        none = torch.zeros(0, dtype=torch.int64, device=gradient.device)
+        return torch.zeros_like(gradient), none, gradient.new_zeros(0), none
+    size = torch.linalg.vector_norm(gradient, torch.inf, dim=-1)
+    least, most = (float(end) for end in size.aminmax())
+    if least >= _SMALLEST and most <= _LARGEST:
+        return _solve(system, gradient, method, tol, max_iter)
+    # Each row at the size 1: no square of it underflows, or overflows.
+    g, unit, usable = normalized(gradient)
+    v, status, residual, iterations = _solve(system, g, method, tol, max_iter)
+    status = torch.where(usable, status, int(Status.INVALID_INPUT))
+    return torch.where(usable[:, None], unit * v, torch.nan), status, residual, iterations
+
+
+def _solve(system: Linearization, g: Tensor, method: str, tol: float | None, max_iter: int) -> AdjointSolution:
+    """The same for rows of a moderate size."""
     target = DEFAULT_TOL[g.dtype] if tol is None else tol
     direct = system.hessian.shared is not None and (method == "dense" or (method == "auto" and _is_cheap(system)))
     v, solved, residual, iterations = (
         _direct(system, g, target) if direct else _iterate(system, g, method, target, max_iter)
     )
     finite = torch.isfinite(v.sum(-1))
-    if usable is None and bool((solved & finite).all()):
+    if bool((solved & finite).all()):
         # (CONVERGED is 0)
-        return v.to(gradient.dtype), torch.zeros_like(iterations), residual, iterations
+        return v.to(g.dtype), torch.zeros_like(iterations), residual, iterations
     # More iterations cannot help where there was a factorization, or where they ended before their limit.
     unsolved = torch.where((iterations >= max_iter) & (not direct), int(Status.MAX_ITER), int(Status.SINGULAR))
     status = torch.where(solved, int(Status.CONVERGED), unsolved)
     status = torch.where(finite, status, int(Status.SINGULAR))
-    if usable is not None:
-        status = torch.where(usable, status, int(Status.INVALID_INPUT))
-    return torch.where(finite[:, None], v, 0.0).to(gradient.dtype), status, residual, iterations
+    return torch.where(finite[:, None], v, 0.0).to(g.dtype), status, residual, iterations
 
 
 def check_method(method: str, energy: BoundEnergy) -> None:
@@ -102,14 +117,34 @@ def _direct(system: Linearization, g: Tensor, tol: float) -> AdjointSolution:
         free = system.slope > 0
         if shared.known_inverse is not None:
             found = solve_free_blocks(shared, free, g, tol=max(1e-3 * tol, _LEAST), blocks=system.blocks)
-            return found.value, found.solved & (found.residual <= limit), found.residual.to(g.dtype), none
+            solved = found.solved & (found.residual <= limit)
+            return (
+                found.value,
+                _judged(system, found.value, g, solved, found.residual),
+                found.residual.to(g.dtype),
+                none,
+            )
         v, solved = solve_on_free_set(shared.wide.matrix.mT, free, g.double(), shared.symmetric)
         v = torch.where(solved[:, None], v, torch.nan)
     else:
         v = torch.cat([_factorize(system, g, rows) for rows in chunks(system.slope)]) if len(g) else g.double()
         solved = torch.isfinite(v.sum(-1))
     residual = _residual(system, v, g)
-    return v, solved & (residual <= limit), residual, none
+    return v, _judged(system, v, g, solved & (residual <= limit), residual), residual, none
+
+
+def _judged(
+    system: Linearization, v: Tensor, g: Tensor, solved: Bool[Tensor, " batch"], residual: Float[Tensor, " batch"]
+) -> Bool[Tensor, " batch"]:
+    """`solved`, and samples whose residual is rounding in an ill-conditioned system that still determines v."""
+    shared = system.hessian.shared
+    if shared is None or bool(solved.all()):
+        return solved
+    slope, shift = system.slope.double(), system.shift.double()
+    size = torch.linalg.matrix_norm(shared.weight.double())
+    terms = torch.linalg.vector_norm(shift * v, dim=-1) + slope.amax(-1) * size * torch.linalg.vector_norm(v, dim=-1)
+    rounding = torch.finfo(v.dtype).eps * terms / torch.linalg.vector_norm(slope * g, dim=-1)
+    return solved | ((residual <= rounding) & (rounding <= _DETERMINED))
 
 
 def _factorize(system: Linearization, g: Tensor, rows: slice) -> Tensor:
@@ -180,7 +215,7 @@ def _iterate(system: Linearization, g: Tensor, method: str, tol: float, max_iter
     solved = done | (part.converged & (relative <= 10 * tol))
     if not bool(positive.all()):
         v, solved, relative = _replace_indefinite(system, g, (v, solved, relative), positive, tol, max_iter)
-    return v, solved, relative.to(g.dtype), iterations
+    return v, _judged(system, v, g, solved, relative), relative.to(g.dtype), iterations
 
 
 def _sweep(system: Linearization, g: Tensor, tol: float, max_iter: int) -> AdjointSolution | None:

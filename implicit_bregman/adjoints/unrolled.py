@@ -23,7 +23,8 @@ from implicit_bregman.status import Status
 class Unrolled(Adjoint):
     """z_L after L MM steps, differentiated through them: an L-layer weight-tied Bregman network.
 
-    The step size τ is held fixed (detached). The value is z_L whatever the solver, so only MM is accepted as one;
+    The step size τ is held fixed (detached). A sample that overflows stays at its last finite iterate, with the status
+    DIVERGED and a derivative of 0. The value is z_L whatever the solver, so only MM is accepted as one;
     of its settings `on_failure` alone has a meaning here, since the number of steps is given.
 
     Args:
@@ -61,20 +62,18 @@ class Unrolled(Adjoint):
         """
         if not isinstance(solver, MM):
             raise ValueError(f'adjoint Unrolled is MM itself: use solver="auto" or MM, got {type(solver).__name__}')
-        tracked = self.steps if self.last is None else self.last
-        step = objective.initial_step(dual)
         start = dual
-        with torch.no_grad():
-            for _ in range(self.steps - tracked):
-                dual, step = _advance(objective, dual, step)
-        dual, step = self._track(objective, dual, step, tracked)
-        point = objective.evaluate(dual.detach(), step)
-        finite = point.finite
-        status = torch.where(finite, int(Status.TRUNCATED), int(Status.DIVERGED))
+        value, dual, step = self._unroll(objective, start)
+        reached = dual.detach()
+        point = objective.evaluate(reached, step)
+        usable = point.finite & _has_derivative(objective, reached)
+        if not bool(usable.all()):
+            value = self._without(objective, start, value.detach(), usable)
+        status = torch.where(usable, int(Status.TRUNCATED), int(Status.DIVERGED))
         count = torch.full_like(status, self.steps)
-        nothing = torch.zeros_like(finite)
+        nothing = torch.zeros_like(usable)
         outcome = Outcome(point, status, count, count + 1, nothing, torch.ones_like(start, dtype=torch.bool), None)
-        return outcome, objective.geometry.activation(dual), AdjointReport()
+        return outcome, value, AdjointReport()
 
     def attach(
         self, objective: Objective, outcome: Outcome, dual: Float[Tensor, "batch d"]
@@ -85,6 +84,25 @@ class Unrolled(Adjoint):
             TypeError: always.
         """
         raise TypeError("Unrolled differentiates its own iterations, not a given iterate")
+
+    def _unroll(self, objective: Objective, dual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """z_L and y_L with their derivatives, and the last τ."""
+        tracked = self.steps if self.last is None else self.last
+        step = objective.initial_step(dual)
+        with torch.no_grad():
+            for _ in range(self.steps - tracked):
+                dual, step = _advance(objective, dual, step)
+        dual, step = self._track(objective, dual, step, tracked)
+        return objective.geometry.activation(dual), dual, step
+
+    def _without(self, objective: Objective, start: Tensor, value: Tensor, usable: Tensor) -> Tensor:
+        """`value` with the derivative of the usable samples alone, and 0 for the others.
+
+        They are unrolled once more on their own: a derivative that overflows gives NaN even where it is weighted by 0.
+        """
+        rows = usable.nonzero().squeeze(-1)
+        again = self._unroll(objective.select(rows), start[rows])[0]
+        return value.index_copy(0, rows, again)
 
     def _track(self, objective: Objective, dual: Tensor, step: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """`count` steps that autograd follows."""
@@ -119,6 +137,12 @@ def _advance(objective: Objective, dual: Tensor, step: Tensor) -> tuple[Tensor, 
     moved = objective.iterate(dual, step)
     # An overflow ends the sample at its last finite iterate.
     return torch.where(torch.isfinite(moved.sum(-1))[:, None], moved, dual), step
+
+
+def _has_derivative(objective: Objective, dual: Tensor) -> Tensor:
+    """Whether products of z and its derivative stay in the range of the precision, (B,)."""
+    size = torch.maximum(objective.geometry.activation(dual).abs(), objective.geometry.slope(dual)).amax(-1)
+    return size <= torch.finfo(dual.dtype).max ** 0.5
 
 
 def _majorizing_step(objective: Objective, dual: Tensor, step: Tensor) -> Tensor:

@@ -48,6 +48,10 @@ class Hessian(ABC):
     def product(self, v: Float[Tensor, "batch d"], transpose: bool = False) -> Float[Tensor, "batch d"]:
         """∇²f v or its transpose; in v's precision where there is a matrix, else in the energy's own."""
 
+    def at(self, z: Float[Tensor, "batch d"]) -> Hessian:
+        """∇²f at other points: the same, where f is quadratic."""
+        return self
+
     @abstractmethod
     def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Hessian]]:
         """Its tensors, and a function that makes the same map from them and holds none itself."""
@@ -310,6 +314,9 @@ class _HessianByAutograd(Hessian):
 
     def product(self, v: Tensor, transpose: bool = False) -> Tensor:
         return self.energy.hessian_product(self.z, self.x, v.to(self.z.dtype)).to(v.dtype)
+
+    def at(self, z: Tensor) -> Hessian:
+        return _HessianByAutograd(self.energy, self.x, z)
 
     def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Hessian]]:
         kept = self.snapshot.unchanged()

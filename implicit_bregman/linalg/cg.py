@@ -18,7 +18,7 @@ class LinearSolution:
         value: the solutions, (B, d).
         residual: ‖b − Ax‖₂ / ‖b‖₂ as the method saw it, (B,); 0 where b = 0.
         iterations: products with A that each sample took, (B,).
-        converged: (B,). False, with the solution 0, where the norm of b is not finite.
+        converged: (B,). False, with the solution 0, where b is not finite.
         positive: False where a direction of non-positive curvature was met, (B,). Such a sample has stopped.
     """
 
@@ -47,11 +47,8 @@ def conjugate_gradient(
         tol: bound on ‖b − Ax‖₂ / ‖b‖₂, one for all samples or one for each.
         max_iter: bound on the number of products.
     """
-    norm_b = torch.linalg.vector_norm(rhs, dim=-1)
-    usable = torch.isfinite(norm_b)
-    r = rhs
-    if not bool(usable.all()):
-        norm_b, r = torch.where(usable, norm_b, 0.0), torch.where(usable[:, None], rhs, 0.0)
+    r, unit, usable = normalized(rhs)
+    norm_b = torch.linalg.vector_norm(r, dim=-1)
     x = torch.zeros_like(rhs)
     target = tol * norm_b
     # A residual that explodes is the mark of a singular system: leave it before it overflows.
@@ -83,4 +80,18 @@ def conjugate_gradient(
     # Who has stopped without having converged met a curvature that is not positive, or a singular system.
     positive = active | converged
     relative = norm_r / torch.where(norm_b > 0, norm_b, 1.0)
-    return LinearSolution(x, relative, iterations, usable & converged, positive)
+    return LinearSolution(unit * x, relative, iterations, usable & converged, positive)
+
+
+def normalized(
+    rhs: Float[Tensor, "batch d"],
+) -> tuple[Float[Tensor, "batch d"], Float[Tensor, "batch 1"], Bool[Tensor, " batch"]]:
+    """Rows divided by their largest entry, so that no square of theirs leaves the range of the precision.
+
+    Returns:
+        the rows, 0 where one is not finite; what they were divided by, 1 for such rows and for zeros; which are finite.
+    """
+    size = torch.linalg.vector_norm(rhs, torch.inf, dim=-1, keepdim=True)
+    finite = torch.isfinite(size)
+    unit = torch.where(finite & (size > 0), size, 1.0)
+    return torch.where(finite, rhs / unit, 0.0), unit, finite.squeeze(-1)

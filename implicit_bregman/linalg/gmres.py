@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.linalg.cg import LinearSolution
+from implicit_bregman.linalg.cg import LinearSolution, normalized
 
 
 def gmres(
@@ -29,10 +29,8 @@ def gmres(
         max_iter: bound on the number of products, restarts included.
         restart: number of basis vectors kept, each (B, d).
     """
+    rhs, unit, usable = normalized(rhs)
     norm_b = torch.linalg.vector_norm(rhs, dim=-1)
-    usable = torch.isfinite(norm_b)
-    norm_b = torch.where(usable, norm_b, 0.0)
-    rhs = torch.where(usable[:, None], rhs, 0.0)
     safe_b = torch.where(norm_b > 0, norm_b, 1.0)
     target = tol * norm_b
     x = torch.zeros_like(rhs)
@@ -50,7 +48,7 @@ def gmres(
         before, norm_r = norm_r, torch.linalg.vector_norm(r, dim=-1)
         # A cycle that gains nothing will gain nothing again: stop such a sample instead of turning in a circle.
         active = active & (norm_r > target) & (norm_r < 0.999 * before)
-    return LinearSolution(x, norm_r / safe_b, iterations, usable & (norm_r <= target), torch.ones_like(active))
+    return LinearSolution(unit * x, norm_r / safe_b, iterations, usable & (norm_r <= target), torch.ones_like(active))
 
 
 def _cycle(
@@ -62,8 +60,7 @@ def _cycle(
 ) -> tuple[Tensor, Tensor]:
     """One Arnoldi cycle; the least-squares problem is solved once at its end."""
     batch = len(r)
-    tiny = torch.finfo(r.dtype).tiny
-    basis = [r / norm_r.clamp_min(tiny)[:, None]]
+    basis = [_divided(r, norm_r, norm_r > 0)]
     hessenberg = r.new_zeros(batch, steps + 1, steps)
     for j in range(steps):
         w = operator(preconditioner(basis[j]))
@@ -72,14 +69,26 @@ def _cycle(
             projection = (stacked @ w[:, :, None]).squeeze(-1)
             w = w - (projection[:, None, :] @ stacked).squeeze(1)
             hessenberg[:, : j + 1, j] += projection
-        norm_w = torch.linalg.vector_norm(w, dim=-1)
+        part, unit, _ = normalized(w)
+        norm_w = unit.squeeze(-1) * torch.linalg.vector_norm(part, dim=-1)
         hessenberg[:, j + 1, j] = norm_w
         # At a breakdown the space is invariant; a zero vector then adds nothing.
-        ended = norm_w <= torch.finfo(r.dtype).eps * hessenberg[:, : j + 2, j].abs().amax(-1)
-        basis.append(torch.where(ended[:, None], 0.0, w / norm_w.clamp_min(tiny)[:, None]))
-    right = torch.zeros_like(hessenberg[:, :, 0])
-    right[:, 0] = norm_r
-    # The pseudo-inverse copes with the zero columns that follow a breakdown.
-    coefficients = (torch.linalg.pinv(hessenberg) @ right[:, :, None]).squeeze(-1)
-    combined = (coefficients[:, None, :] @ torch.stack(basis[:steps], 1)).squeeze(1)
+        column = hessenberg[:, : j + 2, j].abs().amax(-1)
+        basis.append(_divided(w, norm_w, norm_w > torch.finfo(r.dtype).eps * column))
+    combined = (_least_squares(hessenberg, norm_r)[:, None, :] @ torch.stack(basis[:steps], 1)).squeeze(1)
     return preconditioner(combined), torch.full_like(norm_r, steps, dtype=torch.int64)
+
+
+def _divided(rows: Tensor, norm: Tensor, usable: Tensor) -> Tensor:
+    """Rows of length 1, or 0 where the norm is not usable."""
+    return torch.where(usable[:, None], rows / torch.where(usable, norm, 1.0)[:, None], 0.0)
+
+
+def _least_squares(hessenberg: Float[Tensor, "batch m n"], norm: Float[Tensor, " batch"]) -> Float[Tensor, "batch n"]:
+    """The shortest c that minimises ‖norm·e₁ − Hc‖; 0 for a sample whose H is not finite, which would fail for all."""
+    size = hessenberg.abs().amax((-2, -1))
+    usable = torch.isfinite(size) & (size > 0)
+    matrix = torch.where(usable[:, None, None], hessenberg / torch.where(usable, size, 1.0)[:, None, None], 0.0)
+    # The pseudo-inverse copes with the zero columns that follow a breakdown.
+    first = torch.linalg.pinv(matrix)[:, :, 0]
+    return torch.where(usable, norm / size, 0.0)[:, None] * first

@@ -1,4 +1,4 @@
-"""`Solution.gradient_error`: an estimate to the order of magnitude, from the residuals alone."""
+"""`Solution.gradient_error`: an estimate to the order of magnitude, by one more Newton step."""
 
 import pytest
 import torch
@@ -85,3 +85,98 @@ def test_a_gradient_of_zero_is_no_division_by_zero() -> None:
     solution = layer.solve(torch.randn(3, 4))
     (0 * solution.value).sum().backward()
     assert bool((solution.gradient_error <= 1e-6).all())
+
+
+class Cubic(ib.Energy):
+    """z³/3 − xz on z ≥ 0: z = √x, dz/dx = 1/(2√x)."""
+
+    def value(self, z: Tensor, x: Tensor) -> Tensor:
+        return (z**3 / 3 - x * z).sum(-1)
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-8, 1e-12])
+@pytest.mark.parametrize("geometry", ["bent", "softplus"])
+def test_it_is_relative_to_the_size_of_z(geometry: str, size: float) -> None:
+    x = torch.full((1, 1), size, dtype=torch.float64, requires_grad=True)
+    found = ib.find_critical_point(Cubic(1, convex=True), geometry, x, adjoint=SILENT)
+    found.value.sum().backward()
+    z, gradient = float(found.value.detach()), float(x.grad)
+    error = abs(gradient * z / (0.5) - 1) + abs(gradient / (0.5 / size**0.5) - 1) + abs(z / size**0.5 - 1)
+    assert float(found.gradient_error) >= error / 30
+    assert float(found.gradient_error) <= max(30 * error, 1e-6)
+
+
+def test_a_derivative_that_is_infinite_is_flagged() -> None:
+    x = torch.zeros(1, 1, dtype=torch.float64, requires_grad=True)
+    found = ib.find_critical_point(Cubic(1, convex=True), "bent", x)
+    with pytest.warns(ib.ConvergenceWarning, match="implicit adjoint: some samples failed. SINGULAR"):
+        found.value.sum().backward()
+    assert found.adjoint.status.tolist() == [ib.Status.SINGULAR]
+    assert float(found.gradient_error) >= 0.3
+    solver = ib.solvers.MM(tol=1e-4, max_iter=300, polish=False, on_failure="ignore")
+    early = ib.find_critical_point(Cubic(1, convex=True), "bent", x, solver=solver)
+    early.value.sum().backward()
+    assert float(early.gradient_error) >= 0.3
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+@pytest.mark.parametrize("polish", [True, False])
+def test_the_size_of_the_loss_does_not_matter(scale: float, polish: bool) -> None:
+    problem = make_problem(dim=16, batch=4, condition=30.0, active=0.3, seed=2).to(torch.float32)
+    x = problem.offset.clone().requires_grad_()
+    solver = ib.solvers.MM(tol=1e-3, polish=polish)
+    energy = ib.QuadraticEnergy.from_matrices(problem.weight)
+    found = ib.find_critical_point(energy, problem.geometry, x, None, 0.0, solver, SILENT)
+    found.value.sum().backward(retain_graph=True)
+    plain = found.gradient_error
+    (scale * found.value).sum().backward()
+    torch.testing.assert_close(found.gradient_error, plain, rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1e-3])
+def test_the_size_of_z_does_not_matter(gamma: float) -> None:
+    """tanh is odd and nearly linear at z ~ 1e-16, which is exact to rounding."""
+    x = torch.tensor([[1e-16, -2e-16]], dtype=torch.float64, requires_grad=True)
+    energy = ib.QuadraticEnergy.from_matrices(-torch.eye(2, dtype=torch.float64))
+    for solver in ("auto", "mm"):
+        found = ib.find_critical_point(energy, "tanh", x, None, gamma, solver, SILENT)
+        found.value.sum().backward()
+        z = found.value.detach()
+        error = float((z * (1 + gamma) / x.detach() - 1).abs().max())
+        assert float(found.gradient_error) >= error / 30
+        assert float(found.gradient_error) <= 30 * error + 1e-9
+
+
+SOLVERS = {"mm": ib.solvers.MM, "anderson": ib.solvers.Anderson, "broyden": ib.solvers.Broyden}
+
+
+def test_within_a_factor_of_thirty() -> None:
+    """Over geometries, γ, solvers and tolerances: nine of ten, and hardly any far below a gradient that is wrong."""
+    good, far_below, count = 0, 0, 0
+    for number, (geometry, gamma) in enumerate(
+        (name, gamma)
+        for name in ("tanh", "sigmoid", "softplus", "bent", "arctan", "exp")
+        for gamma in (0.0, 1e-3, 1e-2, 0.1, 1.0)
+    ):
+        for solver, method in SOLVERS.items():
+            tol = 10.0 ** -(2 + (number + len(solver)) % 6)
+            generator = torch.Generator().manual_seed(number)
+            root = torch.randn(8, 8, generator=generator, dtype=torch.float64)
+            weight = -(root @ root.T) / 8 - 0.05 * torch.eye(8).double()
+            x, g = torch.randn(2, 4, 8, generator=generator, dtype=torch.float64)
+            x = x.requires_grad_()
+            energy = ib.QuadraticEnergy.from_matrices(weight)
+            outer = []
+            for how in (method(tol=tol, polish=False, max_iter=1000, on_failure="ignore"), ib.solvers.Newton()):
+                found = ib.find_critical_point(energy, geometry, x, None, gamma, how, SILENT)
+                (v,) = torch.autograd.grad(found.value, x, g)
+                outer.append((v[:, :, None] * found.value.detach()[:, None, :], found.gradient_error))
+            (ours, estimate), (exact, _) = outer
+            error = torch.linalg.matrix_norm(ours - exact) / torch.linalg.matrix_norm(exact)
+            ratio = (estimate / error)[error > 1e-9]
+            good += int(((ratio >= 1 / 30) & (ratio <= 30)).sum())
+            far_below += int((ratio < 1 / 30).sum())
+            count += len(ratio)
+    assert count >= 250
+    assert good >= 0.9 * count, f"{good} of {count}"
+    assert far_below <= 0.02 * count, f"{far_below} of {count}"

@@ -138,6 +138,41 @@ def test_size_of_the_right_hand_side_does_not_matter(method: object, generator: 
     assert float(((found.value - exact) / scale).abs().max()) <= 1e-4
 
 
+@pytest.mark.parametrize("size", [1e-35, 1e-25, 1e25, 1e35])
+@every_method
+def test_nor_do_squares_that_leave_the_range(method: object, size: float, generator: torch.Generator) -> None:
+    """One such row in float32, and its batch-mates as without it."""
+    matrix = definite(12, 10.0, generator)
+    rhs = torch.randn(3, 12, generator=generator)
+    plain = solve(method, matrix, rhs)
+    rhs[1] *= size
+    found = solve(method, matrix, rhs)
+    assert bool(found.converged.all())
+    assert torch.equal(found.value[::2], plain.value[::2])
+    torch.testing.assert_close(found.value[1] / size, plain.value[1], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_gmres_for_matrices_of_any_size(size: float, generator: torch.Generator) -> None:
+    matrix = general(8, generator) * size
+    rhs = torch.randn(3, 8, generator=generator)
+    found = solve(gmres, matrix, rhs)
+    assert bool(found.converged.all())
+    exact = torch.linalg.solve(matrix, rhs.double().mT).mT
+    torch.testing.assert_close(found.value.double() * size, exact * size, rtol=1e-3, atol=1e-4)
+
+
+def test_an_operator_that_overflows_for_one_sample_spoils_no_other(generator: torch.Generator) -> None:
+    matrix = general(6, generator).float()
+    rhs = torch.randn(3, 6, generator=generator)
+    scale = torch.tensor([1.0, torch.inf, 1.0])[:, None]
+    found = gmres(lambda v: scale * (v @ matrix.mT), rhs, lambda r: r, 1e-5, 100)
+    clean = gmres(lambda v: v @ matrix.mT, rhs, lambda r: r, 1e-5, 100)
+    assert found.converged.tolist() == [True, False, True]
+    assert bool(found.value.isfinite().all())
+    torch.testing.assert_close(found.value[::2], clean.value[::2])
+
+
 # Each sample on its own ---------------------------------------------------------------------------------------------
 
 
