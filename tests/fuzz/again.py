@@ -67,4 +67,5 @@ def _compare(case: Case, one: Answer, other: Answer, row: int, there: int, repor
         size = float(np.linalg.norm(a.astype(np.float64)))
         tol = (3e-3 if case.dtype == "float32" else 1e-6) + 200 * sample.shared.eps * sample.condition
         change = float(np.linalg.norm((a - b).astype(np.float64)))
-        report.demand("isolation", change <= tol * size or tol > 0.1, f"row {row} {how}: dx differs by {change / size:.1e}", soft)
+        detail = f"row {row} {how}: dx differs by {change:.1e} of {size:.1e}"
+        report.demand("isolation", change <= tol * size or tol > 0.1, detail, soft)

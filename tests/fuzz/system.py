@@ -60,7 +60,7 @@ class Matrices:
         """How many critical points: "one", "singular" (convex, perhaps many), "projection" (low rank), "several"."""
         if self.vectors is not None and not self.case.gamma:
             return "projection"
-        if self.least > SINGULAR:
+        if self.least > SINGULAR or self.case.one:
             return "one"
         if self.symmetric and self.least >= -8 * len(self.matrix) * self.eps:
             return "singular" if not self.case.gamma else "one"
@@ -69,7 +69,7 @@ class Matrices:
     @property
     def ill(self) -> bool:
         """Whether the matrix, as rounded, is hard to tell from a singular one in the precision of the case."""
-        return self.least < 8 * len(self.matrix) * self.eps
+        return self.least < 8 * len(self.matrix) * self.eps and not self.case.one
 
     @cached_property
     def definite(self) -> bool:
@@ -98,7 +98,8 @@ class Sample:
 
     def __init__(self, shared: Matrices, answer, row: int) -> None:
         self.shared, self.case, self.shape, self.row = shared, shared.case, shared.shape, row
-        self.gamma, self.tol = Wide(self.case.gamma), DEFAULT_TOL[self.case.dtype]
+        self.gamma = Wide(self.case.gamma)
+        self.tol = self.case.settings.get("tol", DEFAULT_TOL[self.case.dtype])
         if shared.vectors is None:
             offset = wide(answer.offset[row])
         else:
