@@ -45,7 +45,9 @@ def _bad_mate(case: Case, answer: Answer, report: Report) -> None:
     if np.isnan(bad[0]).any() and case.adjoint != "shine":
         for name, gradient in mixed.gradients.items():
             rest = gradient[1:] if name in ("x", "initial") else gradient
-            report.demand("isolation", bool(np.isfinite(rest).all()), f"a NaN mate makes d{name} {rest[~np.isfinite(rest)][:1]}")
+            report.demand(
+                "isolation", bool(np.isfinite(rest).all()), f"a NaN mate makes d{name} {rest[~np.isfinite(rest)][:1]}"
+            )
 
 
 def _compare(case: Case, one: Answer, other: Answer, row: int, there: int, report: Report, how: str) -> None:
@@ -61,7 +63,9 @@ def _compare(case: Case, one: Answer, other: Answer, row: int, there: int, repor
     report.demand("isolation", bool(claims(other, there)), f"row {row} {how}: status {int(other.status[there])}")
     off = np.abs(wide(one.value[row]) - wide(other.value[there]))
     soft = sample.shared.count == "several"
-    report.demand("isolation", bool((off <= 2 * sample.bar).all()), f"row {row} {how}: value differs by {off.max():.1e}", soft)
+    report.demand(
+        "isolation", bool((off <= 2 * sample.bar).all()), f"row {row} {how}: value differs by {off.max():.1e}", soft
+    )
     if case.adjoint in IMPLICIT and sample.strict and case.adjoint != "unrolled":
         a, b = (wide(array) for array in (one.gradients["x"][row], other.gradients["x"][there]))
         size = float(np.linalg.norm(a.astype(np.float64)))

@@ -43,6 +43,7 @@ class Case:
         initial: z⁰, (B, d), for the starts "given" and "saturated".
         cotangent: dL/dz, (B, d).
         settings: of the solver.
+        steps: of `Unrolled`.
         one: whether there is known to be one critical point, where the judge cannot tell.
     """
 
@@ -67,6 +68,7 @@ class Case:
     columns: bool = False
     settings: dict = field(default_factory=dict)
     one: bool = False
+    steps: int = 4
     d: int = 0
 
     def __str__(self) -> str:
@@ -122,8 +124,14 @@ def _user(rng, small: bool) -> Case:
     d, batch = _sizes(rng, small)
     n = int(rng.integers(1, 2 * d + 1))
     layer = rng.random() < 0.6
-    weight = str(rng.choice(WEIGHTS, p=[0.5, 0.06 * (not layer), 0.14, 0.14, 0.22 - 0.06 * (not layer)] if not layer
-                            else [0.5, 0.0, 0.14, 0.14, 0.22]))
+    weight = str(
+        rng.choice(
+            WEIGHTS,
+            p=[0.5, 0.06 * (not layer), 0.14, 0.14, 0.22 - 0.06 * (not layer)]
+            if not layer
+            else [0.5, 0.0, 0.14, 0.14, 0.22],
+        )
+    )
     name = str(rng.choice(NAMES))
     gamma = float(rng.choice([0.0, 10 ** rng.uniform(-3, 1)]))
     if weight in ("symmetric", "free") and rng.random() < 0.5:

@@ -13,7 +13,6 @@ import implicit_bregman as ib
 from tests.fuzz.cases import Case
 
 Status = ib.Status
-UNROLLED_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -99,7 +98,7 @@ def _adjoint(case: Case):
     if case.adjoint in ("cg", "gmres", "dense"):
         return ib.adjoints.Implicit(case.adjoint)
     if case.adjoint == "unrolled":
-        return ib.adjoints.Unrolled(steps=UNROLLED_STEPS)
+        return ib.adjoints.Unrolled(steps=case.steps)
     return case.adjoint
 
 

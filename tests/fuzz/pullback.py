@@ -36,7 +36,8 @@ def check_leaves(case, answer, shared: Matrices, trusted: list, report) -> None:
     pieces = [_row_gradients(sample, v) for sample, (v, _) in zip(samples, trusted, strict=True)]
     allowed = max(bar for _, bar in trusted)
     # z itself is known within its error bar only.
-    moved = {k: sum(_row_gradients(s, v, s.bar)[1][k] for s, (v, _) in zip(samples, trusted, strict=True)) for k in pieces[0][0]}
+    shifts = [_uncertain(sample, v) for sample, (v, _) in zip(samples, trusted, strict=True)]
+    moved = {k: sum(shift[k] for shift in shifts) for k in pieces[0][0]}
     expected, size = ({k: sum(p[i][k] for p in pieces) for k in pieces[0][0]} for i in (0, 1))
     for name, true in _leaves(case, answer, shared, expected).items():
         scale = np.abs(_leaves(case, answer, shared, size)[name]).astype(np.float64)
@@ -45,7 +46,9 @@ def check_leaves(case, answer, shared: Matrices, trusted: list, report) -> None:
             # The part that is no direction in the space of symmetric matrices is the library's choice.
             got, true = (got + got.T) / 2, (true + true.T) / 2
         off, full = float(np.linalg.norm((got - true).astype(np.float64))), float(np.linalg.norm(scale))
-        most = 10 * allowed * full + np.linalg.norm(np.abs(_leaves(case, answer, shared, moved)[name]).astype(np.float64))
+        most = 10 * allowed * full + np.linalg.norm(
+            np.abs(_leaves(case, answer, shared, moved)[name]).astype(np.float64)
+        )
         holds = off <= most or full < 1e6 * np.finfo(case.dtype).tiny or allowed > 0.01
         report.demand("gradient of θ", bool(holds), f"d{name} off by {off:.2e} of {full:.2e} (allowed {most:.1e})")
     if "initial" in answer.gradients:
@@ -69,8 +72,20 @@ def _row_gradients(sample: Sample, v: np.ndarray, z: np.ndarray | None = None) -
     return _with_inputs(sample, exact), _with_inputs(sample, size, np.abs)
 
 
-def _projection_gradients(sample: Sample, u: np.ndarray, z: np.ndarray) -> tuple[dict, dict]:
-    vectors, lam = sample.shared.vectors, sample.truth.lam
+def _uncertain(sample: Sample, v: np.ndarray) -> dict:
+    """By how much the contributions of one row may be off because z (and λ) may be."""
+    if sample.shared.count != "projection":
+        return _row_gradients(sample, v, sample.bar)[1]
+    vectors, slope = sample.shared.vectors, sample.shape.slope(sample.truth.y)
+    back = np.abs(np.linalg.pinv(vectors.astype(np.float64)))
+    lam = back @ (sample.bar / np.maximum(slope, 1e-300))
+    return _projection_gradients(sample, v, sample.bar, lam)[1]
+
+
+def _projection_gradients(
+    sample: Sample, u: np.ndarray, z: np.ndarray, lam: np.ndarray | None = None
+) -> tuple[dict, dict]:
+    vectors, lam = sample.shared.vectors, sample.truth.lam if lam is None else lam
     w = _on_dual(sample, u)
     softened = -2 * sample.softening / vectors.shape[1] * (u @ lam) * vectors if sample.truth.infeasible else 0
     exact = {"V": np.outer(w, lam) - np.outer(z, u) + softened, "beta": u}
@@ -118,4 +133,6 @@ def _check_initial(samples, trusted, answer, report) -> None:
         full = slope * (np.abs(sample.g) + np.abs(sample.shared.vectors) @ np.abs(u)) / before
         off = np.abs(got - true)
         holds = off <= 10 * allowed * np.linalg.norm(full.astype(np.float64))
-        report.demand("gradient of z⁰", bool(holds.all()), f"row {sample.row}: off by {off.max():.2e} of {full.max():.2e}")
+        report.demand(
+            "gradient of z⁰", bool(holds.all()), f"row {sample.row}: off by {off.max():.2e} of {full.max():.2e}"
+        )

@@ -69,7 +69,7 @@ class Matrices:
     @property
     def ill(self) -> bool:
         """Whether the matrix, as rounded, is hard to tell from a singular one in the precision of the case."""
-        return self.least < 8 * len(self.matrix) * self.eps and not self.case.one
+        return self.count == "one" and not self.case.one and self.least < 8 * len(self.matrix) * self.eps
 
     @cached_property
     def definite(self) -> bool:
@@ -149,9 +149,7 @@ class Sample:
         if count == "projection":
             return self._projected()
         if self.gamma and self.shared.vectors is not None:
-            lam = solve_by.solve_projection(
-                Projection(self.shared.vectors, self.target, zero, self.shape, self.gamma)
-            )
+            lam = solve_by.solve_projection(Projection(self.shared.vectors, self.target, zero, self.shape, self.gamma))
             y = None if lam is None else self.shared.vectors @ lam
             return None if y is None else Truth(self.shape.rho(y), y)
         if count == "several":
@@ -286,7 +284,9 @@ class Sample:
         slope = self.shape.slope(y)
         if self.shared.count == "projection":
             v = self.shared.vectors
-            return solve_by.solve((v.T * slope) @ v + self.truth.soft * np.eye(v.shape[1], dtype=Wide), v.T @ (slope * g))
+            return solve_by.solve(
+                (v.T * slope) @ v + self.truth.soft * np.eye(v.shape[1], dtype=Wide), v.T @ (slope * g)
+            )
         if self.gamma:
             return solve_by.solve(self.gamma * np.eye(len(g), dtype=Wide) + slope[:, None] * m.T, slope * g)
         v = np.zeros_like(g)

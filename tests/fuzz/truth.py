@@ -175,6 +175,7 @@ def _continued(problem: Quadratic, y: np.ndarray) -> np.ndarray | None:
 
 def _slope_along(problem, y, move, alpha, _):
     """Whether the convex function with the gradient M⁻¹(γy + Mρ(y) − c) rises at y + α·move more than it fell at y."""
+
     def slope(point):
         return move @ solve(problem.matrix, problem.field(problem.geometry.rho(point), point))
 
@@ -223,7 +224,7 @@ def solve_projection(problem: Projection) -> np.ndarray | None:
     """λ with Vᵀρ(y⁰ + Vλ) + ελ = β, by Newton's method on a convex function; None where it has no minimum."""
     v, geometry = problem.vectors, problem.geometry
     count = v.shape[1]
-    lam = np.zeros(count, dtype=Wide)
+    lam, ridge = np.zeros(count, dtype=Wide), Wide(0)
 
     def gradient(at):
         return v.T @ geometry.rho(problem.start + v @ at) + problem.epsilon * at - problem.target
@@ -232,28 +233,39 @@ def solve_projection(problem: Projection) -> np.ndarray | None:
         for _ in range(600):
             y = problem.start + v @ lam
             left = gradient(lam)
-            noise = np.abs(v).T @ (np.abs(geometry.rho(y)) + geometry.slope(y) * np.abs(y)) + np.abs(problem.target)
+            terms = np.abs(problem.start) + np.abs(v) @ np.abs(lam)
+            noise = np.abs(v).T @ (np.abs(geometry.rho(y)) + geometry.slope(y) * terms) + np.abs(problem.target)
             hessian = (v.T * geometry.slope(y)) @ v + problem.epsilon * np.eye(count, dtype=Wide)
-            try:
-                move = solve(hessian, -left)
-            except Unsolvable:
-                return None
-            if not np.isfinite(move).all():
+            move, ridge = _descent(hessian, left, ridge)
+            if move is None:
                 return None
             if (np.abs(left) <= 32 * EPS * (noise + problem.epsilon * np.abs(lam))).all():
                 return lam + move
             # A step may not change y by more than a few units, or than its size: ρ' may be very small here.
             reach = np.abs(v @ move).max() / (4 + np.abs(y).max())
             alpha = Wide(1) if reach <= 1 else 1 / reach
+            least = 1e-15 * alpha
             fall = -(left @ move)
-            if not fall > 0:
-                return None
             while not (gradient(lam + alpha * move) @ move <= fall / 2):
                 alpha /= 2
-                if alpha < 1e-15:
+                if alpha < least:
                     return None
             lam = lam + alpha * move
     return None
+
+
+def _descent(hessian: np.ndarray, left: np.ndarray, ridge: Wide) -> tuple[np.ndarray | None, Wide]:
+    """A Newton step that points downhill, with as small a relative ridge as that takes."""
+    ridge = ridge / 10 if ridge > 1e-16 else Wide(0)
+    while ridge < 1e3:
+        try:
+            move = solve(hessian + ridge * np.diag(np.diag(hessian)), -left)
+            if np.isfinite(move).all() and left @ move <= 0:
+                return move, ridge
+        except Unsolvable:
+            pass
+        ridge = max(100 * ridge, Wide(1e-15))
+    return None, ridge
 
 
 def is_infeasible(problem: Projection) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from tests.fuzz.library import UNROLLED_STEPS
 from tests.fuzz.system import Matrices, Sample, wide
 
 
@@ -47,9 +46,11 @@ def _clamp(sample: Sample, y: np.ndarray) -> np.ndarray:
 def _iterates(sample: Sample, tau) -> tuple[list[np.ndarray], np.ndarray]:
     y, noise, problem = sample.start, np.zeros_like(sample.start), sample.problem
     duals = [y]
-    for _ in range(UNROLLED_STEPS):
+    for _ in range(sample.case.steps):
         z = sample.shape.rho(y)
-        grown = np.abs(y) + tau * (np.abs(problem.matrix) @ (np.abs(z) + sample.shape.slope(y) * noise) + np.abs(problem.offset))
+        grown = np.abs(y) + tau * (
+            np.abs(problem.matrix) @ (np.abs(z) + sample.shape.slope(y) * noise) + np.abs(problem.offset)
+        )
         y = _clamp(sample, (y - tau * (problem.matrix @ z - problem.offset)) / (1 + tau * sample.gamma))
         noise = (noise + grown) / (1 + tau * sample.gamma)
         duals.append(y)
@@ -61,7 +62,7 @@ def _check_gradient(sample: Sample, tau, duals, answer, report) -> None:
     total = np.zeros_like(sample.g)
     size = np.zeros_like(sample.g)
     dual = shape.slope(duals[-1]) * sample.g
-    for k in range(UNROLLED_STEPS, 0, -1):
+    for k in range(case.steps, 0, -1):
         if not shape.legendre:
             inside = np.abs(duals[k]) < np.abs(shape.inverse(shape.hi)) * (1 - 1e-12)
             dual = np.where(inside, dual, 0)
