@@ -1,4 +1,4 @@
-"""`python -m tests.fuzz --minutes 5 --seed 0`: judge random calls of the library against solutions of the judge's own."""
+"""`python -m tests.fuzz --minutes 5 --seed 0`: judge random calls of the library against the judge's own solutions."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from tests.fuzz.system import Matrices, Sample, wide
 
 def check_again(case: Case, answer: Answer, report: Report) -> None:
     """Some of the checks, chosen by the case itself so that a replay makes the same."""
-    if case.columns and len(case.x) > 1 or case.name.rstrip("s").endswith(("3", "6")):
+    if (case.columns and len(case.x) > 1) or case.name.rstrip("s").endswith(("3", "6")):
         _alone(case, answer, report)
     if case.name.rstrip("s").endswith("7"):
         _twice(case, answer, report)

@@ -223,7 +223,7 @@ def _wild(rng, small: bool) -> Case:
 
 
 def _matrices(rng, weight, d, batch, rank, shape, condition, spread):
-    """W or V, and c or β, of the given condition; the solution is inside C for some coordinates, at its ends for others."""
+    """W or V, and c or β, of the given condition; some coordinates of the solution are inside C, others at its ends."""
     q = np.linalg.qr(rng.normal(size=(d, d)))[0]
     values = condition ** -rng.random(d)
     if d > 1:

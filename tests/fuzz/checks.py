@@ -1,4 +1,4 @@
-"""What is demanded of an answer, check by check. Every check says how many cases it looked at and what it objects to."""
+"""What is demanded of an answer, check by check. Every check says what it looked at and what it objects to."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _status(sample: Sample, report: Report, tag: str, status: Status) -> None:
     slow = bool(case.settings) and case.solver in FIRST_ORDER and status in (Status.MAX_ITER, Status.STALLED)
     hard = "status" if case.user else "status (wild)"
     kind = "status (singular)" if shared.count == "singular" else hard
-    limited = shared.ill and shared.count == "one" or sample.condition * shared.eps > 1e-2
+    limited = (shared.ill and shared.count == "one") or sample.condition * shared.eps > 1e-2
     report.demand(kind, not status.failed, tag, soft=slow or limited)
 
 
@@ -262,12 +262,11 @@ def _gradient(sample: Sample, answer: Answer, report: Report, tag: str, claimed:
         _biased(sample, answer, report, tag, v, claimed)
         return None
     adjoint = Status(int(answer.adjoint_status[sample.row]))
-    if claimed or sample.truth.infeasible:
-        if allowed < 0.1:
-            report.demand("adjoint status", adjoint == Status.CONVERGED, f"{tag}: {adjoint.name}")
-            # (at a point that need not be exact, `gradient_error` has to tell)
-            if "tol" not in case.settings:
-                report.demand("gradient", bool(off <= allowed * size), detail)
+    if (claimed or sample.truth.infeasible) and allowed < 0.1:
+        report.demand("adjoint status", adjoint == Status.CONVERGED, f"{tag}: {adjoint.name}")
+        # (at a point that need not be exact, `gradient_error` has to tell)
+        if "tol" not in case.settings:
+            report.demand("gradient", bool(off <= allowed * size), detail)
     if answer.error is not None and blown < 30 and not sample.shared.ill:
         _gradient_error(
             sample,

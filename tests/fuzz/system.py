@@ -89,7 +89,7 @@ class Truth:
     z: np.ndarray
     y: np.ndarray
     lam: np.ndarray | None = None
-    soft: Wide = Wide(0)
+    soft: Wide | float = 0.0
     infeasible: bool = False
 
 
