@@ -71,6 +71,11 @@ class Case:
     steps: int = 4
     d: int = 0
 
+    @property
+    def first_order(self) -> bool:
+        """Whether it is solved step by step: SHINE runs Broyden without an exact finish."""
+        return self.solver in FIRST_ORDER or self.adjoint == "shine"
+
     def __str__(self) -> str:
         kind = f"{'layer' if self.layer else 'matrices'} {self.weight}"
         where = self.geometry if self.box is None else f"{self.geometry}{list(self.box)}"

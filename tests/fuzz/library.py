@@ -117,12 +117,12 @@ def ask(case: Case, x: np.ndarray | None = None, rows: slice = slice(None)) -> A
         initial = None if case.initial is None else _tensor(case.initial[rows], case, grad=True)
         call = {"regularization": case.gamma, "solver": _solver(case), "adjoint": _adjoint(case)}
         where = _geometry(case)
-        if case.start == "warm":
-            with torch.no_grad():
-                nearby = _tensor(x * 1.05 + 0.01, case)
-                initial = ib.find_critical_point(energy, where, nearby, None, case.gamma, _solver(case))
-        begin = time.process_time()
         try:
+            if case.start == "warm":
+                with torch.no_grad():
+                    nearby = _tensor(x * 1.05 + 0.01, case)
+                    initial = ib.find_critical_point(energy, where, nearby, None, case.gamma, _solver(case))
+            begin = time.process_time()
             s = ib.find_critical_point(energy, where, inputs, initial, **call)
         except ValueError as refusal:
             return Answer(**_problem(energy, inputs), refused=str(refusal))
