@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from tests.fuzz.cases import Case
@@ -18,6 +20,18 @@ def check_again(case: Case, answer: Answer, report: Report) -> None:
         _twice(case, answer, report)
     if len(case.x) > 1 and case.name.rstrip("s").endswith(("1", "5")):
         _bad_mate(case, answer, report)
+    if case.solver in ("anderson", "broyden") and case.adjoint in IMPLICIT and not case.settings:
+        _steps(case, answer, report)
+
+
+def _steps(case: Case, answer: Answer, report: Report) -> None:
+    """An accelerated method needs no more steps than MM: twice as many are a remark, 10 times a violation."""
+    if Matrices.of(case, answer).count != "one":
+        return
+    plain = ask(replace(case, solver="mm")).iterations
+    detail = f"{answer.iterations.max(initial=0)} steps, MM {plain.max(initial=0)}"
+    report.demand("steps", bool((answer.iterations <= 10 * plain + 100).all()), detail)
+    report.demand("steps", bool((answer.iterations <= 2 * plain + 20).all()), detail, soft=True)
 
 
 def _twice(case: Case, answer: Answer, report: Report) -> None:

@@ -38,6 +38,7 @@ class Answer:
     status: np.ndarray | None = None
     objective: np.ndarray | None = None
     step: np.ndarray | None = None
+    iterations: np.ndarray | None = None
     gradients: dict | None = None
     parameters: dict | None = None
     adjoint_status: np.ndarray | None = None
@@ -138,6 +139,7 @@ def ask(case: Case, x: np.ndarray | None = None, rows: slice = slice(None)) -> A
             status=s.status.numpy(),
             objective=_array(s.objective),
             step=_array(s.step),
+            iterations=s.iterations.numpy(),
             gradients={name: _array(leaf.grad) for name, leaf in leaves.items()},
             parameters={name: _array(leaf) for name, leaf in leaves.items()},
             adjoint_status=None if s.adjoint.status is None else s.adjoint.status.numpy(),
