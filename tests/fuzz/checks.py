@@ -330,7 +330,7 @@ def _gradient_error(sample, answer, report, tag, true: float, converged: bool, n
     if true > floor:
         report.demand("gradient_error within 30", true / 30 <= told <= 30 * true, detail, soft=True)
     if converged:
-        report.demand("gradient_error too high", told < 1 or true > 1e-2, detail)
+        report.demand("gradient_error too high", told < 100 or true > told / 1e4, detail)
 
 
 def _biased(sample: Sample, answer: Answer, report: Report, tag: str, v: np.ndarray, claimed: bool) -> None:

@@ -15,7 +15,7 @@ def test_the_judge_objects_to_nothing(chunk: int) -> None:
     first = chunk * CASES_PER_CHUNK
     cases = (draw(SEED, number, small=True) for number in range(first, first + CASES_PER_CHUNK))
 
-    table = run(cases, limit=5.0)
+    table = run(cases, limit=10.0)
 
     assert table.cases == CASES_PER_CHUNK
     assert not table.lines, "\n" + "\n".join(table.lines)
