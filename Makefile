@@ -17,11 +17,15 @@ BIN := $(VENV)/bin
 # One stamp per requirement: another TORCH, or a newer pyproject.toml, installs again; otherwise nothing is done.
 TORCH_TAG = $(shell printf '%s' '$(TORCH)' | tr -cs 'A-Za-z0-9.' '-')
 STAMP = $(VENV)/.installed-$(TORCH_TAG)
+# How long `make fuzz` goes on, where it begins, and words that a case's description has to contain.
+MINUTES ?= 5
+SEED ?= 0
+ONLY ?=
 # Each worker is one core's work; importing torch in dozens of them costs more than it gains.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow test-gpu test-torch test-oldest test-newest lint format docs build clean
+.PHONY: help env demo test test-slow test-gpu test-torch test-oldest test-newest fuzz lint format docs build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +65,9 @@ test-oldest: ## run the test suite on the oldest PyTorch that is supported
 
 test-newest: ## run the test suite on the newest PyTorch that is supported
 	$(MAKE) --no-print-directory test-torch TORCH=$(TORCH_NEWEST)
+
+fuzz: $(STAMP) ## judge random calls by solutions of the judge's own: make fuzz MINUTES=5 SEED=0 ONLY="float32 tanh"
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --minutes $(MINUTES) --seed $(SEED) $(if $(ONLY),--only "$(ONLY)")
 
 lint: $(STAMP) ## check style, formatting and types
 	$(BIN)/ruff check .

@@ -1,0 +1,89 @@
+"""Checks that ask the library again: the same call twice, a sample alone, a sample with a bad batch-mate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from tests.fuzz.cases import Case
+from tests.fuzz.checks import IMPLICIT, Report, claims
+from tests.fuzz.library import Answer, ask
+from tests.fuzz.system import Matrices, Sample, wide
+
+
+def check_again(case: Case, answer: Answer, report: Report) -> None:
+    """Some of the checks, chosen by the case itself so that a replay makes the same."""
+    if (case.columns and len(case.x) > 1) or case.name.rstrip("s").endswith(("3", "6")):
+        _alone(case, answer, report)
+    if case.name.rstrip("s").endswith("7"):
+        _twice(case, answer, report)
+    if len(case.x) > 1 and case.name.rstrip("s").endswith(("1", "5")):
+        _bad_mate(case, answer, report)
+    if case.solver in ("anderson", "broyden") and case.adjoint in IMPLICIT and not case.settings:
+        _steps(case, answer, report)
+
+
+def _steps(case: Case, answer: Answer, report: Report) -> None:
+    """An accelerated method needs no more steps than MM: twice as many are a remark, 10 times a violation."""
+    if Matrices.of(case, answer).count != "one":
+        return
+    plain = ask(replace(case, solver="mm")).iterations
+    detail = f"{answer.iterations.max(initial=0)} steps, MM {plain.max(initial=0)}"
+    report.demand("steps", bool((answer.iterations <= 10 * plain + 100).all()), detail)
+    report.demand("steps", bool((answer.iterations <= 2 * plain + 20).all()), detail, soft=True)
+
+
+def _twice(case: Case, answer: Answer, report: Report) -> None:
+    again = ask(case)
+    same = np.array_equal(answer.value, again.value) and np.array_equal(answer.status, again.status)
+    report.demand("repeatability", same, "a second call gives other bits")
+    grads = all(np.array_equal(answer.gradients[k], again.gradients[k]) for k in answer.gradients)
+    report.demand("repeatability", grads, "a second call gives other gradients")
+
+
+def _alone(case: Case, answer: Answer, report: Report) -> None:
+    if len(case.x) == 1:
+        return
+    row = len(case.x) - 1
+    alone = ask(case, rows=slice(row, row + 1))
+    _compare(case, answer, alone, row, 0, report, "alone")
+
+
+def _bad_mate(case: Case, answer: Answer, report: Report) -> None:
+    bad = case.x.copy()
+    bad[0] = np.nan if case.name.rstrip("s").endswith("1") else 1e30
+    mixed = ask(case, x=bad)
+    for row in range(1, min(len(case.x), 4)):
+        _compare(case, answer, mixed, row, row, report, "with a bad mate")
+    if np.isnan(bad[0]).any() and case.adjoint != "shine":
+        for name, gradient in mixed.gradients.items():
+            rest = gradient[1:] if name in ("x", "initial") else gradient
+            report.demand(
+                "isolation", bool(np.isfinite(rest).all()), f"a NaN mate makes d{name} {rest[~np.isfinite(rest)][:1]}"
+            )
+
+
+def _compare(case: Case, one: Answer, other: Answer, row: int, there: int, report: Report, how: str) -> None:
+    """Each within its error bar of the truth, or (several critical points) both claimed and close."""
+    if other.refused is not None:
+        report.demand("isolation", False, f"{how}: refused, {other.refused[:100]}")
+        return
+    sample = Sample(Matrices.of(case, one), one, row)
+    if sample.truth is None or not sample.representable or sample.bar is None or sample.shared.ill:
+        return
+    if not claims(one, row) or sample.shared.count == "singular":
+        return
+    report.demand("isolation", bool(claims(other, there)), f"row {row} {how}: status {int(other.status[there])}")
+    off = np.abs(wide(one.value[row]) - wide(other.value[there]))
+    soft = sample.shared.count == "several"
+    report.demand(
+        "isolation", bool((off <= 2 * sample.bar).all()), f"row {row} {how}: value differs by {off.max():.1e}", soft
+    )
+    if case.adjoint in IMPLICIT and sample.strict and case.adjoint != "unrolled":
+        a, b = (wide(array) for array in (one.gradients["x"][row], other.gradients["x"][there]))
+        size = float(np.linalg.norm(a.astype(np.float64)))
+        tol = (3e-3 if case.dtype == "float32" else 1e-6) + 200 * sample.shared.eps * sample.condition
+        change = float(np.linalg.norm((a - b).astype(np.float64)))
+        detail = f"row {row} {how}: dx differs by {change:.1e} of {size:.1e}"
+        report.demand("isolation", change <= tol * size or tol > 0.1, detail, soft)
