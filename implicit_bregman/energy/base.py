@@ -316,7 +316,7 @@ class _HessianByAutograd(Hessian):
         return self.energy.hessian_product(self.z, self.x, v.to(self.z.dtype)).to(v.dtype)
 
     def at(self, z: Tensor) -> Hessian:
-        return _HessianByAutograd(self.energy, self.x, z)
+        return type(self)(self.energy, self.x, z, self.snapshot)
 
     def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Hessian]]:
         kept = self.snapshot.unchanged()
