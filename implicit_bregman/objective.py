@@ -190,8 +190,13 @@ class Objective:
         """
         lo, hi = self.geometry.bounds(z.dtype) if bounds is None else bounds
         # Not the move of z itself, which a large z would absorb.
-        step = self.unit * total / scale
-        return step.clamp_(z - hi, z - lo).abs_().amax(-1) / self.unit
+        residual = self.relative_step(total, scale).clamp_(z - hi, z - lo).abs_().amax(-1)
+        return residual if self.unit == 1.0 else residual / self.unit
+
+    def relative_step(self, total: Float[Tensor, "batch d"], scale: Float[Tensor, "batch d"]) -> Tensor:
+        """g/s in units of C, (B, d)."""
+        step = total / scale
+        return step if self.unit == 1.0 else step.mul_(self.unit)
 
     def potential(self, dual: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
         """γ Σ φ(ρ(y)), (B,)."""

@@ -7,7 +7,6 @@ Kunisch, 2002, a semismooth Newton method). Everything returned has been tested 
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -104,11 +103,8 @@ def point_with(
     exact, gradient, solved, products, blocks = _solve(objective, energy, free, fixed, tol)
 
     scale = objective.scale(energy.terms(gradient))
-    residual = objective.residual(exact, gradient, scale, (lo, hi))
+    residual, margin = _violation(objective, exact, gradient, scale, lo, hi)
     accepted = solved & (residual <= tol)
-    # A gradient step ends near a bound, from either side, where the multiplier or the distance to the bound is small.
-    moved = torch.addcdiv(exact, gradient, scale, value=-objective.unit)
-    thin = _is_near_bounds(moved, lo, hi, 10 * tol * objective.unit)
 
     clamped = exact.clamp(lo, hi)
     dual = geometry.finite_dual(clamped, dtype)
@@ -122,20 +118,24 @@ def point_with(
         scale=scale,
         residual=residual.to(dtype),
         accepted=accepted,
-        degenerate=thin & accepted,
+        degenerate=(margin <= 10 * tol) & accepted,
         steps=torch.ones_like(accepted, dtype=torch.int64),
         tries=torch.full_like(accepted, products, dtype=torch.int64),
         blocks=blocks,
     )
 
 
-def _is_near_bounds(z: Tensor, lo: float, hi: float, reach: float) -> Bool[Tensor, " batch"]:
-    """Whether an entry is within `reach` of a bound, from either side, (B,)."""
-    near = torch.zeros_like(z, dtype=torch.bool)
-    for bound in (lo, hi):
-        if math.isfinite(bound):
-            near |= (z - bound).abs_() <= reach
-    return near.any(-1)
+def _violation(
+    objective: Objective, z: Tensor, gradient: Tensor, scale: Tensor, lo: float, hi: float
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """The residual as `Objective.residual` defines it, and the least margin of a condition, each (B,).
+
+    A gradient step from z ends near a bound, from either side, where the multiplier or the distance to it is small.
+    """
+    step, below, above = objective.relative_step(gradient, scale), z - lo, z - hi
+    residual = step.clamp(above, below).abs_().amax(-1)
+    margin = torch.minimum(below.sub_(step).abs_().amin(-1), above.sub_(step).abs_().amin(-1))
+    return (residual, margin) if objective.unit == 1.0 else (residual / objective.unit, margin / objective.unit)
 
 
 def _solve(
