@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -97,9 +98,10 @@ def find_critical_point(
             value = torch.where(clean[:, None], value, torch.nan)
         if result_dtype.itemsize == 2:
             value, status = round_into(phi, value, result_dtype, status)
+        advice = partial(method.advice, dtype=flat.dtype)
         if not outcome.complete or clean is not None or result_dtype.itemsize == 2:
-            report_failures("find_critical_point", status, method.on_failure)
-        return _solution(objective, outcome, value, status, clean, report)
+            report_failures("find_critical_point", status, method.on_failure, advice)
+        return _solution(objective, outcome, value, status, clean, report, advice)
 
 
 @uncompiled
@@ -179,7 +181,13 @@ def _objective(energy: Energy, phi: LegendreFunction, flat: Tensor, gamma: float
 
 
 def _solution(
-    objective: Objective, outcome: Outcome, value: Tensor, status: Tensor, clean: Tensor | None, report: AdjointReport
+    objective: Objective,
+    outcome: Outcome,
+    value: Tensor,
+    status: Tensor,
+    clean: Tensor | None,
+    report: AdjointReport,
+    advice: Callable[[Status], str],
 ) -> Solution:
     point = outcome.point
 
@@ -203,6 +211,7 @@ def _solution(
         trace=outcome.trace,
         adjoint=report,
         _objective=LazyObjective(known, objective.geometry, left_out, dual, envelope),
+        _advice=advice,
     )
 
 

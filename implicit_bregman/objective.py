@@ -225,11 +225,15 @@ class Objective:
         noise = eps * slope * (step * point.scale + point.dual.abs())
         return residual, torch.linalg.vector_norm(noise, dim=-1)
 
-    def promised_decrease(self, point: Point) -> Float[Tensor, " batch"]:
-        """A lower bound of what an MM step that majorizes takes off F, (B,): half its slope along the step."""
+    def promised_decrease(self, point: Point) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+        """A lower bound of what an MM step that majorizes takes off F, and the rounding error of F's change, each (B,).
+
+        The bound is half the slope of F along the step.
+        """
         slope = point.gradient + self.regularization * point.dual if self.regularization else point.gradient
         step = self.geometry.activation(point.next_dual) - point.value
-        return -0.5 * torch.linalg.vecdot(slope, step)
+        noise = 4 * torch.finfo(step.dtype).eps * torch.linalg.vecdot(point.scale, step.abs())
+        return -0.5 * torch.linalg.vecdot(slope, step), noise
 
     def iterate(self, dual: Float[Tensor, "batch d"], step: Float[Tensor, "batch 1"]) -> Float[Tensor, "batch d"]:
         """One MM step that autograd can follow."""

@@ -16,7 +16,7 @@ from implicit_bregman.adjoints.base import AdjointReport
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.objective import potential
 from implicit_bregman.solvers.base import Trace
-from implicit_bregman.status import Status
+from implicit_bregman.status import Status, no_advice
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,7 @@ class Solution:
     trace: Trace | None
     adjoint: AdjointReport
     _objective: LazyObjective
+    _advice: Callable[[Status], str] = no_advice
 
     @property
     def objective(self) -> Float[Tensor, "*batch"] | None:
@@ -163,7 +164,8 @@ class Solution:
         """How many samples ended how, and what to do about the failed ones."""
         counts = Counter(self.status.flatten().tolist())
         return "\n".join(
-            f"{count} x {Status(code).name}: {Status(code).text}" for code, count in sorted(counts.items())
+            f"{count} x {Status(code).name}: {Status(code).text}{self._advice(Status(code))}"
+            for code, count in sorted(counts.items())
         )
 
     def detach(self) -> Solution:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from enum import IntEnum
 
 from jaxtyping import Int
@@ -45,10 +46,11 @@ _TEXTS = {
         "the gradient is one-sided there"
     ),
     Status.TRUNCATED: "stopped after the asked-for number of steps (Unrolled); not a failure",
-    Status.MAX_ITER: (
-        "the tolerance was not reached within max_iter: raise max_iter or tol, leave polish on, or use a faster solver"
+    Status.MAX_ITER: "the tolerance was not reached within max_iter: raise max_iter or tol",
+    Status.STALLED: (
+        "neither the residual nor the objective improves any more: raise tol if the residual is small enough for you, "
+        "else raise the regularization or start elsewhere (initial=)"
     ),
-    Status.STALLED: ("neither the residual nor the objective improves any more: raise tol, or compute in float64"),
     Status.DIVERGED: (
         "the iterates are running away, so the objective may have no minimum: use weight='convex', "
         "a larger regularization, or a geometry with a bounded domain"
@@ -73,10 +75,23 @@ _TEXTS = {
 }
 
 
-def report_failures(where: str, status: Int[Tensor, " batch"], on_failure: str) -> None:
+def no_advice(status: Status) -> str:
+    """Nothing to add to the text of a status."""
+    return ""
+
+
+def report_failures(
+    where: str, status: Int[Tensor, " batch"], on_failure: str, advice: Callable[[Status], str] = no_advice
+) -> None:
     """Warn about, or raise for, the samples that failed.
 
     The warning's text names the kinds of failure, not their number, so that Python shows it once per place.
+
+    Args:
+        where: what has failed.
+        status: (B,).
+        on_failure: "warn", "raise" or "ignore".
+        advice: what to add to the text of a status: a remedy that helps here.
 
     Raises:
         RuntimeError: if `on_failure` is "raise" and a sample failed.
@@ -87,7 +102,7 @@ def report_failures(where: str, status: Int[Tensor, " batch"], on_failure: str) 
     failed = [kind for kind in kinds if kind.failed]
     if not failed:
         return
-    reasons = "; ".join(f"{kind.name}: {kind.text}" for kind in failed)
+    reasons = "; ".join(f"{kind.name}: {kind.text}{advice(kind)}" for kind in failed)
     if on_failure == "raise":
         count = sum(int((status == kind).sum()) for kind in failed)
         raise RuntimeError(f"{where}: {count} of {status.numel()} samples failed. {reasons}")

@@ -102,6 +102,13 @@ def test_signature_of_the_one_function() -> None:
         "regularization",
         "solver",
         "adjoint",
+        "initial_dual",
     ]
     defaults = {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
-    assert defaults == {"initial": None, "regularization": 0.0, "solver": "auto", "adjoint": "implicit"}
+    assert defaults == {
+        "initial": None,
+        "regularization": 0.0,
+        "solver": "auto",
+        "adjoint": "implicit",
+        "initial_dual": None,
+    }

@@ -14,6 +14,7 @@ from implicit_bregman.linalg.free import FreeBlocks
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.settings import FAILURE_MODES, Settings, check_choice, check_count, check_positive
 from implicit_bregman.solvers.inverse import InverseEstimate
+from implicit_bregman.status import Status
 
 #: The residual a solve has to reach, by precision. Errors are about the residual times the condition number.
 DEFAULT_TOL = {torch.float32: 1e-6, torch.float64: 1e-11}
@@ -108,6 +109,12 @@ class Solver(Settings):
     def tolerance(self, dtype: torch.dtype) -> float:
         """`tol`, or its default for this precision."""
         return DEFAULT_TOL[dtype] if self.tol is None else self.tol
+
+    def advice(self, status: Status, dtype: torch.dtype) -> str:
+        """What to add to the text of a status: a remedy that helps with this solver, in this precision."""
+        if status == Status.MAX_ITER:
+            return ("" if self.polishes else ", polish=True") + ', or use solver="auto"'
+        return ", or compute in float64" if status == Status.STALLED and dtype == torch.float32 else ""
 
     @property
     def polishes(self) -> bool:

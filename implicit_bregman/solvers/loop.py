@@ -28,9 +28,11 @@ from implicit_bregman.status import Status
 _PATIENCE = 100
 #: An accelerated iterate may rise above the current one, but not above the worst of so many before it.
 _WINDOW = 5
+#: The most proposals in vain that may follow one another.
+_CREDIT = 20
 #: A proposal that lowers F by less than this share of what MM's step promises, and does not reduce the residual by this
 #: factor, was in vain.
-_SHARE, _CLEARLY = 0.1, 0.9
+_SHARE, _CLEARLY = 0.5, 0.9
 #: Without an objective, the residual of an accelerated iterate may exceed the least so far by this factor.
 _RESIDUAL_GROWTH = 2.0
 #: The critical point ahead is looked for every so many iterations at most; the intervals grow with the iteration.
@@ -247,7 +249,7 @@ class _Run:
         shorter = accepted & (length < 0.999 * progress.shortest)
         gained = closer | shorter | (fell & accepted)
         self.progress = replace(
-            self._balanced(progress, new, torch.where(accepted, merit, progress.window[:, -1]), proposed),
+            self._balanced(progress, new, torch.where(accepted, merit, progress.window[:, -1]), proposed, gained),
             evaluations=progress.evaluations + 1,
             lowest=torch.where(accepted, torch.minimum(merit, progress.lowest), progress.lowest),
             best=torch.where(closer, new.residual, progress.best),
@@ -266,7 +268,7 @@ class _Run:
             self.point = self.objective.restep(self.point, halved)
         self._return()
 
-    def _balanced(self, progress: _Progress, new: Point, merit: Tensor, proposed: Tensor) -> _Progress:
+    def _balanced(self, progress: _Progress, new: Point, merit: Tensor, proposed: Tensor, gained: Tensor) -> _Progress:
         """What proposals in vain have cost, against the steps that were progress; those who have none left rest.
 
         A safeguard that lets the merit rise for a while cannot keep proposals from going round in a circle. Never
@@ -276,13 +278,15 @@ class _Run:
         if self.accelerator is None or self._merit_is_residual:  # a residual may rise for long, of MM too
             return progress
         # Of what MM's step promises, a proposal has to bring a share, or else come clearly closer.
-        promise = self.objective.promised_decrease(self.point)
+        promise, noise = self.objective.promised_decrease(self.point)
         worthwhile = (merit <= progress.lowest - _SHARE * promise) & (merit < progress.lowest)
-        vain = proposed & ~worthwhile & ~(new.residual < _CLEARLY * progress.best)
+        worthwhile = worthwhile | (new.residual < _CLEARLY * progress.best)
+        # (where F is as low as rounding lets it be seen, any progress will do)
+        vain = proposed & ~torch.where(promise <= noise, gained, worthwhile)
         first = vain & ~progress.astray & (merit > progress.lowest)
         if bool(first.any()):
             self.lowest_point = self.point.where(first, self.lowest_point)
-        balance = torch.where(vain, progress.balance - 1, progress.balance + 1).clamp_max(_WINDOW)
+        balance = torch.where(vain, progress.balance - 1, progress.balance + 1).clamp_max(_CREDIT)
         tired = vain & (balance <= 0)
         return replace(
             progress,

@@ -81,6 +81,9 @@ class Newton(Solver):
                 return self._accelerated().solve(objective, dual)
             return self._after_mm(objective, dual)
 
+    def advice(self, status: Status, dtype: torch.dtype) -> str:
+        return "" if status == Status.MAX_ITER else super().advice(status, dtype)
+
     def _accelerated(self) -> Anderson:
         """What is used where second-order steps are not: it makes MM's own steps until their limit is certain."""
         return Anderson(
