@@ -109,7 +109,8 @@ class Solution:
     Attributes:
         value: z, (B, d), in C. It and `objective` alone carry gradient. NaN for samples with the status INVALID_INPUT.
         dual: y with z = ρ(y), (B, d); always finite.
-        residual: ‖Π_C(z − ∇f − γy) − z‖∞, relative to 1 + the size of the terms of ∇f, (B,).
+        residual: how far z is from critical in the coordinate where it is farthest, each relative to its own terms,
+            (B,): see "When to stop" in the documentation's mathematics.
         iterations: steps of the solver, (B,).
         evaluations: evaluations of ∇f, the polish's included, (B,).
         status: `Status` values, (B,).

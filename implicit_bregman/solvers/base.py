@@ -73,8 +73,9 @@ class Solver(Settings):
     """What all solvers can be told.
 
     Args:
-        tol: bound on the residual ‖Π_C(z − ∇f − γy) − z‖∞, relative to 1 + the size of the terms of ∇f. Default
-            1e-11 in float64 and 1e-6 in float32.
+        tol: bound on the residual, the largest over the coordinates of min(|g|/s, δ/t) with g = ∇f + γy, s the size
+            of g's own terms, δ the distance to the bound that −g pushes to and t = min(1, width of C). Default 1e-11
+            in float64 and 1e-6 in float32.
         max_iter: bound on the number of iterations. The default is generous because only samples that need them
             make them: MM may take thousands of steps past a saddle where W is indefinite.
         polish: for quadratic f, finish exactly: for γ = 0 by a solve on the free coordinates once the active set

@@ -42,7 +42,7 @@ def chebyshev_steps(
         objective: F with γ > 0.
         energy: f, convex.
         dual: the start.
-        tol: the E that is wanted, relative to the size of the terms of ∇f.
+        tol: the E that is wanted, each entry relative to its own terms.
 
     Returns:
         y; 1, or 0 where no steps were needed; the evaluations of ∇f.

@@ -80,7 +80,7 @@ def newton(
     Args:
         objective: F with γ > 0 and a quadratic f, or any f if F is convex.
         dual: the start y.
-        tol: bound on the error E, relative to the size of the terms of ∇f.
+        tol: bound on the error E, each entry relative to its own terms.
         max_steps: bound on the number of steps.
         record: called with the duals and their rows before every step, and at the end. All steps are then made in
             float64.
