@@ -25,6 +25,7 @@ class Status(IntEnum):
     INVALID_INPUT = 6
     SINGULAR = 7
     INFEASIBLE = 8
+    NONUNIQUE = 9
 
     @property
     def text(self) -> str:
@@ -34,7 +35,7 @@ class Status(IntEnum):
     @property
     def failed(self) -> bool:
         """Whether the result should not be trusted."""
-        return self not in (Status.CONVERGED, Status.DEGENERATE, Status.TRUNCATED)
+        return self not in (Status.CONVERGED, Status.DEGENERATE, Status.TRUNCATED, Status.NONUNIQUE)
 
 
 _TEXTS = {
@@ -60,6 +61,11 @@ _TEXTS = {
     Status.INFEASIBLE: (
         "no point inside the domain that solves V'z = beta was found, so the value (with solver='auto') is that of "
         "the softened system: lower the rank, use a regularization > 0, or a geometry with a larger domain"
+    ),
+    Status.NONUNIQUE: (
+        "converged, to one of many minimisers of a convex objective: the one nearest to the start, which is MM's limit; "
+        "the gradient is that of the shortest move to the minimisers of a nearby problem. Use a regularization > 0 for "
+        "a unique one"
     ),
 }
 

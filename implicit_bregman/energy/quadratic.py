@@ -105,6 +105,8 @@ class QuadraticEnergy(Energy):
         W: Float[Tensor, "d d"],
         U: Float[Tensor, "d n"] | None = None,
         b: Float[Tensor, " d"] | None = None,
+        *,
+        convex: bool = False,
     ) -> QuadraticEnergy:
         """The energy of given matrices; gradients flow to the tensors given.
 
@@ -112,10 +114,14 @@ class QuadraticEnergy(Energy):
             W: (d, d). Where it is not symmetric (up to rounding) the energy is "free".
             U: (d, n). None: the identity, so that x is added as it is.
             b: (d,). None: no offset.
+            convex: state that W ⪯ 0. That is found without it up to 16 rounding errors of the largest eigenvalue; with
+                it a W that was computed in a rounder way counts as convex as well.
 
         Raises:
             TypeError: if a tensor is not floating point.
-            ValueError: if shapes, dtypes or devices do not fit, or an entry is not finite.
+            ValueError: if shapes, dtypes or devices do not fit, an entry is not finite, or W is declared convex and
+                is not symmetric or has an eigenvalue that is positive beyond rounding. (The last is judged again
+                whenever a solve depends on it.)
         """
         _check_matrices(W, U, b)
         energy = cls.__new__(cls)
@@ -124,7 +130,17 @@ class QuadraticEnergy(Energy):
         energy.weight_map = GivenWeight(W)
         hold(energy, "input_weight", U)
         hold(energy, "bias", b)
+        if convex:
+            energy._declare_convex()
         return energy
+
+    def _declare_convex(self) -> None:
+        if not self.symmetric:
+            raise ValueError("convex=True needs a symmetric W: without symmetry there is no objective to be convex")
+        self.convex = True
+        _, shared = self._matrices()
+        if not shared.is_definite():
+            _ = shared.semidefinite  # raises where it is not
 
     @property
     def weight(self) -> Float[Tensor, "d d"]:
@@ -211,7 +227,8 @@ class QuadraticEnergy(Energy):
         weight = self.weight
         if weight.dtype.itemsize == 2:
             weight = weight.float()
-        return weight, SharedMatrix(weight, self.symmetric, getattr(self.weight_map, "margin", None))
+        least = getattr(self.weight_map, "margin", None)
+        return weight, SharedMatrix(weight, self.symmetric, least, convex=self.convex)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

@@ -20,6 +20,7 @@ from implicit_bregman.solvers.finished import Finished
 from implicit_bregman.solvers.loop import run
 from implicit_bregman.solvers.projected_newton import projected_newton
 from implicit_bregman.solvers.projection import project
+from implicit_bregman.solvers.singular import minimise_convex
 from implicit_bregman.status import Status
 
 #: Projected gradient steps that guess the active set.
@@ -72,6 +73,9 @@ class Newton(Solver):
         with torch.no_grad():
             if objective.unique:
                 return self._completed(objective, dual, *self._directly(objective, dual))
+            if isinstance(objective.energy, BoundQuadratic) and objective.convex and not self.trace:
+                found, status = minimise_convex(objective, dual, self.tolerance(dual.dtype), self.max_iter)
+                return replace(_outcome(objective, found, None), status=status)
             if objective.energy.affine or self.trace:
                 return self._accelerated().solve(objective, dual)
             return self._after_mm(objective, dual)

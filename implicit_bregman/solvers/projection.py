@@ -61,6 +61,28 @@ def project(solver: Solver, objective: Objective, dual: Float[Tensor, "batch d"]
         return _outcome(objective, start, problem, found, solver, history)
 
 
+def nearest(
+    geometry: LegendreFunction,
+    basis: Float[Tensor, "d k"],
+    start: Float[Tensor, "batch d"],
+    target: Float[Tensor, "batch k"],
+) -> tuple[Float[Tensor, "batch d"], Tensor]:
+    """The dual of the point with Qᵀz = `target` that is nearest to ρ(y⁰) in the sense of D, and the steps taken, (B,).
+
+    As far as rounding lets it; where no point inside C has Qᵀz = `target`, y ends far out.
+
+    Args:
+        geometry: φ.
+        basis: Q, with orthonormal columns, in float64.
+        start: y⁰, in float64.
+        target: Qᵀz.
+    """
+    goal = 1e-15 * (1 + target.abs().sum(-1))
+    problem = _DualProblem(geometry, basis, start, target, torch.zeros_like(target), goal)
+    found = _minimise(problem, _STEPS, None)
+    return problem.dual(found.mu), found.steps
+
+
 @dataclass(frozen=True)
 class _DualProblem(RowsOfTensors):
     """Σφ*(y⁰ + Qμ) − αᵀμ + ½ μᵀEμ: the problem in the coordinates μ = ΣPᵀλ of V = QΣPᵀ.
