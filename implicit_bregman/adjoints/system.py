@@ -122,7 +122,8 @@ def _minimum_norm(shared: SharedMatrix, free: Tensor, g: Tensor) -> tuple[Tensor
     v, _ = solve_minimum_norm(matrix, free, g.double(), eps)
     left = torch.where(free, g - v @ matrix, 0.0)
     # What no v can remove is orthogonal to the range.
-    residual = _relative(left @ matrix, g.double() @ matrix).to(g.dtype)
+    inside = torch.where(free, g.double(), 0.0)
+    residual = _relative(torch.where(free, left @ matrix, 0.0), inside @ matrix).to(g.dtype)
     return v, torch.isfinite(v.sum(-1)) & (residual <= _SINGULAR[shared.weight.dtype]), residual
 
 

@@ -17,16 +17,19 @@ from implicit_bregman.solvers.base import Outcome, Solver, Trace
 from implicit_bregman.solvers.dual_newton import newton
 from implicit_bregman.solvers.finish import finished_status
 from implicit_bregman.solvers.finished import Finished
+from implicit_bregman.solvers.interior_point import minimise_convex
 from implicit_bregman.solvers.loop import run
 from implicit_bregman.solvers.projected_newton import projected_newton
 from implicit_bregman.solvers.projection import project
-from implicit_bregman.solvers.singular import minimise_convex
+from implicit_bregman.solvers.singular import limit_of_mm
 from implicit_bregman.status import Status
 
 #: Projected gradient steps that guess the active set.
 _GUESSES = 6
 #: Corrections of the active set before a sample is left to projected Newton steps.
 _CORRECTIONS = 20
+#: Corrections of a set that should be right.
+_LAST_CORRECTIONS = 8
 #: Residuals, and the numbers of MM steps, at which MM hands an energy that is not convex over to Newton steps, one
 #: after the other if these are refused,
 _STAGES = ((1e-3, 300), (1e-5, 1000), (1e-7, 3000))
@@ -74,7 +77,7 @@ class Newton(Solver):
             if objective.unique:
                 return self._completed(objective, dual, *self._directly(objective, dual))
             if isinstance(objective.energy, BoundQuadratic) and objective.convex and not self.trace:
-                found, status = minimise_convex(objective, dual, self.tolerance(dual.dtype), self.max_iter)
+                found, status = limit_of_mm(objective, dual, self.tolerance(dual.dtype), self.max_iter)
                 return replace(_outcome(objective, found, None), status=status)
             if objective.energy.affine or self.trace:
                 return self._accelerated().solve(objective, dual)
@@ -170,13 +173,15 @@ def _by_active_set(objective: Objective, energy: BoundQuadratic, dual: Tensor, t
         target = descent(target.clamp_(lo, hi))
     found = polish_projected(objective, target, tol, min(_CORRECTIONS, max_iter - 1))
     found.tries.add_(_GUESSES + 1)
-    if found.complete or max_iter <= _CORRECTIONS:
+    left = max_iter - int(found.steps.max())
+    if found.complete or left <= 1:
         return found
     rows = (~found.accepted).nonzero().squeeze(-1)
     part = objective.select(rows)
-    searched = projected_newton(part, target[rows].clamp(lo, hi), tol, max_iter - _CORRECTIONS)
+    searched = minimise_convex(part, target[rows].clamp(lo, hi), tol, left - 1)
     # The set is right now: solve for its point once more, exactly.
-    exact = polish(part, searched.value, searched.gradient.to(dual.dtype), tol)
+    left -= int(searched.steps.max())
+    exact = polish(part, searched.value, searched.gradient.to(dual.dtype), tol, min(_LAST_CORRECTIONS, left - 1))
     steps = found.steps[rows] + searched.steps + exact.steps
     tries = found.tries[rows] + searched.tries + exact.tries
     return found.replace_rows(rows, replace(exact, steps=steps, tries=tries))

@@ -20,7 +20,7 @@ from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.linalg.semidefinite import range_basis, same_sets, solve_definite
 from implicit_bregman.objective import Objective
 from implicit_bregman.solvers.finished import Finished
-from implicit_bregman.solvers.projected_newton import projected_newton
+from implicit_bregman.solvers.interior_point import minimise_convex
 from implicit_bregman.solvers.projection import nearest
 from implicit_bregman.status import Status
 
@@ -68,7 +68,7 @@ class _Problem:
         return replace(self, objective=self.objective.select(rows), energy=self.energy.select(rows))
 
 
-def minimise_convex(
+def limit_of_mm(
     objective: Objective, dual: Float[Tensor, "batch d"], tol: float, max_steps: int
 ) -> tuple[Finished, Tensor]:
     """The minimiser of F that MM goes to from y⁰ = `dual`, and its `Status`, (B,).
@@ -77,11 +77,11 @@ def minimise_convex(
         objective: F with γ = 0 and a quadratic f that is convex.
         dual: y⁰.
         tol: bound on the residual; the solver tries for less.
-        max_steps: bound on the number of projected Newton steps.
+        max_steps: bound on the number of steps to a minimiser.
     """
     start = objective.geometry.activation(dual)
     asked = min(tol, _EXACT)
-    found = projected_newton(objective, start, asked, max_steps)
+    found = minimise_convex(objective, start, asked, max_steps)
     energy = objective.energy
     assert isinstance(energy, BoundQuadratic)
     problem = _Problem(objective, energy.double(), asked, torch.finfo(energy.dtype).eps)
