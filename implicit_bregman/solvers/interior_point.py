@@ -21,6 +21,8 @@ from implicit_bregman.solvers.projected_newton import projected_newton
 
 #: Residual at which it ends, and most steps.
 _NEAR, _STEPS = 1e-5, 60
+#: How far beyond where it has to be running away a sample is given up.
+_FAR = 1e3
 #: How much of the way to the nearest bound a step may go.
 _SHORT_OF_BOUND = 0.995
 #: Share of the box's width that the start keeps from its bounds.
@@ -59,15 +61,26 @@ def minimise_convex(
     """
     energy = objective.energy.double()
     assert isinstance(energy, BoundQuadratic)
+    far = _FAR * runaway(energy, objective.unit)
     if all(math.isinf(end) for end in objective.geometry.domain):
-        return projected_newton(objective, start, tol, max_steps)
-    near, steps = _interior_point(objective, energy, start, max_steps)
-    found = projected_newton(objective, near, tol, max_steps - int(steps.max()))
+        return projected_newton(objective, start, tol, max_steps, far=far)
+    near, steps = _interior_point(objective, energy, start, max_steps, far)
+    found = projected_newton(objective, near, tol, max_steps - int(steps.max()), far=far)
     return replace(found, steps=found.steps + steps, tries=found.tries + steps + 1)
 
 
+def runaway(energy: BoundQuadratic, unit: float) -> Float[Tensor, " batch"]:
+    """How large z is, (B,), where it has to be running away if it has not converged.
+
+    Args:
+        energy: f in float64.
+        unit: a length that counts as large for a coordinate.
+    """
+    return (unit + energy.offset.abs().amax(-1) * energy.gradient_step) * torch.finfo(torch.float64).eps ** -0.75
+
+
 def _interior_point(
-    objective: Objective, energy: BoundQuadratic, start: Float[Tensor, "batch d"], max_steps: int
+    objective: Objective, energy: BoundQuadratic, start: Float[Tensor, "batch d"], max_steps: int, far: Tensor
 ) -> tuple[Float[Tensor, "batch d"], Float[Tensor, " batch"]]:
     """A point next to a minimiser of f on C, on its bounds where these hold it, and the steps it took, (B,).
 
@@ -76,6 +89,7 @@ def _interior_point(
         energy: f in float64, convex.
         start: z⁰.
         max_steps: bound on the number of steps.
+        far: the size of z beyond which a sample is given up, (B,).
     """
     lo, hi = objective.geometry.bounds(objective.energy.dtype)
     sides = [(sign, bound) for sign, bound in ((1.0, lo), (-1.0, hi)) if math.isfinite(bound)]
@@ -86,7 +100,7 @@ def _interior_point(
         gradient = energy.gradient(new.value)
         residual = objective.residual(new.value, gradient, objective.scale(energy.terms(gradient)), (lo, hi))
         new = replace(new, residual=residual)
-        good = torch.isfinite(residual)
+        good = torch.isfinite(residual) & (new.value.abs().amax(-1) <= far[rows])
         at = new.where(good, at)
         running = good & (residual > _NEAR)
         if not bool(running.all()):

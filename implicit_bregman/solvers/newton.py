@@ -116,7 +116,8 @@ class Newton(Solver):
         rows = (~found.accepted & (found.steps < self.max_iter)).nonzero().squeeze(-1)
         if len(rows) == 0:
             return outcome
-        rest = run(replace(self, trace=False), objective.select(rows), dual[rows], None)
+        left = self.max_iter - int(found.steps[rows].max())
+        rest = run(replace(self, trace=False, max_iter=left), objective.select(rows), dual[rows], None)
         return _merged(objective, outcome, rows, rest)
 
     def _after_mm(self, objective: Objective, dual: Tensor) -> Outcome:
@@ -125,32 +126,42 @@ class Newton(Solver):
         outcome: Outcome | None = None
         rows = torch.arange(len(dual), device=dual.device)
         for near, steps in (*(stage for stage in _STAGES if stage[0] > tol), (tol, self.max_iter)):
-            stage = replace(self, tol=near, max_iter=min(steps, self.max_iter))
+            left = self._left(outcome, rows)
+            stage = replace(self, tol=near, max_iter=min(steps, left))
             walked = run(stage, objective.select(rows), dual[rows], None)
             outcome = walked if outcome is None else _merged(objective, outcome, rows, walked)
-            if near == tol:
-                break
             alive = walked.status != Status.DIVERGED
-            found, sure = self._from_nearby(objective.select(rows), walked.point, tol)
+            left = self._left(outcome, rows)
+            if near == tol or left == 0:
+                break
+            found, sure = self._from_nearby(objective.select(rows), walked.point, tol, left)
             sure &= alive
-            outcome = replace(outcome, evaluations=outcome.evaluations.index_add(0, rows, found.tries))
+            spent = outcome.iterations.index_add(0, rows, torch.where(sure, 0, found.steps))
+            tried = outcome.evaluations.index_add(0, rows, found.tries)
+            outcome = replace(outcome, iterations=spent, evaluations=tried)
             kept = sure.nonzero().squeeze(-1)
             good = _outcome(objective.select(rows[kept]), found.select(kept), None)
             good = replace(good, evaluations=torch.ones_like(good.evaluations))  # the rest is counted above
             outcome = _merged(objective, outcome, rows[kept], good)
             rows = rows[~sure & alive]
             dual = outcome.point.dual
-            if len(rows) == 0:
+            if len(rows) == 0 or self._left(outcome, rows) == 0:
                 break
         assert outcome is not None
         return outcome
 
-    def _from_nearby(self, objective: Objective, point: Point, tol: float) -> tuple[Finished, Tensor]:
+    def _left(self, outcome: Outcome | None, rows: Tensor) -> int:
+        """How many steps may still be made by some of the samples."""
+        return self.max_iter if outcome is None else max(0, self.max_iter - int(outcome.iterations[rows].max()))
+
+    def _from_nearby(
+        self, objective: Objective, point: Point, tol: float, max_steps: int
+    ) -> tuple[Finished, Tensor]:
         """Newton steps from MM's iterates, and whether their end is near them and not higher, (B,)."""
         if objective.regularization:
-            found = newton(objective, point.dual, tol, self.max_iter)
+            found = newton(objective, point.dual, tol, max_steps)
         else:
-            found = projected_newton(objective, point.value, tol, self.max_iter)
+            found = projected_newton(objective, point.value, tol, max_steps)
         size = 1 + point.value.abs().amax(-1)
         moved = (found.value - point.value).abs().amax(-1)
         reached = objective.evaluate(found.dual, objective.initial_step(found.dual))

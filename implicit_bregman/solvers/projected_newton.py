@@ -67,6 +67,7 @@ def projected_newton(
     tol: float,
     max_steps: int = _STEPS,
     record: Callable[[Tensor, Tensor], None] | None = None,
+    far: Float[Tensor, " batch"] | None = None,
 ) -> Finished:
     """Projected Newton steps from z = `value`, each sample until its own stop; a quadratic f in float64.
 
@@ -76,6 +77,7 @@ def projected_newton(
         tol: bound on the residual.
         max_steps: bound on the number of steps.
         record: called with the iterates and their rows before every step, and at the end.
+        far: the size of z beyond which a sample is given up, (B,); None: as long as it is finite.
     """
     energy = objective.energy.double() if objective.energy.affine else objective.energy
     bounds = objective.geometry.bounds(objective.energy.dtype)
@@ -89,6 +91,8 @@ def projected_newton(
         if record is not None:
             record(at.value, rows)
         running = (at.residual > target) & torch.isfinite(at.residual)
+        if far is not None:
+            running &= at.value.abs().amax(-1) <= far[rows]
         if step == max_steps:
             running = torch.zeros_like(running)
         if not bool(running.all()):

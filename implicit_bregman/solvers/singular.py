@@ -13,14 +13,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.linalg.semidefinite import range_basis, same_sets, solve_definite
 from implicit_bregman.objective import Objective
 from implicit_bregman.solvers.finished import Finished
-from implicit_bregman.solvers.interior_point import minimise_convex
+from implicit_bregman.solvers.interior_point import minimise_convex, runaway
 from implicit_bregman.solvers.projection import nearest
 from implicit_bregman.status import Status
 
@@ -28,8 +28,6 @@ from implicit_bregman.status import Status
 _EXACT = 1e-10
 #: A multiplier or a distance to a bound below so many times this is no more than 0.
 _MARGIN = 10
-#: How far, relative to 1 + |z⁰|, a sample has run away that has not converged.
-_FAR = torch.finfo(torch.float64).eps ** -0.5
 
 
 @dataclass(frozen=True)
@@ -88,17 +86,25 @@ def limit_of_mm(
     found = replace(found, residual=found.residual.double(), accepted=found.residual <= tol)
     free = ~_held(problem, found)
     found, definite = _sharpened(problem, found, free)
-    near = _near_bounds(problem, found.exact)
-    status = torch.where((near & free).any(-1), int(Status.DEGENERATE), int(Status.CONVERGED))
+    off = free & ~_near_bounds(problem, found.exact)
+    status = torch.where((off != free).any(-1), int(Status.DEGENERATE), int(Status.CONVERGED))
+    found = _with_duals(problem, replace(found, free=free))
     several = found.accepted & ~definite
-    found = _on_bounds(problem, replace(found, free=free), free)
     if bool(several.any()):
-        found, one = _nearest_to_start(problem, found, dual, several)
-        status = torch.where(several, torch.where(one, int(Status.DEGENERATE), int(Status.NONUNIQUE)), status)
-    away = found.exact.abs().amax(-1) > _FAR * (1 + start.abs().amax(-1))
-    unsolved = torch.where(found.steps < max_steps, int(Status.STALLED), int(Status.MAX_ITER))
-    status = torch.where(found.accepted, status, torch.where(away, int(Status.DIVERGED), unsolved))
+        # A bound that no multiplier holds may still leave no way off the minimiser: then all are on it. The interior
+        # point is off all bounds that some minimiser is off.
+        several = several & ~solve_definite(problem.energy.shared.matrix, off, found.gradient, problem.eps)[1]
+        found = _nearest_to_start(problem, found, dual, several)
+        status = torch.where(several, int(Status.NONUNIQUE), status)
+    status = torch.where(found.accepted, status, _failure(problem, found, max_steps))
     return replace(found, residual=found.residual.to(energy.dtype), degenerate=status == Status.DEGENERATE), status
+
+
+def _failure(problem: _Problem, found: Finished, max_steps: int) -> Int[Tensor, " batch"]:
+    """What to say of a sample that has not converged."""
+    away = found.exact.abs().amax(-1) > runaway(problem.energy, problem.objective.unit)
+    unsolved = torch.where(found.steps < max_steps, int(Status.STALLED), int(Status.MAX_ITER))
+    return torch.where(away, int(Status.DIVERGED), unsolved)
 
 
 def _held(problem: _Problem, found: Finished) -> Bool[Tensor, "batch d"]:
@@ -125,40 +131,31 @@ def _sharpened(
     return moved.where(better, replace(found, tries=moved.tries)), definite
 
 
-def _on_bounds(problem: _Problem, found: Finished, free: Tensor, dual: Tensor | None = None) -> Finished:
-    """What was found with `value` and the duals of its point; the dual on the free set may be given."""
+def _with_duals(problem: _Problem, found: Finished, dual: Tensor | None = None) -> Finished:
+    """What was found, with `value` and the duals of its point; those of the free coordinates may be given."""
     geometry, dtype = problem.objective.geometry, problem.objective.energy.dtype
-    saturated = geometry.saturated_dual(dtype)
-    known = geometry.inverse_activation(found.exact).clamp(*saturated)
+    known = geometry.inverse_activation(found.exact).clamp(*geometry.saturated_dual(dtype))
     if dual is not None:
         most = torch.finfo(dtype).max * torch.finfo(dtype).eps
-        known = torch.where(free, dual.clamp(-most, most), known)
+        known = torch.where(found.free, dual.clamp(-most, most), known)
     value = found.exact.to(dtype).clamp(*geometry.bounds(dtype))
     return replace(found, value=value, dual=known.to(dtype), exact_dual=known)
 
 
 def _nearest_to_start(
     problem: _Problem, found: Finished, start: Tensor, several: Bool[Tensor, " batch"]
-) -> tuple[Finished, Bool[Tensor, " batch"]]:
-    """The minimisers nearest to the start where there are several, and where there seems to be one after all.
-
-    There is one where bounds that no multiplier holds leave no way off the minimiser: then no point inside C is a
-    minimiser, and the projection does not exist, while the block of the coordinates off their bounds is definite.
-    """
-    one = torch.zeros_like(several)
+) -> Finished:
+    """The minimisers with the dual y⁰ = `start` + range(H_NN) on N, for some of the samples."""
     matrix, geometry = problem.energy.shared.matrix, problem.objective.geometry
     for rows, columns in same_sets(found.free, several.nonzero().squeeze(-1)):
         part, inside = problem.select(rows), found.select(rows)
         basis = range_basis(matrix[columns][:, columns], problem.eps)
         y = start[rows].double()
-        target = inside.exact[:, columns] @ basis
-        near, steps = nearest(geometry, basis, y[:, columns], target)
-        y[:, columns] = near
+        y[:, columns], steps = nearest(geometry, basis, y[:, columns], inside.exact[:, columns] @ basis)
         z = torch.where(inside.free, geometry.activation(y), inside.exact).clamp(*problem.bounds)
         moved = part.at(inside, z)
-        good = moved.residual <= torch.maximum(inside.residual, moved.residual.new_tensor(problem.tol))
-        moved = _on_bounds(part, replace(moved, steps=moved.steps + steps), inside.free, y)
+        # (where it does not exist, or rounding leaves it farther off than the minimiser that is known, that one stays)
+        good = moved.residual <= inside.residual.clamp_min(problem.tol)
+        moved = _with_duals(part, replace(moved, steps=moved.steps + steps), y)
         found = found.replace_rows(rows, moved.where(good, replace(inside, steps=moved.steps)))
-        loose = inside.free & ~_near_bounds(part, inside.exact)
-        one = one.index_copy(0, rows, ~good & solve_definite(matrix, loose, inside.gradient, problem.eps)[1])
-    return found, one
+    return found
