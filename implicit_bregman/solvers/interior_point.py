@@ -19,8 +19,10 @@ from implicit_bregman.objective import Objective, RowsOfTensors
 from implicit_bregman.solvers.finished import Finished
 from implicit_bregman.solvers.projected_newton import projected_newton
 
-#: Residual at which it ends, and most steps.
-_NEAR, _STEPS = 1e-5, 60
+#: Residual at which it ends if it is clear which coordinates go to a bound, residual at which it ends anyway, most steps.
+_NEAR, _NEARER, _STEPS = 1e-9, 1e-11, 60
+#: It is clear where in one step the distance to the bound falls so many times as much as the multiplier, or the reverse.
+_CLEAR = 5.0
 #: How far beyond where it has to be running away a sample is given up.
 _FAR = 1e3
 #: How much of the way to the nearest bound a step may go.
@@ -38,12 +40,16 @@ class _Iterate(RowsOfTensors):
     Attributes:
         value: z, (B, d).
         multipliers: of the finite bounds, (B, bounds, d).
+        tendency: how much more a multiplier has fallen in the last step than the distance to its bound, both as factors:
+            far below 1 where the bound is left, far above where it is reached (the indicators of Tapia, 1980),
+            (B, bounds, d).
         residual: see `Objective.residual`, (B,).
         steps: (B,).
     """
 
     value: Tensor
     multipliers: Tensor
+    tendency: Tensor
     residual: Tensor
     steps: Tensor
 
@@ -102,7 +108,8 @@ def _interior_point(
         new = replace(new, residual=residual)
         good = torch.isfinite(residual) & (new.value.abs().amax(-1) <= far[rows])
         at = new.where(good, at)
-        running = good & (residual > _NEAR)
+        clear = (new.tendency.log().abs() > math.log(_CLEAR)).all(-1).all(-1)
+        running = good & (residual > torch.where(clear, _NEAR, _NEARER))
         if not bool(running.all()):
             final = final.replace_rows(rows, at)
             kept = running.nonzero().squeeze(-1)
@@ -110,13 +117,9 @@ def _interior_point(
             if len(rows) == 0:
                 break
     final = final.replace_rows(rows, at)
-    z, multipliers = final.value, final.multipliers
-    # A coordinate goes to the bound whose multiplier is, in its own units, larger than the distance.
-    size = objective.size(z)
-    scale = size * multipliers.sum(1).amax(-1, keepdim=True).clamp_min(torch.finfo(z.dtype).tiny)
-    for number, (sign, bound) in enumerate(sides):
-        held = multipliers[:, number] * size > sign * (z - bound) / size * scale
-        z = torch.where(held, bound, z)
+    z = final.value
+    for number, (_, bound) in enumerate(sides):
+        z = torch.where(final.tendency[:, number] > 1, bound, z)
     return z, final.steps
 
 
@@ -128,7 +131,7 @@ def _start(energy: BoundQuadratic, start: Tensor, lo: float, hi: float, bounds: 
     largest = energy.gradient(z).abs().amax(-1).clamp_min(torch.finfo(z.dtype).tiny)
     multipliers = largest[:, None, None].expand(-1, bounds, z.shape[-1])
     none = torch.zeros_like(largest, dtype=torch.int64)
-    return _Iterate(z, multipliers, torch.full_like(largest, torch.inf), none)
+    return _Iterate(z, multipliers, torch.ones_like(multipliers), torch.full_like(largest, torch.inf), none)
 
 
 def _step(energy: BoundQuadratic, at: _Iterate, sides: list[tuple[float, float]]) -> _Iterate:
@@ -153,7 +156,10 @@ def _step(energy: BoundQuadratic, at: _Iterate, sides: list[tuple[float, float]]
     centre = (after / gap).pow(3) * gap
     move, ds, dm = direction(centre - m * s - ds * dm)
     length = (_SHORT_OF_BOUND * torch.minimum(_longest(s, ds), _longest(m, dm))).clamp_max(1.0)
-    return replace(at, value=z + length[:, 0] * move, multipliers=m + length * dm, steps=at.steps + 1)
+    s_ratio, m_ratio = 1 + length * ds / s, 1 + length * dm / m
+    return replace(
+        at, value=z + length[:, 0] * move, multipliers=m * m_ratio, tendency=m_ratio / s_ratio, steps=at.steps + 1
+    )
 
 
 def _factorize(energy: BoundQuadratic, diagonal: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d d"]:

@@ -127,7 +127,9 @@ class Newton(Solver):
         rows = torch.arange(len(dual), device=dual.device)
         for near, steps in (*(stage for stage in _STAGES if stage[0] > tol), (tol, self.max_iter)):
             left = self._left(outcome, rows)
-            stage = replace(self, tol=near, max_iter=min(steps, left))
+            # (of few steps, Newton's method needs its share)
+            most = left if near == tol else min(steps, (left + 1) // 2)
+            stage = replace(self, tol=near, max_iter=most)
             walked = run(stage, objective.select(rows), dual[rows], None)
             outcome = walked if outcome is None else _merged(objective, outcome, rows, walked)
             alive = walked.status != Status.DIVERGED
