@@ -63,9 +63,8 @@ _TEXTS = {
         "the softened system: lower the rank, use a regularization > 0, or a geometry with a larger domain"
     ),
     Status.NONUNIQUE: (
-        "converged, to one of many minimisers of a convex objective: the one nearest to the start, which is MM's limit; "
-        "the gradient is that of the shortest move to the minimisers of a nearby problem. Use a regularization > 0 for "
-        "a unique one"
+        "converged, to one of many minimisers of a convex objective: the one nearest to the start, which is MM's "
+        "limit; the gradient is the shortest possible one. Use a regularization > 0 for a unique minimiser"
     ),
 }
 

@@ -19,9 +19,9 @@ from implicit_bregman.objective import Objective, RowsOfTensors
 from implicit_bregman.solvers.finished import Finished
 from implicit_bregman.solvers.projected_newton import projected_newton
 
-#: Residual at which it ends if it is clear which coordinates go to a bound, residual at which it ends anyway, most steps.
+#: Residual at which it ends if it is clear which coordinates are held, residual at which it ends anyway, most steps.
 _NEAR, _NEARER, _STEPS = 1e-9, 1e-11, 60
-#: It is clear where in one step the distance to the bound falls so many times as much as the multiplier, or the reverse.
+#: It is clear where the distance to the bound falls so many times as much in one step as the multiplier, or reversely.
 _CLEAR = 5.0
 #: How far beyond where it has to be running away a sample is given up.
 _FAR = 1e3
@@ -40,7 +40,7 @@ class _Iterate(RowsOfTensors):
     Attributes:
         value: z, (B, d).
         multipliers: of the finite bounds, (B, bounds, d).
-        tendency: how much more a multiplier has fallen in the last step than the distance to its bound, both as factors:
+        tendency: the factor by which each multiplier changed in the last step over that of the distance to its bound:
             far below 1 where the bound is left, far above where it is reached (the indicators of Tapia, 1980),
             (B, bounds, d).
         residual: see `Objective.residual`, (B,).
@@ -54,9 +54,7 @@ class _Iterate(RowsOfTensors):
     steps: Tensor
 
 
-def minimise_convex(
-    objective: Objective, start: Float[Tensor, "batch d"], tol: float, max_steps: int
-) -> Finished:
+def minimise_convex(objective: Objective, start: Float[Tensor, "batch d"], tol: float, max_steps: int) -> Finished:
     """A minimiser of f on C, by interior-point steps, and projected Newton steps from where they end.
 
     Args:

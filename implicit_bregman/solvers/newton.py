@@ -43,11 +43,15 @@ class Newton(Solver):
 
     - γ = 0, one critical point: the active set is guessed by a few projected gradient steps and corrected until
       the optimality conditions hold (a semismooth Newton method), through the inverse of −W that all samples and the
-      adjoint share. Where d is too large for the number of samples, for an energy of your own, and for samples whose
-      set does not settle: projected Newton steps by conjugate gradients, with a line search on the objective.
+      adjoint share. Where d is too large for the number of samples, and for an energy of your own: projected Newton
+      steps by conjugate gradients, with a line search on the objective.
     - γ > 0, one critical point: for a quadratic energy a few Chebyshev steps, where these are few (γ no small part of
       λ_max(−W)); then, where they are not enough, Newton's method in y by conjugate gradients, preconditioned with the
       shared factor where γ is small, with a line search on the objective.
+    - γ = 0 and a quadratic energy that is convex, but not strictly (−W ⪰ 0 up to rounding, or declared so): steps of an
+      interior-point method, whose number hardly depends on the problem, with one factorization each per sample. The
+      minimiser is then proved to be the only one, or replaced by the one that is nearest to the start (`NONUNIQUE`).
+      The same steps serve the samples whose active set does not settle.
     - Several critical points: MM steps first. For a quadratic energy until it is proved which critical point MM is
       going to (as `solvers.Anderson` does); for an energy of your own until MM's residual is small, or it has
       made some hundred steps, after which a Newton point counts if it is near, not higher, and no negative curvature
@@ -60,7 +64,10 @@ class Newton(Solver):
 
     Args:
         tol: see `Solver`.
-        max_iter: bound on the number of Newton steps, and on that of MM steps where these are made.
+        max_iter: bound on the number of steps of all kinds together: active sets solved for, Newton, interior-point
+            and MM steps. One of them costs at most a factorization per sample, or 3d + 20 products with the Hessian,
+            and 25 evaluations of f, so that max_iter bounds the work. (Only the finish of a minimiser that is not
+            unique is not counted in: at most 300 steps of its own.)
         polish: see `Solver`; it matters where MM steps are made.
         trace: see `Solver`. For γ = 0 the steps traced are projected Newton steps.
         on_failure: see `Solver`.
@@ -156,9 +163,7 @@ class Newton(Solver):
         """How many steps may still be made by some of the samples."""
         return self.max_iter if outcome is None else max(0, self.max_iter - int(outcome.iterations[rows].max()))
 
-    def _from_nearby(
-        self, objective: Objective, point: Point, tol: float, max_steps: int
-    ) -> tuple[Finished, Tensor]:
+    def _from_nearby(self, objective: Objective, point: Point, tol: float, max_steps: int) -> tuple[Finished, Tensor]:
         """Newton steps from MM's iterates, and whether their end is near them and not higher, (B,)."""
         if objective.regularization:
             found = newton(objective, point.dual, tol, max_steps)

@@ -26,6 +26,8 @@ from implicit_bregman.status import Status
 
 #: The residual that is asked of the minimiser: where a set is wrong, the conditions may be violated by very little.
 _EXACT = 1e-10
+#: It is not less than so many rounding errors of W, which decide at random where H has no say.
+_ROUNDING = 4
 #: A multiplier or a distance to a bound below so many times this is no more than 0.
 _MARGIN = 10
 
@@ -78,24 +80,23 @@ def limit_of_mm(
         max_steps: bound on the number of steps to a minimiser.
     """
     start = objective.geometry.activation(dual)
-    asked = min(tol, _EXACT)
-    found = minimise_convex(objective, start, asked, max_steps)
-    energy = objective.energy
+    energy, eps = objective.energy, torch.finfo(objective.energy.dtype).eps
     assert isinstance(energy, BoundQuadratic)
-    problem = _Problem(objective, energy.double(), asked, torch.finfo(energy.dtype).eps)
-    found = replace(found, residual=found.residual.double(), accepted=found.residual <= tol)
+    asked = max(min(tol, _EXACT), _ROUNDING * eps)
+    found = minimise_convex(objective, start, asked, max_steps)
+    problem = _Problem(objective, energy.double(), asked, eps)
     free = ~_held(problem, found)
-    found, definite = _sharpened(problem, found, free)
+    found, definite = _sharpened(problem, replace(found, residual=found.residual.double()), free)
+    found = replace(found, accepted=found.residual <= max(tol, asked))
     off = free & ~_near_bounds(problem, found.exact)
     status = torch.where((off != free).any(-1), int(Status.DEGENERATE), int(Status.CONVERGED))
     found = _with_duals(problem, replace(found, free=free))
     several = found.accepted & ~definite
     if bool(several.any()):
-        # A bound that no multiplier holds may still leave no way off the minimiser: then all are on it. The interior
-        # point is off all bounds that some minimiser is off.
-        several = several & ~solve_definite(problem.energy.shared.matrix, off, found.gradient, problem.eps)[1]
-        found = _nearest_to_start(problem, found, dual, several)
-        status = torch.where(several, int(Status.NONUNIQUE), status)
+        # Bounds that no multiplier holds may still leave no way off the minimiser, which interior points end at.
+        alone = solve_definite(problem.energy.shared.matrix, off, found.gradient, problem.eps)[1]
+        found, moved = _nearest_to_start(problem, found, dual, several, alone, max(tol, asked))
+        status = torch.where(several & (moved | ~alone), int(Status.NONUNIQUE), status)
     status = torch.where(found.accepted, status, _failure(problem, found, max_steps))
     return replace(found, residual=found.residual.to(energy.dtype), degenerate=status == Status.DEGENERATE), status
 
@@ -143,10 +144,20 @@ def _with_duals(problem: _Problem, found: Finished, dual: Tensor | None = None) 
 
 
 def _nearest_to_start(
-    problem: _Problem, found: Finished, start: Tensor, several: Bool[Tensor, " batch"]
-) -> Finished:
-    """The minimisers with the dual y⁰ = `start` + range(H_NN) on N, for some of the samples."""
+    problem: _Problem, found: Finished, start: Tensor, several: Tensor, alone: Tensor, tol: float
+) -> tuple[Finished, Bool[Tensor, " batch"]]:
+    """The minimisers with the dual y⁰ = `start` + range(H_NN) on N, and which samples have got one, (B,).
+
+    Args:
+        problem: see there.
+        found: minimisers.
+        start: y⁰.
+        several: the samples with a singular H_NN, (B,).
+        alone: those that may have one minimiser nevertheless: they have to end off all bounds, (B,).
+        tol: bound on the residual.
+    """
     matrix, geometry = problem.energy.shared.matrix, problem.objective.geometry
+    changed = torch.zeros_like(several)
     for rows, columns in same_sets(found.free, several.nonzero().squeeze(-1)):
         part, inside = problem.select(rows), found.select(rows)
         basis = range_basis(matrix[columns][:, columns], problem.eps)
@@ -155,7 +166,9 @@ def _nearest_to_start(
         z = torch.where(inside.free, geometry.activation(y), inside.exact).clamp(*problem.bounds)
         moved = part.at(inside, z)
         # (where it does not exist, or rounding leaves it farther off than the minimiser that is known, that one stays)
-        good = moved.residual <= inside.residual.clamp_min(problem.tol)
+        good = moved.residual <= inside.residual.clamp_min(tol)
+        good &= ~(alone[rows] & (inside.free & _near_bounds(part, z)).any(-1))
         moved = _with_duals(part, replace(moved, steps=moved.steps + steps), y)
         found = found.replace_rows(rows, moved.where(good, replace(inside, steps=moved.steps)))
-    return found
+        changed = changed.index_copy(0, rows, good)
+    return found, changed
