@@ -42,7 +42,7 @@ class SharedMatrix:
         damped: s > 0 and (H + s·I)⁻¹, if they are known.
         step: `gradient_step`, if it is known.
         convex: whether H is declared, or known, to be positive semidefinite.
-        noise: how far its eigenvalues may be off because W was rounded to less than its own precision.
+        given: the precision that W was rounded to, where that is less than its own.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class SharedMatrix:
         damped: tuple[float, Float[Tensor, "d d"]] | None = None,
         step: float | None = None,
         convex: bool = False,
-        noise: float = 0.0,
+        given: torch.dtype | None = None,
     ) -> None:
         self.weight = weight.detach()
-        self.noise = noise
+        self.given = given
         self.symmetric = symmetric
         self.convex = convex
         self.least = least
@@ -80,9 +80,8 @@ class SharedMatrix:
         """The same matrix in float64."""
         if self.weight.dtype == torch.float64:
             return self
-        # No entry was moved by more than half a rounding error, and no eigenvalue by more than all of these together.
-        noise = 0.5 * torch.finfo(self.weight.dtype).eps * self._norm
-        return SharedMatrix(self.weight.double(), self.symmetric, self.least, convex=self.convex, noise=noise)
+        weight = self.weight.double()
+        return SharedMatrix(weight, self.symmetric, self.least, convex=self.convex, given=self.weight.dtype)
 
     @cached_property
     def semidefinite(self) -> SharedMatrix | None:
@@ -109,7 +108,7 @@ class SharedMatrix:
             return self.wide
         raised = self.wide.weight.clone()
         raised.diagonal().add_(lowest)
-        return SharedMatrix(raised, True, convex=True, noise=self.wide.noise)
+        return SharedMatrix(raised, True, convex=True, given=self.weight.dtype)
 
     @property
     def known_semidefinite(self) -> SharedMatrix | None:
@@ -252,7 +251,10 @@ class SharedMatrix:
     @cached_property
     def _rounding(self) -> float:
         """What an eigenvalue has to exceed to be told from 0."""
-        return max(_ROUNDING * torch.finfo(self.weight.dtype).eps * self._norm, self.noise)
+        own = _ROUNDING * torch.finfo(self.weight.dtype).eps
+        # Rounding moves no entry by more than half its error, and no eigenvalue by more than all of these together.
+        before = 0.0 if self.given is None else 0.5 * torch.finfo(self.given).eps
+        return max(own, before) * self._norm
 
     @cached_property
     def _norm(self) -> float:

@@ -191,8 +191,10 @@ def _by_active_set(objective: Objective, energy: BoundQuadratic, dual: Tensor, t
         target = descent(target.clamp_(lo, hi))
     found = polish_projected(objective, target, tol, min(_CORRECTIONS, max_iter - 1))
     found.tries.add_(_GUESSES + 1)
+    if found.complete:
+        return found
     left = max_iter - int(found.steps.max())
-    if found.complete or left <= 1:
+    if left <= 1:
         return found
     rows = (~found.accepted).nonzero().squeeze(-1)
     part = objective.select(rows)
