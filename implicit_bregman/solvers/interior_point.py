@@ -65,7 +65,7 @@ def minimise_convex(objective: Objective, start: Float[Tensor, "batch d"], tol: 
     """
     energy = objective.energy.double()
     assert isinstance(energy, BoundQuadratic)
-    far = _FAR * runaway(energy, objective.unit)
+    far = _FAR * runaway(energy, objective.unit, torch.finfo(torch.float64).eps)
     if all(math.isinf(end) for end in objective.geometry.domain):
         return projected_newton(objective, start, tol, max_steps, far=far)
     near, steps = _interior_point(objective, energy, start, max_steps, far)
@@ -73,14 +73,15 @@ def minimise_convex(objective: Objective, start: Float[Tensor, "batch d"], tol: 
     return replace(found, steps=found.steps + steps, tries=found.tries + steps + 1)
 
 
-def runaway(energy: BoundQuadratic, unit: float) -> Float[Tensor, " batch"]:
+def runaway(energy: BoundQuadratic, unit: float, eps: float) -> Float[Tensor, " batch"]:
     """How large z is, (B,), where it has to be running away if it has not converged.
 
     Args:
         energy: f in float64.
         unit: a length that counts as large for a coordinate.
+        eps: the rounding error of the problem's data.
     """
-    return (unit + energy.offset.abs().amax(-1) * energy.gradient_step) * torch.finfo(torch.float64).eps ** -0.75
+    return (unit + energy.offset.abs().amax(-1) * energy.gradient_step) * eps**-0.75
 
 
 def _interior_point(

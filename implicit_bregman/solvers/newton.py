@@ -21,7 +21,7 @@ from implicit_bregman.solvers.interior_point import minimise_convex
 from implicit_bregman.solvers.loop import run
 from implicit_bregman.solvers.projected_newton import projected_newton
 from implicit_bregman.solvers.projection import project
-from implicit_bregman.solvers.singular import limit_of_mm
+from implicit_bregman.solvers.singular import failure, limit_of_mm
 from implicit_bregman.status import Status
 
 #: Projected gradient steps that guess the active set.
@@ -120,6 +120,10 @@ class Newton(Solver):
         outcome = _outcome(objective, found, trace)
         if found.complete:
             return outcome
+        if objective.energy.affine and not objective.regularization:
+            # What interior-point and Newton steps do not solve, MM does not.
+            stopped = outcome.status.where(found.accepted, failure(objective, found, self.max_iter))
+            return replace(outcome, status=stopped)
         rows = (~found.accepted & (found.steps < self.max_iter)).nonzero().squeeze(-1)
         if len(rows) == 0:
             return outcome

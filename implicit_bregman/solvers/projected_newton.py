@@ -34,8 +34,6 @@ _LOOSE, _TIGHT = 0.1, 1e-6
 _PRODUCTS = 3
 #: Up to this width a free block is factorized at once, beyond it where CG needs more than d/4 products.
 _FACTORIZED = 512
-#: The damping is proportional to the residual down to this one, from where on it falls like the square of it.
-_FAR = 1e-3
 #: How far below the tolerance the residual is driven.
 _BELOW = 0.1
 
@@ -148,8 +146,7 @@ def _direction(
     shared, width = hessian.shared, right.shape[-1]
     damping = torch.zeros_like(right)
     if objective.convex:
-        share = at.residual * (at.residual / _FAR).clamp_max(1.0)
-        damping = share[:, None] * at.scale / objective.size(at.value)
+        damping = at.residual[:, None] * at.scale / objective.size(at.value)
     if shared is not None and (width <= _FACTORIZED or not objective.unique):
         found, solved = solve_damped(shared.matrix.to(right.dtype), free, right, damping)
         return _downhill(found, at, free), ~solved

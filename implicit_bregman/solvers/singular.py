@@ -10,6 +10,7 @@ orthonormal basis of range(H_NN), and Qᵀz_N is known.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,6 +31,8 @@ _EXACT = 1e-10
 _ROUNDING = 4
 #: A multiplier or a distance to a bound below so many times this is no more than 0.
 _MARGIN = 10
+#: A sample is running away if f falls on for so many times the way it has come, and if its slope is so clear.
+_RUNAWAY, _CLEARLY = 100.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -97,13 +100,30 @@ def limit_of_mm(
         alone = solve_definite(problem.energy.shared.matrix, off, found.gradient, problem.eps)[1]
         found, moved = _nearest_to_start(problem, found, dual, several, alone, max(tol, asked))
         status = torch.where(several & (moved | ~alone), int(Status.NONUNIQUE), status)
-    status = torch.where(found.accepted, status, _failure(problem, found, max_steps))
+    status = torch.where(found.accepted, status, failure(objective, found, max_steps))
     return replace(found, residual=found.residual.to(energy.dtype), degenerate=status == Status.DEGENERATE), status
 
 
-def _failure(problem: _Problem, found: Finished, max_steps: int) -> Int[Tensor, " batch"]:
-    """What to say of a sample that has not converged."""
-    away = found.exact.abs().amax(-1) > runaway(problem.energy, problem.objective.unit)
+def failure(objective: Objective, found: Finished, max_steps: int) -> Int[Tensor, " batch"]:
+    """The status of samples that have not converged, (B,).
+
+    Args:
+        objective: F with γ = 0 and a convex quadratic f.
+        found: where they ended.
+        max_steps: the bound on the number of steps.
+    """
+    energy = objective.energy.double()
+    assert isinstance(energy, BoundQuadratic)
+    lo, hi = objective.geometry.domain
+    z = found.exact
+    # Far out along z without bounds and curvature, and still downhill.
+    ray = z.clamp_min(0.0 if math.isfinite(lo) else -math.inf).clamp_max(0.0 if math.isfinite(hi) else math.inf)
+    slope = -torch.linalg.vecdot(ray, found.gradient)
+    curvature = torch.linalg.vecdot(ray, energy.shared.product(ray))
+    away = (
+        (slope > _RUNAWAY * curvature.abs()) & (slope > 0) & (slope > _CLEARLY * (ray * found.gradient).abs().sum(-1))
+    )
+    away |= z.abs().amax(-1) > runaway(energy, objective.unit, torch.finfo(objective.energy.dtype).eps)
     unsolved = torch.where(found.steps < max_steps, int(Status.STALLED), int(Status.MAX_ITER))
     return torch.where(away, int(Status.DIVERGED), unsolved)
 
