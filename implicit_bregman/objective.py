@@ -197,7 +197,7 @@ class Objective:
             bounds: the ends of C; default those of z's precision.
         """
         size = self.size(z)
-        moved = torch.addcmul(z, total, size / scale, value=-1)
+        moved = torch.addcmul(z, total / scale, size, value=-1)
         moved = moved.clamp(*(self.geometry.bounds(z.dtype) if bounds is None else bounds))
         return moved.sub_(z).abs_().div_(size).amax(-1)
 

@@ -106,7 +106,7 @@ def point_with(
     # One gradient step from z, projected: it moves z by as much as the conditions are violated, at a bound, inside C
     # and outside. Each coordinate is measured in its own units: see `Objective.residual`.
     scale, size = objective.scale(energy.terms(gradient)), objective.size(exact)
-    moved = torch.addcmul(exact, gradient, size / scale, value=-1)
+    moved = torch.addcmul(exact, gradient / scale, size, value=-1)
     residual = (moved.clamp(lo, hi) - exact).abs_().div_(size).amax(-1)
     accepted = solved & (residual <= tol)
     # It ends near a bound from either side where the multiplier or the distance to the bound is small.

@@ -29,6 +29,8 @@ _FAR = 1e3
 _SHORT_OF_BOUND = 0.995
 #: Share of the box's width that the start keeps from its bounds.
 _MARGIN = 0.1
+#: The least multiplier of the start, relative to the terms of the gradient.
+_LEAST_MULTIPLIER = 1e-3
 #: Added to the system relative to its diagonal.
 _DAMPING = 16 * torch.finfo(torch.float64).eps
 
@@ -127,7 +129,10 @@ def _start(energy: BoundQuadratic, start: Tensor, lo: float, hi: float, bounds: 
     length = energy.offset.abs().amax(-1, keepdim=True) * energy.gradient_step
     room = torch.full_like(length, _MARGIN * (hi - lo)) if math.isfinite(hi - lo) else length.clamp_min(1.0)
     z = torch.minimum(torch.maximum(start.double(), lo + room), hi - room)
-    largest = energy.gradient(z).abs().amax(-1).clamp_min(torch.finfo(z.dtype).tiny)
+    gradient = energy.gradient(z)
+    # (not 0 where z happens to be a minimiser)
+    least = _LEAST_MULTIPLIER * energy.terms(gradient).amax(-1)
+    largest = torch.maximum(gradient.abs().amax(-1), torch.where(least > 0, least, 1.0))
     multipliers = largest[:, None, None].expand(-1, bounds, z.shape[-1])
     none = torch.zeros_like(largest, dtype=torch.int64)
     return _Iterate(z, multipliers, torch.ones_like(multipliers), torch.full_like(largest, torch.inf), none)

@@ -320,6 +320,17 @@ def test_samples_are_judged_one_by_one(dtype: torch.dtype) -> None:
     assert "one of many minimisers" in found.message
 
 
+@pytest.mark.parametrize("name", ["exp", "softplus", "tanh", "identity"])
+def test_coordinates_that_do_not_appear(name: str, dtype: torch.dtype) -> None:
+    """½(z₁ + z₄ − 2b)², far from the start: the other coordinates stay where they are."""
+    geometry, inside = ib.geometry(name), torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0], dtype=dtype)
+    target = 0.5 if name == "tanh" else 10.0
+    found = solve(inside[:, None] * inside, (2 * target * inside)[None], geometry)
+    assert found.status.tolist() == [ib.Status.NONUNIQUE]
+    exact = torch.where(inside > 0, target, geometry.activation(torch.zeros_like(inside)))
+    torch.testing.assert_close(found.value[0], exact, rtol=1e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
 def test_units_do_not_matter(scale: float, dtype: torch.dtype) -> None:
     """F times a number, and coordinates in other units."""
