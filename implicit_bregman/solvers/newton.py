@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.energy.bound import BoundQuadratic
@@ -21,7 +21,7 @@ from implicit_bregman.solvers.interior_point import minimise_convex
 from implicit_bregman.solvers.loop import run
 from implicit_bregman.solvers.projected_newton import projected_newton
 from implicit_bregman.solvers.projection import project
-from implicit_bregman.solvers.singular import failure, limit_of_mm
+from implicit_bregman.solvers.singular import failure, far_from, limit_of_mm
 from implicit_bregman.status import Status
 
 #: Projected gradient steps that guess the active set.
@@ -120,16 +120,25 @@ class Newton(Solver):
         outcome = _outcome(objective, found, trace)
         if found.complete:
             return outcome
-        if objective.energy.affine and not objective.regularization:
-            # What interior-point and Newton steps do not solve, MM does not.
-            stopped = outcome.status.where(found.accepted, failure(objective, found, self.max_iter))
-            return replace(outcome, status=stopped)
-        rows = (~found.accepted & (found.steps < self.max_iter)).nonzero().squeeze(-1)
+        final = self._is_final(objective, dual, found)
+        if bool(final.any()):
+            status = failure(objective, found, self.max_iter)
+            outcome = replace(outcome, status=torch.where(final, status, outcome.status))
+        rows = (~found.accepted & ~final & (found.steps < self.max_iter)).nonzero().squeeze(-1)
         if len(rows) == 0:
             return outcome
         left = self.max_iter - int(found.steps[rows].max())
         rest = run(replace(self, trace=False, max_iter=left), objective.select(rows), dual[rows], None)
         return _merged(objective, outcome, rows, rest)
+
+    def _is_final(self, objective: Objective, dual: Tensor, found: Finished) -> Bool[Tensor, " batch"]:
+        """The failures that MM would not mend: γ = 0 and a quadratic f, or a sample that runs away, (B,)."""
+        failed = ~found.accepted & torch.isfinite(found.exact.sum(-1))
+        if objective.regularization:
+            return torch.zeros_like(failed)
+        if objective.energy.affine:
+            return failed
+        return failed & (found.exact.abs().amax(-1) > far_from(objective.geometry.activation(dual)))
 
     def _after_mm(self, objective: Objective, dual: Tensor) -> Outcome:
         """An energy that may have several critical points, and no certificate: Newton only from nearby."""

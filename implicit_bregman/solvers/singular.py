@@ -108,24 +108,33 @@ def failure(objective: Objective, found: Finished, max_steps: int) -> Int[Tensor
     """The status of samples that have not converged, (B,).
 
     Args:
-        objective: F with γ = 0 and a convex quadratic f.
+        objective: F with γ = 0, convex.
         found: where they ended.
         max_steps: the bound on the number of steps.
     """
+    away = _runs_away(objective, found)
+    unsolved = torch.where(found.steps < max_steps, int(Status.STALLED), int(Status.MAX_ITER))
+    return torch.where(away, int(Status.DIVERGED), unsolved)
+
+
+def far_from(start: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
+    """How large z is, (B,), where it has to be running away if it has not converged from z⁰ = `start`."""
+    return (1 + start.abs().amax(-1)) * torch.finfo(start.dtype).eps ** -0.75
+
+
+def _runs_away(objective: Objective, found: Finished) -> Bool[Tensor, " batch"]:
+    z = found.exact
+    if not objective.energy.affine:
+        return z.abs().amax(-1) > far_from(torch.zeros_like(found.value))
     energy = objective.energy.double()
     assert isinstance(energy, BoundQuadratic)
     lo, hi = objective.geometry.domain
-    z = found.exact
     # Far out along z without bounds and curvature, and still downhill.
     ray = z.clamp_min(0.0 if math.isfinite(lo) else -math.inf).clamp_max(0.0 if math.isfinite(hi) else math.inf)
     slope = -torch.linalg.vecdot(ray, found.gradient)
     curvature = torch.linalg.vecdot(ray, energy.shared.product(ray))
-    away = (
-        (slope > _RUNAWAY * curvature.abs()) & (slope > 0) & (slope > _CLEARLY * (ray * found.gradient).abs().sum(-1))
-    )
-    away |= z.abs().amax(-1) > runaway(energy, objective.unit, torch.finfo(objective.energy.dtype).eps)
-    unsolved = torch.where(found.steps < max_steps, int(Status.STALLED), int(Status.MAX_ITER))
-    return torch.where(away, int(Status.DIVERGED), unsolved)
+    away = (slope > _RUNAWAY * curvature.abs()) & (slope > _CLEARLY * (ray * found.gradient).abs().sum(-1))
+    return away | (z.abs().amax(-1) > runaway(energy, objective.unit, torch.finfo(objective.energy.dtype).eps))
 
 
 def _held(problem: _Problem, found: Finished) -> Bool[Tensor, "batch d"]:

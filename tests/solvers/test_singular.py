@@ -492,6 +492,26 @@ def test_a_declared_matrix_free_singular_energy_on_a_box(generator: torch.Genera
     torch.testing.assert_close(found.value @ matrix.mT, x, rtol=0, atol=1e-9)
 
 
+class Tilted(ib.Energy):
+    """½‖Az‖² − ⟨x, z⟩ with more columns than rows: no minimum on the line."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__(matrix.shape[1], convex=True)
+        self.register_buffer("matrix", matrix)
+
+    def value(self, z: Tensor, x: Tensor) -> Tensor:
+        return 0.5 * (z @ self.matrix.mT).square().sum(-1) - (x * z).sum(-1)
+
+
+def test_an_own_energy_without_minimum_is_given_up_at_once(generator: torch.Generator) -> None:
+    energy = Tilted(torch.randn(3, 8, generator=generator).double())
+    with pytest.warns(ib.ConvergenceWarning, match="running away"):
+        found = ib.find_critical_point(energy, "identity", torch.randn(4, 8, generator=generator).double())
+    assert set(found.status.tolist()) == {ib.Status.DIVERGED}
+    assert int(found.iterations.max()) <= 200
+    assert bool(torch.isfinite(found.value).all())
+
+
 class Wells(ib.Energy):
     """Two wells in each coordinate, and the input."""
 
