@@ -103,8 +103,11 @@ def projected_newton(
             break
         free = ~_held(objective, at, bounds, length)
         direction, bent = _direction(objective, energy, at, free)
+        before = at.residual
         at, moved, length = _search(objective, energy, at, direction, free, bounds, length)
         stuck = ~moved | (bent & (not objective.convex))
+        if record is None:  # good enough, and getting better too slowly
+            stuck |= (at.residual <= tol) & (at.residual > 0.5 * before)
         if bool(stuck.any()):
             final = final.replace_rows(rows, at)
             kept = (~stuck).nonzero().squeeze(-1)

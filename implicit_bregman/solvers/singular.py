@@ -22,6 +22,7 @@ from implicit_bregman.linalg.semidefinite import range_basis, same_sets, solve_d
 from implicit_bregman.objective import Objective
 from implicit_bregman.solvers.finished import Finished
 from implicit_bregman.solvers.interior_point import minimise_convex, runaway
+from implicit_bregman.solvers.projected_newton import projected_newton
 from implicit_bregman.solvers.projection import nearest
 from implicit_bregman.status import Status
 
@@ -29,6 +30,8 @@ from implicit_bregman.status import Status
 _EXACT = 1e-10
 #: It is not less than so many rounding errors of W, which decide at random where H has no say.
 _ROUNDING = 4
+#: Most steps from there to the tolerance.
+_MORE_STEPS = 50
 #: A multiplier or a distance to a bound below so many times this is no more than 0.
 _MARGIN = 10
 #: A sample is running away if f falls on for so many times the way it has come, and if its slope is so clear.
@@ -85,12 +88,12 @@ def limit_of_mm(
     start = objective.geometry.activation(dual)
     energy, eps = objective.energy, torch.finfo(objective.energy.dtype).eps
     assert isinstance(energy, BoundQuadratic)
-    asked = max(min(tol, _EXACT), _ROUNDING * eps)
+    asked, tol = max(_EXACT, _ROUNDING * eps), max(tol, _ROUNDING * eps)
     found = minimise_convex(objective, start, asked, max_steps)
     problem = _Problem(objective, energy.double(), asked, eps)
     free = ~_held(problem, found)
     found, definite = _sharpened(problem, replace(found, residual=found.residual.double()), free)
-    found = replace(found, accepted=found.residual <= max(tol, asked))
+    found = _closer(problem, found, tol, max_steps)
     off = free & ~_near_bounds(problem, found.exact)
     status = torch.where((off != free).any(-1), int(Status.DEGENERATE), int(Status.CONVERGED))
     found = _with_duals(problem, replace(found, free=free))
@@ -98,8 +101,9 @@ def limit_of_mm(
     if bool(several.any()):
         # Bounds that no multiplier holds may still leave no way off the minimiser, which interior points end at.
         alone = solve_definite(problem.energy.shared.matrix, off, found.gradient, problem.eps)[1]
-        found, moved = _nearest_to_start(problem, found, dual, several, alone, max(tol, asked))
+        found, moved = _nearest_to_start(problem, found, dual, several, alone, tol)
         status = torch.where(several & (moved | ~alone), int(Status.NONUNIQUE), status)
+    found = replace(found, accepted=found.residual <= tol)
     status = torch.where(found.accepted, status, failure(objective, found, max_steps))
     return replace(found, residual=found.residual.to(energy.dtype), degenerate=status == Status.DEGENERATE), status
 
@@ -161,6 +165,19 @@ def _sharpened(
     return moved.where(better, replace(found, tries=moved.tries)), definite
 
 
+def _closer(problem: _Problem, found: Finished, tol: float, max_steps: int) -> Finished:
+    """The minimisers with a residual of at most `tol`: with more steps where one exact solve did not give that."""
+    found = replace(found, accepted=found.residual <= tol)
+    left = min(_MORE_STEPS, max_steps - int(found.steps.max()))
+    rows = (~found.accepted & (found.residual <= problem.tol)).nonzero().squeeze(-1)
+    if len(rows) == 0 or left < 1:
+        return found
+    part = found.select(rows)
+    again = projected_newton(problem.objective.select(rows), part.exact, tol, left)
+    again = replace(again, residual=again.residual.double(), steps=part.steps + again.steps)
+    return found.replace_rows(rows, replace(again, tries=part.tries + again.tries))
+
+
 def _with_duals(problem: _Problem, found: Finished, dual: Tensor | None = None) -> Finished:
     """What was found, with `value` and the duals of its point; those of the free coordinates may be given."""
     geometry, dtype = problem.objective.geometry, problem.objective.energy.dtype
@@ -189,9 +206,12 @@ def _nearest_to_start(
     changed = torch.zeros_like(several)
     for rows, columns in same_sets(found.free, several.nonzero().squeeze(-1)):
         part, inside = problem.select(rows), found.select(rows)
-        basis = range_basis(matrix[columns][:, columns], problem.eps)
+        block = matrix[columns][:, columns]
+        basis = range_basis(block, problem.eps)
+        factor, _ = torch.linalg.cholesky_ex(basis.mT @ block @ basis)
+        left = torch.cholesky_solve(basis.mT @ inside.gradient[:, columns].mT, factor).mT
         y = start[rows].double()
-        y[:, columns], steps = nearest(geometry, basis, y[:, columns], inside.exact[:, columns] @ basis)
+        y[:, columns], steps = nearest(geometry, basis, y[:, columns], inside.exact[:, columns] @ basis - left)
         z = torch.where(inside.free, geometry.activation(y), inside.exact).clamp(*problem.bounds)
         moved = part.at(inside, z)
         # (where it does not exist, or rounding leaves it farther off than the minimiser that is known, that one stays)
