@@ -110,6 +110,11 @@ class Objective:
         )
 
     @cached_property
+    def convex(self) -> bool:
+        """Whether F is known to be convex: with one critical point, or with a convex set of minimisers."""
+        return self.unique or (self.regularization == 0 and self.energy.is_convex)
+
+    @cached_property
     def step(self) -> Tensor | None:
         """τ, a 0-d tensor, or None where no curvature bound is known and MM has to backtrack.
 

@@ -144,8 +144,8 @@ class Solution:
 
     @property
     def converged(self) -> Bool[Tensor, "*batch"]:
-        """Whether the residual is within the tolerance, (B,)."""
-        return (self.status == Status.CONVERGED) | (self.status == Status.DEGENERATE)
+        """Whether the residual is within the tolerance, (B,): CONVERGED, DEGENERATE or NONUNIQUE."""
+        return (self.status <= Status.DEGENERATE) | (self.status == Status.NONUNIQUE)
 
     @property
     def gradient_error(self) -> Float[Tensor, "*batch"] | None:

@@ -27,6 +27,7 @@ class Status(IntEnum):
     SINGULAR = 7
     INFEASIBLE = 8
     OVERFLOW = 9
+    NONUNIQUE = 10
 
     @property
     def text(self) -> str:
@@ -36,7 +37,7 @@ class Status(IntEnum):
     @property
     def failed(self) -> bool:
         """Whether the result should not be trusted."""
-        return self not in (Status.CONVERGED, Status.DEGENERATE, Status.TRUNCATED)
+        return self not in (Status.CONVERGED, Status.DEGENERATE, Status.TRUNCATED, Status.NONUNIQUE)
 
 
 _TEXTS = {
@@ -71,6 +72,10 @@ _TEXTS = {
     Status.OVERFLOW: (
         "the value exceeds the range of the precision in which it is returned: use bfloat16 or float32 instead of "
         "float16, and float64 instead of float32"
+    ),
+    Status.NONUNIQUE: (
+        "converged, to one of many minimisers of a convex objective: the one nearest to the start, which is MM's "
+        "limit; the gradient is the shortest possible one. Use a regularization > 0 for a unique minimiser"
     ),
 }
 

@@ -15,6 +15,8 @@ from implicit_bregman.linalg.dense import solve_general
 from implicit_bregman.linalg.free import solve_free_blocks
 from implicit_bregman.linalg.gmres import gmres
 from implicit_bregman.linalg.masked import solve_on_free_set
+from implicit_bregman.linalg.semidefinite import solve_minimum_norm
+from implicit_bregman.linalg.shared import SharedMatrix
 from implicit_bregman.linearization import Linearization
 from implicit_bregman.status import Status
 
@@ -124,6 +126,8 @@ def _direct(system: Linearization, g: Tensor, tol: float) -> AdjointSolution:
                 found.residual.to(g.dtype),
                 none,
             )
+        if shared.symmetric and shared.convex:
+            return (*_minimum_norm(shared, free, g), none)
         v, solved = solve_on_free_set(shared.wide.matrix.mT, free, g.double(), shared.symmetric)
         v = torch.where(solved[:, None], v, torch.nan)
     else:
@@ -145,6 +149,17 @@ def _judged(
     terms = torch.linalg.vector_norm(shift * v, dim=-1) + slope.amax(-1) * size * torch.linalg.vector_norm(v, dim=-1)
     rounding = torch.finfo(v.dtype).eps * terms / torch.linalg.vector_norm(slope * g, dim=-1)
     return solved | ((residual <= rounding) & (rounding <= _DETERMINED))
+
+
+def _minimum_norm(shared: SharedMatrix, free: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """v, whether it was found, and its residual; where H_FF is singular, the shortest v with (Hv)_F nearest to g_F."""
+    matrix, eps = shared.wide.matrix, torch.finfo(shared.weight.dtype).eps
+    v, _ = solve_minimum_norm(matrix, free, g.double(), eps)
+    left = torch.where(free, g - v @ matrix, 0.0)
+    # What no v can remove is orthogonal to the range.
+    inside = torch.where(free, g.double(), 0.0)
+    residual = _relative(torch.where(free, left @ matrix, 0.0), inside @ matrix).to(g.dtype)
+    return v, torch.isfinite(v.sum(-1)) & (residual <= _SINGULAR[shared.weight.dtype]), residual
 
 
 def _factorize(system: Linearization, g: Tensor, rows: slice) -> Tensor:

@@ -89,6 +89,11 @@ class BoundEnergy(ABC):
         """
 
     @property
+    def is_convex(self) -> bool:
+        """Whether f is known to be convex up to rounding, though perhaps not strictly: asked where it is not."""
+        return False
+
+    @property
     def lowest(self) -> Tensor | None:
         """The least eigenvalue of the Hessian (of its symmetric part), or None if it is not known."""
         return None

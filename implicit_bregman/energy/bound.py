@@ -45,6 +45,10 @@ class BoundQuadratic(BoundEnergy):
         return self._ends.spectrum.lowest
 
     @property
+    def is_convex(self) -> bool:
+        return self.shared.semidefinite is not None
+
+    @property
     def gradient_step(self) -> float:
         """A length at which a gradient step neither overshoots nor creeps, about 1/λ_max: for guesses."""
         return self._ends.gradient_step
@@ -99,7 +103,7 @@ class BoundQuadratic(BoundEnergy):
         return self._ends.is_definite(curvature, strictly)
 
     def double(self) -> BoundQuadratic:
-        wide = self.shared.wide
+        wide = self.shared.known_semidefinite or self.shared.wide
         return BoundQuadratic(wide.weight, self.offset.detach().double(), wide, self._ends)
 
     def select(self, index: Int[Tensor, " kept"]) -> BoundQuadratic:
@@ -123,7 +127,10 @@ class SharedHessian(Hessian):
         inverse, damped, step = shared.known_inverse, shared.damped, shared.known_step
         tensors = [shared.weight, *([] if inverse is None else [inverse]), *([] if damped is None else [damped[1]])]
         shift = None if damped is None else damped[0]
-        return tuple(tensors), partial(_rebuild, shared.symmetric, shared.least, inverse is not None, shift, step)
+        convex = shared.known_semidefinite is not None
+        return tuple(tensors), partial(
+            _rebuild, shared.symmetric, shared.least, inverse is not None, shift, step, convex
+        )
 
     def select(self, index: Tensor) -> Hessian:
         return self
@@ -140,9 +147,10 @@ def _rebuild(
     has_inverse: bool,
     shift: float | None,
     step: float | None,
+    convex: bool,
     weight: Tensor,
     *known: Tensor,
 ) -> SharedHessian:
     inverse = known[0] if has_inverse else None
     damped = None if shift is None else (shift, known[-1])
-    return SharedHessian(SharedMatrix(weight, symmetric, least, inverse, damped, step))
+    return SharedHessian(SharedMatrix(weight, symmetric, least, inverse, damped, step, convex))

@@ -127,6 +127,8 @@ class QuadraticEnergy(Energy):
         W: Float[Tensor, "d d"],
         U: Float[Tensor, "d n"] | None = None,
         b: Float[Tensor, " d"] | None = None,
+        *,
+        convex: bool = False,
     ) -> QuadraticEnergy:
         """The energy of given matrices; gradients flow to the tensors given.
 
@@ -140,10 +142,14 @@ class QuadraticEnergy(Energy):
             W: (d, d). Where it is not symmetric (up to rounding) the energy is "free".
             U: (d, n). None: the identity, so that x is added as it is.
             b: (d,). None: no offset.
+            convex: state that W ⪯ 0. That is found without it up to 16 rounding errors of the largest eigenvalue; with
+                it a W that was computed in a rounder way counts as convex as well.
 
         Raises:
             TypeError: if something is not a floating-point tensor.
-            ValueError: if shapes, dtypes, layouts or devices do not fit, or an entry is not finite.
+            ValueError: if shapes, dtypes, layouts or devices do not fit, an entry is not finite, or W is declared
+                convex and is not symmetric or has an eigenvalue that is positive beyond rounding. (The last is judged
+                again whenever a solve depends on it.)
             RuntimeError: inside `torch.func` transforms.
         """
         refuse_transforms([tensor for tensor in (W, U, b) if isinstance(tensor, Tensor)])
@@ -154,7 +160,17 @@ class QuadraticEnergy(Energy):
         energy.weight_map = GivenWeight(W)
         hold(energy, "input_weight", U)
         hold(energy, "bias", b)
+        if convex:
+            energy._declare_convex()
         return energy
+
+    def _declare_convex(self) -> None:
+        if not self.symmetric:
+            raise ValueError("convex=True needs a symmetric W: without symmetry there is no objective to be convex")
+        self.convex = True
+        _, shared = self._matrices()
+        if not shared.is_definite():
+            _ = shared.semidefinite  # raises where it is not
 
     @property
     def weight(self) -> Float[Tensor, "d d"]:
@@ -249,7 +265,8 @@ class QuadraticEnergy(Energy):
         weight, known = _check_shared("W", self.weight), self.weight_map.symmetric
         symmetric = is_symmetric(weight) if known is None else known
         weight = _at_least_single(weight)
-        return weight, SharedMatrix(weight, symmetric, getattr(self.weight_map, "margin", None))
+        least = getattr(self.weight_map, "margin", None)
+        return weight, SharedMatrix(weight, symmetric, least, convex=self.convex)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

@@ -24,6 +24,8 @@ from implicit_bregman.linalg.shared import SharedMatrix
 _LARGEST_BLOCK = 36
 #: Relative residual asked of those iterations; refinement does the rest.
 _COARSE = 1e-3
+#: Most of them, besides one for every four coordinates: more, and a factorization would have cost less.
+_PRODUCTS = 50
 #: Most rounds of refinement with a float64 residual.
 _REFINEMENTS = 8
 #: A round that does not halve the residual is the last.
@@ -168,7 +170,7 @@ class FreeBlocks:
             b,
             lambda r: mask * ((mask * r) @ inverse) + (1 - mask) * r,
             _COARSE,
-            10 * b.shape[-1],
+            _PRODUCTS + b.shape[-1] // 4,
         )
         return found.value if target is None else mask * found.value + (1 - mask) * target
 

@@ -19,6 +19,9 @@ _ROUGH = 0.05
 _ALWAYS = 512
 #: and beyond it where there is a sample for every so many coordinates.
 _PER_SAMPLE = 128
+#: A least eigenvalue counts as 0 up to so many rounding errors of the largest, and of a matrix that is declared
+#: positive semidefinite up to so many times its width.
+_NOISE, _DECLARED = 16, 64
 #: Damped inverses that are kept.
 _KEPT = 3
 #: Power iterations behind a guess of λ_max.
@@ -38,6 +41,8 @@ class SharedMatrix:
         inverse: H⁻¹, if it is known.
         damped: s > 0 and (H + s·I)⁻¹, if they are known.
         step: `gradient_step`, if it is known.
+        convex: whether H is declared, or known, to be positive semidefinite.
+        given: the precision that W was rounded to, where that is less than its own.
     """
 
     def __init__(
@@ -48,9 +53,13 @@ class SharedMatrix:
         inverse: Float[Tensor, "d d"] | None = None,
         damped: tuple[float, Float[Tensor, "d d"]] | None = None,
         step: float | None = None,
+        convex: bool = False,
+        given: torch.dtype | None = None,
     ) -> None:
         self.weight = weight.detach()
+        self.given = given
         self.symmetric = symmetric
+        self.convex = convex
         self.least = least
         self.damped = damped
         self._kept: list[tuple[float, Tensor]] = [] if damped is None else [damped]
@@ -71,7 +80,41 @@ class SharedMatrix:
         """The same matrix in float64."""
         if self.weight.dtype == torch.float64:
             return self
-        return SharedMatrix(self.weight.double(), self.symmetric, self.least)
+        weight = self.weight.double()
+        return SharedMatrix(weight, self.symmetric, self.least, convex=self.convex, given=self.weight.dtype)
+
+    @cached_property
+    def semidefinite(self) -> SharedMatrix | None:
+        """H in float64 without negative eigenvalues, if those that it has are within rounding; else None.
+
+        Where W was given in less than float64, so much of the identity is added as they are below 0.
+
+        Raises:
+            ValueError: if H is declared to be positive semidefinite and has an eigenvalue clearly below 0.
+        """
+        if not self.symmetric:
+            return None
+        ends = self.wide.spectrum
+        lowest, size = float(ends.lowest), max(float(ends.highest.abs()), float(ends.lowest.abs()))
+        noise = max(_NOISE, _DECLARED * self.weight.shape[0] if self.convex else 0)
+        if lowest < -noise * torch.finfo(self.weight.dtype).eps * size:
+            if self.convex:
+                raise ValueError(
+                    f"the energy was declared convex, but -W has the eigenvalue {lowest:.3g} (and the largest "
+                    f"{float(ends.highest):.3g}): leave out convex=True, or take the negative part out of -W"
+                )
+            return None
+        if lowest >= -_NOISE * torch.finfo(torch.float64).eps * size:
+            return self.wide
+        raised = self.wide.weight.clone()
+        raised.diagonal().add_(lowest)
+        return SharedMatrix(raised, True, convex=True, given=self.weight.dtype)
+
+    @property
+    def known_semidefinite(self) -> SharedMatrix | None:
+        """`semidefinite`, if it has been asked for."""
+        known: SharedMatrix | None = self.__dict__.get("semidefinite")
+        return known
 
     @cached_property
     def spectrum(self) -> Spectrum:
@@ -95,11 +138,19 @@ class SharedMatrix:
             return True
         if self.symmetric and shift >= 0:
             # A factor of H + shift·I, for a shift far above rounding, is proof enough, and serves as preconditioner.
-            large = shift > 1e3 * self._rounding
-            if self._damped_factor(shift) is not None if large else self._is_proved_definite:
+            if self.is_proved_definite(shift):
+                self._definite_from = shift
+                return True
+            # What is lost in rounding here may be clear in float64.
+            if self.wide is not self and self.wide.is_proved_definite(shift):
                 self._definite_from = shift
                 return True
         return self.spectrum.is_definite(shift, or_semidefinite)
+
+    def is_proved_definite(self, shift: float) -> bool:
+        """Whether a factorization of H + shift·I, or of H, proves the sum positive definite; shift ≥ 0."""
+        large = shift > 1e3 * self._rounding
+        return self._damped_factor(shift) is not None if large else self._is_proved_definite
 
     def damped_inverse(self, shift: float) -> tuple[float, Float[Tensor, "d d"]] | None:
         """(H + s·I)⁻¹ in W's own precision, to precondition with, and s; None if that is not definite.
@@ -158,6 +209,8 @@ class SharedMatrix:
                 return inverse
         if not (self.symmetric and self.is_definite()):
             return None
+        if self.wide is not self:
+            return self.wide.inverse
         factor, info = torch.linalg.cholesky_ex(self.wide.matrix)
         return torch.cholesky_inverse(factor) if int(info) == 0 else None
 
@@ -198,7 +251,10 @@ class SharedMatrix:
     @cached_property
     def _rounding(self) -> float:
         """What an eigenvalue has to exceed to be told from 0."""
-        return _ROUNDING * torch.finfo(self.weight.dtype).eps * self._norm
+        own = _ROUNDING * torch.finfo(self.weight.dtype).eps
+        # Rounding moves no entry by more than half its error, and no eigenvalue by more than all of these together.
+        before = 0.0 if self.given is None else 0.5 * torch.finfo(self.given).eps
+        return max(own, before) * self._norm
 
     @cached_property
     def _norm(self) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.energy.bound import BoundQuadratic
@@ -18,9 +18,11 @@ from implicit_bregman.solvers.continuation import can_continue, follow_curve
 from implicit_bregman.solvers.dual_newton import newton
 from implicit_bregman.solvers.finish import finished_status
 from implicit_bregman.solvers.finished import Finished
+from implicit_bregman.solvers.interior_point import minimise_convex
 from implicit_bregman.solvers.loop import run
 from implicit_bregman.solvers.projected_newton import projected_newton
 from implicit_bregman.solvers.projection import project
+from implicit_bregman.solvers.singular import failure, far_from, limit_of_mm
 from implicit_bregman.status import Status
 
 #: Fixed-point steps on a field without an objective after which, at a residual above this, continuation takes over.
@@ -29,6 +31,8 @@ _FIELD_STEPS, _FIELD_NEAR = 300, 1e-3
 _GUESSES = 6
 #: Corrections of the active set before a sample is left to projected Newton steps.
 _CORRECTIONS = 20
+#: Corrections of a set that should be right.
+_LAST_CORRECTIONS = 8
 #: Residuals, and the numbers of MM steps, at which MM hands an energy that is not convex over to Newton steps, one
 #: after the other if these are refused,
 _STAGES = ((1e-3, 300), (1e-5, 1000), (1e-7, 3000))
@@ -42,11 +46,15 @@ class Newton(Solver):
 
     - γ = 0, one critical point: the active set is guessed by a few projected gradient steps and corrected until
       the optimality conditions hold (a semismooth Newton method), through the inverse of −W that all samples and the
-      adjoint share. Where d is too large for the number of samples, for an energy of your own, and for samples whose
-      set does not settle: projected Newton steps by conjugate gradients, with a line search on the objective.
+      adjoint share. Where d is too large for the number of samples, and for an energy of your own: projected Newton
+      steps by conjugate gradients, with a line search on the objective.
     - γ > 0, one critical point: for a quadratic energy a few Chebyshev steps, where these are few (γ no small part of
       λ_max(−W)); then, where they are not enough, Newton's method in y by conjugate gradients, preconditioned with the
       shared factor where γ is small, with a line search on the objective.
+    - γ = 0 and a quadratic energy that is convex, but not strictly (−W ⪰ 0 up to rounding, or declared so): steps of an
+      interior-point method, whose number hardly depends on the problem, with one factorization each per sample. The
+      minimiser is then proved to be the only one, or replaced by the one that is nearest to the start (`NONUNIQUE`).
+      The same steps serve the samples whose active set does not settle.
     - Several critical points: MM steps first. For a quadratic energy until it is proved which critical point MM is
       going to (as `solvers.Anderson` does); for an energy of your own until MM's residual is small, or it has
       made some hundred steps, after which a Newton point counts if it is near, not higher, and no negative curvature
@@ -61,7 +69,10 @@ class Newton(Solver):
 
     Args:
         tol: see `Solver`.
-        max_iter: bound on the number of Newton steps, and on that of MM steps where these are made.
+        max_iter: bound on the number of steps of all kinds together: active sets solved for, Newton, interior-point
+            and MM steps. One of them costs at most a factorization per sample, or 3d + 20 products with the Hessian,
+            and 25 evaluations of f, so that max_iter bounds the work. (Only the finish of a minimiser that is not
+            unique is not counted in: at most 300 steps of its own.)
         polish: see `Solver`; it matters where MM steps are made.
         trace: see `Solver`. For γ = 0 the steps traced are projected Newton steps.
         on_failure: see `Solver`.
@@ -77,6 +88,9 @@ class Newton(Solver):
                 return self._without_objective(objective, dual)
             if objective.unique:
                 return self._completed(objective, dual, *self._directly(objective, dual))
+            if isinstance(objective.energy, BoundQuadratic) and objective.convex and not self.trace:
+                found, status = limit_of_mm(objective, dual, self.tolerance(dual.dtype), self.max_iter)
+                return replace(_outcome(objective, found, None), status=status)
             if objective.energy.affine or self.trace:
                 return self._accelerated().solve(objective, dual)
             return self._after_mm(objective, dual)
@@ -145,11 +159,25 @@ class Newton(Solver):
         outcome = _outcome(objective, found, trace)
         if found.complete:
             return outcome
-        rows = (~found.accepted & (found.steps < self.max_iter)).nonzero().squeeze(-1)
+        final = self._is_final(objective, dual, found)
+        if bool(final.any()):
+            status = failure(objective, found, self.max_iter)
+            outcome = replace(outcome, status=torch.where(final, status, outcome.status))
+        rows = (~found.accepted & ~final & (found.steps < self.max_iter)).nonzero().squeeze(-1)
         if len(rows) == 0:
             return outcome
-        rest = run(replace(self, trace=False), objective.select(rows), dual[rows], None)
+        left = self.max_iter - int(found.steps[rows].max())
+        rest = run(replace(self, trace=False, max_iter=left), objective.select(rows), dual[rows], None)
         return _merged(objective, outcome, rows, rest)
+
+    def _is_final(self, objective: Objective, dual: Tensor, found: Finished) -> Bool[Tensor, " batch"]:
+        """The failures that MM would not mend: γ = 0 and a quadratic f, or a sample that runs away, (B,)."""
+        failed = ~found.accepted & torch.isfinite(found.exact.sum(-1))
+        if objective.regularization:
+            return torch.zeros_like(failed)
+        if objective.energy.affine:
+            return failed
+        return failed & (found.exact.abs().amax(-1) > far_from(objective.geometry.activation(dual)))
 
     def _after_mm(self, objective: Objective, dual: Tensor) -> Outcome:
         """An energy that may have several critical points, and no certificate: Newton only from nearby."""
@@ -157,32 +185,42 @@ class Newton(Solver):
         outcome: Outcome | None = None
         rows = torch.arange(len(dual), device=dual.device)
         for near, steps in (*(stage for stage in _STAGES if stage[0] > tol), (tol, self.max_iter)):
-            stage = replace(self, tol=near, max_iter=min(steps, self.max_iter))
+            left = self._left(outcome, rows)
+            # (of few steps, Newton's method needs its share)
+            most = left if near == tol else min(steps, (left + 1) // 2)
+            stage = replace(self, tol=near, max_iter=most)
             walked = run(stage, objective.select(rows), dual[rows], None)
             outcome = walked if outcome is None else _merged(objective, outcome, rows, walked)
-            if near == tol:
-                break
             alive = walked.status != Status.DIVERGED
-            found, sure = self._from_nearby(objective.select(rows), walked.point, tol)
+            left = self._left(outcome, rows)
+            if near == tol or left == 0:
+                break
+            found, sure = self._from_nearby(objective.select(rows), walked.point, tol, left)
             sure &= alive
-            outcome = replace(outcome, evaluations=outcome.evaluations.index_add(0, rows, found.tries))
+            spent = outcome.iterations.index_add(0, rows, torch.where(sure, 0, found.steps))
+            tried = outcome.evaluations.index_add(0, rows, found.tries)
+            outcome = replace(outcome, iterations=spent, evaluations=tried)
             kept = sure.nonzero().squeeze(-1)
             good = _outcome(objective.select(rows[kept]), found.select(kept), None)
             good = replace(good, evaluations=torch.ones_like(good.evaluations))  # the rest is counted above
             outcome = _merged(objective, outcome, rows[kept], good)
             rows = rows[~sure & alive]
             dual = outcome.point.dual
-            if len(rows) == 0:
+            if len(rows) == 0 or self._left(outcome, rows) == 0:
                 break
         assert outcome is not None
         return outcome
 
-    def _from_nearby(self, objective: Objective, point: Point, tol: float) -> tuple[Finished, Tensor]:
+    def _left(self, outcome: Outcome | None, rows: Tensor) -> int:
+        """How many steps may still be made by some of the samples."""
+        return self.max_iter if outcome is None else max(0, self.max_iter - int(outcome.iterations[rows].max()))
+
+    def _from_nearby(self, objective: Objective, point: Point, tol: float, max_steps: int) -> tuple[Finished, Tensor]:
         """Newton steps from MM's iterates, and whether their end is near them and not higher, (B,)."""
         if objective.regularization:
-            found = newton(objective, point.dual, tol, self.max_iter)
+            found = newton(objective, point.dual, tol, max_steps)
         else:
-            found = projected_newton(objective, point.value, tol, self.max_iter)
+            found = projected_newton(objective, point.value, tol, max_steps)
         size = 1 + point.value.abs().amax(-1)
         moved = (found.value - point.value).abs().amax(-1)
         reached = objective.evaluate(found.dual, objective.initial_step(found.dual))
@@ -205,13 +243,17 @@ def _by_active_set(objective: Objective, energy: BoundQuadratic, dual: Tensor, t
         target = descent(target.clamp_(lo, hi))
     found = polish_projected(objective, target, tol, min(_CORRECTIONS, max_iter - 1))
     found.tries.add_(_GUESSES + 1)
-    if found.complete or max_iter <= _CORRECTIONS:
+    if found.complete:
+        return found
+    left = max_iter - int(found.steps.max())
+    if left <= 1:
         return found
     rows = (~found.accepted).nonzero().squeeze(-1)
     part = objective.select(rows)
-    searched = projected_newton(part, target[rows].clamp(lo, hi), tol, max_iter - _CORRECTIONS)
+    searched = minimise_convex(part, target[rows].clamp(lo, hi), tol, left - 1)
     # The set is right now: solve for its point once more, exactly.
-    exact = polish(part, searched.value, searched.gradient.to(dual.dtype), tol)
+    left -= int(searched.steps.max())
+    exact = polish(part, searched.value, searched.gradient.to(dual.dtype), tol, min(_LAST_CORRECTIONS, left - 1))
     steps = found.steps[rows] + searched.steps + exact.steps
     tries = found.tries[rows] + searched.tries + exact.tries
     return found.replace_rows(rows, replace(exact, steps=steps, tries=tries))

@@ -1,9 +1,10 @@
-"""γ = 0: projected Newton steps on the free coordinates, with a line search on the objective and matrix-free CG.
+"""γ = 0: projected Newton steps on the free coordinates, with a line search on the objective.
 
-The two-metric projection method of Bertsekas (1982): coordinates at a bound that −∇f holds there are fixed, a Newton
-direction for the others comes from CG with Hessian products alone, and the step is searched for along its projection
-onto C. It needs no factor, so that it serves large d with few samples, energies of a user's own, and samples at which
-the active-set iteration turns in a circle.
+The two-metric projection method of Bertsekas (1982): coordinates at a bound that −∇f holds there are fixed, the others
+get a Newton direction, and the step is searched for along its projection onto C. Where F is convex the reduced system
+is damped in proportion to the residual (Li, Fukushima, Qi and Yamashita, 2004): it is then definite also where the
+Hessian is singular, and the convergence stays superlinear. The direction comes from one factorization per sample, of
+its free block, or for a large d and for energies of a user's own from CG with Hessian products alone.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.energy.base import BoundEnergy, Evaluation
+from implicit_bregman.energy.base import BoundEnergy, Evaluation, Hessian
 from implicit_bregman.linalg.cg import conjugate_gradient
+from implicit_bregman.linalg.semidefinite import solve_damped
 from implicit_bregman.objective import Objective, RowsOfTensors
 from implicit_bregman.solvers.finished import Finished
 
@@ -30,6 +32,8 @@ _ARMIJO = 1e-4
 _LOOSE, _TIGHT = 0.1, 1e-6
 #: Most products in the linear system of one step, as a multiple of d.
 _PRODUCTS = 3
+#: Up to this width a free block is factorized at once, beyond it where CG needs more than d/4 products.
+_FACTORIZED = 512
 #: How far below the tolerance the residual is driven.
 _BELOW = 0.1
 
@@ -63,6 +67,7 @@ def projected_newton(
     tol: float,
     max_steps: int = _STEPS,
     record: Callable[[Tensor, Tensor], None] | None = None,
+    far: Float[Tensor, " batch"] | None = None,
 ) -> Finished:
     """Projected Newton steps from z = `value`, each sample until its own stop; a quadratic f in float64.
 
@@ -72,6 +77,7 @@ def projected_newton(
         tol: bound on the residual.
         max_steps: bound on the number of steps.
         record: called with the iterates and their rows before every step, and at the end.
+        far: the size of z beyond which a sample is given up, (B,); None: as long as it is finite.
     """
     energy = objective.energy.double() if objective.energy.affine else objective.energy
     bounds = objective.geometry.bounds(objective.energy.dtype)
@@ -85,6 +91,8 @@ def projected_newton(
         if record is not None:
             record(at.value, rows)
         running = (at.residual > target) & torch.isfinite(at.residual)
+        if far is not None:
+            running &= at.value.abs().amax(-1) <= far[rows]
         if step == max_steps:
             running = torch.zeros_like(running)
         if not bool(running.all()):
@@ -94,9 +102,12 @@ def projected_newton(
         if len(rows) == 0:
             break
         free = ~_held(objective, at, bounds, length)
-        direction, bent = _direction(energy, at, free)
+        direction, bent = _direction(objective, energy, at, free)
+        before = at.residual
         at, moved, length = _search(objective, energy, at, direction, free, bounds, length)
-        stuck = ~moved | (bent & (not objective.unique))
+        stuck = ~moved | (bent & (not objective.convex))
+        if record is None:  # good enough, and getting better too slowly
+            stuck |= (at.residual <= tol) & (at.residual > 0.5 * before)
         if bool(stuck.any()):
             final = final.replace_rows(rows, at)
             kept = (~stuck).nonzero().squeeze(-1)
@@ -129,27 +140,51 @@ def _held(objective: Objective, at: _Iterate, bounds: tuple[float, float], lengt
     return ((at.value - lo <= reach) & (at.gradient > 0)) | ((hi - at.value <= reach) & (at.gradient < 0))
 
 
-def _direction(energy: BoundEnergy, at: _Iterate, free: Bool[Tensor, "batch d"]) -> tuple[Tensor, Tensor]:
+def _direction(
+    objective: Objective, energy: BoundEnergy, at: _Iterate, free: Bool[Tensor, "batch d"]
+) -> tuple[Tensor, Tensor]:
     """The Newton direction on the free coordinates, −∇f on the others, and where curvature was not positive."""
-    hessian, mask = energy.hessian(at.value), free.to(at.value.dtype)
-    right = torch.where(free, -at.gradient, 0.0)
-    shared = hessian.shared
-    if shared is None:
-        diagonal = torch.ones_like(right)
-    else:
-        entries = -shared.weight.diagonal().to(right.dtype)
+    hessian, right = energy.hessian(at.value), torch.where(free, -at.gradient, 0.0)
+    shared, width = hessian.shared, right.shape[-1]
+    damping = torch.zeros_like(right)
+    if objective.convex:
+        damping = at.residual[:, None] * at.scale / (objective.unit + at.value.abs())
+    if shared is not None and (width <= _FACTORIZED or not objective.unique):
+        found, solved = solve_damped(shared.matrix.to(right.dtype), free, right, damping)
+        return _downhill(found, at, free), ~solved
+    most = _PRODUCTS * width + 20 if shared is None else width // 4
+    found, solved, positive = _by_products(hessian, at, free, right, damping, most)
+    rows = (~solved).nonzero().squeeze(-1)
+    if shared is not None and len(rows):
+        part, good = solve_damped(shared.matrix.to(right.dtype), free[rows], right[rows], damping[rows])
+        found, positive = found.index_copy(0, rows, part), positive.index_copy(0, rows, good)
+    return _downhill(found, at, free), ~positive
+
+
+def _by_products(
+    hessian: Hessian, at: _Iterate, free: Tensor, right: Tensor, damping: Tensor, most: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The direction by CG, which samples were solved, and where curvature was positive."""
+    mask, shared = free.to(right.dtype), hessian.shared
+    diagonal = torch.ones_like(right)
+    if shared is not None:
+        entries = damping - shared.weight.diagonal().to(right.dtype)
         diagonal = torch.where(free & (entries > 0), entries, 1.0)
-    tol = at.residual.clamp(_TIGHT, _LOOSE)
     found = conjugate_gradient(
-        lambda v: mask * hessian.product(mask * v) + (1 - mask) * v,
+        lambda v: mask * (hessian.product(mask * v) + damping * v) + (1 - mask) * v,
         right,
         lambda r: r / diagonal,
-        tol,
-        _PRODUCTS * right.shape[-1] + 20,
+        at.residual.clamp(_TIGHT, _LOOSE),
+        most,
     )
-    # CG that meets negative curvature at once has the value 0: go downhill.
-    none = (found.value == 0).all(-1, keepdim=True)
-    return torch.where(free & ~none, found.value, -at.gradient), ~found.positive
+    return found.value, found.converged, found.positive
+
+
+def _downhill(found: Tensor, at: _Iterate, free: Tensor) -> Tensor:
+    """What was found on the free coordinates, −∇f on the others, and on all where nothing was found."""
+    # (CG that meets negative curvature at once has the value 0)
+    none = (found == 0).all(-1, keepdim=True)
+    return torch.where(free & ~none, found, -at.gradient)
 
 
 def _search(

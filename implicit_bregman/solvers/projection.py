@@ -43,6 +43,8 @@ _FAR = 1e307
 _GROWTH = 8.0
 #: Part of the tolerance, and of the target, below which a gradient that still halves is followed no further.
 _NOTHING = 1e-9
+#: The tolerance of equations that are to hold as far as rounding lets them.
+_ROUNDING = 1e-15
 
 
 def project(solver: Solver, objective: Objective, dual: Float[Tensor, "batch d"]) -> Outcome:
@@ -63,11 +65,32 @@ def project(solver: Solver, objective: Objective, dual: Float[Tensor, "batch d"]
         gamma, tol = objective.regularization, solver.tolerance(dual.dtype)
         history: list[tuple[Tensor, Tensor]] | None = [] if solver.trace else None
         start = torch.zeros_like(dual, dtype=torch.float64) if gamma else dual.detach().double()
-        problem = _dual_problem(energy, objective.geometry, start, gamma, tol)
+        problem = _dual_problem(energy.basis, energy.target, objective.geometry, start, gamma, tol)
         found = _minimise(problem, solver.max_iter, history)
         if not gamma:
             found = _soften_infeasible(energy, objective, start, found, solver, history)
         return _outcome(objective, found, solver, history)
+
+
+def nearest(
+    geometry: LegendreFunction,
+    basis: Float[Tensor, "d k"],
+    start: Float[Tensor, "batch d"],
+    target: Float[Tensor, "batch k"],
+) -> tuple[Float[Tensor, "batch d"], Tensor]:
+    """The dual of the point with Qᵀz = `target` that is nearest to ρ(y⁰) in the sense of D, and the steps taken, (B,).
+
+    As far as rounding lets it; where no point inside C has Qᵀz = `target`, y ends far out.
+
+    Args:
+        geometry: φ.
+        basis: Q, with orthonormal columns, in float64.
+        start: y⁰, in float64.
+        target: Qᵀz.
+    """
+    problem = _dual_problem(Basis.of(basis), target, geometry, start, 0.0, _ROUNDING)
+    found = _minimise(problem, _STEPS, None)
+    return found.dual, found.steps
 
 
 @dataclass(frozen=True)
@@ -189,9 +212,9 @@ class _Minimiser(RowsOfTensors):
 
 
 def _dual_problem(
-    energy: BoundLowRank, geometry: LegendreFunction, start: Tensor, softness: float, tol: float
+    basis: Basis, target: Tensor, geometry: LegendreFunction, start: Tensor, softness: float, tol: float
 ) -> _DualProblem:
-    basis, beta, vectors = energy.basis, energy.target.detach().double(), energy.vectors.detach().double()
+    beta, vectors = target.detach().double(), basis.vectors
     target = beta @ basis.equations
     tolerated = tol * (column_lengths(vectors) + beta.abs())
     size = torch.linalg.vector_norm(target, dim=-1)
@@ -363,7 +386,9 @@ def _soften_infeasible(
         return found
     part = energy.select(rows)
     assert isinstance(part, BoundLowRank)
-    softened = _dual_problem(part, objective.geometry, start[rows], float(energy.softness.detach().double()), tol)
+    softened = _dual_problem(
+        part.basis, part.target, objective.geometry, start[rows], float(energy.softness.detach().double()), tol
+    )
     inner: list[tuple[Tensor, Tensor]] | None = None if history is None else []
     again = _minimise(softened, solver.max_iter, inner)
     if history is not None and inner is not None:

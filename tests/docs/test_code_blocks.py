@@ -7,7 +7,9 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [path for path in ("README.md", "docs/index.md", "docs/quickstart.md", "docs/recipes.md") if (ROOT / path).exists()]
+PAGES = [
+    path for path in ("README.md", "docs/index.md", "docs/quickstart.md", "docs/recipes.md") if (ROOT / path).exists()
+]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

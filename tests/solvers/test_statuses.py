@@ -55,7 +55,9 @@ def test_the_text_of_a_failure_names_its_remedies(status: Status, remedies: tupl
 
 
 def test_the_text_of_a_success_says_so() -> None:
-    assert not any(status.failed for status in (Status.CONVERGED, Status.DEGENERATE, Status.TRUNCATED))
+    assert not any(
+        status.failed for status in (Status.CONVERGED, Status.DEGENERATE, Status.TRUNCATED, Status.NONUNIQUE)
+    )
     assert Status.CONVERGED.text.startswith("converged")
     assert "one-sided" in Status.DEGENERATE.text
     assert "not a failure" in Status.TRUNCATED.text

@@ -157,7 +157,7 @@ class Problem:
         assert solution is not None
         assert theta.grad is not None
         solves = [found for found in (solution.status, solution.adjoint.status) if found is not None]
-        self.failed += any(bool((found > int(Status.TRUNCATED)).any()) for found in solves)
+        self.failed += any(Status(code).failed for found in solves for code in found.unique().tolist())
         return float(value.detach()), theta.grad.numpy() * self.radius * np.cos(u)
 
     def value(self, u: Vector, steps: int | None) -> float:
