@@ -20,7 +20,7 @@ from implicit_bregman.solvers.basin import can_certify, certified_radius
 from implicit_bregman.solvers.finish import can_finish, finish, finished_point, finished_status
 from implicit_bregman.solvers.finished import Finished
 from implicit_bregman.solvers.inverse import InverseEstimate
-from implicit_bregman.solvers.motion import drifts, leap, returns
+from implicit_bregman.solvers.motion import drifts, leap, moves, returns
 from implicit_bregman.solvers.recorder import Recorder
 from implicit_bregman.status import Status
 
@@ -254,7 +254,7 @@ class _Run:
             lowest=torch.where(accepted, torch.minimum(merit, progress.lowest), progress.lowest),
             best=torch.where(closer, new.residual, progress.best),
             shortest=torch.where(shorter, length, progress.shortest),
-            idle=torch.where(gained | returns(self.objective, new), 0, progress.idle + 1),
+            idle=torch.where(gained | self._is_under_way(new), 0, progress.idle + 1),
             window=torch.where(
                 accepted[:, None], torch.cat([progress.window[:, 1:], merit[:, None]], 1), progress.window
             ),
@@ -267,6 +267,10 @@ class _Run:
             halved = torch.where(rejected_step[:, None], 0.5 * self.point.step, self.point.step)
             self.point = self.objective.restep(self.point, halved)
         self._return()
+
+    def _is_under_way(self, point: Point) -> Bool[Tensor, " batch"]:
+        """Whether a sample moves although nothing of it gets better."""
+        return returns(self.objective, point) | moves(self.objective, point)
 
     def _balanced(self, progress: _Progress, new: Point, merit: Tensor, proposed: Tensor, gained: Tensor) -> _Progress:
         """What proposals in vain have cost, against the steps that were progress; those who have none left rest.

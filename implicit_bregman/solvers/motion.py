@@ -49,6 +49,18 @@ def returns(objective: Objective, point: Point) -> Bool[Tensor, " batch"]:
     return (saturated & (gain > 16 * eps * (point.dual.abs() + point.scale))).any(-1)
 
 
+def moves(objective: Objective, point: Point) -> Bool[Tensor, " batch"]:
+    """Whether MM's step is more than rounding where it should be 0 in the end: γ > 0 and an objective.
+
+    Far out on an algebraic φ the dual may move for long while z, F and the residual stand still to rounding.
+    """
+    if not objective.regularization or not objective.energy.symmetric:
+        return torch.zeros_like(point.residual, dtype=torch.bool)
+    eps = torch.finfo(point.dual.dtype).eps
+    rounding = 1e3 * eps * (point.dual.abs() + point.step * point.scale)
+    return ((point.next_dual - point.dual).abs() > rounding).any(-1)
+
+
 def leap(
     objective: Objective, point: Point, stride: Float[Tensor, " batch"]
 ) -> tuple[Float[Tensor, "batch d"], Bool[Tensor, " batch"]]:
