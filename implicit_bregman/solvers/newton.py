@@ -102,9 +102,9 @@ class Newton(Solver):
         return replace(found, dual=dual, value=point.value, residual=point.residual), trace
 
     def _completed(self, objective: Objective, dual: Tensor, found: Finished, trace: Trace | None) -> Outcome:
-        """The outcome, with the samples that Newton gave up left to MM."""
+        """The outcome, with the samples that Newton gave up left to MM, where its steps may lead further."""
         outcome = _outcome(objective, found, trace)
-        if found.complete:
+        if found.complete or (objective.regularization and objective.energy.affine):
             return outcome
         rows = (~found.accepted & (found.steps < self.max_iter)).nonzero().squeeze(-1)
         if len(rows) == 0:
@@ -204,7 +204,10 @@ def _outcome(objective: Objective, found: Finished, trace: Trace | None) -> Outc
     )
     status = finished_status(found)
     if not found.complete:
-        status = torch.where(found.accepted, status, int(Status.MAX_ITER))
+        failed = torch.full_like(status, int(Status.MAX_ITER))
+        if found.stuck is not None:
+            failed = torch.where(found.stuck, int(Status.STALLED), failed)
+        status = torch.where(found.accepted, status, failed)
     polished = found.accepted if gamma == 0 and trace is None else torch.zeros_like(found.accepted)
     return Outcome(
         point,
