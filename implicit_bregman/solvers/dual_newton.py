@@ -366,7 +366,7 @@ def _search(
 
 
 def _is_accepted(objective: Objective, old: _Iterate, new: _Iterate) -> Bool[Tensor, " batch"]:
-    """Whether F has fallen, or E is half of what it was. Where F is not convex, E alone decides.
+    """Whether F has fallen, or a small E is half of what it was. Where F is not convex, E alone decides.
 
     Along Δz the slope of F is ⟨E, Δz⟩: by convexity F has fallen where that is still negative at the end. Else the
     decrease is −⟨E⁺, Δz⟩ + D_F(z, z⁺), where nothing cancels, and is asked to be a small part of what the slope at
@@ -377,7 +377,9 @@ def _is_accepted(objective: Objective, old: _Iterate, new: _Iterate) -> Bool[Ten
         return finite & (torch.linalg.vector_norm(new.error, dim=-1) < torch.linalg.vector_norm(old.error, dim=-1))
     shift = new.value - old.value
     before, after = torch.linalg.vecdot(old.error, shift), torch.linalg.vecdot(new.error, shift)
-    accepted = finite & (((before < 0) & (after <= 0)) | (new.size <= 0.5 * old.size))
+    halved = new.size <= 0.5 * old.size.clamp_max(_NEAR)
+    descends = (before < 0) | ((before == 0) & (new.size < old.size))
+    accepted = finite & ((descends & (after <= 0)) | halved)
     if bool(accepted.all()):
         return accepted
     # (the trapezoidal rule, exact for a quadratic f)

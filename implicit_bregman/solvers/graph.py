@@ -16,6 +16,10 @@ from implicit_bregman.legendre import LegendreFunction
 
 #: Corrections of a point that is to lie on a line. Newton's method around it corrects the rest.
 _CORRECTIONS = 3
+#: κρ' below which a coordinate is held by a bound, and what it may grow to in one step, in which it leaves that.
+_HELD, _LEAVING = 0.1, 3.0
+#: Bisections of log |y| that look for the place where it does, at most.
+_BISECTIONS = 40
 #: How far from the line, relative to the step, a point may stay.
 _CLOSE = 0.05
 
@@ -28,7 +32,7 @@ def move_along(
     weight: Float[Tensor, "#batch d"],
     move: Float[Tensor, "batch d"],
 ) -> Float[Tensor, "batch d"]:
-    """y⁺ with y⁺ + κρ(y⁺) = y + κρ(y) + Δw, to a few digits of Δw.
+    """y⁺ with y⁺ + κρ(y⁺) = y + κρ(y) + Δw, to a few digits of Δw; no coordinate leaves a bound and goes on.
 
     Args:
         geometry: φ.
@@ -36,6 +40,15 @@ def move_along(
         weight: κ ≥ 0.
         move: Δw.
     """
+    target = _on_line(geometry, dual, value, slope, weight, move)
+    held = weight * slope < _HELD
+    leaving = held & (weight * geometry.slope(target) > _LEAVING)
+    return _where_it_leaves(geometry, dual, target, weight, leaving) if bool(leaving.any()) else target
+
+
+def _on_line(
+    geometry: LegendreFunction, dual: Tensor, value: Tensor, slope: Tensor, weight: Tensor, move: Tensor
+) -> Tensor:
     w = torch.addcmul(dual, weight, value).add_(move)
     guess = dual + move / (1 + weight * slope)
     enough = _CLOSE * move.abs() + 4 * torch.finfo(w.dtype).eps * w.abs()
@@ -80,3 +93,23 @@ def _correct(geometry: LegendreFunction, dual: Tensor, value: Tensor, weight: Te
     steep = (weight * slope > 1) & (target > lo) & (target < hi)
     inverse = geometry.inverse_activation(torch.where(steep, target, value.clamp(lo, hi)))
     return torch.where(steep, inverse, dual - step)
+
+
+def _where_it_leaves(
+    geometry: LegendreFunction, dual: Tensor, target: Tensor, weight: Tensor, leaving: Tensor
+) -> Tensor:
+    """Between y and y⁺, where κρ' is about 1, for the coordinates that leave a bound on the way; else y⁺.
+
+    As long as a bound held it a coordinate's direction was computed without its motion in z. To go on would move z
+    by what nobody has asked of it.
+    """
+    # (in the tail: not across 0, where ρ is steep)
+    near = torch.where(target * dual > 0, target, 0.0).abs().clamp_min(1e-3)
+    far = dual.abs()
+    for _ in range(_BISECTIONS):
+        middle = (near * far).sqrt()
+        growth = weight * geometry.slope(middle.copysign(dual))
+        if bool(((growth >= 1) & (growth <= _LEAVING) | ~leaving).all()):
+            break
+        near, far = torch.where(growth > 1, middle, near), torch.where(growth < _LEAVING, middle, far)
+    return torch.where(leaving, middle.copysign(dual), target)
