@@ -177,10 +177,10 @@ def _unclamped(objective: Objective, energy: BoundEnergy, dual: Tensor) -> Tenso
 
 
 def _start(objective: Objective, energy: BoundEnergy, dual: Tensor) -> _Iterate:
-    """The first iterate: `dual`, or 0 where the error there is not a number that a float can hold."""
+    """The first iterate: `dual`, or 0 where z is so large that what follows would overflow."""
     none = torch.zeros(len(dual), dtype=torch.int64, device=dual.device)
     at = _evaluate(objective, energy, _unclamped(objective, energy, dual), none, none + 1)
-    usable = torch.isfinite(at.size)
+    usable = torch.isfinite(at.size) & (at.value.abs().amax(-1) < torch.finfo(dual.dtype).max ** 0.5)
     if bool(usable.all()):
         return at
     return at.where(usable, _evaluate(objective, energy, torch.zeros_like(dual), none, none + 2))
@@ -407,8 +407,9 @@ def _finished(objective: Objective, at: _Iterate, tol: float, stuck: Tensor | No
     # A dual in float64 may be beyond the range of float32, where ρ need not be saturated: the value is not lost.
     limit = torch.finfo(dtype).max
     lowered = dual.clamp(-limit, limit).to(dtype)
+    value = at.value.clamp(-limit, limit).to(dtype).clamp(*geometry.bounds(dtype))
     return Finished(
-        value=at.value.to(dtype).clamp(*geometry.bounds(dtype)),
+        value=value,
         dual=lowered,
         exact=at.value,
         exact_dual=dual,

@@ -18,7 +18,7 @@ from implicit_bregman.legendre import LegendreFunction
 _CORRECTIONS = 3
 #: κρ' below which a coordinate is held by a bound, and what it may grow to in one step, in which it leaves that.
 _HELD, _LEAVING = 0.1, 3.0
-#: Bisections of log |y| that look for the place where it does, at most.
+#: Bisections, of the logarithm of a large |y|, that look for the place where it does, at most.
 _BISECTIONS = 40
 #: How far from the line, relative to the step, a point may stay.
 _CLOSE = 0.05
@@ -41,9 +41,12 @@ def move_along(
         move: Δw.
     """
     target = _on_line(geometry, dual, value, slope, weight, move)
-    held = weight * slope < _HELD
-    leaving = held & (weight * geometry.slope(target) > _LEAVING)
-    return _where_it_leaves(geometry, dual, target, weight, leaving) if bool(leaving.any()) else target
+    # In a C that is bounded on both sides ρ is steepest at 0, which a coordinate passes on its way to the other bound.
+    passed = torch.where((target * dual < 0) & (weight * geometry.slope(target) <= _LEAVING), 0.0, target)
+    leaving = (weight * slope < _HELD) & (weight * geometry.slope(passed) > _LEAVING)
+    if not bool(leaving.any()):
+        return target
+    return torch.where(leaving, _where_it_leaves(geometry, dual, passed, weight, leaving), target)
 
 
 def _on_line(
@@ -95,21 +98,17 @@ def _correct(geometry: LegendreFunction, dual: Tensor, value: Tensor, weight: Te
     return torch.where(steep, inverse, dual - step)
 
 
-def _where_it_leaves(
-    geometry: LegendreFunction, dual: Tensor, target: Tensor, weight: Tensor, leaving: Tensor
-) -> Tensor:
-    """Between y and y⁺, where κρ' is about 1, for the coordinates that leave a bound on the way; else y⁺.
+def _where_it_leaves(geometry: LegendreFunction, held: Tensor, steep: Tensor, weight: Tensor, leaving: Tensor) -> Tensor:
+    """Between two duals, where κρ' is between 1 and 3, for the coordinates that leave a bound on the way.
 
     As long as a bound held it a coordinate's direction was computed without its motion in z. To go on would move z
     by what nobody has asked of it.
     """
-    # (in the tail: not across 0, where ρ is steep)
-    near = torch.where(target * dual > 0, target, 0.0).abs().clamp_min(1e-3)
-    far = dual.abs()
+    near, far = torch.asinh(steep), torch.asinh(held)
     for _ in range(_BISECTIONS):
-        middle = (near * far).sqrt()
-        growth = weight * geometry.slope(middle.copysign(dual))
+        middle = 0.5 * (near + far)
+        growth = weight * geometry.slope(torch.sinh(middle))
         if bool(((growth >= 1) & (growth <= _LEAVING) | ~leaving).all()):
             break
         near, far = torch.where(growth > 1, middle, near), torch.where(growth < _LEAVING, middle, far)
-    return torch.where(leaving, middle.copysign(dual), target)
+    return torch.sinh(middle)

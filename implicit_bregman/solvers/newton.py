@@ -42,8 +42,9 @@ class Newton(Solver):
       adjoint share. Where d is too large for the number of samples, for an energy of your own, and for samples whose
       set does not settle: projected Newton steps by conjugate gradients, with a line search on the objective.
     - γ > 0, one critical point: for a quadratic energy a few Chebyshev steps, where these are few (γ no small part of
-      λ_max(−W)); then, where they are not enough, Newton's method in y by conjugate gradients, preconditioned with the
-      shared factor where γ is small, with a line search on the objective.
+      λ_max(−W)); then, where they are not enough, Newton's method in coordinates that suit both y and z, so that γ → 0
+      takes no more steps: by conjugate gradients, preconditioned with the shared factor where γ is small, or one
+      factorization per sample where that is faster, with a line search on the objective.
     - Several critical points: MM steps first. For a quadratic energy until it is proved which critical point MM is
       going to (as `solvers.Anderson` does); for an energy of your own until MM's residual is small, or it has
       made some hundred steps, after which a Newton point counts if it is near, not higher, and no negative curvature
@@ -56,7 +57,8 @@ class Newton(Solver):
 
     Args:
         tol: see `Solver`.
-        max_iter: bound on the number of Newton steps, and on that of MM steps where these are made.
+        max_iter: bound on the number of Newton steps, and on that of MM steps where these are made; for γ > 0 also on
+            that of the products with the Hessian inside the Newton steps.
         polish: see `Solver`; it matters where MM steps are made.
         trace: see `Solver`. For γ = 0 the steps traced are projected Newton steps.
         on_failure: see `Solver`.
