@@ -28,6 +28,8 @@ from implicit_bregman.solvers.graph import move_along
 
 #: A step is shortened to a quarter so often at most: then it is below the rounding of where it starts.
 _SHORTENINGS = 26
+#: Shortenings that make one ask what was wrong with the whole step.
+_MUCH = 3
 #: How far below the tolerance the error is driven: the last step is nearly always much better than asked.
 _BELOW = 0.1
 #: γ/λ_max from which on a step that is not needed for E is not needed for z.
@@ -87,6 +89,8 @@ class _Course(RowsOfTensors):
         best: the least error so far, (B,).
         idle: steps since it fell to a half, (B,).
         exact: whether the next direction has to be exact, since an inexact one was no direction of descent, (B,).
+        chord: where the last step had to be shortened much, the slopes of ρ over the whole of it, (B, d): they tell
+            which coordinates it would have pushed against a bound; else NaN.
         stuck: whether no step leads any further, (B,).
     """
 
@@ -94,15 +98,17 @@ class _Course(RowsOfTensors):
     best: Tensor
     idle: Tensor
     exact: Tensor
+    chord: Tensor
     stuck: Tensor
 
     @staticmethod
-    def at_start(size: Tensor) -> _Course:
+    def at_start(at: _Iterate) -> _Course:
         """No step has been made."""
+        size, none = at.size, torch.full_like(at.dual, torch.nan)
         no = torch.zeros_like(size, dtype=torch.bool)
-        return _Course(torch.full_like(size, torch.nan), size, torch.zeros_like(size), no, no)
+        return _Course(torch.full_like(size, torch.nan), size, torch.zeros_like(size), no, none, no)
 
-    def after(self, old: Tensor, new: Tensor, moved: Tensor) -> _Course:
+    def after(self, old: Tensor, new: Tensor, moved: Tensor, chord: Tensor) -> _Course:
         """After a step that has changed the error from `old` to `new`, or has found no way to go."""
         idle = torch.where(new < 0.5 * self.best, 0, self.idle + 1)
         rounding = (idle >= _IDLE) & (new <= _NEAR)
@@ -111,6 +117,7 @@ class _Course(RowsOfTensors):
             best=torch.minimum(self.best, new),
             idle=idle,
             exact=~moved,
+            chord=chord,
             stuck=rounding | (~moved & self.exact),
         )
 
@@ -229,7 +236,7 @@ def _iterate(
     final, rows = at, torch.arange(len(at.size), device=at.size.device)
     stuck = torch.zeros_like(at.size, dtype=torch.bool)
     rounding = 8 * torch.finfo(at.dual.dtype).eps
-    course, budget = _Course.at_start(at.size), _Budget(max_steps)
+    course, budget = _Course.at_start(at), _Budget(max_steps)
     while True:
         if record is not None:
             record(at.dual, rows)
@@ -243,17 +250,24 @@ def _iterate(
             rows, at, energy, course = rows[kept], at.select(kept), energy.select(kept), course.select(kept)
         if len(rows) == 0:
             return final, stuck
-        weight, move = _move(objective, energy, at, course, target, budget)
-        new, moved = _search(objective, energy, at, weight, move)
-        course, at = course.after(at.size, new.size, moved), new
+        slope = objective.geometry.slope(at.dual)
+        slope = torch.where(torch.isnan(course.chord), slope, course.chord)
+        weight, move = _move(objective, energy, at, slope, course, target, budget)
+        new, moved, chord = _search(objective, energy, at, slope, weight, move)
+        course, at = course.after(at.size, new.size, moved, chord), new
 
 
 def _move(
-    objective: Objective, energy: BoundEnergy, at: _Iterate, course: _Course, target: float, budget: _Budget
+    objective: Objective,
+    energy: BoundEnergy,
+    at: _Iterate,
+    slope: Tensor,
+    course: _Course,
+    target: float,
+    budget: _Budget,
 ) -> tuple[Tensor, Tensor]:
-    """κ and Δw."""
+    """κ and Δw, with `slope` for D."""
     gamma = objective.regularization
-    slope = objective.geometry.slope(at.dual)
     # The Hessian of a quadratic energy is the same everywhere, and its products are made in either precision.
     hessian = objective.energy.hessian(at.value) if energy.affine else energy.hessian(at.value)
     system = Linearization(hessian, slope, torch.full_like(slope, gamma))
@@ -342,19 +356,22 @@ def _factorized_part(system: Linearization, error: Tensor, rows: Tensor) -> Tens
 
 
 def _search(
-    objective: Objective, energy: BoundEnergy, at: _Iterate, weight: Tensor, move: Tensor
-) -> tuple[_Iterate, Bool[Tensor, " batch"]]:
-    """The step along Δw that is accepted, shortened as often as needed, and which samples moved at all."""
-    geometry, slope = objective.geometry, objective.geometry.slope(at.dual)
+    objective: Objective, energy: BoundEnergy, at: _Iterate, slope: Tensor, weight: Tensor, move: Tensor
+) -> tuple[_Iterate, Bool[Tensor, " batch"], Tensor]:
+    """The step along Δw that is accepted, shortened as often as needed; which samples moved at all; `_Course.chord`."""
     accepted, good = at, torch.zeros_like(at.size, dtype=torch.bool)
     rows = torch.arange(len(at.size), device=at.size.device)
-    start, weight = at, weight.expand_as(move)
+    start, weight, chord, whole = at, weight.expand_as(move), torch.full_like(move, torch.nan), at
     for trial in range(1 + _SHORTENINGS):
-        dual = move_along(geometry, start.dual, start.value, slope, weight, move)
+        dual = move_along(objective.geometry, start.dual, start.value, slope, weight, move)
         new = _evaluate(objective, energy, dual, start.steps + 1, start.tries + 1 + trial)
         better = _is_accepted(objective, start, new)
-        if trial == 0 and bool(better.all()):
-            return new, better
+        if trial == 0:
+            if bool(better.all()):
+                return new, better, chord
+            whole = new
+        if trial == _MUCH:
+            chord = chord.index_copy(0, rows, _chord(at.select(rows), whole.select(rows)))
         accepted = accepted.replace_rows(rows, new.where(better, replace(start, tries=new.tries)))
         good = good.index_copy(0, rows, better)
         left = (~better).nonzero().squeeze(-1)
@@ -362,7 +379,12 @@ def _search(
             break
         rows, start, energy = rows[left], start.select(left), energy.select(left)
         slope, weight, move = slope[left], weight[left], 0.25 * move[left]
-    return accepted, good
+    return accepted, good, chord
+
+
+def _chord(start: _Iterate, end: _Iterate) -> Tensor:
+    """The mean of ρ' from one iterate to another; NaN where y is the same."""
+    return (end.value - start.value) / (end.dual - start.dual)
 
 
 def _is_accepted(objective: Objective, old: _Iterate, new: _Iterate) -> Bool[Tensor, " batch"]:
