@@ -88,7 +88,8 @@ class _Course(RowsOfTensors):
         before: the error of the iterate before, (B,).
         best: the least error so far, (B,).
         idle: steps since it fell to a half, (B,).
-        exact: whether the next direction has to be exact, since an inexact one was no direction of descent, (B,).
+        exact: whether the next direction has to be exact: the last one led nowhere, and E has not become smaller than
+            ever since, (B,).
         chord: where the last step had to be shortened much, the slopes of ρ over the whole of it, (B, d): they tell
             which coordinates it would have pushed against a bound; else NaN.
         stuck: whether no step leads any further, (B,).
@@ -116,7 +117,7 @@ class _Course(RowsOfTensors):
             before=torch.where(moved, old, self.before),
             best=torch.minimum(self.best, new),
             idle=idle,
-            exact=~moved,
+            exact=~moved | (self.exact & (new >= self.best)),
             chord=chord,
             stuck=rounding | (~moved & self.exact),
         )
@@ -306,9 +307,9 @@ def _direction(
     factorizes = _can_factorize(objective)
     everything = torch.arange(batch, device=at.error.device)
     if matrix is not None and not (objective.unique and matrix.symmetric):
-        return _factorized(system, at.error, everything)
+        return _factorized(system, at.error, everything, objective.unique)
     if matrix is not None and batch * width**3 <= _FEW:
-        return _factorized(system, at.error, everything)
+        return _factorized(system, at.error, everything, objective.unique)
     # As exact as the progress of the last step promises this one to be, and no more than the goal asks for.
     goal = (0.3 * target / at.size).clamp(1e-7, _LOOSE)
     forcing = (at.size / course.before).square().nan_to_num(_LOOSE).clamp(_TIGHT, _LOOSE)
@@ -322,7 +323,7 @@ def _direction(
     missing = (~found.converged).nonzero().squeeze(-1)
     if len(missing) == 0 or not factorizes:
         return found.value
-    return found.value.index_copy(0, missing, _factorized(system, at.error, missing))
+    return found.value.index_copy(0, missing, _factorized(system, at.error, missing, objective.unique))
 
 
 def _can_factorize(objective: Objective) -> bool:
@@ -330,13 +331,13 @@ def _can_factorize(objective: Objective) -> bool:
     return shared is not None and len(shared.weight) <= _WIDE
 
 
-def _factorized(system: Linearization, error: Tensor, rows: Tensor) -> Tensor:
+def _factorized(system: Linearization, error: Tensor, rows: Tensor, convex: bool) -> Tensor:
     """v for some of the samples, in float64."""
-    parts = [_factorized_part(system, error, rows[part]) for part in chunks(error[rows])]
+    parts = [_factorized_part(system, error, rows[part], convex) for part in chunks(error[rows])]
     return torch.cat(parts).to(error.dtype)
 
 
-def _factorized_part(system: Linearization, error: Tensor, rows: Tensor) -> Tensor:
+def _factorized_part(system: Linearization, error: Tensor, rows: Tensor, convex: bool) -> Tensor:
     """v with (γD⁻¹ + H) v = −E, after scaling the diagonal to 1."""
     shared = system.hessian.shared
     assert shared is not None  # a quadratic energy
@@ -349,10 +350,13 @@ def _factorized_part(system: Linearization, error: Tensor, rows: Tensor) -> Tens
     if not shared.symmetric:
         return root * solve_general(matrix, right)[0].squeeze(-1)
     factor, info = torch.linalg.cholesky_ex(matrix)
-    scaled = torch.cholesky_solve(right, factor)
     if bool((info != 0).any()):
-        scaled = torch.where((info == 0)[:, None, None], scaled, solve_general(matrix, right)[0])
-    return root * scaled.squeeze(-1)
+        if not convex:
+            return root * solve_general(matrix, right)[0].squeeze(-1)
+        # W was rounded, and the diagonal is 1.
+        matrix.diagonal(dim1=1, dim2=2).add_(shared.weight.shape[0] * torch.finfo(shared.weight.dtype).eps)
+        factor = torch.linalg.cholesky_ex(matrix)[0]
+    return root * torch.cholesky_solve(right, factor).squeeze(-1)
 
 
 def _search(

@@ -36,7 +36,9 @@ def move_along(
 
     Args:
         geometry: φ.
-        dual, value, slope: y, ρ(y) and ρ'(y).
+        dual: y.
+        value: ρ(y).
+        slope: ρ'(y), or what stands for it.
         weight: κ ≥ 0.
         move: Δw.
     """
@@ -98,8 +100,10 @@ def _correct(geometry: LegendreFunction, dual: Tensor, value: Tensor, weight: Te
     return torch.where(steep, inverse, dual - step)
 
 
-def _where_it_leaves(geometry: LegendreFunction, held: Tensor, steep: Tensor, weight: Tensor, leaving: Tensor) -> Tensor:
-    """Between two duals, where κρ' is between 1 and 3, for the coordinates that leave a bound on the way.
+def _where_it_leaves(
+    geometry: LegendreFunction, held: Tensor, steep: Tensor, weight: Tensor, leaving: Tensor
+) -> Tensor:
+    """Between two duals, where κρ' is between 1 and 3 (at least 1 where floats are too few), for the coordinates that leave a bound on the way.
 
     As long as a bound held it a coordinate's direction was computed without its motion in z. To go on would move z
     by what nobody has asked of it.
@@ -108,7 +112,7 @@ def _where_it_leaves(geometry: LegendreFunction, held: Tensor, steep: Tensor, we
     for _ in range(_BISECTIONS):
         middle = 0.5 * (near + far)
         growth = weight * geometry.slope(torch.sinh(middle))
+        near, far = torch.where(growth >= 1, middle, near), torch.where(growth <= _LEAVING, middle, far)
         if bool(((growth >= 1) & (growth <= _LEAVING) | ~leaving).all()):
             break
-        near, far = torch.where(growth > 1, middle, near), torch.where(growth < _LEAVING, middle, far)
-    return torch.sinh(middle)
+    return torch.sinh(near)
