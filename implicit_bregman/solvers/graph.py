@@ -103,7 +103,7 @@ def _correct(geometry: LegendreFunction, dual: Tensor, value: Tensor, weight: Te
 def _where_it_leaves(
     geometry: LegendreFunction, held: Tensor, steep: Tensor, weight: Tensor, leaving: Tensor
 ) -> Tensor:
-    """Between two duals, where κρ' is between 1 and 3 (at least 1 where floats are too few), for the coordinates that leave a bound on the way.
+    """The dual between two where κρ' is between 1 and 3, or just above 1, for the coordinates that leave a bound.
 
     As long as a bound held it a coordinate's direction was computed without its motion in z. To go on would move z
     by what nobody has asked of it.
