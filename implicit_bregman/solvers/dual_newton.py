@@ -52,6 +52,8 @@ _LEAST_SLOPE = 1e-290
 _FLAT = 0.1
 #: Part of the decrease that the slope promises which a step has to bring.
 _ARMIJO = 1e-4
+#: The error up to which a step along whose slope little is left, and that halves it, needs no other test.
+_CLEAR = 0.1
 #: Steps without a smaller error after which a sample that is as near as this is at the end of its digits.
 _IDLE, _NEAR = 10, 1e-6
 
@@ -405,7 +407,8 @@ def _is_accepted(objective: Objective, old: _Iterate, new: _Iterate) -> Bool[Ten
     before, after = torch.linalg.vecdot(old.error, shift), torch.linalg.vecdot(new.error, shift)
     halved = new.size <= 0.5 * old.size.clamp_max(_NEAR)
     descends = (before < 0) | ((before == 0) & (new.size < old.size))
-    accepted = finite & ((descends & (after <= 0)) | halved)
+    nearly = (after <= -0.1 * before) & (new.size <= 0.5 * old.size) & (old.size <= _CLEAR)
+    accepted = finite & ((descends & (after <= 0)) | halved | nearly)
     if bool(accepted.all()):
         return accepted
     # (the trapezoidal rule, exact for a quadratic f)
