@@ -54,7 +54,7 @@ _FLAT = 0.1
 _ARMIJO = 1e-4
 #: The error up to which a step along whose slope little is left, and that halves it, needs no other test.
 _CLEAR = 0.1
-#: Steps without a smaller error after which a sample that is as near as this is at the end of its digits.
+#: Steps without a smaller error after which a sample as near as this, or at its rounding error, is left.
 _IDLE, _NEAR = 10, 1e-6
 
 
@@ -111,18 +111,29 @@ class _Course(RowsOfTensors):
         no = torch.zeros_like(size, dtype=torch.bool)
         return _Course(torch.full_like(size, torch.nan), size, torch.zeros_like(size), no, none, no)
 
-    def after(self, old: Tensor, new: Tensor, moved: Tensor, chord: Tensor) -> _Course:
-        """After a step that has changed the error from `old` to `new`, or has found no way to go."""
-        idle = torch.where(new < 0.5 * self.best, 0, self.idle + 1)
-        rounding = (idle >= _IDLE) & (new <= _NEAR)
+    def after(self, old: Tensor, new: _Iterate, moved: Tensor, chord: Tensor, objective: Objective) -> _Course:
+        """After a step from the error `old` to an iterate, or one that has found no way to go."""
+        idle = torch.where(new.size < 0.5 * self.best, 0, self.idle + 1)
+        stuck = ~moved & self.exact
+        if bool((idle >= _IDLE).any()):
+            stuck = stuck | ((idle >= _IDLE) & (new.size <= _rounding(objective, new).clamp_min(_NEAR)))
         return _Course(
             before=torch.where(moved, old, self.before),
-            best=torch.minimum(self.best, new),
+            best=torch.minimum(self.best, new.size),
             idle=idle,
-            exact=~moved | (self.exact & (new >= self.best)),
+            exact=~moved | (self.exact & (new.size >= self.best)),
             chord=chord,
-            stuck=rounding | (~moved & self.exact),
+            stuck=stuck,
         )
+
+
+def _rounding(objective: Objective, at: _Iterate) -> Tensor:
+    """What rounding z alone may make of the error, (B,), where H is a matrix; else 0."""
+    shared = objective.energy.shared
+    if shared is None:
+        return torch.zeros_like(at.size)
+    noise = at.value.abs() @ shared.wide.weight.mT.abs() / at.scale
+    return 4 * torch.finfo(at.size.dtype).eps * noise.amax(-1)
 
 
 class _Budget:
@@ -257,7 +268,7 @@ def _iterate(
         slope = torch.where(torch.isnan(course.chord), slope, course.chord)
         weight, move = _move(objective, energy, at, slope, course, target, budget)
         new, moved, chord = _search(objective, energy, at, slope, weight, move)
-        course, at = course.after(at.size, new.size, moved, chord), new
+        course, at = course.after(at.size, new, moved, chord, objective), new
 
 
 def _move(
