@@ -23,8 +23,6 @@ _STEEP = 0.1
 _NOT_FLAT = 1e-3
 #: The diagonal is preconditioner enough where the mean of shift/D₊ exceeds this share of λ_max(H).
 _DIAGONAL_WILL_DO = 0.5
-#: Most products in the linear system of one Newton step.
-_MOST_PRODUCTS = 1000
 #: Most Chebyshev steps: conjugate gradients need fewer, but three times as many operations for each.
 _MOST_SWEEPS = 28
 #: γ/λ_max, relative to the largest D, from which on these need no preconditioner.
@@ -206,24 +204,54 @@ class Linearization:
         return None if found is None else found[1].to(self.slope.dtype)
 
     def newton_step(
-        self, error: Float[Tensor, "batch d"], tol: Float[Tensor, " batch"]
-    ) -> tuple[Float[Tensor, "batch d"], Bool[Tensor, " batch"]]:
-        """v = DΔy for the Newton step (γ + H D) Δy = −E, and whether a negative curvature was met.
+        self,
+        error: Float[Tensor, "batch d"],
+        curvature: Float[Tensor, "#batch #d"],
+        tol: Float[Tensor, " batch"],
+        max_iter: int,
+    ) -> LinearSolution:
+        """v = DΔy for the Newton step (γ + H D) Δy = −E, by conjugate gradients.
+
+        For (diag(shift/D) + H) v = −E scaled by its diagonal, in the Hessian's own precision: the residual then
+        counts flat coordinates and steep ones alike. Preconditioned, where that helps, with an inverse that all
+        samples share, on the steepest coordinates.
 
         Args:
             error: E.
-            tol: relative residual of the linear system, per sample.
+            curvature: the diagonal of H or what stands for it, not negative.
+            tol: relative residual of the scaled system, per sample.
+            max_iter: bound on the number of products.
         """
-        # CG in the Hessian's own precision: it stops long before its digits end, and E is scaled to 1.
-        shared = self.hessian.shared
+        shared, product = self.hessian.shared, self.hessian.product
         dtype = error.dtype if shared is None else shared.weight.dtype
-        if dtype == error.dtype:
-            found = self.solve_symmetric(-error, tol, _MOST_PRODUCTS)
-            return found.value, ~found.positive
-        system = Linearization(self.hessian, self.slope.to(dtype), self.shift.to(dtype))
-        size = error.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(dtype).tiny)
-        found = system.solve_symmetric((error / size).neg().to(dtype), tol.to(dtype), _MOST_PRODUCTS)
-        return found.value.to(error.dtype) * size, ~found.positive
+        smallest = torch.finfo(error.dtype).tiny
+        ratio = self.shift / self.slope.clamp_min(smallest)
+        root = (ratio + curvature).clamp_min(smallest).rsqrt()
+        diagonal = (ratio * root * root).to(dtype)
+        # Both scaled to 1, for single precision's sake.
+        length, size = root.amax(-1, keepdim=True), error.abs().amax(-1, keepdim=True).clamp_min(smallest)
+        scaling, square = (root / length).to(dtype), (length * length).to(dtype)
+        right = scaling * (error / size).neg_().to(dtype)
+
+        def operator(p: Tensor) -> Tensor:
+            return torch.addcmul(diagonal * p, scaling * square, product(scaling * p))
+
+        steep = self.slope > _STEEP * self.slope.amax(-1, keepdim=True)
+        inverse = self._shared_inverse(torch.where(steep, ratio, 0.0).sum() / steep.sum().clamp_min(1))
+        if inverse is None:
+            found = conjugate_gradient(operator, right, torch.Tensor.clone, tol.to(dtype), max_iter)
+        else:
+            inverse = inverse.to(dtype)
+            outer = torch.where(steep, root, 1.0).reciprocal().mul_(steep).to(dtype)
+            rest = (~steep).to(dtype)
+            found = conjugate_gradient(
+                operator,
+                right,
+                lambda r: torch.addcmul(rest * r, outer, (outer * r) @ inverse),
+                tol.to(dtype),
+                max_iter,
+            )
+        return replace(found, value=(scaling * found.value).to(error.dtype) * (length * length * size))
 
     def dense(self, symmetric: bool, rows: slice, dtype: torch.dtype) -> Float[Tensor, "rows d d"]:
         """The operator (or its symmetric form) as one matrix per sample, for a part of the batch.

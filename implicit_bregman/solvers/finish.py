@@ -16,6 +16,9 @@ from implicit_bregman.solvers.active_set import polish
 from implicit_bregman.solvers.dual_newton import newton
 from implicit_bregman.solvers.finished import Finished
 
+#: Newton steps of one attempt (γ > 0).
+_STEPS = 60
+
 
 def can_finish(objective: Objective) -> bool:
     """Whether exact finishing exists for this kind of problem."""
@@ -32,7 +35,7 @@ def finish(objective: Objective, point: Point, tol: float) -> Finished:
             distance to a bound below ten times this is called degenerate.
     """
     if objective.regularization:
-        return newton(objective, point.dual, tol)
+        return newton(objective, point.dual, tol, _STEPS)
     return polish(objective, point.value, point.gradient, tol)
 
 

@@ -29,6 +29,7 @@ class Finished(RowsOfTensors):
         degenerate: whether one of them holds without margin, (B,).
         steps: Newton steps, or active sets solved for, (B,).
         tries: evaluations of ∇f, (B,).
+        stuck: whether no step led any further, though the tolerance is not met, (B,), if that is known.
         blocks: the factors with which these points were found, for all samples, if there are such.
     """
 
@@ -44,6 +45,7 @@ class Finished(RowsOfTensors):
     degenerate: Tensor
     steps: Tensor
     tries: Tensor
+    stuck: Tensor | None = None
     blocks: FreeBlocks | None = None
 
     @cached_property

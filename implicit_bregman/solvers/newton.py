@@ -49,8 +49,9 @@ class Newton(Solver):
       adjoint share. Where d is too large for the number of samples, and for an energy of your own: projected Newton
       steps by conjugate gradients, with a line search on the objective.
     - γ > 0, one critical point: for a quadratic energy a few Chebyshev steps, where these are few (γ no small part of
-      λ_max(−W)); then, where they are not enough, Newton's method in y by conjugate gradients, preconditioned with the
-      shared factor where γ is small, with a line search on the objective.
+      λ_max(−W)); then, where they are not enough, Newton's method in coordinates that suit both y and z, so that γ → 0
+      takes no more steps: by conjugate gradients, preconditioned with the shared factor where γ is small, or one
+      factorization per sample where that is faster, with a line search on the objective.
     - γ = 0 and a quadratic energy that is convex, but not strictly (−W ⪰ 0 up to rounding, or declared so): steps of an
       interior-point method, whose number hardly depends on the problem, with one factorization each per sample. The
       minimiser is then proved to be the only one, or replaced by the one that is nearest to the start (`NONUNIQUE`).
@@ -71,8 +72,9 @@ class Newton(Solver):
         tol: see `Solver`.
         max_iter: bound on the number of steps of all kinds together: active sets solved for, Newton, interior-point
             and MM steps. One of them costs at most a factorization per sample, or 3d + 20 products with the Hessian,
-            and 25 evaluations of f, so that max_iter bounds the work. (Only the finish of a minimiser that is not
-            unique is not counted in: at most 300 steps of its own.)
+            and 25 evaluations of f, so that max_iter bounds the work. For γ > 0 it also bounds the products inside
+            all Newton steps together. (Only the finish of a minimiser that is not unique is not counted in: at most
+            300 steps of its own.)
         polish: see `Solver`; it matters where MM steps are made.
         trace: see `Solver`. For γ = 0 the steps traced are projected Newton steps.
         on_failure: see `Solver`.
@@ -155,9 +157,9 @@ class Newton(Solver):
         return replace(found, dual=dual, value=point.value, residual=point.residual), trace
 
     def _completed(self, objective: Objective, dual: Tensor, found: Finished, trace: Trace | None) -> Outcome:
-        """The outcome, with the samples that Newton gave up left to MM."""
+        """The outcome, with the samples that Newton gave up left to MM, where its steps may lead further."""
         outcome = _outcome(objective, found, trace)
-        if found.complete:
+        if found.complete or (objective.regularization and objective.energy.affine):
             return outcome
         final = self._is_final(objective, dual, found)
         if bool(final.any()):
@@ -285,7 +287,10 @@ def _outcome(objective: Objective, found: Finished, trace: Trace | None) -> Outc
     )
     status = finished_status(found)
     if not found.complete:
-        status = torch.where(found.accepted, status, int(Status.MAX_ITER))
+        failed = torch.full_like(status, int(Status.MAX_ITER))
+        if found.stuck is not None:
+            failed = torch.where(found.stuck, int(Status.STALLED), failed)
+        status = torch.where(found.accepted, status, failed)
     polished = found.accepted if gamma == 0 and trace is None else torch.zeros_like(found.accepted)
     return Outcome(
         point,
