@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from implicit_bregman.adjoints.base import Adjoint
 from implicit_bregman.adjoints.implicit import Implicit
 from implicit_bregman.adjoints.phantom import OneStep, Phantom
@@ -30,4 +32,10 @@ def adjoint_named(adjoint: str | Adjoint) -> Adjoint:
         raise TypeError(f"adjoint must be a name or an instance such as adjoints.Implicit(), got {adjoint!r}")
     if adjoint not in _ADJOINTS:
         raise ValueError(f"adjoint must be one of {', '.join(_ADJOINTS)}, got {adjoint!r}")
-    return _ADJOINTS[adjoint]()
+    return _with_defaults(adjoint)
+
+
+@cache
+def _with_defaults(name: str) -> Adjoint:
+    """Made once, since settings are checked when they are made."""
+    return _ADJOINTS[name]()

@@ -44,15 +44,15 @@ class FreeSolution(NamedTuple):
         excess: H z − b, (B, d), with b taken for 0 outside F.
         solved: whether the residual became small, (B,).
         products: the number of products with H.
-        size: the size of the entries of b_F and H z, (B,).
-        residual: the largest entry of (H z − b)_F relative to that, (B,).
+        scale: what each entry of H z − b was measured against, if that was asked for: max(|Hz|, |b|) + floor, (B, d).
+        residual: the largest entry of (H z − b)_F relative to the largest of b_F and H z, (B,).
     """
 
     value: Tensor
     excess: Tensor
     solved: Tensor
     products: int
-    size: Tensor
+    scale: Tensor | None
     residual: Tensor
 
 
@@ -70,7 +70,7 @@ def solve_free_blocks(
     Args:
         shared: H, with an inverse.
         free: F, (B, d).
-        rhs: b, (B, d); its entries outside F do not matter.
+        rhs: b, (B, d); its entries outside F do not matter but for the scale.
         fixed: values outside F, (B, d); None: 0.
         tol: bound on the entries of (H z − b)_F, relative to the size of b and Hz, at which refinement ends.
         blocks: what `free_blocks` made of H and F; None: it is made here.
@@ -88,16 +88,19 @@ def solve_free_blocks(
     z = blocks.solve(shared, inside.to(dtype), with_target).double()
     z = z if interior else torch.where(free, z, target)
     before, products, size, wide = None, 0, torch.ones_like(b[:, 0]), shared.wide
-    own: Tensor | None = None
+    scale: Tensor | None = None
     while True:
         products += 1
         excess = wide.excess(z, inside)
         error = excess if interior else torch.where(free, excess, 0.0)
-        left = error.abs().amax(-1)
-        if before is None:
+        entries = error.abs()
+        left = entries.amax(-1)
+        if before is None and floor is not None:
+            scale = torch.maximum((excess + inside).abs_(), b.abs()).add_(floor)
+            size = scale.amax(-1)
+        elif before is None:
             size = torch.maximum(excess.abs().amax(-1), inside.abs().amax(-1))
-            own = None if floor is None else torch.maximum((excess + inside).abs_(), inside.abs()).add_(floor)
-        bad = left > tol * size if own is None else (error.abs() > tol * own).any(-1)
+        bad = left > tol * size if scale is None else (entries > tol * scale).any(-1)
         if products == _REFINEMENTS or not bool(bad.any()):
             break
         if before is not None and not bool(((left < _CONTRACTION * before) & bad).any()):
@@ -111,7 +114,7 @@ def solve_free_blocks(
     # (0 where b is 0; NaN is not small, and nothing is where b is infinite)
     residual = left / size.clamp_min(torch.finfo(size.dtype).tiny)
     solved = (residual <= max(1e3 * tol, _EXACT)) & (size < torch.inf)
-    return FreeSolution(z, excess, solved, products, size, residual)
+    return FreeSolution(z, excess, solved, products, scale, residual)
 
 
 @dataclass(frozen=True)

@@ -264,7 +264,7 @@ class SharedMatrix:
     @cached_property
     def row_sizes(self) -> Float[Tensor, " d"]:
         """The sums of |H| over each row: how large the entries of Hz are at most where no |z| exceeds 1."""
-        return torch.linalg.vector_norm(self.weight, ord=1, dim=-1)
+        return self.weight.abs().sum(-1)  # (several times as fast as a norm of order 1)
 
     @cached_property
     def gradient_step(self) -> float:

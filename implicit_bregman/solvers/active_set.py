@@ -100,9 +100,7 @@ def point_with(
     lo, hi = geometry.bounds(dtype)
     free = ~(at_lo | at_hi)
     fixed = _on_bounds(at_lo, at_hi, lo, hi)
-    exact, gradient, solved, products, blocks = _solve(objective, energy, free, fixed, tol)
-
-    scale = objective.scale(energy.terms(gradient))
+    exact, gradient, scale, solved, products, blocks = _solve(objective, energy, free, fixed, tol)
     residual, margin = _violation(objective, exact, gradient, scale, lo, hi)
     accepted = solved & (residual <= tol)
 
@@ -140,21 +138,23 @@ def _violation(
 
 def _solve(
     objective: Objective, energy: BoundQuadratic, free: Tensor, fixed: Tensor, tol: float
-) -> tuple[Tensor, Tensor, Bool[Tensor, " batch"], int, FreeBlocks | None]:
-    """z with (∇f)_F = 0, ∇f there, whether it was found, evaluations, and the factors."""
+) -> tuple[Tensor, Tensor, Tensor, Bool[Tensor, " batch"], int, FreeBlocks | None]:
+    """z with (∇f)_F = 0, ∇f there and its scale, whether it was found, evaluations, and the factors."""
     definite = energy.symmetric and objective.unique
     shared = _quadratic(objective).shared
     if definite and shared.is_worth_inverting(len(free)) and shared.inverse is not None:
         offset, blocks = energy.offset, free_blocks(shared, free)
         found = solve_free_blocks(shared, free, offset, fixed, 0.5 * tol, blocks, objective.floor)
         gradient = found.excess if blocks.interior else torch.where(free, found.excess, found.excess - offset)
-        return found.value, gradient, found.solved, found.products, blocks
+        assert found.scale is not None  # a floor was given
+        return found.value, gradient, found.scale, found.solved, found.products, blocks
     # Where there may be several critical points, a block that is not definite belongs to a saddle.
     refuse_saddles = energy.symmetric and not objective.unique
     right = -energy.gradient(fixed)
     inside, solved = solve_on_free_set(energy.shared.matrix, free, right, energy.symmetric, refuse_saddles)
     exact = torch.where(free, inside, fixed)
-    return exact, energy.gradient(exact), solved, 2, None
+    gradient = energy.gradient(exact)
+    return exact, gradient, objective.scale(energy.terms(gradient)), solved, 2, None
 
 
 def _on_bounds(at_lo: Tensor, at_hi: Tensor, lo: float, hi: float) -> Tensor:

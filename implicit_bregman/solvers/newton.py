@@ -143,6 +143,9 @@ class Newton(Solver):
         log = _Log(objective, dual) if self.trace else None
         if objective.regularization:
             found = newton(objective, dual, tol, self.max_iter, None if log is None else log.add_duals)
+            if not found.complete:
+                # Newton's own test is stricter than the residual, which is what counts in the end.
+                found = replace(found, accepted=found.accepted | (found.residual <= tol))
         elif log is None and isinstance(energy, BoundQuadratic) and _has_inverse(energy, len(dual)):
             found = _by_active_set(objective, energy, dual, tol, self.max_iter)
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from implicit_bregman.solvers.anderson import Anderson
 from implicit_bregman.solvers.base import Solver
 from implicit_bregman.solvers.broyden import Broyden
@@ -30,4 +32,10 @@ def solver_named(solver: str | Solver) -> Solver:
         raise TypeError(f"solver must be a name or an instance such as solvers.Anderson(), got {solver!r}")
     if solver not in _SOLVERS:
         raise ValueError(f"solver must be one of {', '.join(_SOLVERS)}, got {solver!r}")
-    return _SOLVERS[solver]()
+    return _with_defaults(solver)
+
+
+@cache
+def _with_defaults(name: str) -> Solver:
+    """Made once, since settings are checked when they are made."""
+    return _SOLVERS[name]()
