@@ -95,7 +95,9 @@ class LazyObjective:
         """F, (B,), without gradient."""
         if self.known is None or not self.left_out:
             return self.known
-        return self.known + potential(self.geometry, self.left_out, self.dual)
+        whole = self.known + potential(self.geometry, self.left_out, self.dual)
+        # Where both are beyond the precision their sum says nothing.
+        return torch.where(torch.isnan(whole), self.known, whole)
 
     def __getstate__(self) -> dict[str, Any]:
         """A graph stays in the process that made it."""

@@ -16,7 +16,7 @@ from implicit_bregman.solvers.anderson import Anderson
 from implicit_bregman.solvers.base import Outcome, Solver, Trace
 from implicit_bregman.solvers.continuation import can_continue, follow_curve
 from implicit_bregman.solvers.dual_newton import newton
-from implicit_bregman.solvers.finish import finished_status
+from implicit_bregman.solvers.finish import finish, finished_status
 from implicit_bregman.solvers.finished import Finished
 from implicit_bregman.solvers.interior_point import minimise_convex
 from implicit_bregman.solvers.loop import run
@@ -107,18 +107,31 @@ class Newton(Solver):
         )
 
     def _without_objective(self, objective: Objective, dual: Tensor) -> Outcome:
-        """A field: fixed-point steps, and the continuation in γ for the samples that these bring nowhere near."""
+        """A field: fixed-point steps, Newton's from near an equilibrium, and the continuation in γ from elsewhere."""
         method = self._accelerated()
-        if objective.unique or self.trace or not can_continue(objective) or self.max_iter <= _FIELD_STEPS:
+        if self.trace or not can_continue(objective) or self.max_iter <= _FIELD_STEPS:
             return method.solve(objective, dual)
         outcome = replace(method, max_iter=_FIELD_STEPS).solve(objective, dual)
-        rows = (outcome.status == Status.MAX_ITER).nonzero().squeeze(-1)
-        far = outcome.point.residual[rows] > _FIELD_NEAR
-        outcome = self._continued(objective, outcome, rows[far])
+        near = (outcome.status == Status.MAX_ITER) & (outcome.point.residual <= _FIELD_NEAR)
+        outcome = self._sharpened(objective, outcome, near.nonzero().squeeze(-1))
+        outcome = self._continued(objective, outcome, (outcome.status == Status.MAX_ITER).nonzero().squeeze(-1))
         rows = ((outcome.status == Status.MAX_ITER) | (outcome.status == Status.STALLED)).nonzero().squeeze(-1)
+        left = self._left(outcome, rows) if len(rows) else 0
+        if not left:
+            return outcome
+        rest = replace(method, max_iter=left).solve(objective.select(rows), dual[rows])
+        return _merged(objective, outcome, rows, rest)
+
+    def _sharpened(self, objective: Objective, outcome: Outcome, rows: Int[Tensor, " some"]) -> Outcome:
+        """`outcome` with those of its `rows` replaced that have an equilibrium nearby."""
         if len(rows) == 0:
             return outcome
-        return _merged(objective, outcome, rows, method.solve(objective.select(rows), dual[rows]))
+        part, point = objective.select(rows), outcome.point.select(rows)
+        found = finish(part, point, self.tolerance(point.dual.dtype))
+        moved = (found.value - point.value).abs().amax(-1)
+        reach = _REACH * (1 + point.value.abs().amax(-1))
+        good = (found.accepted & (moved <= reach)).nonzero().squeeze(-1)
+        return _merged(objective, outcome, rows[good], _outcome(part.select(good), found.select(good), None))
 
     def _continued(self, objective: Objective, outcome: Outcome, rows: Int[Tensor, " some"]) -> Outcome:
         """`outcome` with those of its `rows` replaced for which continuation finds an equilibrium."""
@@ -128,11 +141,7 @@ class Newton(Solver):
         start, reached, steps = follow_curve(part, self.max_iter)
         kept = reached.nonzero().squeeze(-1)
         part, start = part.select(kept), objective.geometry.project_dual(start[kept]).to(outcome.point.dual.dtype)
-        if objective.regularization:
-            found = newton(part, start, tol, self.max_iter)
-        else:
-            point = part.evaluate(start, part.initial_step(start))
-            found = polish(part, point.value, point.gradient, tol)
+        found = finish(part, part.evaluate(start, part.initial_step(start)), tol)
         found = replace(found, steps=found.steps + steps[kept], tries=found.tries + steps[kept])
         good = found.accepted.nonzero().squeeze(-1)
         return _merged(objective, outcome, rows[kept[good]], _outcome(part.select(good), found.select(good), None))
