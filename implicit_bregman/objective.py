@@ -266,12 +266,18 @@ class Objective:
         clear = difference.abs() > 4 * uncertain
         return torch.where(clear, difference, amount), torch.where(clear, uncertain, noise)
 
-    def majorized(self, old: Point, new: Point) -> Bool[Tensor, " batch"]:
-        """Whether the surrogate at `old` lies above f at `new`, (B,): the test of backtracking."""
+    def majorized(self, old: Point, new: Point, share: float = 1.0) -> Bool[Tensor, " batch"]:
+        """Whether the surrogate at `old` lies above f at `new`, (B,): the test of backtracking.
+
+        Args:
+            old: the iterates.
+            new: those that MM's step gives.
+            share: the part of the divergence's term that has to be enough.
+        """
         eps = torch.finfo(old.value.dtype).eps
         move = new.value - old.value
         divergence = self.geometry.dual_divergence(new.dual, old.dual)
-        allowed = divergence / old.step.squeeze(-1)
+        allowed = share * divergence / old.step.squeeze(-1)
         # f(z⁺) − f(z) − ⟨∇f(z), Δz⟩ = ½⟨∇f(z⁺) − ∇f(z), Δz⟩ for a quadratic f, which does not cancel
         excess = 0.5 * ((new.gradient - old.gradient) * move).sum(-1)
         noise = 4 * eps * (old.scale * move.abs()).sum(-1)

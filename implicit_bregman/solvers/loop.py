@@ -49,6 +49,8 @@ _NEAR = 1e-3
 _WALK = 24
 #: The most MM steps that are made at once.
 _LONGEST = 2.0**20
+#: A step for which this share of the surrogate's distance is enough may be doubled.
+_AMPLE = 0.25
 #: Smallest step that backtracking tries before it gives up.
 _LEAST_STEP = 2.0**-60
 
@@ -264,8 +266,13 @@ class _Run:
         rejected_step = ~accepted & ~proposed
         self.point = new.where(accepted, point)
         if self.objective.backtracks:
-            halved = torch.where(rejected_step[:, None], 0.5 * self.point.step, self.point.step)
-            self.point = self.objective.restep(self.point, halved)
+            step = torch.where(rejected_step[:, None], 0.5 * self.point.step, self.point.step)
+            if self.objective.unique:
+                # A step that had to be short far out may be longer again; several critical points ask for the path as
+                # it is.
+                ample = accepted & ~proposed & self.objective.majorized(point, new, _AMPLE)
+                step = torch.where(ample[:, None], (2 * step).clamp_max(1.0), step)
+            self.point = self.objective.restep(self.point, step)
         self._return()
 
     def _is_under_way(self, point: Point) -> Bool[Tensor, " batch"]:
