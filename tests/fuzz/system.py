@@ -107,7 +107,7 @@ class Sample:
             offset = shared.vectors @ self.target
         self.problem = Quadratic(shared.matrix, offset, self.shape, self.gamma)
         self.softening = answer.softening
-        self.z, self.y = (None, None) if answer.value is None else (wide(answer.value[row]), wide(answer.dual[row]))
+        self.z, self.dual = (None, None) if answer.value is None else (wide(answer.value[row]), wide(answer.dual[row]))
         self.g = wide(self.case.cotangent[row])
 
     @property
@@ -118,6 +118,21 @@ class Sample:
         if self.case.initial is None:
             return np.zeros(self.case.d, dtype=Wide)
         return self.shape.inverse(wide(self.case.initial[self.row]))
+
+    @cached_property
+    def cut(self) -> np.ndarray:
+        """Where the largest number stands for a dual that overflows: the value lies beyond ρ of it."""
+        largest = float(np.finfo(self.case.dtype).max)
+        beyond = (self.z - self.shape.rho(self.dual)) * np.sign(self.dual) >= 0
+        return (np.abs(self.dual) >= largest * (1 - 2 * self.shared.eps)) & beyond
+
+    @cached_property
+    def y(self) -> np.ndarray | None:
+        """The dual that goes with the value: the library's, but ρ⁻¹(z) where that overflows the precision of the case."""
+        if self.dual is None or not self.gamma:
+            return self.dual
+        with np.errstate(all="ignore"):
+            return np.where(self.cut, self.shape.inverse(self.z), self.dual) if self.cut.any() else self.dual
 
     # --- optimality -------------------------------------------------------------------------------------------------
 
