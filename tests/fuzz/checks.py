@@ -58,6 +58,10 @@ def judge(case: Case, answer: Answer, report: Report | None = None) -> Report:
         trusted = []
         for row in range(len(case.x)):
             sample = Sample(shared, answer, row)
+            if answer.status[row] == Status.INVALID_INPUT:
+                report.demand("status", _bad_input(sample), f"row {row} INVALID_INPUT, but its input is sound")
+                trusted.append(None)
+                continue
             if not (np.isfinite(sample.z).all() and np.isfinite(sample.y).all()):
                 trusted.append(None)
                 continue
@@ -73,6 +77,17 @@ def claims(answer: Answer, row: int) -> bool:
     """Whether the status says that the point is critical."""
     status = Status(int(answer.status[row]))
     return not status.failed and status != Status.TRUNCATED
+
+
+def _bad_input(sample: Sample) -> bool:
+    """Whether an input is not finite, or a start on its bound."""
+    case, row = sample.case, sample.row
+    if not (np.isfinite(case.x[row]).all() and np.isfinite(sample.problem.offset).all()):
+        return True
+    if case.initial is None:
+        return False
+    z = wide(case.initial[row])
+    return bool((~np.isfinite(z) | (sample.shape.gap(z) <= 2 * sample.shared.eps * np.abs(z))).any())
 
 
 def _refusal(case: Case, shared: Matrices, answer: Answer, report: Report) -> None:
