@@ -107,7 +107,7 @@ class Sample:
             offset = shared.vectors @ self.target
         self.problem = Quadratic(shared.matrix, offset, self.shape, self.gamma)
         self.softening = answer.softening
-        self.z, self.y = (None, None) if answer.value is None else (wide(answer.value[row]), wide(answer.dual[row]))
+        self.z, self.dual = (None, None) if answer.value is None else (wide(answer.value[row]), wide(answer.dual[row]))
         self.g = wide(self.case.cotangent[row])
 
     @property
@@ -119,6 +119,21 @@ class Sample:
             return np.zeros(self.case.d, dtype=Wide)
         return self.shape.inverse(wide(self.case.initial[self.row]))
 
+    @cached_property
+    def cut(self) -> np.ndarray:
+        """Where the largest number stands for a dual that overflows: the value lies beyond ρ of it."""
+        largest = float(np.finfo(self.case.dtype).max)
+        beyond = (self.z - self.shape.rho(self.dual)) * np.sign(self.dual) >= 0
+        return (np.abs(self.dual) >= largest * (1 - 2 * self.shared.eps)) & beyond
+
+    @cached_property
+    def y(self) -> np.ndarray | None:
+        """The dual that goes with the value: the library's, or ρ⁻¹(z) where that overflows the case's precision."""
+        if self.dual is None or not self.gamma:
+            return self.dual
+        with np.errstate(all="ignore"):
+            return np.where(self.cut, self.shape.inverse(self.z), self.dual) if self.cut.any() else self.dual
+
     # --- optimality -------------------------------------------------------------------------------------------------
 
     def violation(self, z: np.ndarray, y: np.ndarray, eps: float) -> np.ndarray:
@@ -127,6 +142,9 @@ class Sample:
         field = problem.field(z, y)
         size = np.abs(z) + self.shape.slope(y) * np.abs(y) if self.gamma else np.abs(z)
         noise = 16 * eps * (np.abs(problem.matrix) @ size + np.abs(problem.offset) + self.gamma * np.abs(y))
+        if self.gamma and self.dual is not None and self.cut.any():
+            # (there γy is computed from z, and has its rounding)
+            noise = noise + np.where(self.cut, 16 * eps * self.gamma * np.abs(z) / self.shape.slope(y), 0)
         scaled = np.maximum(np.abs(field) - noise, 0) / (1 + problem.terms(z))
         way = np.where(field < 0, self.shape.hi - z, z - self.shape.lo)
         return np.minimum(scaled, np.maximum(way, 0) / (1 + np.abs(z)))
@@ -249,7 +267,9 @@ class Sample:
         left = left + 64 * self.shared.eps * (np.abs(v).T @ (np.abs(point.z) + slope * np.abs(point.y)))
         inverse = np.abs(self._gram_solve(np.eye(v.shape[1], dtype=Wide)))
         bar = 3 * slope * (np.abs(v) @ (inverse @ left))
-        return bar + 64 * self.shared.eps * (np.abs(point.z) + slope * np.abs(point.y))
+        # y = y⁰ + Vλ holds to the tolerance and to rounding, relative to its terms.
+        stationary = SLACK * self.tol * slope * (np.abs(self.start) + np.abs(v) @ np.abs(point.lam))
+        return bar + stationary + 64 * self.shared.eps * (np.abs(point.z) + slope * np.abs(point.y))
 
     def _gram_solve(self, rhs: np.ndarray) -> np.ndarray:
         v, slope = self.shared.vectors, self.shape.slope(self.truth.y)

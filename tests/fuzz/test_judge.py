@@ -14,6 +14,7 @@ from tests.fuzz.campaign import Table, matches
 from tests.fuzz.cases import Case, draw, rounded
 from tests.fuzz.checks import Report, judge
 from tests.fuzz.geometries import NAMES, Wide, geometry
+from tests.fuzz.issue import CASES
 from tests.fuzz.library import Answer, Status, ask
 from tests.fuzz.truth import Projection, Quadratic
 
@@ -228,6 +229,11 @@ def test_it_objects_to_a_gradient_error_out_of_all_proportion(sound) -> None:
     assert "gradient_error too high" in _kinds(case, replace(answer, error=np.full(len(case.x), 1e20)))
 
 
+def test_it_objects_to_an_infinite_gradient_error_of_a_right_gradient(sound) -> None:
+    case, answer = sound
+    assert "gradient_error too high" in _kinds(case, replace(answer, error=np.full(len(case.x), np.inf)))
+
+
 @pytest.mark.parametrize("status", [s for s in Status if s.failed])
 def test_it_objects_to_failures_of_problems_that_have_a_solution(sound, status: Status) -> None:
     case, answer = sound
@@ -250,6 +256,26 @@ def test_it_objects_to_nan(sound) -> None:
     case, answer = sound
     assert "finite" in _kinds(case, replace(answer, value=_moved(answer.value, np.nan)))
     assert "finite" in _kinds(case, replace(answer, error=np.full(len(case.x), np.nan)))
+
+
+def test_it_objects_to_nan_of_sound_inputs_that_are_called_invalid(sound) -> None:
+    case, answer = sound
+    refused = replace(answer, status=np.full(len(case.x), int(Status.INVALID_INPUT)), value=answer.value * np.nan)
+    assert "status" in _kinds(case, refused)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1e-30])
+def test_the_largest_number_stands_for_a_dual_that_overflows(gamma: float) -> None:
+    case = CASES["tiny γ, arcsinh"]
+    case = replace(case, gamma=gamma, x=case.x if gamma else np.array([[2.0]]))
+    answer = ask(case)
+    assert abs(answer.value).min() > 89.5
+    largest = float(np.finfo(case.dtype).max)
+
+    assert not _kinds(case, replace(answer, dual=np.array([[largest]])))
+    assert "dual" in _kinds(case, replace(answer, dual=np.array([[largest / 2]])))
+    assert "dual" in _kinds(case, replace(answer, dual=np.array([[-largest]])))
+    assert "converged" in _kinds(case, replace(answer, value=answer.value * 1.01, dual=np.array([[largest]])))
 
 
 def test_it_objects_to_a_false_objective() -> None:
