@@ -168,8 +168,10 @@ class _AttachProjection(torch.autograd.Function):
             error = residual
             if rest:
                 here, tol = Unsolved(*rest), DEFAULT_TOL[value.dtype]
-                kept = (part[here.rows] for part in (g, w, p))
-                more = refined_error(here, ctx.geometry, basis, float(softness), tol, *kept, solve_projection_system)
+                g_here, w_here, p_here = (part[here.rows] for part in (g, w, p))
+                more = refined_error(
+                    here, ctx.geometry, basis, float(softness), tol, g_here, w_here, p_here, solve_projection_system
+                )
                 error = residual.index_add(0, here.rows, more)
             if not bool(usable.all()):
                 # What is not finite goes on, so that whoever scales the loss sees it.

@@ -71,7 +71,7 @@ def unsolved(
     multiplier: Float[Tensor, "batch r"],
     soft: Bool[Tensor, " batch"],
 ) -> Unsolved | None:
-    """The samples at which Qᵀz + εTᵀλ = α or y = y⁰ + Vλ does not hold to rounding; None where there are none.
+    """The samples whose equations Qᵀz + εTᵀλ = α (ε > 0: Tᵀβ) or y = y⁰ + Vλ do not hold to rounding; None: none.
 
     The residual of the solver does not tell: next to a bound, what is missing may be large.
     """
@@ -94,7 +94,9 @@ def unsolved(
 
         epsilon = objective.regularization or energy.softness.double()
         pull = torch.where(soft[:, None], epsilon * mu @ basis.metric, 0.0)
-        target = energy.target.double() @ basis.equations
+        target = torch.where(
+            soft[:, None], energy.target.double() @ basis.lift, energy.target.double() @ basis.equations
+        )
         miss = norm(z @ basis.range + pull - target)
         terms = norm(z) + norm(slope.double() * y) + norm(pull) + norm(target)
         rounding = _ROUNDING * eps + _ROUNDING_OF_NEWTON * torch.finfo(z.dtype).eps
@@ -133,7 +135,7 @@ def refined_error(
     """
     dual, soft = _further(here, geometry, basis, softness, tol)
     value, slope = geometry.activation(dual), geometry.slope(dual)
-    w_new, p_new, *_ = solve(basis, slope, torch.where(soft, softness, 0.0), g)
+    w_new, p_new, *_ = solve(basis, slope, softness * soft.double(), g)
     of_w, of_z = _change(w, w_new, 0.0), _change(here.value, value, 0.0)
     of_p = _change(p, p_new, _NOTHING * norm(slope * g))
     error = torch.maximum(of_w, of_p) + of_z
@@ -164,6 +166,9 @@ def _further(
 
 
 def _steps(here: Unsolved, geometry: LegendreFunction, basis: Basis, softness: float, tol: float) -> _Minimiser:
+    if softness:
+        # (equations that contradict each other do not count as they do for ε = 0: TᵀVᵀz + εTᵀTμ = Tᵀβ)
+        basis = replace(basis, equations=basis.lift)
     problem = _dual_problem(basis, here.target, geometry, here.dual, softness, tol)
     # Its coordinates are counted from y on: ε‖λ‖²/2 from Tμ on.
     problem = replace(problem, target=problem.target - here.coordinates @ problem.metric[0])
