@@ -19,12 +19,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from implicit_bregman.adjoints.base import AdjointReport, report_backward
+from implicit_bregman.adjoints.projection_error import Unsolved, refined_error, unsolved
 from implicit_bregman.adjoints.transforms import refuse_batched, refuse_higher_order
 from implicit_bregman.energy.low_rank import Basis, BoundLowRank, column_lengths
+from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.linalg.graded import graded_least_squares
 from implicit_bregman.linalg.gram import weighted_gram
 from implicit_bregman.objective import Objective
-from implicit_bregman.solvers.base import Outcome
+from implicit_bregman.solvers.base import DEFAULT_TOL, Outcome
 from implicit_bregman.status import Status
 
 if TYPE_CHECKING:
@@ -58,15 +60,19 @@ def attach_projection(
     value = point.value.detach()
     if not torch.is_grad_enabled():
         return value, report
+    slope, soft = objective.geometry.slope(point.dual), _is_soft(objective, outcome)
+    multiplier = _multiplier(objective, outcome, dual)
     state = _State(
         adjoint,
         report,
+        objective.geometry,
         energy.basis,
         value,
-        objective.geometry.slope(point.dual),
-        _multiplier(objective, outcome, dual).to(value.dtype),
-        _is_soft(objective, outcome),
+        slope,
+        multiplier.to(value.dtype),
+        soft,
         gamma == 0,
+        unsolved(objective, dual.detach(), point.dual, value, slope, multiplier, soft),
     )
     softness = value.new_full((), gamma) if gamma else energy.softness
     return _AttachProjection.apply(value, energy.vectors, energy.target, dual, softness, state), report
@@ -106,6 +112,7 @@ class _State:
 
     adjoint: Implicit
     report: AdjointReport
+    geometry: LegendreFunction
     basis: Basis
     value: Float[Tensor, "batch d"]
     slope: Float[Tensor, "batch d"]
@@ -113,6 +120,8 @@ class _State:
     soft: Bool[Tensor, " batch"]
     moves: bool
     """Whether the result depends on y⁰: γ = 0."""
+    unsolved: Unsolved | None
+    """The samples whose gradient has an error beyond rounding."""
 
 
 class _AttachProjection(torch.autograd.Function):
@@ -127,7 +136,7 @@ class _AttachProjection(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         state: _State = inputs[5]
-        ctx.adjoint, ctx.report, ctx.moves = state.adjoint, state.report, state.moves
+        ctx.adjoint, ctx.report, ctx.moves, ctx.geometry = state.adjoint, state.report, state.moves, state.geometry
         # z is the output, which autograd keeps anyway.
         basis = state.basis
         ctx.save_for_backward(
@@ -141,13 +150,14 @@ class _AttachProjection(torch.autograd.Function):
             basis.lift,
             basis.null,
             basis.equations,
+            *(() if state.unsolved is None else state.unsolved.tensors()),
         )
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         refuse_higher_order("implicit")
         refuse_batched("implicit", gradient)
-        value, vectors, softness, slope, multiplier, soft, columns, lift, null, equations = ctx.saved_tensors
+        value, vectors, softness, slope, multiplier, soft, columns, lift, null, equations, *rest = ctx.saved_tensors
         adjoint: Implicit = ctx.adjoint
         with torch.autocast(gradient.device.type, enabled=False):
             usable = torch.isfinite(gradient).all(-1)
@@ -155,6 +165,14 @@ class _AttachProjection(torch.autograd.Function):
             epsilon = torch.where(soft, softness.double(), 0.0)
             basis = Basis(columns, lift, null, equations, vectors.double())
             w, p, singular, residual = solve_projection_system(basis, slope.double(), epsilon, g)
+            error = residual
+            if rest:
+                here, tol = Unsolved(*rest), DEFAULT_TOL[value.dtype]
+                g_here, w_here, p_here = (part[here.rows] for part in (g, w, p))
+                more = refined_error(
+                    here, ctx.geometry, basis, float(softness), tol, g_here, w_here, p_here, solve_projection_system
+                )
+                error = residual.index_add(0, here.rows, more)
             if not bool(usable.all()):
                 # What is not finite goes on, so that whoever scales the loss sees it.
                 w, p = (torch.where(usable[:, None], rows, torch.nan) for rows in (w, p))
@@ -164,8 +182,8 @@ class _AttachProjection(torch.autograd.Function):
             lam = multiplier.double()
             dv = p.mT @ lam - value.double().mT @ w if needs[1] else None
             depsilon = -(torch.where(soft[:, None], w * lam, 0.0)).sum() if needs[4] else None
-        residual = residual.to(gradient.dtype)
-        ctx.report.fill(status, residual, torch.zeros_like(status), residual)
+        residual, error = residual.to(gradient.dtype), error.to(gradient.dtype)
+        ctx.report.fill(status, residual, torch.zeros_like(status), error)
         report_backward("implicit adjoint", status, adjoint.on_failure)
         return (
             None,

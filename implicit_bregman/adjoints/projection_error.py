@@ -1,0 +1,175 @@
+"""How wrong the gradient of a Bregman projection is where the solver stopped before its equations held to rounding.
+
+A few Newton steps in the r-dimensional dual go on from there, to z₂, and the adjoint system there gives w₂ and p₂. The
+relative error of what was returned is about
+
+    max(‖w₂ − w‖/‖w₂‖, ‖p₂ − p‖/‖p₂‖) + ‖z₂ − z‖/‖z₂‖ + the relative residual of the backward solve,
+
+each relative to the larger of both: near saturation w is as small as ρ'(y), and may be too large by orders of magnitude
+where z is right to all digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from implicit_bregman.adjoints.error import norm, ratio
+from implicit_bregman.energy.low_rank import Basis, BoundLowRank
+from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.objective import Objective, RowsOfTensors
+from implicit_bregman.solvers.projection import _dual_problem, _minimise, _Minimiser
+
+#: Newton steps in the dual that go on from where the solver stopped, at most.
+_STEPS = 20
+#: So many eps of the samples' precision, and of the float64 in which Newton's method works, are rounding.
+_ROUNDING, _ROUNDING_OF_NEWTON = 16, 4e3
+#: The same for y, whose rounding errors MM adds up.
+_ROUNDING_OF_DUAL = 100
+#: Of p, what is this much smaller than Dg, of which it is the rest, counts as 0.
+_NOTHING = 1e-8
+
+#: From the basis, D, ε and g to w, p, whether the system is singular, and its residual.
+Solve = Callable[[Basis, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Unsolved(RowsOfTensors):
+    """The samples whose equations do not hold to rounding: what the steps to come need of them.
+
+    Attributes:
+        rows: which they are, (b,).
+        dual: y = y⁰ + Qμ, (b, d).
+        coordinates: μ, (b, k).
+        value: z, (b, d).
+        target: β, (b, r).
+        soft: whether ε > 0, (b,).
+    """
+
+    rows: Tensor
+    dual: Tensor
+    coordinates: Tensor
+    value: Tensor
+    target: Tensor
+    soft: Tensor
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of them, in the order of the arguments."""
+        return self.rows, self.dual, self.coordinates, self.value, self.target, self.soft
+
+
+def unsolved(
+    objective: Objective,
+    start: Float[Tensor, "batch d"],
+    dual: Float[Tensor, "batch d"],
+    value: Float[Tensor, "batch d"],
+    slope: Float[Tensor, "batch d"],
+    multiplier: Float[Tensor, "batch r"],
+    soft: Bool[Tensor, " batch"],
+) -> Unsolved | None:
+    """The samples whose equations Qᵀz + εTᵀλ = α (ε > 0: Tᵀβ) or y = y⁰ + Vλ do not hold to rounding; None: none.
+
+    The residual of the solver does not tell: next to a bound, what is missing may be large.
+    """
+    energy, geometry = objective.energy, objective.geometry
+    assert isinstance(energy, BoundLowRank)
+    with torch.no_grad():
+        basis, eps = energy.basis, torch.finfo(dual.dtype).eps
+        y, z = dual.double(), value.double()
+        base = torch.zeros_like(y) if objective.regularization else start.double()
+        # (a clamped y has left y⁰ + range(V))
+        mu = (
+            (y - base) @ basis.range
+            if geometry.is_legendre
+            else multiplier @ (energy.vectors.double().mT @ basis.range)
+        )
+        moved = mu @ basis.range.mT
+        clean = base + moved
+        off = norm(y - geometry.project_dual(clean))
+        holds = off <= _ROUNDING_OF_DUAL * eps * (norm(base) + norm(moved))
+
+        epsilon = objective.regularization or energy.softness.double()
+        pull = torch.where(soft[:, None], epsilon * mu @ basis.metric, 0.0)
+        target = torch.where(
+            soft[:, None], energy.target.double() @ basis.lift, energy.target.double() @ basis.equations
+        )
+        miss = norm(z @ basis.range + pull - target)
+        terms = norm(z) + norm(slope.double() * y) + norm(pull) + norm(target)
+        rounding = _ROUNDING * eps + _ROUNDING_OF_NEWTON * torch.finfo(z.dtype).eps
+        found = ~(holds & (miss <= rounding * terms)) & torch.isfinite(off + miss)
+        rows = found.nonzero().squeeze(-1)
+        if len(rows) == 0:
+            return None
+        # (where y⁰ is large and y is not, their sum has lost digits that y has)
+        begin = torch.where(holds[:, None], y, clean) if geometry.is_legendre else clean
+        return Unsolved(rows, begin[rows], mu[rows], z[rows], energy.target[rows].double(), soft[rows])
+
+
+def refined_error(
+    here: Unsolved,
+    geometry: LegendreFunction,
+    basis: Basis,
+    softness: float,
+    tol: float,
+    g: Float[Tensor, "batch d"],
+    w: Float[Tensor, "batch r"],
+    p: Float[Tensor, "batch d"],
+    solve: Solve,
+) -> Float[Tensor, " batch"]:
+    """The estimate of the module's docstring without the residual, for the samples of `here`, (b,).
+
+    Args:
+        here: where the solver stopped.
+        geometry: φ.
+        basis: of V's range.
+        softness: ε where it is not 0.
+        tol: by how much the equations may be missed before a system counts as one without a solution.
+        g: dL/dz of these samples, (b, d).
+        w: what was returned, (b, r).
+        p: and this, (b, d).
+        solve: the backward solve.
+    """
+    dual, soft = _further(here, geometry, basis, softness, tol)
+    value, slope = geometry.activation(dual), geometry.slope(dual)
+    w_new, p_new, *_ = solve(basis, slope, softness * soft.double(), g)
+    of_w, of_z = _change(w, w_new, 0.0), _change(here.value, value, 0.0)
+    of_p = _change(p, p_new, _NOTHING * norm(slope * g))
+    error = torch.maximum(of_w, of_p) + of_z
+    # (NaN: nothing is known)
+    return torch.where(torch.isnan(error), torch.inf, error)
+
+
+def _change(old: Tensor, new: Tensor, nothing: Tensor | float) -> Float[Tensor, " batch"]:
+    """‖new − old‖ relative to the larger norm, which counts as at least `nothing`."""
+    return ratio(norm(new - old), torch.maximum(norm(old), norm(new)).clamp_min(nothing))
+
+
+def _further(
+    here: Unsolved, geometry: LegendreFunction, basis: Basis, softness: float, tol: float
+) -> tuple[Float[Tensor, "batch d"], Bool[Tensor, " batch"]]:
+    """y after some more Newton steps, and which samples turned out to be of the softened form, as Newton solves it."""
+    dual, soft = here.dual, here.soft
+    rows = (~soft).nonzero().squeeze(-1)
+    if len(rows):
+        found = _steps(here.select(rows), geometry, basis, 0.0, tol)
+        dual = dual.index_copy(0, rows, found.dual)
+        soft = soft.index_copy(0, rows, found.refuted)
+    rows = soft.nonzero().squeeze(-1)
+    if len(rows):
+        found = _steps(here.select(rows), geometry, basis, softness, tol)
+        dual = dual.index_copy(0, rows, found.dual)
+    return dual, soft
+
+
+def _steps(here: Unsolved, geometry: LegendreFunction, basis: Basis, softness: float, tol: float) -> _Minimiser:
+    if softness:
+        # (equations that contradict each other do not count as they do for ε = 0: TᵀVᵀz + εTᵀTμ = Tᵀβ)
+        basis = replace(basis, equations=basis.lift)
+    problem = _dual_problem(basis, here.target, geometry, here.dual, softness, tol)
+    # Its coordinates are counted from y on: ε‖λ‖²/2 from Tμ on.
+    problem = replace(problem, target=problem.target - here.coordinates @ problem.metric[0])
+    return _minimise(problem, _STEPS, None)
