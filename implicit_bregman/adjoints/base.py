@@ -38,6 +38,8 @@ class AdjointReport:
     def fill(self, status: Tensor, residual: Tensor, iterations: Tensor, error: Tensor) -> None:
         """Enter the result of a backward solve of the flat batch."""
         shape = status.shape if self.batch is None else self.batch
+        # (of a sample that diverged the gradient is 0, and tells nothing)
+        error = torch.where(status == int(Status.DIVERGED), torch.inf, error)
         self.status, self.residual = status.reshape(shape), residual.reshape(shape)
         self.iterations, self.error = iterations.reshape(shape), error.reshape(shape)
 

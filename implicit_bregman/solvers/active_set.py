@@ -123,6 +123,24 @@ def point_with(
     )
 
 
+def within_rounding(
+    objective: Objective, energy: BoundQuadratic, z: Float[Tensor, "batch d"], gradient: Tensor, tol: float
+) -> Bool[Tensor, " batch"]:
+    """Whether the rounding of ∇f = Hz − c itself, in float64, explains what is left of the residual, (B,).
+
+    Args:
+        objective: F.
+        energy: f in float64.
+        z: the points, in float64.
+        gradient: ∇f there.
+        tol: bound on the residual.
+    """
+    terms = torch.addmm(energy.offset.abs(), z.abs(), energy.shared.weight.abs().mT)
+    rounding = 8 * torch.finfo(z.dtype).eps * terms
+    scale = torch.maximum(objective.scale(energy.terms(gradient)), rounding / tol)
+    return objective.residual(z, gradient, scale, objective.geometry.bounds(objective.energy.dtype)) <= tol
+
+
 def _violation(
     objective: Objective, z: Tensor, gradient: Tensor, scale: Tensor, lo: float, hi: float
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:

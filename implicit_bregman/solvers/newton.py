@@ -11,7 +11,7 @@ from torch import Tensor
 from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.energy.low_rank import BoundLowRank
 from implicit_bregman.objective import Objective, Point
-from implicit_bregman.solvers.active_set import polish, polish_projected
+from implicit_bregman.solvers.active_set import polish, polish_projected, within_rounding
 from implicit_bregman.solvers.anderson import Anderson
 from implicit_bregman.solvers.base import Outcome, Solver, Trace
 from implicit_bregman.solvers.continuation import can_continue, follow_curve
@@ -157,6 +157,9 @@ class Newton(Solver):
                 found = replace(found, accepted=found.accepted | (found.residual <= tol))
         elif log is None and isinstance(energy, BoundQuadratic) and _has_inverse(energy, len(dual)):
             found = _by_active_set(objective, energy, dual, tol, self.max_iter)
+            if not found.complete:
+                rounded = within_rounding(objective, energy.double(), found.exact, found.gradient, tol)
+                found = replace(found, accepted=found.accepted | rounded)
         else:
             start = objective.geometry.activation(dual)
             found = projected_newton(objective, start, tol, self.max_iter, None if log is None else log.add_values)

@@ -215,7 +215,8 @@ def _dual_problem(
     basis: Basis, target: Tensor, geometry: LegendreFunction, start: Tensor, softness: float, tol: float
 ) -> _DualProblem:
     beta, vectors = target.detach().double(), basis.vectors
-    target = beta @ basis.equations
+    # (where ε > 0 dependent equations may ask for different things: the shortest λ then meets them halfway)
+    target = beta @ (basis.lift if softness else basis.equations)
     tolerated = tol * (column_lengths(vectors) + beta.abs())
     size = torch.linalg.vector_norm(target, dim=-1)
     nothing = _NOTHING * tol * torch.where(size > 0, size, 1.0).clamp_max(1.0)

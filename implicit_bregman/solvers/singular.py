@@ -20,6 +20,7 @@ from torch import Tensor
 from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.linalg.semidefinite import range_basis, same_sets, solve_definite
 from implicit_bregman.objective import Objective
+from implicit_bregman.solvers.active_set import within_rounding
 from implicit_bregman.solvers.finished import Finished
 from implicit_bregman.solvers.interior_point import minimise_convex, runaway
 from implicit_bregman.solvers.projected_newton import projected_newton
@@ -104,6 +105,9 @@ def limit_of_mm(
         found, moved = _nearest_to_start(problem, found, dual, several, alone, tol)
         status = torch.where(several & (moved | ~alone), int(Status.NONUNIQUE), status)
     found = replace(found, accepted=found.residual <= tol)
+    if not found.complete:
+        rounded = within_rounding(objective, problem.energy, found.exact, found.gradient, tol)
+        found = replace(found, accepted=found.accepted | rounded)
     status = torch.where(found.accepted, status, failure(objective, found, max_steps))
     return replace(found, residual=found.residual.to(energy.dtype), degenerate=status == Status.DEGENERATE), status
 
