@@ -157,8 +157,8 @@ class Solution:
         ‖v‖/‖v₂‖ · ‖z₂ − z‖/‖z₂‖ plus the backward solve's relative residual: what the forward error, the change of φ''
         and of the active set within it, and the backward error make of dL/dW = v zᵀ. After an exact solve, and where
         the residuals show that only rounding is left, they are used instead, with ‖v‖/‖dL/dz‖ for the size of the
-        inverse Hessian; so does `Shine`. For a low-rank weight dL/dβ and dL/dy⁰ stand for v. An estimate to the order of
-        magnitude, not a bound. inf where nothing is known.
+        inverse Hessian; so does `Shine`. For a low-rank weight dL/dβ and dL/dy⁰ stand for v. An estimate to the order
+        of magnitude, not a bound. inf where nothing is known.
         """
         return self.adjoint.error
 
