@@ -21,6 +21,8 @@ from implicit_bregman.solvers.finished import Finished
 
 #: How often the active set of a problem with one critical point is corrected within one polish.
 _CORRECTIONS = 8
+#: How many times the tolerance rounding may hide.
+_HIDDEN = 1e3
 #: How far a polished point may violate the KKT conditions.
 _EXACT = 1e-10
 
@@ -137,7 +139,9 @@ def within_rounding(
     """
     terms = torch.addmm(energy.offset.abs(), z.abs(), energy.shared.weight.abs().mT)
     rounding = 8 * torch.finfo(z.dtype).eps * terms
-    scale = torch.maximum(objective.scale(energy.terms(gradient)), rounding / tol)
+    scale = objective.scale(energy.terms(gradient))
+    # (where rounding hides far more than the tolerance it hides whether there is a minimiser at all)
+    scale = (rounding / tol).clamp(scale, _HIDDEN * scale)
     return objective.residual(z, gradient, scale, objective.geometry.bounds(objective.energy.dtype)) <= tol
 
 
