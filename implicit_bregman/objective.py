@@ -170,7 +170,7 @@ class Objective:
     def floor(self) -> Tensor | float:
         """What a change of z by `unit` and of y by 1 makes of the entries of ∇f + γy, but no more than 1."""
         stiffness = self.energy.stiffness
-        if isinstance(stiffness, float):
+        if stiffness is None:
             return 1.0
         return (stiffness * self.unit + self.regularization).clamp(torch.finfo(stiffness.dtype).tiny, 1.0)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -70,15 +69,17 @@ class BoundEnergy(ABC):
         affine: whether the gradient is affine in z (a quadratic energy), so that one linear solve on the free
             block of coordinates gives a critical point exactly.
         shared: the Hessian, where it is one constant matrix for all samples; else None.
-        stiffness: how much the entries of ∇f change at most when no entry of z changes by more than 1, (d,); infinite
-            where that is not known.
     """
 
     dtype: torch.dtype
     symmetric: bool
     affine: bool
     shared: SharedMatrix | None = None
-    stiffness: Tensor | float = math.inf
+
+    @property
+    def stiffness(self) -> Float[Tensor, " d"] | None:
+        """How much the entries of ∇f change at most when no entry of z changes by more than 1; None: not known."""
+        return None
 
     @property
     @abstractmethod

@@ -65,7 +65,7 @@ class BoundQuadratic(BoundEnergy):
             return torch.maximum((gradient + self.offset).abs_(), self.offset.abs())
 
     @property
-    def stiffness(self) -> Tensor:  # type: ignore[override]
+    def stiffness(self) -> Tensor:
         return self.shared.row_sizes
 
     def force(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:

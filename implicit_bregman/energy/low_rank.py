@@ -153,7 +153,7 @@ class BoundLowRank(BoundEnergy):
             return torch.maximum((gradient + offset).abs(), offset.abs())
 
     @property
-    def stiffness(self) -> Tensor:  # type: ignore[override]
+    def stiffness(self) -> Tensor:
         vectors = self.vectors.detach().abs()
         return vectors @ vectors.sum(0)
 

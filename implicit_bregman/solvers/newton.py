@@ -61,9 +61,9 @@ class Newton(Solver):
       made some hundred steps, after which a Newton point counts if it is near, not higher, and no negative curvature
       was met; else MM goes on.
     - `weight="low_rank"`: in the r-dimensional dual of the Bregman projection.
-    - Without an objective (free W): `solvers.Anderson`, finished by Newton's method where the equilibrium is known to
-      be unique. Where there may be several and the steps of MM come near none of them, a curve of equilibria is
-      followed from a large γ down to the γ that is asked for.
+    - Without an objective (free W): 300 steps of `solvers.Anderson`, finished by Newton's method where the equilibrium
+      is known to be unique; then Newton's method from near an equilibrium. Where the steps come near none, a curve of
+      equilibria is followed from a large γ down to the γ that is asked for.
 
     Quadratic problems in float32 are finished in float64, so that the result does not lose digits to the condition
     number.
@@ -138,11 +138,15 @@ class Newton(Solver):
         if len(rows) == 0:
             return outcome
         part, tol = objective.select(rows), self.tolerance(outcome.point.dual.dtype)
-        start, reached, steps = follow_curve(part, self.max_iter)
+        start, reached, steps = follow_curve(part, max(1, self._left(outcome, rows)))
+        outcome = replace(
+            outcome,
+            iterations=outcome.iterations.index_add(0, rows, steps),
+            evaluations=outcome.evaluations.index_add(0, rows, steps),
+        )
         kept = reached.nonzero().squeeze(-1)
         part, start = part.select(kept), objective.geometry.project_dual(start[kept]).to(outcome.point.dual.dtype)
         found = finish(part, part.evaluate(start, part.initial_step(start)), tol)
-        found = replace(found, steps=found.steps + steps[kept], tries=found.tries + steps[kept])
         good = found.accepted.nonzero().squeeze(-1)
         return _merged(objective, outcome, rows[kept[good]], _outcome(part.select(good), found.select(good), None))
 
