@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
+import time
 
 import torch
 
@@ -16,7 +17,7 @@ from tests.fuzz.issue import CASES
 def main() -> int:
     """The campaign, or one case; 1 if there is a violation."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=5.0, help="how long to go on")
+    parser.add_argument("--minutes", type=_positive, default=5.0, help="how long to go on")
     parser.add_argument("--cases", type=int, help="how many cases at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
@@ -32,13 +33,24 @@ def main() -> int:
     if options.issue:
         cases = iter(CASES.values())
     else:
-        numbers = itertools.count(options.first)
+        # (also where --only lets no case through)
+        end = time.monotonic() + 60 * options.minutes
+        numbers = itertools.takewhile(lambda _: time.monotonic() < end, itertools.count(options.first))
         cases = (draw(options.seed, number, options.small) for number in numbers)
     wanted = (case for case in cases if matches(case, options.only))
     wanted = itertools.islice(wanted, options.cases)
     table = run(wanted, 60 * options.minutes, options.limit, show=lambda line: print(line, flush=True))
     print(table)
-    return int(bool(table.lines))
+    if not table.cases:
+        print("no case was judged: look at --minutes, --cases and --only", file=sys.stderr)
+    return int(bool(table.lines) or not table.cases)
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"must be positive, got {text}")
+    return number
 
 
 def _replay(line: str, limit: float) -> int:
@@ -58,7 +70,7 @@ def _numbers(line: str) -> tuple[int, int]:
         seed, number = line.rstrip("s").split(":")
         return int(seed), int(number)
     except ValueError:
-        raise SystemExit(f"--replay takes SEED:NUMBER or one of {', '.join(CASES)}, got {line!r}") from None
+        raise SystemExit(f"--replay takes SEED:NUMBER or one of {' | '.join(CASES)}, got {line!r}") from None
 
 
 if __name__ == "__main__":
