@@ -22,7 +22,7 @@ from implicit_bregman.adjoints.error import norm, ratio
 from implicit_bregman.energy.low_rank import Basis, BoundLowRank
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.objective import Objective, RowsOfTensors
-from implicit_bregman.solvers.projection import _dual_problem, _minimise, _Minimiser
+from implicit_bregman.solvers.projection import Minimiser, dual_problem, minimise
 
 #: Newton steps in the dual that go on from where the solver stopped, at most.
 _STEPS = 20
@@ -165,11 +165,8 @@ def _further(
     return dual, soft
 
 
-def _steps(here: Unsolved, geometry: LegendreFunction, basis: Basis, softness: float, tol: float) -> _Minimiser:
-    if softness:
-        # (equations that contradict each other do not count as they do for ε = 0: TᵀVᵀz + εTᵀTμ = Tᵀβ)
-        basis = replace(basis, equations=basis.lift)
-    problem = _dual_problem(basis, here.target, geometry, here.dual, softness, tol)
+def _steps(here: Unsolved, geometry: LegendreFunction, basis: Basis, softness: float, tol: float) -> Minimiser:
+    problem = dual_problem(basis, here.target, geometry, here.dual, softness, tol)
     # Its coordinates are counted from y on: ε‖λ‖²/2 from Tμ on.
     problem = replace(problem, target=problem.target - here.coordinates @ problem.metric[0])
-    return _minimise(problem, _STEPS, None)
+    return minimise(problem, _STEPS, None)

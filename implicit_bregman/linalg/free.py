@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from implicit_bregman.linalg.blocks import members, padded_blocks
 from implicit_bregman.linalg.cg import conjugate_gradient
 from implicit_bregman.linalg.chunks import chunk_slices
 from implicit_bregman.linalg.shared import SharedMatrix
@@ -203,9 +204,7 @@ def free_blocks(shared: SharedMatrix, free: Bool[Tensor, "batch d"]) -> FreeBloc
         return FreeBlocks(free, False, on_active, iterates=size > 0)
     inverse = _inverse(shared)
     matrix = inverse if on_active else (shared if inverse.dtype == shared.weight.dtype else shared.wide).matrix
-    members = (active if on_active else free).to(torch.float32)
-    ranked, index = members.topk(size, dim=-1)
-    valid = ranked > 0
+    index, valid = members(active if on_active else free, size)
     factor = _factorize(matrix, index, None if least == most else valid)
     return FreeBlocks(free, False, on_active, False, index, valid, factor)
 
@@ -233,11 +232,7 @@ def _factorize(matrix: Tensor, index: Tensor, valid: Tensor | None) -> Float[Ten
     size = index.shape[-1]
     parts = []
     for rows in chunk_slices(len(index), size * size):
-        block = matrix[index[rows, :, None], index[rows, None, :]]
-        if valid is not None:
-            mask = valid[rows]
-            identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
-            block = torch.where(mask[:, :, None] & mask[:, None, :], block, identity)
+        block = padded_blocks(matrix, index[rows], None if valid is None else valid[rows])
         factor, info = torch.linalg.cholesky_ex(block)
         if bool(info.any()):
             factor = torch.where((info == 0)[:, None, None], factor, torch.nan)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from implicit_bregman.linalg.blocks import members, padded_blocks
 from implicit_bregman.linalg.chunks import chunk_slices
 
 #: An eigenvalue of a block with unit diagonal counts as 0 up to so many rounding errors of the block's norm.
@@ -45,7 +46,7 @@ def solve_damped(
         if len(left) == 0:
             break
         for rows in left.split(_rows_at_once(index)):
-            block = _blocks(matrix, index[rows], valid[rows])
+            block = padded_blocks(matrix, index[rows], valid[rows])
             diagonal = block.diagonal(dim1=-2, dim2=-1)
             diagonal.add_(own[rows] + level * diagonal.abs())
             factor, info = torch.linalg.cholesky_ex(block)
@@ -88,7 +89,7 @@ def solve_definite(
     if index.shape[1] == 0:
         return torch.zeros_like(rhs), definite
     for rows in torch.arange(len(free), device=free.device).split(_rows_at_once(index)):
-        block, scale = unit_diagonal(_blocks(matrix, index[rows], valid[rows]))
+        block, scale = unit_diagonal(padded_blocks(matrix, index[rows], valid[rows]))
         factor, info = torch.linalg.cholesky_ex(block)
         right = (scale * b[rows])[:, :, None]
         found = torch.cholesky_solve(right, factor)
@@ -132,20 +133,6 @@ def same_sets(
         yield rows[owner == number], mask.nonzero().squeeze(-1)
 
 
-def members(free: Bool[Tensor, "batch d"]) -> tuple[Int[Tensor, "batch m"], Bool[Tensor, "batch m"]]:
-    """The members of each set, padded to the largest, and which of these are not padding."""
-    size = int(free.sum(-1).max()) if len(free) else 0
-    ranked, index = free.to(torch.float32).topk(size, dim=-1)
-    return index, ranked > 0
-
-
 def _rows_at_once(index: Tensor) -> int:
     part = chunk_slices(len(index), index.shape[1] ** 2)[0]
     return int(part.stop - part.start)
-
-
-def _blocks(matrix: Tensor, index: Tensor, valid: Tensor) -> Float[Tensor, "rows m m"]:
-    """The blocks of a matrix on the members of the sets, the identity on padding."""
-    block = matrix[index[:, :, None], index[:, None, :]]
-    identity = torch.eye(index.shape[1], dtype=matrix.dtype, device=matrix.device)
-    return torch.where(valid[:, :, None] & valid[:, None, :], block, identity)

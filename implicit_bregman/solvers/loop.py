@@ -309,6 +309,8 @@ class _Run:
 
     def _return(self) -> None:
         """Go back to the lowest point where proposals are given up above it."""
+        if self.accelerator is None:
+            return
         progress = self.progress
         back = progress.astray & (progress.rest > 0)
         if not bool(back.any()):

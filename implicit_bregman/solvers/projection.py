@@ -65,8 +65,8 @@ def project(solver: Solver, objective: Objective, dual: Float[Tensor, "batch d"]
         gamma, tol = objective.regularization, solver.tolerance(dual.dtype)
         history: list[tuple[Tensor, Tensor]] | None = [] if solver.trace else None
         start = torch.zeros_like(dual, dtype=torch.float64) if gamma else dual.detach().double()
-        problem = _dual_problem(energy.basis, energy.target, objective.geometry, start, gamma, tol)
-        found = _minimise(problem, solver.max_iter, history)
+        problem = dual_problem(energy.basis, energy.target, objective.geometry, start, gamma, tol)
+        found = minimise(problem, solver.max_iter, history)
         if not gamma:
             found = _soften_infeasible(energy, objective, start, found, solver, history)
         return _outcome(objective, found, solver, history)
@@ -88,13 +88,13 @@ def nearest(
         start: y⁰, in float64.
         target: Qᵀz.
     """
-    problem = _dual_problem(Basis.of(basis), target, geometry, start, 0.0, _ROUNDING)
-    found = _minimise(problem, _STEPS, None)
+    problem = dual_problem(Basis.of(basis), target, geometry, start, 0.0, _ROUNDING)
+    found = minimise(problem, _STEPS, None)
     return found.dual, found.steps
 
 
 @dataclass(frozen=True)
-class _DualProblem(RowsOfTensors):
+class DualProblem(RowsOfTensors):
     """Σφ*(y⁰ + Qμ) − αᵀμ + ½ε‖λ‖² with λ = Tμ: the problem in the coordinates μ of V's range.
 
     They make it as well conditioned as the geometry allows, and strictly convex whatever the rank of V.
@@ -194,7 +194,7 @@ class _At(RowsOfTensors):
 
 
 @dataclass(frozen=True)
-class _Minimiser(RowsOfTensors):
+class Minimiser(RowsOfTensors):
     """Where the minimisation ended.
 
     Attributes:
@@ -211,16 +211,31 @@ class _Minimiser(RowsOfTensors):
     limited: Tensor
 
 
-def _dual_problem(
-    basis: Basis, target: Tensor, geometry: LegendreFunction, start: Tensor, softness: float, tol: float
-) -> _DualProblem:
+def dual_problem(
+    basis: Basis,
+    target: Float[Tensor, "batch r"],
+    geometry: LegendreFunction,
+    start: Float[Tensor, "batch d"],
+    softness: float,
+    tol: float,
+) -> DualProblem:
+    """The problem of projecting ρ(y⁰) onto {Vᵀz + ελ = β}.
+
+    Args:
+        basis: of V's range.
+        target: β.
+        geometry: φ.
+        start: y⁰, in float64.
+        softness: ε ≥ 0.
+        tol: by how much each equation may be missed, relative to its size.
+    """
     beta, vectors = target.detach().double(), basis.vectors
     # (where ε > 0 dependent equations may ask for different things: the shortest λ then meets them halfway)
     target = beta @ (basis.lift if softness else basis.equations)
     tolerated = tol * (column_lengths(vectors) + beta.abs())
     size = torch.linalg.vector_norm(target, dim=-1)
     nothing = _NOTHING * tol * torch.where(size > 0, size, 1.0).clamp_max(1.0)
-    return _DualProblem(
+    return DualProblem(
         geometry,
         basis,
         start,
@@ -250,7 +265,7 @@ class _State(RowsOfTensors):
     reach: Tensor
 
 
-def _minimise(problem: _DualProblem, max_iter: int, history: list[tuple[Tensor, Tensor]] | None) -> _Minimiser:
+def minimise(problem: DualProblem, max_iter: int, history: list[tuple[Tensor, Tensor]] | None) -> Minimiser:
     """Newton's method with a ridge of c‖gradient‖, and a search along its direction for the slope to end.
 
     The ridge keeps saturation in one direction (a curvature near 0) from shortening the step in the others, as a
@@ -261,7 +276,7 @@ def _minimise(problem: _DualProblem, max_iter: int, history: list[tuple[Tensor, 
     at = problem.evaluate(torch.zeros_like(problem.target), problem.start)
     none = torch.zeros_like(at.size, dtype=torch.bool)
     count = torch.zeros_like(at.size, dtype=torch.int64)
-    result = _Minimiser(at.dual, count, count + 1, none, none)
+    result = Minimiser(at.dual, count, count + 1, none, none)
     rows = torch.arange(len(count), device=count.device)
     state = _State(rows, count + 1, none, torch.full_like(at.size, _FIRST_REACH))
     for step in range(min(max_iter, _STEPS) + 1):
@@ -275,7 +290,7 @@ def _minimise(problem: _DualProblem, max_iter: int, history: list[tuple[Tensor, 
         stopped = stopped | limited | torch.full_like(stopped, step >= _STEPS)
         if bool(stopped.any()):
             ended = torch.full_like(state.evaluations, step)
-            end = _Minimiser(at.dual, ended, state.evaluations, refuted, limited)
+            end = Minimiser(at.dual, ended, state.evaluations, refuted, limited)
             done, kept = stopped.nonzero().squeeze(-1), (~stopped).nonzero().squeeze(-1)
             result = result.replace_rows(state.rows[done], end.select(done))
             problem, at, state, near = problem.select(kept), at.select(kept), state.select(kept), near[kept]
@@ -299,7 +314,7 @@ def _minimise(problem: _DualProblem, max_iter: int, history: list[tuple[Tensor, 
     return result
 
 
-def _direction(problem: _DualProblem, at: _At, reach: Tensor) -> Tensor:
+def _direction(problem: DualProblem, at: _At, reach: Tensor) -> Tensor:
     """Newton's step with the ridge; where rounding spoils it, that of the ridge alone."""
     ridge = (at.size / reach)[:, None]
     hessian = weighted_gram(problem.basis.range, at.slope)
@@ -315,7 +330,7 @@ def _direction(problem: _DualProblem, at: _At, reach: Tensor) -> Tensor:
     return move * problem.most_length(at, move)[:, None].clamp_max(1.0)
 
 
-def _search(problem: _DualProblem, at: _At, move: Tensor) -> tuple[_At, Tensor, Tensor]:
+def _search(problem: DualProblem, at: _At, move: Tensor) -> tuple[_At, Tensor, Tensor]:
     """The iterate at t·`move`, t (0 where none was found), and the number of trials, (B,).
 
     By convexity the objective has fallen where the slope along the way is still negative at its end. A t is accepted
@@ -372,10 +387,10 @@ def _soften_infeasible(
     energy: BoundLowRank,
     objective: Objective,
     start: Tensor,
-    found: _Minimiser,
+    found: Minimiser,
     solver: Solver,
     history: list[tuple[Tensor, Tensor]] | None,
-) -> _Minimiser:
+) -> Minimiser:
     """The samples whose system has no solution, solved once more in the softened form and marked `refuted`.
 
     That it has none is proved: by a hyperplane, or by dependent columns that ask for different things.
@@ -387,11 +402,11 @@ def _soften_infeasible(
         return found
     part = energy.select(rows)
     assert isinstance(part, BoundLowRank)
-    softened = _dual_problem(
+    softened = dual_problem(
         part.basis, part.target, objective.geometry, start[rows], float(energy.softness.detach().double()), tol
     )
     inner: list[tuple[Tensor, Tensor]] | None = None if history is None else []
-    again = _minimise(softened, solver.max_iter, inner)
+    again = minimise(softened, solver.max_iter, inner)
     if history is not None and inner is not None:
         history.extend((rows[index], dual) for index, dual in inner)
     before = found.select(rows)
@@ -430,7 +445,7 @@ def _errors(objective: Objective, energy: BoundLowRank, y: Tensor, z: Tensor) ->
 
 
 def _outcome(
-    objective: Objective, found: _Minimiser, solver: Solver, history: list[tuple[Tensor, Tensor]] | None
+    objective: Objective, found: Minimiser, solver: Solver, history: list[tuple[Tensor, Tensor]] | None
 ) -> Outcome:
     energy, geometry = objective.energy, objective.geometry
     assert isinstance(energy, BoundLowRank)
