@@ -137,7 +137,7 @@ RECORDED: dict[str, Callable[[nn.Module, Tensor], object]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.trace(_method)?. is deprecated")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("how", RECORDED)
 @pytest.mark.parametrize("adjoint", ["implicit", "unrolled"])
