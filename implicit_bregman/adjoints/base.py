@@ -45,10 +45,15 @@ class AdjointReport:
 
 
 def differentiable(outcome: Outcome) -> Bool[Tensor, " batch"] | None:
-    """Which samples have a derivative: those that have not diverged, (B,). None: all."""
+    """Which samples have a derivative, (B,): not those that have diverged or are on their way to it. None: all."""
     if outcome.complete:
         return None
-    usable = outcome.point.finite & (outcome.status != int(Status.DIVERGED))
+    point, status = outcome.point, outcome.status
+    usable = point.finite & (status != int(Status.DIVERGED))
+    unsolved = (status == int(Status.STALLED)) | (status == int(Status.MAX_ITER))
+    if bool(unsolved.any()):
+        # The square of such a z overflows, and with it dL/dW of the whole batch.
+        usable &= ~unsolved | (point.value.abs().amax(-1) < torch.finfo(point.value.dtype).max ** 0.5)
     return None if bool(usable.all()) else usable
 
 

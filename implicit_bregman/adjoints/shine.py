@@ -26,7 +26,7 @@ from implicit_bregman.solvers.inverse import InverseEstimate, apply_updates
 from implicit_bregman.status import Status
 
 #: What solver="auto" and "broyden" mean under `Shine`.
-SHINE_SOLVER = Broyden(memory=100, polish=False)
+SHINE_SOLVER = Broyden(memory=100, polish=False, max_iter=1000)
 #: Rounds of refinement with a float64 residual.
 _ROUNDS = 4
 

@@ -121,6 +121,10 @@ class SharedMatrix:
         """The ends of the spectrum, by a full decomposition: slow for large d."""
         return spectrum(self.matrix, self.symmetric)
 
+    def rounding(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """What rounding z and the sums may make of the entries of Wz, (B, d), in the precision of z."""
+        return 8 * torch.finfo(z.dtype).eps * (z.abs() @ self.weight.abs().mT)
+
     def product(self, v: Float[Tensor, "batch d"], transpose: bool = False) -> Float[Tensor, "batch d"]:
         """H v, or Hᵀ v, in v's precision."""
         weight = self.weight if v.dtype == self.weight.dtype else self.wide.weight.to(v.dtype)

@@ -21,7 +21,7 @@ from implicit_bregman.solvers.finished import Finished
 
 #: How often the active set of a problem with one critical point is corrected within one polish.
 _CORRECTIONS = 8
-#: How many times the tolerance rounding may hide.
+#: How many times the tolerance rounding may hide where it is not known that there is a minimiser.
 _HIDDEN = 1e3
 #: How far a polished point may violate the KKT conditions.
 _EXACT = 1e-10
@@ -126,23 +126,23 @@ def point_with(
 
 
 def within_rounding(
-    objective: Objective, energy: BoundQuadratic, z: Float[Tensor, "batch d"], gradient: Tensor, tol: float
+    objective: Objective, energy: BoundQuadratic, found: Finished, tol: float
 ) -> Bool[Tensor, " batch"]:
     """Whether the rounding of ∇f = Hz − c itself, in float64, explains what is left of the residual, (B,).
 
     Args:
         objective: F.
         energy: f in float64.
-        z: the points, in float64.
-        gradient: ∇f there.
+        found: the points.
         tol: bound on the residual.
     """
-    terms = torch.addmm(energy.offset.abs(), z.abs(), energy.shared.weight.abs().mT)
-    rounding = 8 * torch.finfo(z.dtype).eps * terms
-    scale = objective.scale(energy.terms(gradient))
-    # (where rounding hides far more than the tolerance it hides whether there is a minimiser at all)
-    scale = (rounding / tol).clamp(scale, _HIDDEN * scale)
-    return objective.residual(z, gradient, scale, objective.geometry.bounds(objective.energy.dtype)) <= tol
+    z, gamma = found.exact, objective.regularization
+    scale = objective.scale(energy.terms(found.gradient))
+    # (where rounding hides far more than the tolerance it may hide that there is no minimiser at all)
+    most = torch.inf if objective.unique else _HIDDEN
+    scale = (energy.shared.rounding(z) / tol).clamp(scale, most * scale)
+    total = torch.add(found.gradient, found.exact_dual, alpha=gamma) if gamma else found.gradient
+    return objective.residual(z, total, scale, objective.geometry.bounds(objective.energy.dtype)) <= tol
 
 
 def _violation(

@@ -115,7 +115,10 @@ class _Course(RowsOfTensors):
         """After a step from the error `old` to an iterate, or one that has found no way to go."""
         idle = torch.where(new.size < 0.5 * self.best, 0, self.idle + 1)
         stuck = ~moved & self.exact
-        if bool((idle >= _IDLE).any()):
+        if not objective.convex:
+            # Steps that only find their way by the error may be on it to a point where the error is least.
+            stuck = stuck | ~moved | (idle >= _IDLE)
+        elif bool((idle >= _IDLE).any()):
             stuck = stuck | ((idle >= _IDLE) & (new.size <= _rounding(objective, new).clamp_min(_NEAR)))
         return _Course(
             before=torch.where(moved, old, self.before),
@@ -128,12 +131,9 @@ class _Course(RowsOfTensors):
 
 
 def _rounding(objective: Objective, at: _Iterate) -> Tensor:
-    """What rounding z alone may make of the error, (B,), where H is a matrix; else 0."""
+    """What rounding may make of the error, (B,), where H is a matrix; else 0."""
     shared = objective.energy.shared
-    if shared is None:
-        return torch.zeros_like(at.size)
-    noise = at.value.abs() @ shared.wide.weight.mT.abs() / at.scale
-    return 4 * torch.finfo(at.size.dtype).eps * noise.amax(-1)
+    return torch.zeros_like(at.size) if shared is None else (shared.wide.rounding(at.value) / at.scale).amax(-1)
 
 
 class _Budget:

@@ -11,8 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.objective import Objective, Point
-from implicit_bregman.solvers.active_set import polish
+from implicit_bregman.solvers.active_set import polish, within_rounding
 from implicit_bregman.solvers.dual_newton import newton
 from implicit_bregman.solvers.finished import Finished
 
@@ -35,8 +36,24 @@ def finish(objective: Objective, point: Point, tol: float) -> Finished:
             distance to a bound below ten times this is called degenerate.
     """
     if objective.regularization:
-        return newton(objective, point.dual, tol, _STEPS)
-    return polish(objective, point.value, point.gradient, tol)
+        found = newton(objective, point.dual, tol, _STEPS)
+    else:
+        found = polish(objective, point.value, point.gradient, tol)
+    return rounding_accepted(objective, found, tol)
+
+
+def rounding_accepted(objective: Objective, found: Finished, tol: float) -> Finished:
+    """What was found; accepted also where F has one critical point and rounding explains all that is left.
+
+    Args:
+        objective: F.
+        found: the points.
+        tol: bound on the residual.
+    """
+    energy = objective.energy
+    if found.complete or not objective.unique or not isinstance(energy, BoundQuadratic):
+        return found
+    return replace(found, accepted=found.accepted | within_rounding(objective, energy.double(), found, tol))
 
 
 def finished_point(objective: Objective, point: Point, found: Finished) -> Point:

@@ -11,12 +11,12 @@ from torch import Tensor
 from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.energy.low_rank import BoundLowRank
 from implicit_bregman.objective import Objective, Point
-from implicit_bregman.solvers.active_set import polish, polish_projected, within_rounding
+from implicit_bregman.solvers.active_set import polish, polish_projected
 from implicit_bregman.solvers.anderson import Anderson
 from implicit_bregman.solvers.base import Outcome, Solver, Trace
 from implicit_bregman.solvers.continuation import can_continue, follow_curve
 from implicit_bregman.solvers.dual_newton import newton
-from implicit_bregman.solvers.finish import finish, finished_status
+from implicit_bregman.solvers.finish import finish, finished_status, rounding_accepted
 from implicit_bregman.solvers.finished import Finished
 from implicit_bregman.solvers.interior_point import minimise_convex
 from implicit_bregman.solvers.loop import run
@@ -161,12 +161,10 @@ class Newton(Solver):
                 found = replace(found, accepted=found.accepted | (found.residual <= tol))
         elif log is None and isinstance(energy, BoundQuadratic) and _has_inverse(energy, len(dual)):
             found = _by_active_set(objective, energy, dual, tol, self.max_iter)
-            if not found.complete:
-                rounded = within_rounding(objective, energy.double(), found.exact, found.gradient, tol)
-                found = replace(found, accepted=found.accepted | rounded)
         else:
             start = objective.geometry.activation(dual)
             found = projected_newton(objective, start, tol, self.max_iter, None if log is None else log.add_values)
+        found = rounding_accepted(objective, found, tol)
         if log is None:
             return found, None
         # The last row of a trace is the result, also in the last digit, which may depend on the size of the batch.

@@ -25,8 +25,8 @@ from implicit_bregman.objective import Objective, Point, RowsOfTensors
 from implicit_bregman.solvers.base import Outcome, Solver, Trace
 from implicit_bregman.status import Status
 
-#: Newton steps after which a sample is given up.
-_STEPS = 300
+#: Newton steps after which a sample is given up, and those within which its smallest gradient has to halve.
+_STEPS, _PATIENCE = 300, 60
 #: A Newton step with the ridge c‖gradient‖ is at most 1/c long; so long is the first one.
 _FIRST_REACH = 10.0
 #: Bounds of that length: below, no step is worth trying any more; above, it overflows.
@@ -88,6 +88,8 @@ def nearest(
         start: y⁰, in float64.
         target: Qᵀz.
     """
+    if not basis.shape[1]:
+        return start, torch.zeros_like(start[:, 0], dtype=torch.int64)
     problem = dual_problem(Basis.of(basis), target, geometry, start, 0.0, _ROUNDING)
     found = minimise(problem, _STEPS, None)
     return found.dual, found.steps
@@ -256,12 +258,15 @@ class _State(RowsOfTensors):
         rows: which they are, (b,).
         evaluations: (b,).
         stuck: whether the last step did not halve the gradient, (b,).
+        best, idle: the smallest gradient, and the steps since it was last halved, (b,).
         reach: how long a Newton step may be, (b,).
     """
 
     rows: Tensor
     evaluations: Tensor
     stuck: Tensor
+    best: Tensor
+    idle: Tensor
     reach: Tensor
 
 
@@ -278,7 +283,7 @@ def minimise(problem: DualProblem, max_iter: int, history: list[tuple[Tensor, Te
     count = torch.zeros_like(at.size, dtype=torch.int64)
     result = Minimiser(at.dual, count, count + 1, none, none)
     rows = torch.arange(len(count), device=count.device)
-    state = _State(rows, count + 1, none, torch.full_like(at.size, _FIRST_REACH))
+    state = _State(rows, count + 1, none, at.size, count, torch.full_like(at.size, _FIRST_REACH))
     for step in range(min(max_iter, _STEPS) + 1):
         if history is not None:
             history.append((state.rows, at.dual))
@@ -287,7 +292,7 @@ def minimise(problem: DualProblem, max_iter: int, history: list[tuple[Tensor, Te
         flat = (at.size <= torch.maximum(at.rounding, problem.nothing)) | (near & state.stuck)
         stopped = flat | refuted | (state.reach < _LEAST_REACH) | ~torch.isfinite(at.size)
         limited = ~stopped & (step >= max_iter)
-        stopped = stopped | limited | torch.full_like(stopped, step >= _STEPS)
+        stopped = stopped | limited | (state.idle >= _PATIENCE) | torch.full_like(stopped, step >= _STEPS)
         if bool(stopped.any()):
             ended = torch.full_like(state.evaluations, step)
             end = Minimiser(at.dual, ended, state.evaluations, refuted, limited)
@@ -304,10 +309,13 @@ def minimise(problem: DualProblem, max_iter: int, history: list[tuple[Tensor, Te
         moved = (length[:, None] * move).abs().amax(-1)
         longer = torch.maximum(8 * state.reach, 8 * moved).clamp_max(_MOST_REACH)
         shorter = torch.where(length >= 0.25, state.reach, state.reach * length.clamp_min(0.05))
+        halved = new.size <= 0.5 * state.best
         state = replace(
             state,
             evaluations=state.evaluations + trials,
             stuck=new.size > 0.5 * at.size,
+            best=torch.where(halved, new.size, state.best),
+            idle=torch.where(halved, 0, state.idle + 1),
             reach=torch.where(length >= 1, longer, shorter),
         )
         at = new

@@ -106,8 +106,7 @@ def limit_of_mm(
         status = torch.where(several & (moved | ~alone), int(Status.NONUNIQUE), status)
     found = replace(found, accepted=found.residual <= tol)
     if not found.complete:
-        rounded = within_rounding(objective, problem.energy, found.exact, found.gradient, tol)
-        found = replace(found, accepted=found.accepted | rounded)
+        found = replace(found, accepted=found.accepted | within_rounding(objective, problem.energy, found, tol))
     status = torch.where(found.accepted, status, failure(objective, found, max_steps))
     return replace(found, residual=found.residual.to(energy.dtype), degenerate=status == Status.DEGENERATE), status
 

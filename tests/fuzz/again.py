@@ -58,6 +58,8 @@ def _bad_mate(case: Case, answer: Answer, report: Report) -> None:
         _compare(case, answer, mixed, row, row, report, "with a bad mate")
     if np.isnan(bad[0]).any() and case.adjoint != "shine":
         for name, gradient in mixed.gradients.items():
+            if name not in ("x", "initial") and not np.isfinite(answer.gradients[name]).all():
+                continue  # beyond the range of the precision
             rest = gradient[1:] if name in ("x", "initial") else gradient
             report.demand(
                 "isolation", bool(np.isfinite(rest).all()), f"a NaN mate makes d{name} {rest[~np.isfinite(rest)][:1]}"
