@@ -35,11 +35,20 @@ class AdjointReport:
     error: Float[Tensor, " batch"] | None = None
     batch: torch.Size | None = None
 
-    def fill(self, status: Tensor, residual: Tensor, iterations: Tensor, error: Tensor) -> None:
-        """Enter the result of a backward solve of the flat batch."""
+    def fill(
+        self, status: Tensor, residual: Tensor, iterations: Tensor, error: Tensor, usable: Tensor | None = None
+    ) -> None:
+        """Enter the result of a backward solve of the flat batch.
+
+        Args:
+            status, residual, iterations, error: see the attributes.
+            usable: the samples that have a derivative, (B,); the others have diverged. None: all.
+        """
         shape = status.shape if self.batch is None else self.batch
-        # (of a sample that diverged the gradient is 0, and tells nothing)
-        error = torch.where(status == int(Status.DIVERGED), torch.inf, error)
+        if usable is not None:
+            # (of a sample that diverged the gradient is 0, and tells nothing)
+            status = torch.where(usable, status, int(Status.DIVERGED))
+            error = torch.where(usable, error, torch.inf)
         self.status, self.residual = status.reshape(shape), residual.reshape(shape)
         self.iterations, self.error = iterations.reshape(shape), error.reshape(shape)
 

@@ -71,10 +71,10 @@ def quick_estimate(g: Tensor, v: Tensor, residual: Tensor, leftover: Tensor, lea
     error = residual + (1 - 1 / (1 + of_value))
     if leaving is not None:
         error = error + ratio(norm(v * leaving), size)
-    return _known(error).to(v.dtype)
+    return error.to(v.dtype)
 
 
-def _known(error: Tensor) -> Tensor:
+def known(error: Tensor) -> Tensor:
     """`error`, infinite where nothing is known of it."""
     return torch.where(torch.isnan(error), torch.inf, error)
 
@@ -204,7 +204,7 @@ def refined_estimate(
         error = ratio(norm(other - v), norm(other)) + of_value + residual
         if not bool((error > _FAR).any()):
             break
-    error = _known(error)
+    error = known(error)
     return error.to(v.dtype), iterate.solved & (error > _FAR) & (norm(other) > _GROWTH * size)
 
 

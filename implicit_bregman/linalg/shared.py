@@ -123,7 +123,7 @@ class SharedMatrix:
 
     def rounding(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """What rounding z and the sums may make of the entries of Wz, (B, d), in the precision of z."""
-        return 8 * torch.finfo(z.dtype).eps * (z.abs() @ self.weight.abs().mT)
+        return 16 * torch.finfo(z.dtype).eps * (z.abs() @ self.weight.abs().mT)
 
     def product(self, v: Float[Tensor, "batch d"], transpose: bool = False) -> Float[Tensor, "batch d"]:
         """H v, or Hᵀ v, in v's precision."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -28,6 +29,9 @@ _SAFETY = 0.7
 _AIM = 0.3
 #: The most that the steps are asked to reduce the error by.
 _MOST = 2e-7
+#: More steps than this are stopped at so many times the tolerance, unless they are made in float64: y is rounded, and
+#: the last digits are better those of a correction.
+_LONG, _EARLIER = 16, 100.0
 
 
 def chebyshev_steps(
@@ -86,4 +90,6 @@ def chebyshev_steps(
     count = steps_needed(interval, max(_AIM * tol / largest, _MOST), _MOST_STEPS)
     if count is None:
         return None
+    if count > _LONG and dual.dtype != torch.float64:
+        count = steps_needed(interval, min(1.0, _EARLIER * _AIM * tol / largest), count) or count
     return semi_iteration(residual, dual, error, inverse, interval, count), 1, count - 1 + spent

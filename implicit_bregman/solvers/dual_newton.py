@@ -35,7 +35,12 @@ _BELOW = 0.1
 #: γ/λ_max from which on a step that is not needed for E is not needed for z.
 _WELL = 0.05
 #: A sample whose error is below this part of the tolerance before the last steps is left as it is.
-_CLOSE = 0.5
+_CLOSE = 0.9
+#: Steps in float64 after those in the samples' precision, from errors of at most so many times the goal.
+_REFINEMENTS, _RANGE = 2, 30.0
+#: Newton steps after the Chebyshev steps, from errors up to so many times the goal, by so many products, to such a part
+#: of it.
+_REFINEMENTS, _FAR, _MOST_PRODUCTS, _PART = 2, 1e4, 30, 0.7
 #: Relative residual of the linear systems: loose far from the solution (Eisenstat and Walker), and at the end,
 _LOOSE, _TIGHT = 0.1, 1e-4
 #: and where a looser one has led nowhere.
@@ -208,13 +213,29 @@ def _start(objective: Objective, energy: BoundEnergy, dual: Tensor) -> _Iterate:
 
 
 def _swept(objective: Objective, energy: BoundQuadratic, dual: Tensor, tol: float) -> _Iterate | None:
-    """The iterates after a few Chebyshev steps, in float64, where there is a use for them."""
+    """The iterates after a few Chebyshev steps, in float64, where there is a use for them.
+
+    In the samples' precision y itself is rounded: the last digits are those of a Newton step from float64 errors, whose
+    linear system Chebyshev's steps solve again.
+    """
     found = chebyshev_steps(objective, energy, dual, tol)
     if found is None:
         return None
-    swept, count, evaluations = found
+    y, count, evaluations = found
     steps = torch.full_like(dual[:, 0], count, dtype=torch.int64)
-    return _evaluate(objective, energy.double(), swept.double(), steps, steps + (evaluations + 1 - count))
+    wide, gamma = energy.double(), objective.regularization
+    at = _evaluate(objective, wide, y.double(), steps, steps + (evaluations + 1 - count))
+    for _ in range(_REFINEMENTS):
+        worst = float(at.size.max())
+        if not tol < worst <= _FAR * tol:
+            break
+        slope = objective.geometry.slope(at.dual).to(dual.dtype)
+        system = Linearization(energy.hessian(at.value), slope, torch.full_like(slope, gamma), damping=gamma)
+        move = system.sweep(at.error.neg().to(dual.dtype), _PART * tol / worst, _MOST_PRODUCTS)
+        if move is None:
+            break
+        at = _evaluate(objective, wide, at.dual + move[0].double(), at.steps, at.tries + 1)
+    return at
 
 
 def _better(at: _Iterate, swept: _Iterate) -> _Iterate:

@@ -36,9 +36,9 @@ def _steps(case: Case, answer: Answer, report: Report) -> None:
 
 def _twice(case: Case, answer: Answer, report: Report) -> None:
     again = ask(case)
-    same = np.array_equal(answer.value, again.value) and np.array_equal(answer.status, again.status)
+    same = np.array_equal(answer.value, again.value, equal_nan=True) and np.array_equal(answer.status, again.status)
     report.demand("repeatability", same, "a second call gives other bits")
-    grads = all(np.array_equal(answer.gradients[k], again.gradients[k]) for k in answer.gradients)
+    grads = all(np.array_equal(answer.gradients[k], again.gradients[k], equal_nan=True) for k in answer.gradients)
     report.demand("repeatability", grads, "a second call gives other gradients")
 
 

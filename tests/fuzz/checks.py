@@ -296,16 +296,20 @@ def _gradient(sample: Sample, answer: Answer, report: Report, tag: str, claimed:
         return None
     adjoint = Status(int(answer.adjoint_status[sample.row]))
     if (claimed or sample.truth.infeasible) and allowed < 0.1:
-        report.demand("adjoint status", adjoint == Status.CONVERGED, f"{tag}: {adjoint.name}")
+        # (an iteration that was asked for by name may fail where rounding decides, but has to say so)
+        weak = not case.user and case.adjoint in ("cg", "gmres")
+        solved = adjoint == Status.CONVERGED
+        report.demand("adjoint status", solved, f"{tag}: {adjoint.name}", soft=weak)
         # (at a point that need not be exact, `gradient_error` has to tell)
-        if "tol" not in case.settings:
+        if "tol" not in case.settings and (solved or not weak):
             base = BASE_TOL[case.dtype] * blown
             most = base + SPREAD * (allowed - base)
             report.demand("gradient", bool(off <= most * size), f"{tag}: relative error {off / size:.2e} ({most:.1e})")
     if answer.error is not None and blown < 30 and not sample.shared.ill:
         found = float(np.linalg.norm(got.astype(np.float64)))
         _gradient_error(sample, answer, report, tag, off, size, found, claimed and adjoint == Status.CONVERGED)
-    return (v, allowed) if claimed or sample.truth.infeasible else None
+    known = (claimed or sample.truth.infeasible) and adjoint == Status.CONVERGED
+    return (v, allowed) if known else None
 
 
 def _allowed(sample: Sample, v: np.ndarray) -> float:
