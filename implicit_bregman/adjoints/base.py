@@ -41,7 +41,10 @@ class AdjointReport:
         """Enter the result of a backward solve of the flat batch.
 
         Args:
-            status, residual, iterations, error: see the attributes.
+            status: see the attribute.
+            residual: see the attribute.
+            iterations: see the attribute.
+            error: see the attribute.
             usable: the samples that have a derivative, (B,); the others have diverged. None: all.
         """
         shape = status.shape if self.batch is None else self.batch

@@ -19,6 +19,12 @@ PullBack = Callable[[Tensor, Tensor, tuple[bool, ...]], tuple[Tensor | None, ...
 """From v = dL/d(−∇f), z and what is needed to the gradients of an energy's `leaves`."""
 
 
+#: So many rounding errors of the terms of a sum are those of the sum.
+_ROUNDING_ERRORS = 16
+#: Lengths of the runs of equal signs in the patterns of rounding errors.
+_PATTERNS = (1, 2, 4)
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """f and ∇f at one batch of points.
@@ -110,6 +116,15 @@ class BoundEnergy(ABC):
     def terms(self, gradient: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """The largest term in each entry of ∇f, in size, (B, d), given ∇f; |∇f| where the terms are not known."""
         return gradient.abs()
+
+    def rounding(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """About what rounding z and the sums in ∇f may make of the entries of ∇f, (B, d), in the precision of z.
+
+        Here: the largest of what a few patterns of rounding errors make of them.
+        """
+        hessian, index = self.hessian(z), torch.arange(z.shape[-1], device=z.device)
+        products = [hessian.product(torch.where(index % (2 * n) < n, z, -z)).abs() for n in _PATTERNS]
+        return _ROUNDING_ERRORS * torch.finfo(z.dtype).eps * torch.stack(products).amax(0)
 
     def leaves(self, z: Float[Tensor, "batch d"]) -> tuple[Tensor, ...]:
         """Tensors through which −∇f(z) at a fixed z depends on x and θ; by default −∇f(z) itself, with its graph."""

@@ -68,6 +68,9 @@ class BoundQuadratic(BoundEnergy):
     def stiffness(self) -> Tensor:
         return self.shared.row_sizes
 
+    def rounding(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        return self.shared.rounding(z)
+
     def force(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """−∇f(z) = Wz + c."""
         return torch.addmm(self.offset, z, self.weight.mT)

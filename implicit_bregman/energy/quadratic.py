@@ -21,6 +21,7 @@ from implicit_bregman.energy.weights import (
     LowRankWeight,
     SymmetricWeight,
     Weight,
+    at_least_single,
     hold,
     is_symmetric,
 )
@@ -174,15 +175,15 @@ class QuadraticEnergy(Energy):
 
     @property
     def weight(self) -> Float[Tensor, "d d"]:
-        """W, (d, d), as a function of the parameters; symmetric unless the energy is "free"."""
+        """W, (d, d), as a function of the parameters and in their precision; symmetric unless the energy is "free"."""
         matrix: Tensor = self.weight_map()
-        return -(matrix @ matrix.mT) if self.low_rank else matrix
+        return (-(matrix @ matrix.mT) if self.low_rank else matrix).to(_sources(self)[0].dtype)
 
     @property
     def symmetric(self) -> bool:
         """Whether W, as it is now, is symmetric, that is, whether there is an objective."""
         known = self.weight_map.symmetric
-        return is_symmetric(self.weight) if known is None else known
+        return is_symmetric(self.weight_map()) if known is None else known
 
     @property
     def low_rank(self) -> bool:
@@ -262,9 +263,9 @@ class QuadraticEnergy(Energy):
 
     def _matrices(self) -> tuple[Tensor, SharedMatrix]:
         """W with its gradient, at least float32, and −W without."""
-        weight, known = _check_shared("W", self.weight), self.weight_map.symmetric
+        weight, known = _check_shared("W", self.weight_map()), self.weight_map.symmetric
         symmetric = is_symmetric(weight) if known is None else known
-        weight = _at_least_single(weight)
+        weight = at_least_single(weight)
         least = getattr(self.weight_map, "margin", None)
         return weight, SharedMatrix(weight, symmetric, least, convex=self.convex)
 
@@ -294,7 +295,7 @@ class QuadraticEnergy(Energy):
         return {**self.__dict__, "_held": None}
 
     def _bind_low_rank(self, x: Tensor, weight: LowRankWeight) -> BoundEnergy:
-        vectors = _at_least_single(_check_shared("V", weight()))
+        vectors = at_least_single(_check_shared("V", weight()))
         return BoundLowRank(vectors, self(x.to(vectors.dtype)), weight.softening)
 
     def extra_repr(self) -> str:
@@ -345,11 +346,6 @@ def _target(x: Tensor, u: Tensor | None, b: Tensor | None, rank: int) -> Tensor:
     if u is not None:
         return nn.functional.linear(x, u, b)
     return x.new_zeros(rank).expand(*x.shape[:-1], rank) if b is None else b.expand(*x.shape[:-1], rank)
-
-
-def _at_least_single(tensor: Tensor) -> Tensor:
-    """A half-precision tensor in float32, any other as it is."""
-    return tensor.float() if tensor.dtype.itemsize == 2 else tensor
 
 
 def _refuse_unless_low_rank(weight: str, **settings: object) -> None:

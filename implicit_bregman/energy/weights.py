@@ -14,6 +14,8 @@ from implicit_bregman.settings import check_positive, is_number
 class Weight(nn.Module):
     """A parametrization of W. Called, it returns W, or V where W = −VVᵀ.
 
+    What it computes from half-precision parameters is computed, and returned, in float32.
+
     Attributes:
         symmetric: whether W is symmetric by construction; None: W has to be looked at.
     """
@@ -52,7 +54,8 @@ class ConvexWeight(Weight):
 
     def forward(self) -> Float[Tensor, "d d"]:
         """W, (d, d)."""
-        product = self.factor @ self.factor.mT
+        factor = at_least_single(self.factor)
+        product = factor @ factor.mT
         # Some matrix products round P Pᵀ to a matrix that is not quite symmetric.
         gram = 0.5 * (product + product.mT)
         return -(gram + self.margin * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))
@@ -74,7 +77,8 @@ class SymmetricWeight(Weight):
 
     def forward(self) -> Float[Tensor, "d d"]:
         """W, (d, d)."""
-        return 0.5 * (self.entries + self.entries.mT)
+        entries = at_least_single(self.entries)
+        return 0.5 * (entries + entries.mT)
 
 
 class FreeWeight(Weight):
@@ -159,6 +163,11 @@ class GivenWeight(Weight):
     def forward(self) -> Float[Tensor, "d d"]:
         """W, (d, d)."""
         return self.matrix
+
+
+def at_least_single(tensor: Tensor) -> Tensor:
+    """A half-precision tensor in float32, any other as it is."""
+    return tensor.float() if tensor.dtype.itemsize == 2 else tensor
 
 
 def hold(module: nn.Module, name: str, tensor: Tensor | None) -> None:

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from implicit_bregman.energy.base import BoundEnergy
 from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.linalg.free import FreeBlocks, free_blocks, solve_free_blocks
 from implicit_bregman.linalg.masked import solve_on_free_set
@@ -125,14 +126,12 @@ def point_with(
     )
 
 
-def within_rounding(
-    objective: Objective, energy: BoundQuadratic, found: Finished, tol: float
-) -> Bool[Tensor, " batch"]:
-    """Whether the rounding of ∇f = Hz − c itself, in float64, explains what is left of the residual, (B,).
+def within_rounding(objective: Objective, energy: BoundEnergy, found: Finished, tol: float) -> Bool[Tensor, " batch"]:
+    """Whether the rounding of ∇f itself explains what is left of the residual, (B,).
 
     Args:
         objective: F.
-        energy: f in float64.
+        energy: f in the precision of the points: float64 for a quadratic.
         found: the points.
         tol: bound on the residual.
     """
@@ -140,7 +139,7 @@ def within_rounding(
     scale = objective.scale(energy.terms(found.gradient))
     # (where rounding hides far more than the tolerance it may hide that there is no minimiser at all)
     most = torch.inf if objective.unique else _HIDDEN
-    scale = (energy.shared.rounding(z) / tol).clamp(scale, most * scale)
+    scale = (energy.rounding(z) / tol).clamp(scale, most * scale)
     total = torch.add(found.gradient, found.exact_dual, alpha=gamma) if gamma else found.gradient
     return objective.residual(z, total, scale, objective.geometry.bounds(objective.energy.dtype)) <= tol
 

@@ -87,7 +87,11 @@ def chebyshev_steps(
             flattest = steepest
         ends = (a + flattest) / (a + middle), (a + steepest) / (a + middle)
         interval = min(1.0, ends[0]), max(1.0, ends[1])
-    count = steps_needed(interval, max(_AIM * tol / largest, _MOST), _MOST_STEPS)
+    reduction = _AIM * tol / largest
+    if reduction < _MOST:
+        # Half of the digits, of which Newton's step makes all.
+        reduction = max(math.sqrt(reduction), _MOST)
+    count = steps_needed(interval, reduction, _MOST_STEPS)
     if count is None:
         return None
     if count > _LONG and dual.dtype != torch.float64:

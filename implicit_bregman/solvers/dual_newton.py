@@ -171,7 +171,7 @@ def newton(
     enough = _CLOSE * tol if _is_well_conditioned(objective) else 0.0
     swept, limit = None, max(_BELOW * tol, enough)
     if record is None and objective.unique and isinstance(energy, BoundQuadratic) and energy.symmetric:
-        swept = _swept(objective, energy, _unclamped(objective, energy, dual), limit)
+        swept = _swept(objective, energy, _unclamped(objective, energy, dual), limit, max_steps)
         if swept is not None and bool((swept.size <= limit).all()):
             return _finished(objective, swept, tol)
     if energy.affine:
@@ -212,7 +212,9 @@ def _start(objective: Objective, energy: BoundEnergy, dual: Tensor) -> _Iterate:
     return at.where(usable, _evaluate(objective, energy, torch.zeros_like(dual), none, none + 2))
 
 
-def _swept(objective: Objective, energy: BoundQuadratic, dual: Tensor, tol: float) -> _Iterate | None:
+def _swept(
+    objective: Objective, energy: BoundQuadratic, dual: Tensor, tol: float, max_steps: int
+) -> _Iterate | None:
     """The iterates after a few Chebyshev steps, in float64, where there is a use for them.
 
     In the samples' precision y itself is rounded: the last digits are those of a Newton step from float64 errors, whose
@@ -225,7 +227,7 @@ def _swept(objective: Objective, energy: BoundQuadratic, dual: Tensor, tol: floa
     steps = torch.full_like(dual[:, 0], count, dtype=torch.int64)
     wide, gamma = energy.double(), objective.regularization
     at = _evaluate(objective, wide, y.double(), steps, steps + (evaluations + 1 - count))
-    for _ in range(_REFINEMENTS):
+    for _ in range(min(_REFINEMENTS, max_steps - count)):
         worst = float(at.size.max())
         if not tol < worst <= _FAR * tol:
             break
@@ -234,7 +236,7 @@ def _swept(objective: Objective, energy: BoundQuadratic, dual: Tensor, tol: floa
         move = system.sweep(at.error.neg().to(dual.dtype), _PART * tol / worst, _MOST_PRODUCTS)
         if move is None:
             break
-        at = _evaluate(objective, wide, at.dual + move[0].double(), at.steps, at.tries + 1)
+        at = _evaluate(objective, wide, at.dual + move[0].double(), at.steps + 1, at.tries + 1)
     return at
 
 

@@ -11,7 +11,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.solvers.active_set import polish, within_rounding
 from implicit_bregman.solvers.dual_newton import newton
@@ -50,10 +49,10 @@ def rounding_accepted(objective: Objective, found: Finished, tol: float) -> Fini
         found: the points.
         tol: bound on the residual.
     """
-    energy = objective.energy
-    if found.complete or not objective.unique or not isinstance(energy, BoundQuadratic):
+    if found.complete or not objective.unique:
         return found
-    return replace(found, accepted=found.accepted | within_rounding(objective, energy.double(), found, tol))
+    energy = objective.energy.double() if objective.energy.affine else objective.energy
+    return replace(found, accepted=found.accepted | within_rounding(objective, energy, found, tol))
 
 
 def finished_point(objective: Objective, point: Point, found: Finished) -> Point:

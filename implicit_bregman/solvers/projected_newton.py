@@ -24,6 +24,8 @@ from implicit_bregman.solvers.finished import Finished
 
 #: Projected Newton steps made before an iterate is given up.
 _STEPS = 200
+#: Steps within which the smallest residual has to halve, where a precision may be at its end.
+_PATIENCE = 20
 #: Trial lengths of a step, each a quarter of the one before.
 _TRIALS = 25
 #: Share of the decrease promised by the slope that a step has to bring (Armijo).
@@ -85,7 +87,7 @@ def projected_newton(
     none = torch.zeros(len(start), dtype=torch.int64, device=start.device)
     at = _iterate(objective, energy, start, bounds, none, none + 1)
     final, rows = at, torch.arange(len(start), device=start.device)
-    length = torch.ones_like(at.residual)
+    length, best, idle = torch.ones_like(at.residual), at.residual, none
     target = _BELOW * tol if record is None else tol  # a trace ends where the tolerance is met
     for step in range(min(_STEPS, max_steps) + 1):
         if record is not None:
@@ -99,6 +101,7 @@ def projected_newton(
             final = final.replace_rows(rows, at)
             kept = running.nonzero().squeeze(-1)
             rows, at, energy, length = rows[kept], at.select(kept), energy.select(kept), length[kept]
+            best, idle = best[kept], idle[kept]
         if len(rows) == 0:
             break
         free = ~_held(objective, at, bounds, length)
@@ -108,10 +111,15 @@ def projected_newton(
         stuck = ~moved | (bent & (not objective.convex))
         if record is None:  # good enough, and getting better too slowly
             stuck |= (at.residual <= tol) & (at.residual > 0.5 * before)
+        if not energy.affine:
+            halved = at.residual <= 0.5 * best
+            best, idle = torch.where(halved, at.residual, best), torch.where(halved, 0, idle + 1)
+            stuck |= idle >= _PATIENCE
         if bool(stuck.any()):
             final = final.replace_rows(rows, at)
             kept = (~stuck).nonzero().squeeze(-1)
             rows, at, energy, length = rows[kept], at.select(kept), energy.select(kept), length[kept]
+            best, idle = best[kept], idle[kept]
     final = final.replace_rows(rows, at)
     return _finished(objective, final, bounds, tol)
 

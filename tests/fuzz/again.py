@@ -8,7 +8,8 @@ import numpy as np
 
 from tests.fuzz.cases import Case
 from tests.fuzz.checks import IMPLICIT, Report, claims
-from tests.fuzz.library import Answer, ask
+from tests.fuzz.geometries import geometry
+from tests.fuzz.library import Answer, Status, ask
 from tests.fuzz.system import Matrices, Sample, wide
 
 
@@ -20,8 +21,49 @@ def check_again(case: Case, answer: Answer, report: Report) -> None:
         _twice(case, answer, report)
     if len(case.x) > 1 and case.name.rstrip("s").endswith(("1", "5")):
         _bad_mate(case, answer, report)
+    if case.half:
+        _half(case, answer, report)
     if case.solver in ("anderson", "broyden") and case.adjoint in IMPLICIT and not case.settings:
         _steps(case, answer, report)
+
+
+#: Digits of the significand, least exponent of a normal number, and largest number.
+_HALVES = {"float16": (11, -14, 65504.0), "bfloat16": (8, -126, 3.3895314e38)}
+
+
+def _half(case: Case, answer: Answer, report: Report) -> None:
+    """In half precision the same comes back, rounded once to a number inside C."""
+    other = ask(case, half=True)
+    if other.refused is not None:
+        report.demand("half", False, f"refused: {other.refused[:100]}")
+        return
+    digits, least, largest = _HALVES[case.half]
+    shape = geometry(case.geometry, case.box)
+    for row in range(len(case.x)):
+        z, y = answer.value[row], other.value[row]
+        tag = f"row {row} {case.half}"
+        if answer.status[row] == Status.INVALID_INPUT:
+            continue
+        beyond = np.abs(z) > largest
+        finite = np.isfinite(y)
+        report.demand("half", bool((finite | beyond).all()), f"{tag}: {y[~finite][:1]} for {z[~finite][:1]}")
+        overflows = other.status[row] == Status.OVERFLOW
+        same = overflows if (~finite).any() and claims(answer, row) else other.status[row] == answer.status[row]
+        report.demand("half", bool(same), f"{tag}: status {other.status[row]}, in float32 {answer.status[row]}")
+        inside = (y >= shape.lo) & (y <= shape.hi)
+        report.demand("half", bool(inside[finite].all()), f"{tag}: {y[finite & ~inside][:1]} is outside C")
+        # One rounding; two where C ends between two numbers.
+        exponent = np.maximum(np.frexp(np.abs(z))[1], least + 1)
+        spacing = np.ldexp(1.0, exponent - digits)
+        off = np.abs(y - z)
+        near = off <= np.where(shape.gap(z) <= spacing, 1.0, 0.5) * spacing
+        worst = (off / spacing)[finite & ~near]
+        report.demand("half", not len(worst), f"{tag}: {worst.max(initial=0):.2f} spacings off")
+        if claims(answer, row) and not overflows and case.adjoint in IMPLICIT:
+            a, b = answer.gradients["x"][row], other.gradients["x"][row]
+            size = float(np.abs(a).max())
+            holds = np.abs(a - b) <= 2.0 ** (1 - digits) * size + 2.0**least
+            report.demand("half", bool((holds | (size > largest / 4)).all()), f"{tag}: dx {b}, in float32 {a}")
 
 
 def _steps(case: Case, answer: Answer, report: Report) -> None:

@@ -45,6 +45,8 @@ class Case:
         settings: of the solver.
         steps: of `Unrolled`.
         one: whether there is known to be one critical point, where the judge cannot tell.
+        own: whether f is given as an energy of the user's own, by its value alone.
+        half: the half precision in which x and the start are given a second time; "" for none.
     """
 
     name: str
@@ -70,6 +72,8 @@ class Case:
     one: bool = False
     steps: int = 4
     d: int = 0
+    own: bool = False
+    half: str = ""
 
     @property
     def first_order(self) -> bool:
@@ -77,11 +81,11 @@ class Case:
         return self.solver in FIRST_ORDER or self.adjoint == "shine"
 
     def __str__(self) -> str:
-        kind = f"{'layer' if self.layer else 'matrices'} {self.weight}"
+        kind = f"{'layer' if self.layer else 'own' if self.own else 'matrices'} {self.weight}"
         where = self.geometry if self.box is None else f"{self.geometry}{list(self.box)}"
         return (
             f"{kind} {where} d={self.d} B={len(self.x)} γ={self.gamma:.3g} {self.dtype} {self.solver} {self.adjoint} "
-            f"{self.start}{' columns' if self.columns else ''} {'user' if self.user else 'wild'}"
+            f"{self.start}{' columns' if self.columns else ''} {'user' if self.user else 'wild'} {self.half}".rstrip()
         )
 
 
@@ -90,6 +94,8 @@ def draw(seed: int, number: int, small: bool = False) -> Case:
     rng = np.random.default_rng([seed, number])
     user = rng.random() < 0.6
     case = _user(rng, small) if user else _wild(rng, small)
+    if user:
+        case = _variant(np.random.default_rng([seed, number, 1]), case)
     return replace(case, name=f"{seed}:{number}{'s' if small else ''}", user=user)
 
 
@@ -177,6 +183,28 @@ def _user(rng, small: bool) -> Case:
     return rounded(_with_start(rng, case))
 
 
+def _variant(rng, case: Case) -> Case:
+    """Some cases with an energy of the user's own, some in half precision."""
+    plain = not case.layer and case.weight in ("convex", "symmetric") and not case.columns
+    if plain and case.adjoint in ("implicit", "cg", "gmres", "phantom", "one_step") and rng.random() < 0.3:
+        return replace(case, own=True)
+    if case.dtype == "float32" and not case.columns and case.start in ("cold", "given") and rng.random() < 0.15:
+        half = str(rng.choice(["float16", "bfloat16"]))
+        names = ("x", "initial", "cotangent")
+        arrays = {name: getattr(case, name) for name in names}
+        return replace(case, half=half, **{n: None if a is None else to_half(a, half) for n, a in arrays.items()})
+    return case
+
+
+def to_half(array: np.ndarray, half: str) -> np.ndarray:
+    """Rounded to the nearest number of a half precision."""
+    if half == "float16":
+        return array.astype(np.float16).astype(np.float64)
+    bits = array.astype(np.float32).view(np.uint32).astype(np.uint64)
+    bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+    return bits.astype(np.uint32).view(np.float32).astype(np.float64)
+
+
 def _wild(rng, small: bool) -> Case:
     d, batch = _sizes(rng, small)
     weight = str(rng.choice(WEIGHTS, p=[0.4, 0.1, 0.18, 0.17, 0.15]))
@@ -257,6 +285,9 @@ def _matrices(rng, weight, d, batch, rank, shape, condition, spread):
 
 def _with_start(rng, case: Case) -> Case:
     start = str(rng.choice(["cold", "given", "saturated", "warm"], p=[0.6, 0.16, 0.14, 0.1]))
+    if case.weight == "low_rank" and not case.gamma and not geometry(case.geometry, case.box).legendre:
+        # (solvers refuse these, and with them a start from their solution)
+        start = "cold" if start == "warm" else start
     if start in ("cold", "warm"):
         return replace(case, start=start)
     shape = geometry(case.geometry, case.box)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -48,6 +48,17 @@ class Answer:
     refused: str | None = None
 
 
+class Own(ib.Energy):
+    """½zᵀHz − xᵀz, as a user may write it."""
+
+    def __init__(self, matrix: torch.nn.Parameter, convex: bool) -> None:
+        super().__init__(convex=convex)
+        self.matrix = matrix
+
+    def value(self, z: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return -0.5 * torch.linalg.vecdot(z @ self.matrix, z) - torch.linalg.vecdot(x, z)
+
+
 def _tensor(array: np.ndarray, case: Case, grad: bool = False) -> torch.Tensor:
     return torch.tensor(array, dtype=getattr(torch, case.dtype)).requires_grad_(grad)
 
@@ -67,6 +78,8 @@ def _energy(case: Case):
                     parameter.add_(case.noise * torch.randn_like(parameter))
         return energy, dict(energy.named_parameters())
     matrix = torch.nn.Parameter(_tensor(case.matrix, case))
+    if case.own:
+        return Own(matrix, case.weight == "convex"), {"W": matrix}
     if case.weight != "low_rank":
         return ib.QuadraticEnergy.from_matrices(matrix), {"W": matrix}
     rank = case.matrix.shape[1]
@@ -75,6 +88,13 @@ def _energy(case: Case):
         energy.weight_map.vectors.copy_(matrix)
         energy.input_weight.copy_(torch.eye(rank, dtype=dtype))
     return energy, {"V": energy.weight_map.vectors}
+
+
+def _round(energy: torch.nn.Module, half: torch.dtype, keep: bool) -> None:
+    """Round the parameters to half precision, in which they stay or not."""
+    for parameter in energy.parameters():
+        rounded = parameter.data.to(half)
+        parameter.data = rounded.to(parameter.dtype) if keep else rounded
 
 
 def _geometry(case: Case):
@@ -107,27 +127,34 @@ def _array(tensor) -> np.ndarray | None:
     return None if tensor is None else tensor.detach().double().numpy()
 
 
-def ask(case: Case, x: np.ndarray | None = None, rows: slice = slice(None)) -> Answer:
-    """The library's answer to a case, or to some of its rows, or to the same with another x (as wide)."""
+def ask(case: Case, x: np.ndarray | None = None, rows: slice = slice(None), half: bool = False) -> Answer:
+    """The library's answer to a case, or to some of its rows, or to the same with another x (as wide).
+
+    With `half`, x and the start are given in the case's half precision, in which value and gradients come back.
+    """
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         energy, leaves = _energy(case)
+        given = case
+        if case.half:
+            _round(energy, getattr(torch, case.half), keep=not half)
+            given = replace(case, dtype=case.half) if half else case
         x = (case.x if x is None else x)[rows]
-        inputs = _tensor(x, case, grad=True)
-        initial = None if case.initial is None else _tensor(case.initial[rows], case, grad=True)
+        inputs = _tensor(x, given, grad=True)
+        initial = None if case.initial is None else _tensor(case.initial[rows], given, grad=True)
         call = {"regularization": case.gamma, "solver": _solver(case), "adjoint": _adjoint(case)}
         where = _geometry(case)
         try:
             if case.start == "warm":
                 with torch.no_grad():
-                    nearby = _tensor(x * 1.05 + 0.01, case)
+                    nearby = _tensor(x * 1.05 + 0.01, given)
                     initial = ib.find_critical_point(energy, where, nearby, None, case.gamma, _solver(case))
             begin = time.process_time()
             s = ib.find_critical_point(energy, where, inputs, initial, **call)
         except ValueError as refusal:
             return Answer(**_problem(energy, inputs), refused=str(refusal))
-        s.value.backward(_tensor(case.cotangent[rows], case))
+        s.value.backward(_tensor(case.cotangent[rows], given))
         seconds = time.process_time() - begin
         leaves = {**leaves, "x": inputs}
         if isinstance(initial, torch.Tensor):
@@ -150,7 +177,10 @@ def ask(case: Case, x: np.ndarray | None = None, rows: slice = slice(None)) -> A
 
 def _problem(energy, x: torch.Tensor) -> dict:
     with torch.no_grad():
-        if energy.low_rank:
+        x = x.to(next(energy.parameters()).dtype)
+        if isinstance(energy, Own):
+            known, soft = {"weight": energy.matrix, "offset": x}, 0.0
+        elif energy.low_rank:
             vectors = energy.weight_map.vectors
             known = {"vectors": vectors, "target": energy.target(x)}
             soft = energy.weight_map.softening
