@@ -37,6 +37,8 @@ _DETERMINED = 1e-3
 _LEAST = 1e-13
 #: Rounds of refinement with a float64 residual.
 _REFINEMENTS = 4
+#: So many times the smallest normal number, D₊ counts as 0.
+_LEAST_SLOPE = 1e8
 #: Rounds of Chebyshev steps.
 _SWEEPS = 3
 
@@ -141,13 +143,20 @@ def _judged(
     system: Linearization, v: Tensor, g: Tensor, solved: Bool[Tensor, " batch"], residual: Float[Tensor, " batch"]
 ) -> Bool[Tensor, " batch"]:
     """`solved`, and samples whose residual is rounding in an ill-conditioned system that still determines v."""
-    shared = system.hessian.shared
-    if shared is None or bool(solved.all()):
+    if bool(solved.all()):
         return solved
-    slope, shift = system.slope.double(), system.shift.double()
-    size = torch.linalg.matrix_norm(shared.weight.double())
-    terms = torch.linalg.vector_norm(shift * v, dim=-1) + slope.amax(-1) * size * torch.linalg.vector_norm(v, dim=-1)
-    rounding = torch.finfo(v.dtype).eps * terms / torch.linalg.vector_norm(slope * g, dim=-1)
+    shared = system.hessian.shared
+    if shared is None:
+        slope, shift = system.slope, system.shift
+        # (of a bound for every entry a tenth is left in the norm)
+        terms = 0.1 * torch.linalg.vector_norm(slope * system.hessian.rounding(v), dim=-1)
+        rounding = terms + torch.finfo(v.dtype).eps * torch.linalg.vector_norm(shift * v, dim=-1)
+    else:
+        slope, shift = system.slope.double(), system.shift.double()
+        size = torch.linalg.matrix_norm(shared.weight.double()) * torch.linalg.vector_norm(v, dim=-1)
+        terms = torch.linalg.vector_norm(shift * v, dim=-1) + slope.amax(-1) * size
+        rounding = torch.finfo(v.dtype).eps * terms
+    rounding = rounding / torch.linalg.vector_norm(slope * g, dim=-1)
     return solved | ((residual <= rounding) & (rounding <= _DETERMINED))
 
 
@@ -273,9 +282,12 @@ class _Equation:
     @classmethod
     def of(cls, system: Linearization, symmetric: bool, dtype: torch.dtype) -> _Equation:
         slope, shift = system.slope.to(dtype), system.shift.to(dtype)
-        if symmetric and system.slope_range[0] > 0:
+        # Below, the ratio might overflow; what is left of v there is nothing.
+        least = _LEAST_SLOPE * torch.finfo(dtype).tiny
+        if symmetric and system.slope_range[0] > least:
             return cls(system, shift / slope, slope.sqrt())
-        inside = slope > 0
+        inside = slope > least
+        slope = torch.where(inside, slope, 0.0)
         ratio = torch.where(inside, shift / torch.where(inside, slope, 1.0), 0.0)
         return cls(system, ratio, slope.sqrt() if symmetric else inside.to(dtype))
 

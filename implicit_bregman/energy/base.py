@@ -53,6 +53,15 @@ class Hessian(ABC):
     def product(self, v: Float[Tensor, "batch d"], transpose: bool = False) -> Float[Tensor, "batch d"]:
         """∇²f v or its transpose; in v's precision where there is a matrix, else in the energy's own."""
 
+    def rounding(self, v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """About what rounding v and the sums in ∇²f v may make of its entries, (B, d), in the precision of v.
+
+        Here: the largest of what a few patterns of rounding errors make of them.
+        """
+        index = torch.arange(v.shape[-1], device=v.device)
+        products = [self.product(torch.where(index % (2 * n) < n, v, -v)).abs() for n in _PATTERNS]
+        return _ROUNDING_ERRORS * torch.finfo(v.dtype).eps * torch.stack(products).amax(0)
+
     def at(self, z: Float[Tensor, "batch d"]) -> Hessian:
         """∇²f at other points: the same, where f is quadratic."""
         return self
@@ -116,15 +125,6 @@ class BoundEnergy(ABC):
     def terms(self, gradient: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """The largest term in each entry of ∇f, in size, (B, d), given ∇f; |∇f| where the terms are not known."""
         return gradient.abs()
-
-    def rounding(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """About what rounding z and the sums in ∇f may make of the entries of ∇f, (B, d), in the precision of z.
-
-        Here: the largest of what a few patterns of rounding errors make of them.
-        """
-        hessian, index = self.hessian(z), torch.arange(z.shape[-1], device=z.device)
-        products = [hessian.product(torch.where(index % (2 * n) < n, z, -z)).abs() for n in _PATTERNS]
-        return _ROUNDING_ERRORS * torch.finfo(z.dtype).eps * torch.stack(products).amax(0)
 
     def leaves(self, z: Float[Tensor, "batch d"]) -> tuple[Tensor, ...]:
         """Tensors through which −∇f(z) at a fixed z depends on x and θ; by default −∇f(z) itself, with its graph."""

@@ -68,9 +68,6 @@ class BoundQuadratic(BoundEnergy):
     def stiffness(self) -> Tensor:
         return self.shared.row_sizes
 
-    def rounding(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        return self.shared.rounding(z)
-
     def force(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """−∇f(z) = Wz + c."""
         return torch.addmm(self.offset, z, self.weight.mT)
@@ -124,6 +121,9 @@ class SharedHessian(Hessian):
 
     def product(self, v: Tensor, transpose: bool = False) -> Tensor:
         return self.shared.product(v, transpose)
+
+    def rounding(self, v: Tensor) -> Tensor:
+        return self.shared.rounding(v)
 
     def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Hessian]]:
         shared = self.shared

@@ -24,7 +24,7 @@ from implicit_bregman.solvers.finished import Finished
 
 #: Projected Newton steps made before an iterate is given up.
 _STEPS = 200
-#: Steps within which the smallest residual has to halve, where a precision may be at its end.
+#: Steps within which the smallest residual has to halve, or f to fall clearly, where a precision may be at its end.
 _PATIENCE = 20
 #: Trial lengths of a step, each a quarter of the one before.
 _TRIALS = 25
@@ -106,14 +106,15 @@ def projected_newton(
             break
         free = ~_held(objective, at, bounds, length)
         direction, bent = _direction(objective, energy, at, free)
-        before = at.residual
+        before = at
         at, moved, length = _search(objective, energy, at, direction, free, bounds, length)
         stuck = ~moved | (bent & (not objective.convex))
         if record is None:  # good enough, and getting better too slowly
-            stuck |= (at.residual <= tol) & (at.residual > 0.5 * before)
+            stuck |= (at.residual <= tol) & (at.residual > 0.5 * before.residual)
         if not energy.affine:
             halved = at.residual <= 0.5 * best
-            best, idle = torch.where(halved, at.residual, best), torch.where(halved, 0, idle + 1)
+            fell = before.f - at.f > 4 * _uncertainty(before.f, at.f)
+            best, idle = torch.where(halved, at.residual, best), torch.where(halved | fell, 0, idle + 1)
             stuck |= idle >= _PATIENCE
         if bool(stuck.any()):
             final = final.replace_rows(rows, at)
@@ -243,12 +244,17 @@ def _is_lower(energy: BoundEnergy, old: _Iterate, new: _Iterate) -> Bool[Tensor,
     change, noise = terms.sum(-1), 4 * eps * (terms.abs() + old.scale * shift.abs()).sum(-1)
     if not energy.affine:
         difference = new.f - old.f
-        uncertain = 8 * eps * (new.f.abs() + old.f.abs() + 1)
+        uncertain = _uncertainty(old.f, new.f)
         clear = difference.abs() > 4 * uncertain
         change, noise = torch.where(clear, difference, change), torch.where(clear, 0.0, noise)
     finite = torch.isfinite(new.f) & torch.isfinite(new.residual)
     moved = (shift != 0).any(-1)
     return finite & moved & ((change <= _ARMIJO * promised) | ((change <= noise) & (new.residual < old.residual)))
+
+
+def _uncertainty(old: Tensor, new: Tensor) -> Tensor:
+    """The rounding error of the difference of two values of f."""
+    return 8 * torch.finfo(old.dtype).eps * (new.abs() + old.abs() + 1)
 
 
 def _finished(objective: Objective, at: _Iterate, bounds: tuple[float, float], tol: float) -> Finished:
