@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,8 +22,9 @@ class AdjointReport:
     """How the backward solve went; filled in by `backward()`.
 
     Attributes:
-        status: `Status` values, (B,), or None before the backward pass: DIVERGED where the forward solve was, and the
-            gradient is 0; INVALID_INPUT where dL/dz is not finite, and the gradient is NaN.
+        status: `Status` values, (B,), or None before the backward pass: DIVERGED where the forward solve was, or where
+            z is beyond the range of its precision, and the gradient is 0; INVALID_INPUT where dL/dz is not finite, and
+            the gradient is NaN.
         residual: relative residual of the adjoint system, (B,).
         iterations: products with the operator, (B,); 0 for a direct solve.
         error: estimated relative error of the gradient, (B,); see `Solution.gradient_error`.
@@ -56,12 +58,24 @@ class AdjointReport:
         self.iterations, self.error = iterations.reshape(shape), error.reshape(shape)
 
 
+def _within_range(objective: Objective, outcome: Outcome) -> Outcome:
+    """OVERFLOW for the samples in which the largest number of their precision stands for an entry of z beyond it."""
+    if all(math.isfinite(end) for end in objective.geometry.domain):
+        return outcome
+    value = outcome.point.value
+    beyond = (value.abs() >= torch.finfo(value.dtype).max).any(-1) & (outcome.status != int(Status.DIVERGED))
+    if not bool(beyond.any()):
+        return outcome
+    status = torch.where(beyond, int(Status.OVERFLOW), outcome.status)
+    return replace(outcome, status=status, complete=False)
+
+
 def differentiable(outcome: Outcome) -> Bool[Tensor, " batch"] | None:
     """Which samples have a derivative, (B,): not those that have diverged or are on their way to it. None: all."""
     if outcome.complete:
         return None
     point, status = outcome.point, outcome.status
-    usable = point.finite & (status != int(Status.DIVERGED))
+    usable = point.finite & (status != int(Status.DIVERGED)) & (status != int(Status.OVERFLOW))
     unsolved = (status == int(Status.STALLED)) | (status == int(Status.MAX_ITER))
     if bool(unsolved.any()):
         # The square of such a z overflows, and with it dL/dW of the whole batch.
@@ -95,6 +109,7 @@ class Adjoint(Settings):
     ) -> tuple[Outcome, Float[Tensor, "batch d"], AdjointReport]:
         """Find the critical point from y⁰ = `dual` with `solver`, and attach this adjoint's gradient to its value."""
         outcome = judge(objective, solver.solve(objective, dual), solver.tolerance(dual.dtype))
+        outcome = _within_range(objective, outcome)
         value, report = self.attach(objective, outcome, dual)
         return outcome, value, report
 

@@ -66,9 +66,9 @@ class Shine(Adjoint):
     useless or not finite a multiple of `OneStep` is left.
 
     Only `Broyden` without `polish` has an estimate at the point where it stops. solver="auto" and "broyden" mean
-    Broyden(memory=100, polish=False): a memory that is full starts anew and takes what was learned with it. A sample
-    that starts at its solution has learned nothing, nor has one that was held to MM steps, as `Broyden` is where an
-    energy of your own is not declared convex.
+    Broyden(memory=100, polish=False, max_iter=1000): a memory that is full starts anew and takes what was learned with
+    it. A sample that starts at its solution has learned nothing, nor has one that was held to MM steps, as `Broyden` is
+    where an energy of your own is not declared convex.
 
     The report's status is CONVERGED for every sample whose v is finite; how good v is, its `residual` tells: the
     relative residual of the adjoint system, in the scaling of v. `iterations` counts the products, those two included.

@@ -138,7 +138,7 @@ def within_rounding(objective: Objective, energy: BoundEnergy, found: Finished, 
     z, gamma = found.exact, objective.regularization
     scale = objective.scale(energy.terms(found.gradient))
     # (where rounding hides far more than the tolerance it may hide that there is no minimiser at all)
-    most = torch.inf if objective.unique else _HIDDEN
+    most = torch.inf if objective.unique and energy.affine else _HIDDEN
     scale = (energy.hessian(z).rounding(z) / tol).clamp(scale, most * scale)
     total = torch.add(found.gradient, found.exact_dual, alpha=gamma) if gamma else found.gradient
     return objective.residual(z, total, scale, objective.geometry.bounds(objective.energy.dtype)) <= tol

@@ -212,9 +212,7 @@ def _start(objective: Objective, energy: BoundEnergy, dual: Tensor) -> _Iterate:
     return at.where(usable, _evaluate(objective, energy, torch.zeros_like(dual), none, none + 2))
 
 
-def _swept(
-    objective: Objective, energy: BoundQuadratic, dual: Tensor, tol: float, max_steps: int
-) -> _Iterate | None:
+def _swept(objective: Objective, energy: BoundQuadratic, dual: Tensor, tol: float, max_steps: int) -> _Iterate | None:
     """The iterates after a few Chebyshev steps, in float64, where there is a use for them.
 
     In the samples' precision y itself is rounded: the last digits are those of a Newton step from float64 errors, whose

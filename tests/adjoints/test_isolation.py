@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 
 import implicit_bregman as ib
+from implicit_bregman.objective import Objective
+from implicit_bregman.solvers.base import Outcome
 from tests.adjoints.helpers import Case, Learned, learned_case
 
 CASES = [
@@ -129,3 +132,27 @@ def _rows(learned: Learned, rows: torch.Tensor) -> Learned:
     part.initial = learned.initial.detach()[rows].clone().requires_grad_()
     part.direction = learned.direction[rows]
     return part
+
+
+@pytest.mark.parametrize("adjoint", ["implicit", "phantom", "one_step"])
+def test_a_sample_on_its_way_to_infinity_spoils_no_other(adjoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given up at |z| = 1e25 with any status, its v zᵀ would overflow."""
+    solve, limit = ib.solvers.Newton.solve, 1e25
+
+    def given_up(self: ib.solvers.Newton, objective: Objective, dual: torch.Tensor) -> Outcome:
+        found = solve(self, objective, dual)
+        value = found.point.value.index_fill(0, torch.tensor([1]), limit)
+        status = found.status.index_fill(0, torch.tensor([1]), int(ib.Status.STALLED))
+        point = replace(found.point, value=value, dual=found.point.dual.index_fill(0, torch.tensor([1]), limit))
+        return replace(found, point=point, status=status, complete=False)
+
+    weight = (-torch.eye(2)).requires_grad_()
+    x = torch.tensor([[0.1, 0.2], [0.3, 0.4]])
+    energy = ib.QuadraticEnergy.from_matrices(weight)
+    alone = ib.find_critical_point(energy, "identity", x[:1], adjoint=adjoint).value
+    (expected,) = torch.autograd.grad(alone.sum(), weight)
+    monkeypatch.setattr(ib.solvers.Newton, "solve", given_up)
+    with pytest.warns(ib.ConvergenceWarning, match="STALLED"):
+        found = ib.find_critical_point(energy, "identity", x, adjoint=adjoint)
+    (gradient,) = torch.autograd.grad(found.value.sum(), weight)
+    torch.testing.assert_close(gradient, expected)

@@ -17,6 +17,8 @@ from tests.fuzz.unrolled import check_unrolled
 IMPLICIT = ("implicit", "cg", "gmres", "dense")
 ADJOINT_TOL = {"float32": 1e-6, "float64": 1e-12}
 BASE_TOL = {"float32": 3e-4, "float64": 1e-8}
+#: Steps of MM that the judge makes for itself.
+MM_STEPS = 3000
 #: By how much more than its error bars, which are estimates, a gradient may be off.
 SPREAD = 3.0
 
@@ -268,6 +270,31 @@ def _several(sample: Sample, answer: Answer, report: Report, tag: str, claimed: 
         values = np.linalg.eigvalsh(block)
         holds = values[0] >= -1e-2 * np.abs(values).max()
         report.demand("minimum", bool(holds), f"{tag}: curvature {values[0]:.2e} of {values[-1]:.2e}", soft=True)
+    limit = _limit_of_mm(sample)
+    if limit is not None:
+        # (rounding may decide between two minima: how often they agree is for the table to say)
+        off = float((np.abs(limit - sample.z) / (1 + np.abs(limit))).max())
+        report.demand("MM's limit", off <= 0.02, f"{tag}: MM ends {off:.2g} away", soft=True)
+
+
+def _limit_of_mm(sample: Sample) -> np.ndarray | None:
+    """Where MM's own steps lead from the start; None where that is not known after some thousand."""
+    shape, gamma, case = sample.shape, float(sample.gamma), sample.case
+    if sample.start is None or not shape.legendre or shape.sigma <= 0 or case.d > 16 or case.columns:
+        return None
+    matrix, offset = (array.astype(np.float64) for array in (sample.problem.matrix, sample.problem.offset))
+    step = min(1.0, float(shape.sigma) / float(np.linalg.eigvalsh(matrix)[-1].clip(1e-300)))
+    y = sample.start.astype(np.float64)
+    z = shape.rho(y)
+    for _ in range(MM_STEPS):
+        y = (y - step * (matrix @ z - offset)) / (1 + step * gamma)
+        old, z = z, shape.rho(y)
+        if np.abs(z - old).max() <= 1e-9 * (1 + np.abs(z).max()):
+            break
+    field = matrix @ z - offset + gamma * y
+    way = np.where(field < 0, shape.hi - z, z - shape.lo)
+    near = np.minimum(np.abs(field) / (1 + np.abs(offset)), way / (1 + np.abs(z))) <= 1e-4
+    return z if np.isfinite(z).all() and near.all() else None
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------

@@ -568,3 +568,12 @@ def test_interior_points_against_all_active_sets(name: str, generator: torch.Gen
             if bool(((z >= lo) & (z <= hi)).all()):
                 best = min(best, float(value_of(hessian, offset[row], z)))
         assert float(value_of(hessian, offset[row], found.exact[row])) == pytest.approx(best, rel=1e-9)
+
+
+def test_a_free_set_without_curvature(dtype: torch.dtype) -> None:
+    """z₁ is held at its bound, and f does not depend on z₂: it stays where it starts."""
+    hessian, offset = torch.diag(torch.tensor([1.0, 0.0], dtype=dtype)), torch.tensor([[5.0, 0.0]], dtype=dtype)
+    start = torch.tensor([[0.1, 0.25]], dtype=dtype)
+    found = solve(hessian, offset, "tanh", initial=start)
+    assert found.status.tolist() == [ib.Status.NONUNIQUE]
+    torch.testing.assert_close(found.value, torch.tensor([[1.0, 0.25]], dtype=dtype), rtol=1e-6, atol=1e-6)

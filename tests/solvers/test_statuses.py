@@ -393,3 +393,18 @@ def test_what_has_a_minimum_is_not_refused(geometry: str, weight: list[list[floa
 def test_a_user_energy_cannot_be_refused_beforehand() -> None:
     with pytest.warns(ConvergenceWarning, match="DIVERGED: .*bounded domain"):
         ib.find_critical_point(Cliff(), "identity", torch.ones(1, 2))
+
+
+@pytest.mark.parametrize(("dtype", "gamma"), [(torch.float32, 0.02), (torch.float64, 2e-3)])
+def test_a_value_beyond_the_range_is_not_a_solution(dtype: torch.dtype, gamma: float) -> None:
+    """γ log z = 2: z = exp(100) or exp(1000), for which the largest number stands."""
+    weight = torch.diag(torch.tensor([-1.0, 0.0], dtype=dtype)).requires_grad_()
+    energy = ib.QuadraticEnergy.from_matrices(weight)
+    c = torch.tensor([[0.5, 2.0], [0.5, 0.0]], dtype=dtype, requires_grad=True)
+    with pytest.warns(ib.ConvergenceWarning, match="OVERFLOW: the value exceeds the range"):
+        found = ib.find_critical_point(energy, "exp", c, regularization=gamma)
+    assert found.status.tolist() == [Status.OVERFLOW, Status.CONVERGED]
+    found.value.sum().backward()
+    assert bool(weight.grad.isfinite().all())
+    assert c.grad[0].tolist() == [0.0, 0.0]
+    assert float(c.grad[1, 0]) > 0
