@@ -163,6 +163,7 @@ class _Run:
         self.lowest_point = self.point
         self.progress = self._start(self.point)
         self.memory = None if accelerator is None else accelerator.start(objective, self.point)
+        self.stale = False
         self.finishes = solver.polishes and can_finish(objective) and (objective.unique or can_certify(objective))
         self.certifies = not objective.unique and can_certify(objective)
         self.finish_every = max(_FINISH_EVERY, dual.shape[-1] // _FINISH_WIDTH)
@@ -230,8 +231,10 @@ class _Run:
         """Propose, evaluate, and keep what the safeguard lets through."""
         point, progress = self.point, self.progress
         candidate, proposed = point.next_dual, torch.zeros_like(progress.restart)
-        if self.accelerator is not None:
-            fresh = progress.restart | ~progress.free_to_run | (progress.rest > 0)
+        proposes = self._proposes()
+        if self.accelerator is not None and proposes:
+            fresh = progress.restart | ~progress.free_to_run | (progress.rest > 0) | self.stale
+            self.stale = False
             self.memory, dual = self.accelerator.propose(self.objective, self.memory, point, fresh)
             proposed = ~fresh & torch.isfinite(dual.sum(-1))
             candidate = torch.where(proposed[:, None], dual, candidate)
@@ -250,8 +253,11 @@ class _Run:
         closer = accepted & (new.residual < 0.999 * progress.best)
         shorter = accepted & (length < 0.999 * progress.shortest)
         gained = closer | shorter | (fell & accepted)
+        if proposes:
+            height = torch.where(accepted, merit, progress.window[:, -1])
+            progress = self._balanced(progress, new, height, proposed, gained)
         self.progress = replace(
-            self._balanced(progress, new, torch.where(accepted, merit, progress.window[:, -1]), proposed, gained),
+            progress,
             evaluations=progress.evaluations + 1,
             lowest=torch.where(accepted, torch.minimum(merit, progress.lowest), progress.lowest),
             best=torch.where(closer, new.residual, progress.best),
@@ -273,7 +279,17 @@ class _Run:
                 ample = accepted & ~proposed & self.objective.majorized(point, new, _AMPLE)
                 step = torch.where(ample[:, None], (2 * step).clamp_max(1.0), step)
             self.point = self.objective.restep(self.point, step)
-        self._return()
+        if proposes:
+            self._return()
+
+    def _proposes(self) -> bool:
+        """Whether any sample may follow proposals; else the accelerator forgets, and its work is saved."""
+        if self.accelerator is None:
+            return False
+        if self.objective.unique or bool(self.progress.free_to_run.any()):
+            return True
+        self.stale = True
+        return False
 
     def _is_under_way(self, point: Point) -> Bool[Tensor, " batch"]:
         """Whether a sample moves although nothing of it gets better."""
@@ -286,7 +302,7 @@ class _Run:
         more of them in vain than other steps, and a return to the lowest point when they are given up, bound the time
         of an accelerated method by about twice that of MM.
         """
-        if self.accelerator is None or self._merit_is_residual:  # a residual may rise for long, of MM too
+        if self._merit_is_residual:  # a residual may rise for long, of MM too
             return progress
         # Of what MM's step promises, a proposal has to bring a share, or else come clearly closer.
         promise, noise = self.objective.promised_decrease(self.point)
@@ -309,8 +325,6 @@ class _Run:
 
     def _return(self) -> None:
         """Go back to the lowest point where proposals are given up above it."""
-        if self.accelerator is None:
-            return
         progress = self.progress
         back = progress.astray & (progress.rest > 0)
         if not bool(back.any()):
