@@ -62,12 +62,12 @@ def _within_range(objective: Objective, outcome: Outcome) -> Outcome:
     """OVERFLOW for the samples in which the largest number of their precision stands for an entry of z beyond it."""
     if all(math.isfinite(end) for end in objective.geometry.domain):
         return outcome
-    value = outcome.point.value
-    beyond = (value.abs() >= torch.finfo(value.dtype).max).any(-1) & (outcome.status != int(Status.DIVERGED))
+    value, status = outcome.point.value, outcome.status
+    solved = (status <= int(Status.TRUNCATED)) | (status == int(Status.NONUNIQUE))
+    beyond = (value.abs() >= torch.finfo(value.dtype).max).any(-1) & solved
     if not bool(beyond.any()):
         return outcome
-    status = torch.where(beyond, int(Status.OVERFLOW), outcome.status)
-    return replace(outcome, status=status, complete=False)
+    return replace(outcome, status=torch.where(beyond, int(Status.OVERFLOW), status), complete=False)
 
 
 def differentiable(outcome: Outcome) -> Bool[Tensor, " batch"] | None:

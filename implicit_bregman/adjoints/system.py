@@ -31,6 +31,8 @@ _LARGEST_DENSE = 1024
 #: A factorization whose solution leaves a larger relative residual is that of a numerically singular system. A
 #: symmetric W may be so only up to its own rounding, of which the factorization sees one half.
 _SINGULAR = {torch.float32: 1e-5, torch.float64: 1e-8}
+#: So many rounding errors are those of a sum.
+_SUM = 4
 #: A system in which rounding changes v by more than this, relative to v, is singular.
 _DETERMINED = 1e-3
 #: The smallest relative residual that is asked of a direct solve.
@@ -151,13 +153,28 @@ def _judged(
         # (of a bound for every entry a tenth is left in the norm)
         terms = 0.1 * torch.linalg.vector_norm(slope * system.hessian.rounding(v), dim=-1)
         rounding = terms + torch.finfo(v.dtype).eps * torch.linalg.vector_norm(shift * v, dim=-1)
+        rounding = rounding / torch.linalg.vector_norm(slope * g, dim=-1)
     else:
-        slope, shift = system.slope.double(), system.shift.double()
-        size = torch.linalg.matrix_norm(shared.weight.double()) * torch.linalg.vector_norm(v, dim=-1)
-        terms = torch.linalg.vector_norm(shift * v, dim=-1) + slope.amax(-1) * size
-        rounding = torch.finfo(v.dtype).eps * terms
-    rounding = rounding / torch.linalg.vector_norm(slope * g, dim=-1)
+        residual, rounding = _scaled(system, shared, v.double(), g.double())
     return solved | ((residual <= rounding) & (rounding <= _DETERMINED))
+
+
+def _scaled(system: Linearization, shared: SharedMatrix, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+    """The relative residual with every equation in its own units, and what rounding may make of it, each (B,).
+
+    Where H is definite the units are those of a diagonal of ones: they say how well v is determined.
+    """
+    matrix, slope, shift = shared.wide.matrix, system.slope.double(), system.shift.double()
+    size = matrix.diagonal() if shared.symmetric and shared.convex else torch.linalg.vector_norm(matrix, dim=0)
+    # The equation was multiplied by D₊, of which its symmetric form keeps the root.
+    unit = (slope * (slope * size.abs() + shift)).sqrt()
+    # (a row of zeros that asks for something is not to be overlooked)
+    unit = torch.where(unit > 0, unit, torch.where(slope > 0, 1.0, torch.inf))
+    right = torch.linalg.vector_norm(slope * g / unit, dim=-1)
+    left = (shift * v + slope * (v @ matrix) - slope * g) / unit
+    terms = ((shift * v).abs() + slope * (v.abs() @ matrix.abs())) / unit
+    rounding = _SUM * torch.finfo(torch.float64).eps * torch.linalg.vector_norm(terms, dim=-1)
+    return torch.linalg.vector_norm(left, dim=-1) / right, rounding / right
 
 
 def _minimum_norm(shared: SharedMatrix, free: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
