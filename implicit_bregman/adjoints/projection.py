@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.adjoints.base import AdjointReport, report_backward
+from implicit_bregman.adjoints.base import AdjointReport, differentiable, report_backward
 from implicit_bregman.adjoints.projection_error import Unsolved, refined_error, unsolved
 from implicit_bregman.adjoints.transforms import refuse_batched, refuse_higher_order
 from implicit_bregman.energy.low_rank import Basis, BoundLowRank, column_lengths
@@ -62,6 +62,10 @@ def attach_projection(
         return value, report
     slope, soft = objective.geometry.slope(point.dual), _is_soft(objective, outcome)
     multiplier = _multiplier(objective, outcome, dual)
+    known = torch.isfinite(multiplier.to(value.dtype)).all(-1)
+    usable = differentiable(outcome)
+    known = known if usable is None else known & usable
+    multiplier = torch.where(known[:, None], multiplier, 0.0)
     state = _State(
         adjoint,
         report,
@@ -71,6 +75,7 @@ def attach_projection(
         slope,
         multiplier.to(value.dtype),
         soft,
+        known,
         gamma == 0,
         unsolved(objective, dual.detach(), point.dual, value, slope, multiplier, soft),
     )
@@ -118,6 +123,8 @@ class _State:
     slope: Float[Tensor, "batch d"]
     multiplier: Float[Tensor, "batch r"]
     soft: Bool[Tensor, " batch"]
+    known: Bool[Tensor, " batch"]
+    """The samples that have a derivative."""
     moves: bool
     """Whether the result depends on y⁰: γ = 0."""
     unsolved: Unsolved | None
@@ -146,6 +153,7 @@ class _AttachProjection(torch.autograd.Function):
             state.slope,
             state.multiplier,
             state.soft,
+            state.known,
             basis.range,
             basis.lift,
             basis.null,
@@ -157,11 +165,13 @@ class _AttachProjection(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         refuse_higher_order("implicit")
         refuse_batched("implicit", gradient)
-        value, vectors, softness, slope, multiplier, soft, columns, lift, null, equations, *rest = ctx.saved_tensors
+        value, vectors, softness, slope, multiplier, soft, known, columns, lift, null, equations, *rest = (
+            ctx.saved_tensors
+        )
         adjoint: Implicit = ctx.adjoint
         with torch.autocast(gradient.device.type, enabled=False):
             usable = torch.isfinite(gradient).all(-1)
-            g = torch.where(usable[:, None], gradient, 0.0).double()
+            g = torch.where((usable & known)[:, None], gradient, 0.0).double()
             epsilon = torch.where(soft, softness.double(), 0.0)
             basis = Basis(columns, lift, null, equations, vectors.double())
             w, p, singular, residual = solve_projection_system(basis, slope.double(), epsilon, g)
@@ -183,8 +193,8 @@ class _AttachProjection(torch.autograd.Function):
             dv = p.mT @ lam - value.double().mT @ w if needs[1] else None
             depsilon = -(torch.where(soft[:, None], w * lam, 0.0)).sum() if needs[4] else None
         residual, error = residual.to(gradient.dtype), error.to(gradient.dtype)
-        ctx.report.fill(status, residual, torch.zeros_like(status), error)
-        report_backward("implicit adjoint", status, adjoint.on_failure)
+        ctx.report.fill(status, residual, torch.zeros_like(status), error, known)
+        report_backward("implicit adjoint", ctx.report.status, adjoint.on_failure)
         return (
             None,
             None if dv is None else dv.to(vectors.dtype),

@@ -86,7 +86,7 @@ def _solve(system: Linearization, g: Tensor, method: str, tol: float | None, max
     # More iterations cannot help where there was a factorization, or where they ended before their limit.
     unsolved = torch.where((iterations >= max_iter) & (not direct), int(Status.MAX_ITER), int(Status.SINGULAR))
     status = torch.where(solved, int(Status.CONVERGED), unsolved)
-    status = torch.where(finite, status, int(Status.SINGULAR))
+    status, residual = torch.where(finite, status, int(Status.SINGULAR)), torch.where(finite, residual, torch.inf)
     return torch.where(finite[:, None], v, 0.0).to(g.dtype), status, residual, iterations
 
 

@@ -184,6 +184,7 @@ def _status(sample: Sample, report: Report, tag: str, status: Status) -> None:
     hard = "status" if case.user else "status (wild)"
     kind = "status (singular)" if shared.count == "singular" else hard
     limited = (shared.ill and shared.count == "one") or sample.condition * shared.eps > 1e-2
+    limited = limited or (not case.user and np.linalg.cond(shared.matrix.astype(np.float64)) * shared.eps > 0.1)
     # A field without an objective whose entries span decades may run far before it comes back.
     limited = limited or (case.weight == "free" and not case.user)
     report.demand(kind, not status.failed, tag, soft=slow or limited)
@@ -229,9 +230,11 @@ def _objective(sample: Sample, answer: Answer, report: Report, tag: str) -> None
     if scale > float(np.finfo(sample.case.dtype).max) / 1e3:
         return
     off = abs(true - answer.objective[sample.row])
+    # (z is known to the tolerance)
+    blur = sample.tol * float(np.abs(sample.problem.offset).sum()) + 1e3 * np.finfo(sample.case.dtype).tiny
     report.demand(
         "objective",
-        bool(off <= 1e3 * sample.shared.eps * scale + 1e3 * np.finfo(sample.case.dtype).tiny),
+        bool(off <= 1e3 * sample.shared.eps * scale + blur),
         f"{tag}: {answer.objective[sample.row]:.8g}, true {true:.8g}",
     )
 

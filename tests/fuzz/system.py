@@ -145,6 +145,10 @@ class Sample:
         if self.gamma and self.dual is not None and self.cut.any():
             # (there γy is computed from z, and has its rounding)
             noise = noise + np.where(self.cut, 16 * eps * self.gamma * np.abs(z) / self.shape.slope(y), 0)
+        if self.shared.count == "singular":
+            # (a matrix that rounding has made indefinite stands for the nearest one that is not)
+            size = np.linalg.norm(problem.matrix.astype(np.float64), 2) * np.linalg.norm(z.astype(np.float64))
+            noise = noise + 8 * eps * size
         scaled = np.maximum(np.abs(field) - noise, 0) / (1 + problem.terms(z))
         way = np.where(field < 0, self.shape.hi - z, z - self.shape.lo)
         return np.minimum(scaled, np.maximum(way, 0) / (1 + np.abs(z)))
