@@ -27,6 +27,8 @@ from implicit_bregman.status import Status
 
 #: Fixed-point steps on a field without an objective after which, at a residual above this, continuation takes over.
 _FIELD_STEPS, _FIELD_NEAR = 300, 1e-3
+#: Such steps where Newton's method is certain to be able to go on from the start: γ > 0 and a monotone field.
+_MONOTONE_STEPS = 50
 #: Projected gradient steps that guess the active set.
 _GUESSES = 6
 #: Corrections of the active set before a sample is left to projected Newton steps.
@@ -111,16 +113,29 @@ class Newton(Solver):
         method = self._accelerated()
         if self.trace or not can_continue(objective) or self.max_iter <= _FIELD_STEPS:
             return method.solve(objective, dual)
-        outcome = replace(method, max_iter=_FIELD_STEPS).solve(objective, dual)
+        monotone = objective.unique and objective.regularization > 0
+        outcome = replace(method, max_iter=_MONOTONE_STEPS if monotone else _FIELD_STEPS).solve(objective, dual)
+        if monotone:
+            outcome = self._from_start(objective, outcome, dual)
         near = (outcome.status == Status.MAX_ITER) & (outcome.point.residual <= _FIELD_NEAR)
         outcome = self._sharpened(objective, outcome, near.nonzero().squeeze(-1))
-        outcome = self._continued(objective, outcome, (outcome.status == Status.MAX_ITER).nonzero().squeeze(-1))
-        rows = ((outcome.status == Status.MAX_ITER) | (outcome.status == Status.STALLED)).nonzero().squeeze(-1)
+        outcome = self._continued(objective, outcome, _unsolved(outcome))
+        rows = _unsolved(outcome)
         left = self._left(outcome, rows) if len(rows) else 0
         if not left:
             return outcome
         rest = replace(method, max_iter=left).solve(objective.select(rows), dual[rows])
         return _merged(objective, outcome, rows, rest)
+
+    def _from_start(self, objective: Objective, outcome: Outcome, dual: Tensor) -> Outcome:
+        """`outcome`, with what failed replaced by Newton's solution: there is one, and its steps come nearer to it."""
+        rows = (outcome.status >= int(Status.MAX_ITER)).nonzero().squeeze(-1)
+        if len(rows) == 0:
+            return outcome
+        part, tol = objective.select(rows), self.tolerance(dual.dtype)
+        found = rounding_accepted(part, newton(part, dual[rows], tol, self._left(outcome, rows)), tol)
+        good = found.accepted.nonzero().squeeze(-1)
+        return _merged(objective, outcome, rows[good], _outcome(part.select(good), found.select(good), None))
 
     def _sharpened(self, objective: Objective, outcome: Outcome, rows: Int[Tensor, " some"]) -> Outcome:
         """`outcome` with those of its `rows` replaced that have an equilibrium nearby."""
@@ -246,6 +261,11 @@ class Newton(Solver):
         rise, noise = objective.increase(point, reached)
         tries = found.tries + 1
         return replace(found, tries=tries), found.accepted & (moved <= _REACH * size) & (rise <= noise)
+
+
+def _unsolved(outcome: Outcome) -> Int[Tensor, " some"]:
+    """The samples that more steps, or others, may still bring to an equilibrium."""
+    return ((outcome.status == Status.MAX_ITER) | (outcome.status == Status.STALLED)).nonzero().squeeze(-1)
 
 
 def _has_inverse(energy: BoundQuadratic, batch: int) -> bool:
