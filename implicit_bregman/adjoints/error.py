@@ -43,6 +43,8 @@ _COARSE = 0.03
 _PRODUCTS = 50
 #: A gradient that grows by this factor within the last digits of z has no limit that it could be near to.
 _GROWTH = 1.5
+#: The least norm that is divided by.
+_LEAST = 1e-200
 
 
 def norm(rows: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
@@ -51,8 +53,8 @@ def norm(rows: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
 
 
 def ratio(top: Tensor, bottom: Tensor) -> Tensor:
-    """top / bottom of norms in float64; 0 where both are 0."""
-    return top / bottom.clamp_min(torch.finfo(torch.float64).tiny)
+    """top / bottom of norms in float64; 0 where both are 0, and finite where the bottom alone is."""
+    return top / bottom.clamp_min(_LEAST)
 
 
 def quick_estimate(g: Tensor, v: Tensor, residual: Tensor, leftover: Tensor, leaving: Tensor | None) -> Tensor:

@@ -77,3 +77,25 @@ def test_without_regularization_the_limit_of_the_curve_is_an_equilibrium() -> No
     moved = (found.value + force).clamp(-1.0, 1.0) - found.value
     assert bool(found.converged.all())
     assert float(moved.abs().max()) <= 1e-10
+
+
+@pytest.mark.parametrize("geometry", ["exp", "softplus", "bent", "arcsinh"])
+@pytest.mark.parametrize("scale", [10.0, 1e5])
+def test_a_monotone_field_without_a_bound_on_the_slope(geometry: str, scale: float, dtype: torch.dtype) -> None:
+    """Fixed-point steps overshoot where ρ' grows without bound; Newton's method finds the one equilibrium."""
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randn(5, 5, generator=generator, dtype=torch.float64)
+    weight = -0.5 * torch.eye(5, dtype=torch.float64) + 0.1 * noise + 0.3 * (noise - noise.T)
+    offset = scale * torch.randn(6, 5, generator=generator, dtype=torch.float64)
+    weight, offset = weight.to(dtype), offset.to(dtype)
+    start = 15 * torch.ones_like(offset)
+    energy = ib.QuadraticEnergy.from_matrices(weight)
+    found = ib.find_critical_point(energy, geometry, offset, regularization=1.5, initial_dual=start)
+    assert bool(found.converged.all())
+    assert int(found.iterations.max()) <= 100
+    y, z, c, matrix = found.dual.double(), found.value.double(), offset.double(), weight.double()
+    error = 1.5 * y - z @ matrix.mT - c
+    size = 1 + 1.5 * y.abs() + z.abs() @ matrix.mT.abs() + c.abs()
+    # (next to a bound z is known, and y need not be)
+    known = (z > 1e-4) | (geometry == "arcsinh")
+    assert float((error.abs() / size)[known].max()) <= (2e-6 if dtype == torch.float32 else 1e-11)
