@@ -6,6 +6,7 @@ iterations cannot touch it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.objective import Objective, Point, RowsOfTensors
 from implicit_bregman.solvers.base import Outcome, Solver
 from implicit_bregman.solvers.basin import can_certify, certified_radius
@@ -160,6 +162,7 @@ class _Run:
         self.tol = solver.tolerance(dual.dtype)
         self.point = objective.evaluate(dual, objective.initial_step(dual))
         self.limit = self._limit(self.point)
+        self.depth = self._depth()
         self.lowest_point = self.point
         self.progress = self._start(self.point)
         self.memory = None if accelerator is None else accelerator.start(objective, self.point)
@@ -220,6 +223,17 @@ class _Run:
             return torch.full_like(point.residual, torch.inf)
         far = torch.finfo(point.value.dtype).eps ** (-1.0 if self.objective.unique else -0.75)
         return far * (1 + point.value.abs().amax(-1))
+
+    def _depth(self) -> Tensor | None:
+        """F below which every critical point is farther out than `limit`, (b,); None: no such number is known.
+
+        γ = 0, f quadratic and C a cone: there ⟨∇f, z⟩ = 0 and F = −½⟨c, z⟩, and MM never climbs.
+        """
+        energy, ends = self.objective.energy, self.objective.geometry.domain
+        cone = all(end == 0.0 or math.isinf(end) for end in ends)
+        if self.objective.regularization or not (cone and isinstance(energy, BoundQuadratic) and energy.symmetric):
+            return None
+        return -0.5 * self.limit * energy.offset.detach().abs().sum(-1)
 
     @property
     def _merit_is_residual(self) -> bool:
@@ -441,6 +455,8 @@ class _Run:
         broken = progress.lost | ~point.finite
         converged = (point.residual <= self.tol) & ~broken
         running_away = broken | (~converged & (point.value.abs().amax(-1) > self.limit))
+        if self.depth is not None and point.objective is not None:
+            running_away = running_away | (~converged & (point.objective < self.depth))
         done = (status >= 0) | running_away | converged
         if not bool(done.any()):
             return
@@ -473,6 +489,7 @@ class _Run:
         self.point = self.point.select(index)
         self.progress = self.progress.select(index)
         self.limit = self.limit[index]
+        self.depth = None if self.depth is None else self.depth[index]
         self.lowest_point = self.lowest_point.select(index)
         if self.memory is not None:
             self.memory = self.memory.select(index)

@@ -408,3 +408,15 @@ def test_a_value_beyond_the_range_is_not_a_solution(dtype: torch.dtype, gamma: f
     assert bool(weight.grad.isfinite().all())
     assert c.grad[0].tolist() == [0.0, 0.0]
     assert float(c.grad[1, 0]) > 0
+
+
+@pytest.mark.parametrize(("geometry", "most"), [("exp", 650), ("bent", 8000), ("softplus", 8000)])
+def test_a_depth_that_no_critical_point_has_ends_the_run(geometry: str, most: int) -> None:
+    """F = −½⟨c, z⟩ at critical points on a cone: far below, none is near."""
+    scale = torch.tensor([1.0, 2.0, 0.5, 4.0, 0.25, 8.0], dtype=torch.float64)
+    weight = scale[:, None] * (0.2 - torch.eye(6, dtype=torch.float64)) * scale  # bounded along all axes
+    c = torch.tensor([[1.0, -1.0, 0.5, 0.2, 0.1, 0.3], [0.1] * 6], dtype=torch.float64)
+    quiet = ib.solvers.Newton(on_failure="ignore")
+    found = ib.find_critical_point(ib.QuadraticEnergy.from_matrices(weight), geometry, c, solver=quiet)
+    assert found.status.tolist() == [Status.DIVERGED] * 2
+    assert int(found.iterations.max()) <= most
