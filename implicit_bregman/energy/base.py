@@ -13,14 +13,12 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from implicit_bregman.energy.snapshot import Again, Place, Snapshot
-from implicit_bregman.linalg.shared import SharedMatrix
+from implicit_bregman.linalg.shared import ROUNDING_ERRORS, SharedMatrix
 
 PullBack = Callable[[Tensor, Tensor, tuple[bool, ...]], tuple[Tensor | None, ...]]
 """From v = dL/d(−∇f), z and what is needed to the gradients of an energy's `leaves`."""
 
 
-#: So many rounding errors of the terms of a sum are those of the sum.
-_ROUNDING_ERRORS = 16
 #: Lengths of the runs of equal signs in the patterns of rounding errors.
 _PATTERNS = (1, 2, 4)
 
@@ -60,7 +58,7 @@ class Hessian(ABC):
         """
         index = torch.arange(v.shape[-1], device=v.device)
         products = [self.product(torch.where(index % (2 * n) < n, v, -v)).abs() for n in _PATTERNS]
-        return _ROUNDING_ERRORS * torch.finfo(v.dtype).eps * torch.stack(products).amax(0)
+        return ROUNDING_ERRORS * torch.finfo(v.dtype).eps * torch.stack(products).amax(0)
 
     def at(self, z: Float[Tensor, "batch d"]) -> Hessian:
         """∇²f at other points: the same, where f is quadratic."""

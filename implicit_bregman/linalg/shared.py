@@ -27,6 +27,9 @@ _KEPT = 3
 #: Power iterations behind a guess of λ_max.
 _POWER_STEPS = 6
 
+#: So many rounding errors of the terms of a sum are those of the sum.
+ROUNDING_ERRORS = 16
+
 
 class SharedMatrix:
     """H = −W, the Hessian that all samples of a quadratic energy share.
@@ -123,7 +126,7 @@ class SharedMatrix:
 
     def rounding(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """What rounding z and the sums may make of the entries of Wz, (B, d), in the precision of z."""
-        return 16 * torch.finfo(z.dtype).eps * (z.abs() @ self.weight.abs().mT)
+        return ROUNDING_ERRORS * torch.finfo(z.dtype).eps * (z.abs() @ self.weight.abs().mT)
 
     def product(self, v: Float[Tensor, "batch d"], transpose: bool = False) -> Float[Tensor, "batch d"]:
         """H v, or Hᵀ v, in v's precision."""

@@ -36,8 +36,6 @@ _BELOW = 0.1
 _WELL = 0.05
 #: A sample whose error is below this part of the tolerance before the last steps is left as it is.
 _CLOSE = 0.9
-#: Steps in float64 after those in the samples' precision, from errors of at most so many times the goal.
-_REFINEMENTS, _RANGE = 2, 30.0
 #: Newton steps after the Chebyshev steps, from errors up to so many times the goal, by so many products, to such a part
 #: of it.
 _REFINEMENTS, _FAR, _MOST_PRODUCTS, _PART = 2, 1e4, 30, 0.7
