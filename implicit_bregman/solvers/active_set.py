@@ -7,6 +7,7 @@ Kunisch, 2002, a semismooth Newton method). Everything returned has been tested 
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -139,7 +140,10 @@ def within_rounding(objective: Objective, energy: BoundEnergy, found: Finished, 
     scale = objective.scale(energy.terms(found.gradient))
     # (where rounding hides far more than the tolerance it may hide that there is no minimiser at all)
     most = torch.inf if objective.unique and energy.affine else _HIDDEN
-    scale = (energy.hessian(z).rounding(z) / tol).clamp(scale, most * scale)
+    # ρ adds up to the ends of a box, whose rounding z has however small it is.
+    ends = [abs(end) for end in objective.geometry.domain]
+    size = z.abs() + (max(ends) if gamma and math.isfinite(max(ends)) else 0.0)
+    scale = (energy.hessian(z).rounding(size) / tol).clamp(scale, most * scale)
     total = torch.add(found.gradient, found.exact_dual, alpha=gamma) if gamma else found.gradient
     return objective.residual(z, total, scale, objective.geometry.bounds(objective.energy.dtype)) <= tol
 

@@ -141,6 +141,9 @@ class Sample:
         problem = self.problem
         field = problem.field(z, y)
         size = np.abs(z) + self.shape.slope(y) * np.abs(y) if self.gamma else np.abs(z)
+        if self.gamma and self.case.box is not None:
+            # (the ends of a box are added to z, and have their rounding)
+            size = size + max(abs(end) for end in self.case.box)
         noise = 16 * eps * (np.abs(problem.matrix) @ size + np.abs(problem.offset) + self.gamma * np.abs(y))
         if self.gamma and self.dual is not None and self.cut.any():
             # (there γy is computed from z, and has its rounding)
