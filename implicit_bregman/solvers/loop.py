@@ -49,6 +49,8 @@ _NEWTON_WIDTH = 128
 _NEAR = 1e-3
 #: Plain steps made first where an exact finish is to follow: they halve the number of active sets it has to try.
 _WALK = 24
+#: MM steps after which, where only MM's own may be made, some are made at a time before one is looked at.
+_MANY, _UNSEEN = 40, 8
 #: The most MM steps that are made at once.
 _LONGEST = 2.0**20
 #: A step for which this share of the surrogate's distance is enough may be doubled.
@@ -186,10 +188,14 @@ class _Run:
             if len(self.progress.index) == 0:
                 break
             if iteration == 0 and self.walks:
-                iteration = self._walk()
-            else:
-                self._step()
-                iteration += 1
+                iteration = self._open()
+                continue
+            unseen = min(self._unseen(iteration), self.solver.max_iter - iteration - 1)
+            if unseen > 0:
+                self._walk(unseen)
+                iteration += unseen
+            self._step()
+            iteration += 1
         return self.recorder.outcome()
 
     def _start(self, point: Point) -> _Progress:
@@ -349,20 +355,26 @@ class _Run:
             progress, window=window, astray=progress.astray & ~back, restart=progress.restart | back
         )
 
-    def _walk(self) -> int:
-        """Plain MM steps, with nothing computed that they do not need; returns their number."""
+    def _open(self) -> int:
+        """The first steps on the way to the right active set, and their number."""
         count = min(_WALK, self.solver.max_iter)
+        self._walk(count)
+        self.progress = replace(self.progress, best=self.point.residual, anchor=self.point.value)
+        return count
+
+    def _unseen(self, iteration: int) -> int:
+        """How many steps may be made before the next that is looked at: MM's own, of which there will be many."""
+        if self.accelerator is None or self.solver.trace or self.objective.backtracks or self._proposes():
+            return 0
+        return _UNSEEN if iteration >= _MANY else 0
+
+    def _walk(self, count: int) -> None:
+        """Plain MM steps, with nothing computed that they do not need."""
         dual, step = self.point.next_dual, self.point.step
         for _ in range(count - 1):
             dual = self.objective.iterate(dual, step)
         self.point = self.objective.evaluate(dual, step)
-        self.progress = replace(
-            self.progress,
-            evaluations=self.progress.evaluations + count,
-            best=self.point.residual,
-            anchor=self.point.value,
-        )
-        return count
+        self.progress = replace(self.progress, evaluations=self.progress.evaluations + count)
 
     def _judge(self, new: Point, proposed: Tensor) -> tuple[Tensor, Tensor]:
         """The merit of each candidate, and whether it is accepted."""
