@@ -384,7 +384,8 @@ def _is_negligible(sample: Sample, size: float) -> bool:
     if sample.shared.count == "projection":
         return False
     largest = float(np.abs(sample.problem.matrix).max())
-    return bool(size * largest < sample.shared.eps * float(np.linalg.norm(sample.g.astype(np.float64))))
+    # (as near to a bound as the tolerance lets it be, a coordinate's slope is as small as that)
+    return bool(size * largest < sample.tol * float(np.linalg.norm(sample.g.astype(np.float64))))
 
 
 def _gradient_error(sample, answer, report, tag, off: float, size: float, found: float, converged: bool) -> None:
