@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -16,13 +16,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.energy.bound import BoundQuadratic
-from implicit_bregman.objective import Objective, Point, RowsOfTensors
+from implicit_bregman.objective import Objective, Point
 from implicit_bregman.solvers.base import Outcome, Solver
 from implicit_bregman.solvers.basin import can_certify, certified_radius
 from implicit_bregman.solvers.finish import can_finish, finish, finished_point, finished_status
 from implicit_bregman.solvers.finished import Finished
 from implicit_bregman.solvers.inverse import InverseEstimate
 from implicit_bregman.solvers.motion import drifts, leap, moves, returns
+from implicit_bregman.solvers.progress import Progress
 from implicit_bregman.solvers.recorder import Recorder
 from implicit_bregman.status import Status
 
@@ -71,52 +72,6 @@ class Accelerator(Protocol):
     ) -> tuple[Any, Float[Tensor, "batch d"]]:
         """The next dual of each sample; `fresh` marks the samples whose past has to be forgotten."""
         ...
-
-
-@dataclass(frozen=True)
-class _Progress(RowsOfTensors):
-    """Bookkeeping of the samples that are still running.
-
-    Attributes:
-        index: their rows in the whole batch, (b,).
-        evaluations: (b,).
-        best: smallest residual so far, (b,).
-        shortest: smallest dual step ‖y⁺ − y‖∞ so far, (b,): for γ > 0 it goes on falling where the residual is
-            held up by the distance to a bound.
-        idle: iterations since the last progress, (b,).
-        window: the last merits, F relative to the start (where there is no objective: the residual), (b, w).
-        lowest: the least merit so far, (b,).
-        balance: how many proposals in vain may follow, (b,).
-        astray: whether the iterate is a proposal's above the lowest point, (b,).
-        rest: MM's own steps to be made before the next proposal, (b,).
-        patience: the length of the next rest, (b,).
-        restart: whether the next step has to be MM's own and the past forgotten, (b,).
-        free_to_run: whether proposals may be followed: F has one critical point, or MM is in its basin, (b,).
-        anchor, radius: the critical point that MM is certain to reach, and how far from it proposals may go,
-            (b, d), (b,).
-        lost: whether MM's own step led to something that is not finite, (b,).
-        opening: the first dual step of MM, (b, d).
-        stride: how many MM steps to make at once where z stands still, (b,).
-    """
-
-    index: Tensor
-    evaluations: Tensor
-    best: Tensor
-    shortest: Tensor
-    idle: Tensor
-    window: Tensor
-    lowest: Tensor
-    balance: Tensor
-    astray: Tensor
-    rest: Tensor
-    patience: Tensor
-    restart: Tensor
-    free_to_run: Tensor
-    anchor: Tensor
-    radius: Tensor
-    lost: Tensor
-    opening: Tensor
-    stride: Tensor
 
 
 #: What an accelerator's memory says, where its sample stopped, of the inverse Jacobian. The last argument marks the
@@ -198,11 +153,11 @@ class _Run:
             iteration += 1
         return self.recorder.outcome()
 
-    def _start(self, point: Point) -> _Progress:
+    def _start(self, point: Point) -> Progress:
         like = point.residual
         count = torch.zeros_like(like, dtype=torch.int64)
         window = like if self._merit_is_residual else torch.zeros_like(like)
-        return _Progress(
+        return Progress(
             index=torch.arange(len(like), device=like.device),
             evaluations=count + 1,
             best=like.clone(),
@@ -315,7 +270,7 @@ class _Run:
         """Whether a sample moves although nothing of it gets better."""
         return returns(self.objective, point) | moves(self.objective, point)
 
-    def _balanced(self, progress: _Progress, new: Point, merit: Tensor, proposed: Tensor, gained: Tensor) -> _Progress:
+    def _balanced(self, progress: Progress, new: Point, merit: Tensor, proposed: Tensor, gained: Tensor) -> Progress:
         """What proposals in vain have cost, against the steps that were progress; those who have none left rest.
 
         A safeguard that lets the merit rise for a while cannot keep proposals from going round in a circle. Never
