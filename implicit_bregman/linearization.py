@@ -83,11 +83,6 @@ class Linearization:
         """The adjoint operator above, in u's precision (where H is a matrix)."""
         return self.shift.to(u.dtype) * u + self.hessian.product(self.slope.to(u.dtype) * u, transpose=True)
 
-    def apply_symmetric(self, p: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """The symmetric form diag(shift) + S H S with S = √D₊, where p = S u."""
-        root = self.slope.to(p.dtype).sqrt()
-        return torch.addcmul(self.shift.to(p.dtype) * p, root, self.hessian.product(root * p))
-
     def solve_symmetric(
         self, g: Float[Tensor, "batch d"], tol: float | Float[Tensor, " batch"], max_iter: int
     ) -> LinearSolution:
