@@ -229,7 +229,7 @@ def _swept(objective: Objective, energy: BoundQuadratic, dual: Tensor, tol: floa
             break
         slope = objective.geometry.slope(at.dual).to(dual.dtype)
         system = Linearization(energy.hessian(at.value), slope, torch.full_like(slope, gamma), damping=gamma)
-        move = system.sweep(at.error.neg().to(dual.dtype), _PART * tol / worst, _MOST_PRODUCTS)
+        move = system.sweep(at.error.neg().to(dual.dtype), _PART * tol / worst, min(_MOST_PRODUCTS, max_steps))
         if move is None:
             break
         at = _evaluate(objective, wide, at.dual + move[0].double(), at.steps + 1, at.tries + 1)
