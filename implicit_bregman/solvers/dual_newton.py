@@ -114,15 +114,17 @@ class _Course(RowsOfTensors):
         no = torch.zeros_like(size, dtype=torch.bool)
         return _Course(torch.full_like(size, torch.nan), size, torch.zeros_like(size), no, none, no)
 
-    def after(self, old: Tensor, new: _Iterate, moved: Tensor, chord: Tensor, objective: Objective) -> _Course:
+    def after(
+        self, old: Tensor, new: _Iterate, moved: Tensor, chord: Tensor, convex: bool, energy: BoundEnergy
+    ) -> _Course:
         """After a step from the error `old` to an iterate, or one that has found no way to go."""
         idle = torch.where(new.size < 0.5 * self.best, 0, self.idle + 1)
         stuck = ~moved & self.exact
-        if not objective.convex:
+        if not convex:
             # Steps that only find their way by the error may be on it to a point where the error is least.
             stuck = stuck | ~moved | (idle >= _IDLE)
         elif bool((idle >= _IDLE).any()):
-            stuck = stuck | ((idle >= _IDLE) & (new.size <= _rounding(objective, new).clamp_min(_NEAR)))
+            stuck = stuck | ((idle >= _IDLE) & (new.size <= _rounding(energy, new).clamp_min(_NEAR)))
         return _Course(
             before=torch.where(moved, old, self.before),
             best=torch.minimum(self.best, new.size),
@@ -133,10 +135,9 @@ class _Course(RowsOfTensors):
         )
 
 
-def _rounding(objective: Objective, at: _Iterate) -> Tensor:
-    """What rounding may make of the error, (B,), where H is a matrix; else 0."""
-    shared = objective.energy.shared
-    return torch.zeros_like(at.size) if shared is None else (shared.wide.rounding(at.value) / at.scale).amax(-1)
+def _rounding(energy: BoundEnergy, at: _Iterate) -> Tensor:
+    """What rounding may make of the error, (B,)."""
+    return (energy.hessian(at.value).rounding(at.value) / at.scale).amax(-1)
 
 
 class _Budget:
@@ -287,7 +288,7 @@ def _iterate(
         slope = torch.where(torch.isnan(course.chord), slope, course.chord)
         weight, move = _move(objective, energy, at, slope, course, target, budget)
         new, moved, chord = _search(objective, energy, at, slope, weight, move)
-        course, at = course.after(at.size, new, moved, chord, objective), new
+        course, at = course.after(at.size, new, moved, chord, objective.convex, energy), new
 
 
 def _move(

@@ -26,7 +26,7 @@ from implicit_bregman.solvers.base import Outcome, Solver, Trace
 from implicit_bregman.status import Status
 
 #: Newton steps after which a sample is given up, and those within which its smallest gradient has to halve.
-_STEPS, _PATIENCE = 300, 60
+_STEPS, _PATIENCE = 300, 150
 #: A Newton step with the ridge c‖gradient‖ is at most 1/c long; so long is the first one.
 _FIRST_REACH = 10.0
 #: Bounds of that length: below, no step is worth trying any more; above, it overflows.
