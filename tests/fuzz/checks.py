@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.optimize import linprog
 
 from tests.fuzz import pullback
 from tests.fuzz.cases import Case
@@ -181,6 +182,8 @@ def _status(sample: Sample, report: Report, tag: str, status: Status) -> None:
     if sample.truth.infeasible:
         report.demand("status", status == Status.INFEASIBLE, f"{tag}, but the system is infeasible")
         return
+    if status == Status.INFEASIBLE and shared.count == "projection" and refuted(sample):
+        return
     # First-order methods may need more than a few steps where a case is wild.
     slow = (bool(case.settings) or case.adjoint == "shine") and status in (Status.MAX_ITER, Status.STALLED)
     hard = "status" if case.user else "status (wild)"
@@ -190,6 +193,14 @@ def _status(sample: Sample, report: Report, tag: str, status: Status) -> None:
     # A field without an objective whose entries span decades may run far before it comes back.
     limited = limited or (case.weight == "free" and not case.user)
     report.demand(kind, not status.failed, tag, soft=slow or limited)
+
+
+def refuted(sample: Sample) -> bool:
+    """Whether SciPy's linear programming finds no z in C with Vᵀz = β: the judge's own search may end far out."""
+    vectors, target = (array.astype(np.float64) for array in (sample.shared.vectors, sample.target))
+    bounds = (float(sample.shape.lo), float(sample.shape.hi))
+    found = linprog(np.zeros(len(vectors)), A_eq=vectors.T, b_eq=target, bounds=bounds)
+    return found.status == 2
 
 
 def _value(sample: Sample, report: Report, tag: str) -> None:
@@ -329,7 +340,7 @@ def _gradient(sample: Sample, answer: Answer, report: Report, tag: str, claimed:
     adjoint = Status(int(answer.adjoint_status[sample.row]))
     if (claimed or sample.truth.infeasible) and allowed < 0.1:
         # (an iteration that was asked for by name may fail where rounding decides, but has to say so)
-        weak = not case.user and case.adjoint in ("cg", "gmres")
+        weak = (not case.user or case.columns) and case.adjoint in ("cg", "gmres")
         solved = adjoint == Status.CONVERGED
         report.demand("adjoint status", solved, f"{tag}: {adjoint.name}", soft=weak)
         # (at a point that need not be exact, `gradient_error` has to tell)
