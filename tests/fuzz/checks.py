@@ -112,8 +112,9 @@ def _finite(case: Case, answer: Answer, report: Report) -> None:
     for name, array in fields.items():
         report.demand("finite", bool(np.isfinite(array).all()), f"{name} has {array[~np.isfinite(array)][:1]}")
     # (relative to a true gradient of 0, an error is infinite)
-    # (and where z runs away f is a difference of infinities)
-    known = {"gradient_error": kept, "objective": kept & (answer.status != Status.DIVERGED)}
+    # (and where z has run away f is a difference of infinities)
+    solved = np.array([claims(answer, row) for row in range(len(kept))], dtype=bool)
+    known = {"gradient_error": kept, "objective": kept & solved}
     for name, array in {"gradient_error": answer.error, "objective": answer.objective}.items():
         if array is not None:
             report.demand("finite", not np.isnan(array[known[name]]).any(), f"{name} has NaN")
