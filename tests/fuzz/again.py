@@ -119,8 +119,7 @@ def _compare(case: Case, one: Answer, other: Answer, row: int, there: int, repor
     if not claims(one, row) or sample.shared.count == "singular":
         return
     soft = sample.shared.count == "several"
-    detail = f"row {row} {how}: status {int(other.status[there])}"
-    report.demand("isolation", bool(claims(other, there)), detail, case.first_order)
+    report.demand("isolation", bool(claims(other, there)), f"row {row} {how}: status {int(other.status[there])}")
     off = np.abs(wide(one.value[row]) - wide(other.value[there]))
     report.demand(
         "isolation", bool((off <= 2 * sample.bar).all()), f"row {row} {how}: value differs by {off.max():.1e}", soft
