@@ -76,7 +76,7 @@ def quick_estimate(g: Tensor, v: Tensor, residual: Tensor, leftover: Tensor, lea
     return error.to(v.dtype)
 
 
-def known(error: Tensor) -> Tensor:
+def or_infinite(error: Tensor) -> Tensor:
     """`error`, infinite where nothing is known of it."""
     return torch.where(torch.isnan(error), torch.inf, error)
 
@@ -206,7 +206,7 @@ def refined_estimate(
         error = ratio(norm(other - v), norm(other)) + of_value + residual
         if not bool((error > _FAR).any()):
             break
-    error = known(error)
+    error = or_infinite(error)
     return error.to(v.dtype), iterate.solved & (error > _FAR) & (norm(other) > _GROWTH * size)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.adjoints.base import Adjoint, AdjointReport, differentiable, report_backward
-from implicit_bregman.adjoints.error import known, quick_estimate
+from implicit_bregman.adjoints.error import or_infinite, quick_estimate
 from implicit_bregman.adjoints.implicit import linearize_outcome, relative_residual, without_diverged
 from implicit_bregman.adjoints.system import DEFAULT_TOL
 from implicit_bregman.adjoints.transforms import refuse_batched, refuse_higher_order
@@ -238,7 +238,7 @@ class _AttachShine(torch.autograd.Function):
         with torch.autocast(gradient.device.type, enabled=False):
             estimate = _Transposed(scale, left, right)
             v, status, residual, iterations = _solve(system, estimate, g, adjoint.refine, ctx.positive)
-        error = known(quick_estimate(g, v, residual, leftover, _leaving(system, ctx.bounds_attract)))
+        error = or_infinite(quick_estimate(g, v, residual, leftover, _leaving(system, ctx.bounds_attract)))
         ctx.report.fill(status, residual, iterations, error, usable)
         report_backward("shine adjoint", ctx.report.status, adjoint.on_failure)
         initial = torch.zeros_like(gradient) if ctx.needs_input_grad[2] else None
