@@ -57,7 +57,9 @@ def ratio(top: Tensor, bottom: Tensor) -> Tensor:
     return top / bottom.clamp_min(_LEAST)
 
 
-def quick_estimate(g: Tensor, v: Tensor, residual: Tensor, leftover: Tensor, leaving: Tensor | None) -> Tensor:
+def quick_estimate(
+    g: Tensor, v: Tensor, residual: Tensor, leftover: Tensor, leaving: Tensor | None, spread: Tensor | None = None
+) -> Tensor:
     """The relative error of the gradient to the order of magnitude, from the residuals alone, (B,).
 
     Args:
@@ -66,11 +68,14 @@ def quick_estimate(g: Tensor, v: Tensor, residual: Tensor, leftover: Tensor, lea
         residual: of the backward solve, relative, (B,).
         leftover: the forward residual relative to z, (B,).
         leaving: the coordinates that are on their way to a bound, where v is 0 in the limit, (B, d); None: none.
+        spread: what ρ'(y) may be off by, relative to itself, (B, d); None: nothing.
     """
     size = norm(v)
     of_value = ratio(size, norm(g)) * leftover
     # (relative to the value that is to be, which may be far from 0 where z is 0)
     error = residual + (1 - 1 / (1 + of_value))
+    if spread is not None:
+        error = error + ratio(norm(v * spread), size)
     if leaving is not None:
         error = error + ratio(norm(v * leaving), size)
     return error.to(v.dtype)
@@ -142,6 +147,18 @@ class Iterate:
         value = torch.where(self.exact, along, geometry.activation(dual))
         gradient = self.gradient + system.hessian.product(value - self.value)
         return replace(self, dual=dual, value=value, gradient=gradient)
+
+    @property
+    def spread(self) -> Float[Tensor, "batch d"]:
+        """About how wrong ρ'(y) is relative to itself: |d log ρ'/dy| times what E and rounding leave of an error in y.
+
+        That matters for saturated units, whose y is (c − Hz)/γ, and whose share of the gradient is ρ'(y)g/γ.
+        """
+        geometry, gamma = self.geometry, self.regularization
+        rounding = torch.finfo(self.dual.dtype).eps * gamma * self.dual.abs()
+        change = (self.error.abs() + rounding) / (gamma + geometry.slope(self.dual) / self.step)
+        # (finite, since it is multiplied by what may be 0)
+        return change.clamp_max(1 / torch.finfo(change.dtype).eps) * geometry.log_curvature_slope(self.dual).abs()
 
     @property
     def next_dual(self) -> Float[Tensor, "batch d"]:

@@ -80,7 +80,14 @@ class Implicit(Adjoint):
         if not (dual.requires_grad or any(leaf.requires_grad for leaf in leaves)):
             return z, report
         backward = _Backward(
-            self, linearize_outcome(objective, kept), *_error_state(objective, kept), usable, report, energy.pull_back
+            self,
+            linearize_outcome(objective, kept),
+            # A factorization's digits need no second Newton step to be judged.
+            not (kept.complete and kept.without_steps and energy.shared is not None),
+            *_error_state(objective, kept),
+            usable,
+            report,
+            energy.pull_back,
         )
         value: Tensor = _AttachImplicit.apply(z, kept.point.value, dual, backward, *leaves)
         return value, report
@@ -109,10 +116,11 @@ def linearize_outcome(objective: Objective, outcome: Outcome) -> Linearization:
 def relative_residual(objective: Objective, point: Point) -> Tensor:
     """‖Π_C(z − ∇f − γy) − z‖₂ / ‖z‖₂, (B,): to the order of magnitude, the forward error of a well conditioned H."""
     z = point.value
+    left = point.gradient
     if objective.regularization:
-        left = point.gradient + objective.regularization * point.dual
-    else:
-        left = (z - point.gradient).clamp(*objective.geometry.bounds(z.dtype)) - z
+        left = left + objective.regularization * point.dual
+    if not (objective.regularization and objective.geometry.is_legendre):
+        left = (z - left).clamp(*objective.geometry.bounds(z.dtype)) - z
     return ratio(norm(left), norm(z))
 
 
@@ -127,8 +135,8 @@ def _error_state(objective: Objective, outcome: Outcome) -> tuple[Iterate | None
     """The iterate, where the gradient's error may be more than rounding, and the forward residual relative to z."""
     point, gamma = outcome.point, objective.regularization
     exact = outcome.without_steps and not gamma
-    if outcome.complete and outcome.without_steps and objective.energy.shared is not None:
-        return None, point.residual if exact else relative_residual(objective, point)
+    if exact and outcome.complete and objective.energy.shared is not None:
+        return None, point.residual
     polished = torch.ones_like(outcome.polished) if exact else outcome.polished & (gamma == 0)
     tol = DEFAULT_TOL[point.value.dtype]
     return Iterate.of(objective, point, polished, tol), relative_residual(objective, point)
@@ -140,6 +148,7 @@ class _Backward:
 
     adjoint: Implicit
     system: Linearization
+    refinable: bool
     iterate: Iterate | None
     leftover: Tensor
     usable: Tensor | None
@@ -162,6 +171,7 @@ class _AttachImplicit(torch.autograd.Function):
         ctx: Any, value: Tensor, point: Tensor, initial: Tensor, backward: _Backward, *leaves: Tensor
     ) -> Tensor:
         ctx.adjoint, ctx.report, ctx.pull_back = backward.adjoint, backward.report, backward.pull_back
+        ctx.refinable = backward.refinable
         # Saved, not just held, so that autograd counts, offloads and frees these tensors as its own.
         tensors, ctx.rebuild = backward.system.pack()
         iterate, ctx.rebuild_iterate = ((), None) if backward.iterate is None else backward.iterate.pack()
@@ -185,8 +195,9 @@ class _AttachImplicit(torch.autograd.Function):
         with without_autocast(gradient.device.type):
             v, status, residual, iterations = solve(system, g)
             leaves = ctx.pull_back(v, point, ctx.needs_input_grad[4:])
-            error = quick_estimate(g, v, residual, leftover, _leaving(iterate, system))
-            if iterate is not None and is_worth_refining(error, system):
+            spread = None if iterate is None or not iterate.regularization else iterate.spread
+            error = quick_estimate(g, v, residual, leftover, _leaving(iterate, system), spread)
+            if iterate is not None and ctx.refinable and is_worth_refining(error, system):
                 error, grows = refined_estimate(iterate, system, g, v, residual, lambda *of: solve(*of)[0])
                 status = torch.where(grows & (status == int(Status.CONVERGED)), int(Status.SINGULAR), status)
         ctx.report.fill(status, residual, iterations, error, usable)

@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from implicit_bregman.adjoints.base import AdjointReport, differentiable, report_backward
-from implicit_bregman.adjoints.projection_error import Unsolved, refined_error, unsolved
+from implicit_bregman.adjoints.error import norm, ratio
+from implicit_bregman.adjoints.projection_error import Unsolved, left_over, refined_error
 from implicit_bregman.adjoints.transforms import refuse_batched, refuse_higher_order
 from implicit_bregman.energy.low_rank import Basis, BoundLowRank, column_lengths
 from implicit_bregman.legendre import LegendreFunction
@@ -77,7 +78,7 @@ def attach_projection(
         soft,
         known,
         gamma == 0,
-        unsolved(objective, dual.detach(), point.dual, value, slope, multiplier, soft),
+        *left_over(objective, dual.detach(), point.dual, value, slope, multiplier, soft),
     )
     softness = value.new_full((), gamma) if gamma else energy.softness
     return _AttachProjection.apply(value, energy.vectors, energy.target, dual, softness, state), report
@@ -127,6 +128,8 @@ class _State:
     """The samples that have a derivative."""
     moves: bool
     """Whether the result depends on y⁰: γ = 0."""
+    spread: Float[Tensor, "batch d"]
+    """What `slope` may be off by, relative to itself."""
     unsolved: Unsolved | None
     """The samples whose gradient has an error beyond rounding."""
 
@@ -154,6 +157,7 @@ class _AttachProjection(torch.autograd.Function):
             state.multiplier,
             state.soft,
             state.known,
+            state.spread,
             basis.range,
             basis.lift,
             basis.null,
@@ -165,7 +169,7 @@ class _AttachProjection(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         refuse_higher_order("implicit")
         refuse_batched("implicit", gradient)
-        value, vectors, softness, slope, multiplier, soft, known, columns, lift, null, equations, *rest = (
+        value, vectors, softness, slope, multiplier, soft, known, spread, columns, lift, null, equations, *rest = (
             ctx.saved_tensors
         )
         adjoint: Implicit = ctx.adjoint
@@ -175,14 +179,14 @@ class _AttachProjection(torch.autograd.Function):
             epsilon = torch.where(soft, softness.double(), 0.0)
             basis = Basis(columns, lift, null, equations, vectors.double())
             w, p, singular, residual = solve_projection_system(basis, slope.double(), epsilon, g)
-            error = residual
+            error = residual + ratio(norm(spread * p), norm(p))
             if rest:
                 here, tol = Unsolved(*rest), DEFAULT_TOL[value.dtype]
                 g_here, w_here, p_here = (part[here.rows] for part in (g, w, p))
                 more = refined_error(
                     here, ctx.geometry, basis, float(softness), tol, g_here, w_here, p_here, solve_projection_system
                 )
-                error = residual.index_add(0, here.rows, more)
+                error = error.index_add(0, here.rows, more)
             if not bool(usable.all()):
                 # What is not finite goes on, so that whoever scales the loss sees it.
                 w, p = (torch.where(usable[:, None], rows, torch.nan) for rows in (w, p))

@@ -21,6 +21,8 @@ from torch import Tensor
 from implicit_bregman.adjoints.error import norm, ratio
 from implicit_bregman.energy.low_rank import Basis, BoundLowRank
 from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.linalg.dense import solve_general
+from implicit_bregman.linalg.gram import weighted_gram
 from implicit_bregman.objective import Objective, RowsOfTensors
 from implicit_bregman.solvers.projection import Minimiser, dual_problem, minimise
 
@@ -62,7 +64,7 @@ class Unsolved(RowsOfTensors):
         return self.rows, self.dual, self.coordinates, self.value, self.target, self.soft
 
 
-def unsolved(
+def left_over(
     objective: Objective,
     start: Float[Tensor, "batch d"],
     dual: Float[Tensor, "batch d"],
@@ -70,10 +72,12 @@ def unsolved(
     slope: Float[Tensor, "batch d"],
     multiplier: Float[Tensor, "batch r"],
     soft: Bool[Tensor, " batch"],
-) -> Unsolved | None:
-    """The samples whose equations Qᵀz + εTᵀλ = α (ε > 0: Tᵀβ) or y = y⁰ + Vλ do not hold to rounding; None: none.
+) -> tuple[Float[Tensor, "batch d"], Unsolved | None]:
+    """What ρ'(y) may be off by relative to itself, (B, d), and the samples that more steps have to judge; None: none.
 
-    The residual of the solver does not tell: next to a bound, what is missing may be large.
+    Those are where the equations Qᵀz + εTᵀλ = α (ε > 0: Tᵀβ) or y = y⁰ + Vλ do not hold to rounding. The residual of
+    the solver does not tell: next to a bound, what is missing may be large. In the others ρ'(y) is off by what rounding
+    the sum y⁰ + Vλ makes of y, and by what one Newton step would still change.
     """
     energy, geometry = objective.energy, objective.geometry
     assert isinstance(energy, BoundLowRank)
@@ -97,16 +101,23 @@ def unsolved(
         target = torch.where(
             soft[:, None], energy.target.double() @ basis.lift, energy.target.double() @ basis.equations
         )
-        miss = norm(z @ basis.range + pull - target)
+        missed = z @ basis.range + pull - target
+        miss = norm(missed)
         terms = norm(z) + norm(slope.double() * y) + norm(pull) + norm(target)
         rounding = _ROUNDING * eps + _ROUNDING_OF_NEWTON * torch.finfo(z.dtype).eps
         found = ~(holds & (miss <= rounding * terms)) & torch.isfinite(off + miss)
+        change = eps * ((multiplier.abs() @ energy.vectors.double().abs().mT) + base.abs())
+        if bool((miss > _ROUNDING * torch.finfo(z.dtype).eps * terms).any()):
+            matrix = weighted_gram(basis.range, slope.double()) + epsilon * soft[:, None, None] * basis.metric
+            step = solve_general(matrix, missed[..., None])[0].squeeze(-1) @ basis.range.mT
+            change = torch.where(found[:, None], change, change + step.abs())
+        spread = (change * geometry.log_curvature_slope(dual).abs()).to(dual.dtype)
         rows = found.nonzero().squeeze(-1)
         if len(rows) == 0:
-            return None
+            return spread, None
         # (where y⁰ is large and y is not, their sum has lost digits that y has)
         begin = torch.where(holds[:, None], y, clean) if geometry.is_legendre else clean
-        return Unsolved(rows, begin[rows], mu[rows], z[rows], energy.target[rows].double(), soft[rows])
+        return spread, Unsolved(rows, begin[rows], mu[rows], z[rows], energy.target[rows].double(), soft[rows])
 
 
 def refined_error(

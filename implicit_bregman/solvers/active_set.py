@@ -107,8 +107,15 @@ def point_with(
     exact, gradient, scale, solved, products, blocks = _solve(objective, energy, free, fixed, tol)
     residual, margin = _violation(objective, exact, gradient, scale, lo, hi)
     accepted = solved & (residual <= tol)
+    degenerate = (margin <= 10 * tol) & accepted
 
     clamped = exact.clamp(lo, hi)
+    if bool(degenerate.any()) and not torch.equal(clamped, exact):
+        # What is put back on a bound moves ∇f of the others.
+        moved = energy.gradient(clamped)
+        there, _ = _violation(objective, clamped, moved, objective.scale(energy.terms(moved)), lo, hi)
+        accepted &= there <= tol
+        degenerate &= accepted
     dual = geometry.finite_dual(clamped, dtype)
     return Finished(
         value=clamped.to(dtype),
@@ -120,7 +127,7 @@ def point_with(
         scale=scale,
         residual=residual.to(dtype),
         accepted=accepted,
-        degenerate=(margin <= 10 * tol) & accepted,
+        degenerate=degenerate,
         steps=torch.ones_like(accepted, dtype=torch.int64),
         tries=torch.full_like(accepted, products, dtype=torch.int64),
         blocks=blocks,

@@ -1,5 +1,6 @@
 """`Solution.gradient_error`: an estimate to the order of magnitude, by one more Newton step."""
 
+import mpmath
 import pytest
 import torch
 from torch import Tensor
@@ -180,3 +181,44 @@ def test_within_a_factor_of_thirty() -> None:
     assert count >= 250
     assert good >= 0.9 * count, f"{good} of {count}"
     assert far_below <= 0.02 * count, f"{far_below} of {count}"
+
+
+@pytest.mark.parametrize("geometry", ["tanh", "sigmoid", "softplus", "exp"])
+@pytest.mark.parametrize("gamma", [0.002, 0.03])
+def test_a_saturated_unit_passes_its_own_error_on(geometry: str, gamma: float, dtype: torch.dtype) -> None:
+    """ρ'(y)/γ changes by a factor with y: what E and rounding leave of an error in y is the error of the gradient."""
+    pushes = [-40.0, -27.0, -14.0, -7.0, -3.0]
+    x = (gamma * torch.tensor(pushes, dtype=dtype)[:, None]).requires_grad_()
+    weight = torch.tensor([[-0.3]], dtype=dtype)
+    energy = ib.QuadraticEnergy.from_matrices(weight)
+    found = ib.find_critical_point(energy, geometry, x, None, gamma, "auto", SILENT)
+    found.value.sum().backward()
+    rho = {
+        "tanh": mpmath.tanh,
+        "sigmoid": lambda y: 1 / (1 + mpmath.exp(-y)),
+        "softplus": lambda y: mpmath.log1p(mpmath.exp(y)),
+        "exp": mpmath.exp,
+    }[geometry]
+    with mpmath.workdps(120):
+        stiff = mpmath.mpf(-float(weight))
+        for row in range(len(pushes)):
+            c = mpmath.mpf(float(x.detach()[row]))
+            begin = mpmath.mpf(float(found.dual.detach()[row]))
+            y = mpmath.findroot(lambda y, c=c: gamma * y + stiff * rho(y) - c, begin)
+            slope = mpmath.diff(rho, y)
+            error = float(abs(mpmath.mpf(float(x.grad[row])) * (gamma + stiff * slope) / slope - 1))
+            told = float(found.gradient_error[row])
+            assert told >= error / 30 or error <= torch.finfo(dtype).eps
+            assert told <= 30 * error + 1e4 * torch.finfo(dtype).eps, (told, error)
+
+
+@pytest.mark.parametrize("solver", ["auto", "newton", "mm"])
+def test_a_multiplier_at_a_bound_is_no_error(solver: str, dtype: torch.dtype) -> None:
+    """φ' of `sin` is finite at ±1: E is not 0 there for γ > 0 either."""
+    x = torch.tensor([[3.0, 0.2], [0.1, -2.0]], dtype=dtype, requires_grad=True)
+    weight = torch.tensor([[-1.0, 0.3], [0.3, -0.8]], dtype=dtype)
+    energy = ib.QuadraticEnergy.from_matrices(weight)
+    found = ib.find_critical_point(energy, "sin", x, None, 0.1, solver, SILENT)
+    found.value.sum().backward()
+    assert (found.value.abs() == 1).any(-1).all()
+    assert float(found.gradient_error.max()) <= (1e-8 if dtype == torch.float64 else 1e-3)

@@ -106,7 +106,10 @@ def test_there_is_nothing_to_refine_where_newton_has_converged(geometry: str, ga
     x = ib.geometry(geometry).activation(torch.randn(5, 9, dtype=dtype)) @ vectors
     found, *_ = run(vectors, geometry, x, None, gamma, "auto", torch.randn(5, 9, dtype=dtype))
     assert found.status.tolist() == [Status.CONVERGED] * 5
-    assert torch.equal(found.gradient_error, found.adjoint.residual)
+    # (beyond the residual only what rounding y = y⁰ + Vλ makes of ρ'(y))
+    rounding = found.gradient_error - found.adjoint.residual
+    assert (rounding >= 0).all()
+    assert (rounding <= 300 * torch.finfo(dtype).eps).all()
 
 
 @pytest.mark.parametrize("solver", ["mm", "anderson", "broyden"])
