@@ -148,17 +148,17 @@ class Iterate:
         gradient = self.gradient + system.hessian.product(value - self.value)
         return replace(self, dual=dual, value=value, gradient=gradient)
 
-    @property
-    def spread(self) -> Float[Tensor, "batch d"]:
-        """About how wrong ρ'(y) is relative to itself: |d log ρ'/dy| times what E and rounding leave of an error in y.
+    def spread(self, slope: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """About how wrong `slope` = ρ'(y) is relative to itself: |d log ρ'/dy| times the error of y.
 
-        That matters for saturated units, whose y is (c − Hz)/γ, and whose share of the gradient is ρ'(y)g/γ.
+        That is what E and rounding leave. It matters for saturated units, whose y is (c − Hz)/γ, and whose share of
+        the gradient is ρ'(y)g/γ.
         """
-        geometry, gamma = self.geometry, self.regularization
-        rounding = torch.finfo(self.dual.dtype).eps * gamma * self.dual.abs()
-        change = (self.error.abs() + rounding) / (gamma + geometry.slope(self.dual) / self.step)
+        eps = torch.finfo(slope.dtype).eps
+        error = self.error.abs_().add_(self.dual.abs().mul_(eps * self.regularization))
+        change = error.div_((slope / self.step).add_(self.regularization))
         # (finite, since it is multiplied by what may be 0)
-        return change.clamp_max(1 / torch.finfo(change.dtype).eps) * geometry.log_curvature_slope(self.dual).abs()
+        return change.clamp_(max=1 / eps).mul_(self.geometry.log_curvature_slope(self.dual))
 
     @property
     def next_dual(self) -> Float[Tensor, "batch d"]:

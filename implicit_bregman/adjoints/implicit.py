@@ -195,7 +195,7 @@ class _AttachImplicit(torch.autograd.Function):
         with without_autocast(gradient.device.type):
             v, status, residual, iterations = solve(system, g)
             leaves = ctx.pull_back(v, point, ctx.needs_input_grad[4:])
-            spread = None if iterate is None or not iterate.regularization else iterate.spread
+            spread = None if iterate is None or not iterate.regularization else iterate.spread(system.slope)
             error = quick_estimate(g, v, residual, leftover, _leaving(iterate, system), spread)
             if iterate is not None and ctx.refinable and is_worth_refining(error, system):
                 error, grows = refined_estimate(iterate, system, g, v, residual, lambda *of: solve(*of)[0])

@@ -27,6 +27,8 @@ _CATALOGUE: dict[str, type[LegendreFunction]] = {
         Bent,
     )
 }
+#: With default parameters: what they have computed of themselves is kept from call to call.
+_DEFAULTS = {name: function() for name, function in _CATALOGUE.items()}
 
 
 def geometries() -> tuple[str, ...]:
@@ -62,6 +64,8 @@ def geometry(name_or_instance: str | LegendreFunction, **parameters: float) -> L
         )
     if name_or_instance not in _CATALOGUE:
         raise ValueError(f"unknown geometry {name_or_instance!r}; known: {', '.join(geometries())}")
+    if not parameters:
+        return _DEFAULTS[name_or_instance]
     function = _CATALOGUE[name_or_instance]
     known = tuple(inspect.signature(function).parameters)
     unknown = sorted(set(parameters) - set(known))
