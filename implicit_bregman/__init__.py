@@ -1,6 +1,6 @@
 """Implicit layers z = h(x; θ) ∈ crit(f_θ(·; x) + γφ + ι_C), solved and differentiated at the critical point."""
 
-from implicit_bregman import adjoints, solvers
+from implicit_bregman import adjoints, operators, solvers
 from implicit_bregman.adjoints import AdjointReport
 from implicit_bregman.critical_point import attach_gradient, find_critical_point
 from implicit_bregman.energy import Energy, QuadraticEnergy
@@ -32,5 +32,6 @@ __all__ = [
     "find_critical_point",
     "geometries",
     "geometry",
+    "operators",
     "solvers",
 ]

@@ -26,7 +26,7 @@ def check_input(energy: Energy, x: Tensor) -> int:
         raise TypeError(f"x must be a floating-point tensor, got {x.dtype}: call x.float()")
     if x.dim() == 0:
         raise ValueError("x must have at least one dimension, the features; got a 0-d tensor")
-    if isinstance(energy, QuadraticEnergy) and x.shape[-1] != energy.in_features:
+    if isinstance(energy, QuadraticEnergy) and energy.in_features not in (None, x.shape[-1]):
         raise ValueError(f"x must have {energy.in_features} features in its last dimension, got shape {tuple(x.shape)}")
     half = x.dtype.itemsize == 2
     for name, tensor in [*energy.named_parameters(), *energy.named_buffers()]:

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.energy.base import Hessian
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient
 from implicit_bregman.linalg.chebyshev import semi_iteration, steps_needed
-from implicit_bregman.linalg.free import FreeBlocks
+from implicit_bregman.operators import LinearOperator
+from implicit_bregman.operators.free import FreeBlocks
 
 #: Coordinates whose D₊ exceeds this share of the largest are preconditioned together,
 _STEEP = 0.1
@@ -65,7 +65,7 @@ class Linearization:
         damping: the number that the shift is known to be everywhere (γ, at an exact point), if so.
     """
 
-    hessian: Hessian
+    hessian: LinearOperator
     slope: Tensor
     shift: Tensor
     on_free_sets: bool = False
@@ -77,11 +77,11 @@ class Linearization:
         hessian, rebuild_hessian = self.hessian.pack()
         blocks, rebuild_blocks = ((), None) if self.blocks is None else self.blocks.pack()
         rebuild = partial(_rebuild, rebuild_hessian, rebuild_blocks, len(blocks), self.on_free_sets, self.damping)
-        return (self.slope, self.shift, *blocks, *hessian), rebuild
+        return (self.slope, self.shift, *blocks, *(tensor.detach() for tensor in hessian)), rebuild
 
     def apply(self, u: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """The adjoint operator above, in u's precision (where H is a matrix)."""
-        return self.shift.to(u.dtype) * u + self.hessian.product(self.slope.to(u.dtype) * u, transpose=True)
+        return self.shift.to(u.dtype) * u + self.hessian.product(self.slope.to(u.dtype) * u, adjoint=True)
 
     def solve_symmetric(
         self, g: Float[Tensor, "batch d"], tol: float | Float[Tensor, " batch"], max_iter: int
@@ -135,10 +135,10 @@ class Linearization:
         count = steps_needed(interval, tol, min(_MOST_SWEEPS, max_iter))
         if count is None:
             return None
-        slope, weight = self.slope.to(g.dtype), shared.weight.to(g.dtype)
+        slope, matrix = self.slope.to(g.dtype), shared.matrix.to(g.dtype)
 
         def residual(u: Tensor) -> Tensor:
-            return torch.addmm(g, slope * u, weight).sub_(u, alpha=gamma)
+            return torch.addmm(g, slope * u, matrix, alpha=-1).sub_(u, alpha=gamma)
 
         u = semi_iteration(residual, torch.zeros_like(g), g, inverse, interval, count)
         return u, count
@@ -154,15 +154,15 @@ class Linearization:
     def _solve_plain(self, g: Tensor, tol: float | Tensor, max_iter: int) -> LinearSolution:
         ratio, shared = self.shift / self.slope, self.hessian.shared
         inverse = self._shared_inverse(ratio.mean())
-        weight = None if shared is None else shared.weight.to(ratio.dtype)
+        matrix = None if shared is None else shared.matrix.to(ratio.dtype)
 
         def operator(v: Tensor) -> Tensor:
-            if weight is None:
+            if matrix is None:
                 return torch.addcmul(self.hessian.product(v), ratio, v)
-            return torch.addmm(ratio * v, v, weight, alpha=-1)
+            return torch.addmm(ratio * v, v, matrix)
 
         if inverse is not None:
-            return conjugate_gradient(operator, g, lambda r: r @ inverse, tol, max_iter)
+            return conjugate_gradient(operator, g, inverse, tol, max_iter)
         scale = self.slope / self.diagonal()
         return conjugate_gradient(operator, g, lambda r: r * scale, tol, max_iter)
 
@@ -182,21 +182,20 @@ class Linearization:
             outer = torch.where(steep, root, 1.0).reciprocal() * steep
             rest = torch.where(steep, 0.0, reciprocal)
             found = conjugate_gradient(
-                operator, root * g, lambda r: torch.addcmul(rest * r, outer, (outer * r) @ inverse), tol, max_iter
+                operator, root * g, lambda r: torch.addcmul(rest * r, outer, inverse(outer * r)), tol, max_iter
             )
         return replace(found, value=root * found.value)
 
-    def _shared_inverse(self, mean: Tensor) -> Float[Tensor, "d d"] | None:
+    def _shared_inverse(self, mean: Tensor) -> Callable[[Tensor], Tensor] | None:
         """About (H + κI)⁻¹ for κ = `mean`, if it is worth having."""
-        shared = self.hessian.shared
-        if shared is None or not shared.symmetric or not shared.is_worth_inverting(len(self.slope)):
+        hessian = self.hessian
+        if not hessian.symmetric or not hessian.has_resolvent(len(self.slope)):
             return None
         kappa = float(mean)
         # (a mean that is not positive, or not a number, is no shift either)
-        if not 0 < kappa * shared.gradient_step < _DIAGONAL_WILL_DO:
+        if not 0 < kappa * (hessian.gradient_step or 0.0) < _DIAGONAL_WILL_DO:
             return None
-        found = shared.damped_inverse(kappa)
-        return None if found is None else found[1].to(self.slope.dtype)
+        return hessian.resolvent(kappa)
 
     def newton_step(
         self,
@@ -218,7 +217,7 @@ class Linearization:
             max_iter: bound on the number of products.
         """
         shared, product = self.hessian.shared, self.hessian.product
-        dtype = error.dtype if shared is None else shared.weight.dtype
+        dtype = error.dtype if shared is None else shared.matrix.dtype
         smallest = torch.finfo(error.dtype).tiny
         ratio = self.shift / self.slope.clamp_min(smallest)
         root = (ratio + curvature).clamp_min(smallest).rsqrt()
@@ -236,13 +235,12 @@ class Linearization:
         if inverse is None:
             found = conjugate_gradient(operator, right, torch.Tensor.clone, tol.to(dtype), max_iter)
         else:
-            inverse = inverse.to(dtype)
             outer = torch.where(steep, root, 1.0).reciprocal().mul_(steep).to(dtype)
             rest = (~steep).to(dtype)
             found = conjugate_gradient(
                 operator,
                 right,
-                lambda r: torch.addcmul(rest * r, outer, (outer * r) @ inverse),
+                lambda r: torch.addcmul(rest * r, outer, inverse(outer * r)),
                 tol.to(dtype),
                 max_iter,
             )
@@ -265,15 +263,16 @@ class Linearization:
 
     def diagonal(self) -> Float[Tensor, "batch d"]:
         """The operator's diagonal, made positive for use as a preconditioner."""
-        if self.hessian.shared is None:
+        entries = self.hessian.diagonal()
+        if entries is None:
             return torch.ones_like(self.shift)
-        diagonal = self.shift - self.slope * self.hessian.shared.weight.diagonal().to(self.slope.dtype)
+        diagonal = self.shift + self.slope * entries.to(self.slope.dtype)
         size = diagonal.abs().amax(-1, keepdim=True)
         return torch.where(diagonal > 1e-6 * size, diagonal, torch.where(size > 0, size, 1.0))
 
 
 def _rebuild(
-    rebuild_hessian: Callable[..., Hessian],
+    rebuild_hessian: Callable[..., LinearOperator],
     rebuild_blocks: Callable[..., FreeBlocks | None] | None,
     count: int,
     on_free_sets: bool,
@@ -287,7 +286,7 @@ def _rebuild(
 
 
 def linearize(
-    hessian: Hessian,
+    hessian: LinearOperator,
     geometry: LegendreFunction,
     regularization: float,
     point: Stepped,
@@ -315,7 +314,7 @@ def linearize(
 
 
 def linearize_on_free_set(
-    hessian: Hessian, free: Bool[Tensor, "batch d"], dtype: torch.dtype, blocks: FreeBlocks | None = None
+    hessian: LinearOperator, free: Bool[Tensor, "batch d"], dtype: torch.dtype, blocks: FreeBlocks | None = None
 ) -> Linearization:
     """The second-order model at polished points: the Hessian's free block, the identity on active coordinates."""
     inside = free.to(dtype)

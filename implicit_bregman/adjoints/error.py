@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.energy.base import Hessian
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.linalg.cg import normalized
 from implicit_bregman.linalg.chunks import chunks
@@ -26,6 +25,7 @@ from implicit_bregman.linalg.gmres import gmres
 from implicit_bregman.linearization import Linearization, linearize, linearize_on_free_set
 from implicit_bregman.majorization import mm_step
 from implicit_bregman.objective import Objective, Point
+from implicit_bregman.operators import LinearOperator
 
 #: So many eps are rounding.
 _ROUNDING = 100
@@ -170,7 +170,7 @@ class Iterate:
         """Whether the solution is a zero of E(y), with no coordinate at a bound."""
         return self.regularization > 0 and self.geometry.is_legendre
 
-    def linearize(self, hessian: Hessian, slope: Tensor) -> Linearization:
+    def linearize(self, hessian: LinearOperator, slope: Tensor) -> Linearization:
         """The adjoint system here; `slope` is D₊ of the one before, which tells the free sets of exact samples."""
         if self.smooth:
             inverse = self.geometry.slope(self.dual)

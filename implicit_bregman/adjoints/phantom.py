@@ -111,16 +111,16 @@ def majorizing_step(objective: Objective, dual: Float[Tensor, "batch d"]) -> Flo
         hessian = objective.energy.hessian(objective.geometry.activation(dual))
         root = objective.geometry.slope(dual).sqrt()
 
-        def product(p: Tensor, transpose: bool) -> Tensor:
-            return root * hessian.product(root * p, transpose)
+        def product(p: Tensor, adjoint: bool) -> Tensor:
+            return root * hessian.product(root * p, adjoint)
 
         # A start without the symmetries of a problem, which might keep it from the eigenvector that counts.
         p = torch.arange(dual.shape[-1], dtype=dual.dtype, device=dual.device).square().add(1.0).cos().expand_as(dual)
         size = torch.ones_like(dual[:, :1])
         for _ in range(_POWER_STEPS):
             unit = normalized(p)[0]
-            part, scale, _ = normalized(product(unit, transpose=False))
+            part, scale, _ = normalized(product(unit, adjoint=False))
             length = torch.linalg.vector_norm(part, dim=-1, keepdim=True)
             size = scale * length / torch.linalg.vector_norm(unit, dim=-1, keepdim=True)
-            p = product(part, transpose=True)
+            p = product(part, adjoint=True)
         return torch.where(size > 1, size.reciprocal(), 1.0)

@@ -382,7 +382,7 @@ class _Scaled:
 
     def _apply(self, p: Tensor) -> Tensor:
         root = self.root.to(p.dtype)
-        return self.system.shift.to(p.dtype) * p + root * self.system.hessian.product(root * p, transpose=True)
+        return self.system.shift.to(p.dtype) * p + root * self.system.hessian.product(root * p, adjoint=True)
 
 
 def _ratio(top: Tensor, bottom: Tensor, otherwise: float) -> Float[Tensor, "batch 1"]:

@@ -12,12 +12,12 @@ from implicit_bregman.energy.base import BoundEnergy
 from implicit_bregman.linalg.cg import normalized
 from implicit_bregman.linalg.chunks import chunks
 from implicit_bregman.linalg.dense import solve_general
-from implicit_bregman.linalg.free import solve_free_blocks
 from implicit_bregman.linalg.gmres import gmres
 from implicit_bregman.linalg.masked import solve_on_free_set
 from implicit_bregman.linalg.semidefinite import solve_minimum_norm
-from implicit_bregman.linalg.shared import SharedMatrix
 from implicit_bregman.linearization import Linearization
+from implicit_bregman.operators import Dense
+from implicit_bregman.operators.free import solve_free_blocks
 from implicit_bregman.status import Status
 
 METHODS = ("auto", "cg", "gmres", "dense")
@@ -118,7 +118,7 @@ def _direct(system: Linearization, g: Tensor, tol: float) -> AdjointSolution:
     """Direct solves: through the shared factor where all samples are polished, else one factorization per sample."""
     none = torch.zeros(len(g), dtype=torch.int64, device=g.device)
     shared = system.hessian.shared
-    limit = _SINGULAR[torch.float64 if shared is None else shared.weight.dtype]
+    limit = _SINGULAR[torch.float64 if shared is None else shared.matrix.dtype]
     if shared is not None and _on_free_sets(system):
         free = system.slope > 0
         if shared.known_inverse is not None:
@@ -159,7 +159,7 @@ def _judged(
     return solved | ((residual <= rounding) & (rounding <= _DETERMINED))
 
 
-def _scaled(system: Linearization, shared: SharedMatrix, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+def _scaled(system: Linearization, shared: Dense, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """The relative residual with every equation in its own units, and what rounding may make of it, each (B,).
 
     Where H is definite the units are those of a diagonal of ones: they say how well v is determined.
@@ -177,15 +177,15 @@ def _scaled(system: Linearization, shared: SharedMatrix, v: Tensor, g: Tensor) -
     return torch.linalg.vector_norm(left, dim=-1) / right, rounding / right
 
 
-def _minimum_norm(shared: SharedMatrix, free: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _minimum_norm(shared: Dense, free: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """v, whether it was found, and its residual; where H_FF is singular, the shortest v with (Hv)_F nearest to g_F."""
-    matrix, eps = shared.wide.matrix, torch.finfo(shared.weight.dtype).eps
+    matrix, eps = shared.wide.matrix, torch.finfo(shared.matrix.dtype).eps
     v, _ = solve_minimum_norm(matrix, free, g.double(), eps)
     left = torch.where(free, g - v @ matrix, 0.0)
     # What no v can remove is orthogonal to the range.
     inside = torch.where(free, g.double(), 0.0)
     residual = _relative(torch.where(free, left @ matrix, 0.0), inside @ matrix).to(g.dtype)
-    return v, torch.isfinite(v.sum(-1)) & (residual <= _SINGULAR[shared.weight.dtype]), residual
+    return v, torch.isfinite(v.sum(-1)) & (residual <= _SINGULAR[shared.matrix.dtype]), residual
 
 
 def _factorize(system: Linearization, g: Tensor, rows: slice) -> Tensor:
@@ -210,7 +210,7 @@ def _residual(system: Linearization, v: Tensor, g: Tensor) -> Float[Tensor, " ba
     slope, shift = system.slope.to(v.dtype), system.shift.to(v.dtype)
     inside = slope > 0
     # D₊ times the equation: no division by a slope that may be tiny.
-    left = shift * v + slope * system.hessian.product(v, transpose=True)
+    left = shift * v + slope * system.hessian.product(v, adjoint=True)
     return _relative(torch.where(inside, left - slope * g, 0.0), slope * g).to(g.dtype)
 
 
@@ -310,7 +310,7 @@ class _Equation:
 
     def residual(self, v: Tensor, g: Tensor) -> Tensor:
         """g − (shift/D₊ + Hᵀ) v."""
-        return (g - self.system.hessian.product(v, transpose=True)).addcmul_(self.ratio, v, value=-1)
+        return (g - self.system.hessian.product(v, adjoint=True)).addcmul_(self.ratio, v, value=-1)
 
     def size(self, residual: Tensor) -> Float[Tensor, " batch"]:
         return torch.linalg.vector_norm(self.weight * residual, dim=-1)

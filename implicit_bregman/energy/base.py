@@ -13,14 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from implicit_bregman.energy.snapshot import Again, Place, Snapshot
-from implicit_bregman.linalg.shared import ROUNDING_ERRORS, SharedMatrix
+from implicit_bregman.operators import Dense, LinearOperator, Rebuild
 
 PullBack = Callable[[Tensor, Tensor, tuple[bool, ...]], tuple[Tensor | None, ...]]
 """From v = dL/d(−∇f), z and what is needed to the gradients of an energy's `leaves`."""
-
-
-#: Lengths of the runs of equal signs in the patterns of rounding errors.
-_PATTERNS = (1, 2, 4)
 
 
 @dataclass(frozen=True)
@@ -36,43 +32,6 @@ class Evaluation:
     gradient: Tensor
 
 
-class Hessian(ABC):
-    """∇²f at a batch of points, as a linear map. It holds tensors only, so that autograd can keep them.
-
-    Attributes:
-        shared: the matrix that all samples share, if there is one; else None.
-        symmetric: whether it is symmetric.
-    """
-
-    shared: SharedMatrix | None
-    symmetric: bool
-
-    @abstractmethod
-    def product(self, v: Float[Tensor, "batch d"], transpose: bool = False) -> Float[Tensor, "batch d"]:
-        """∇²f v or its transpose; in v's precision where there is a matrix, else in the energy's own."""
-
-    def rounding(self, v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """About what rounding v and the sums in ∇²f v may make of its entries, (B, d), in the precision of v.
-
-        Here: the largest of what a few patterns of rounding errors make of them.
-        """
-        index = torch.arange(v.shape[-1], device=v.device)
-        products = [self.product(torch.where(index % (2 * n) < n, v, -v)).abs() for n in _PATTERNS]
-        return ROUNDING_ERRORS * torch.finfo(v.dtype).eps * torch.stack(products).amax(0)
-
-    def at(self, z: Float[Tensor, "batch d"]) -> Hessian:
-        """∇²f at other points: the same, where f is quadratic."""
-        return self
-
-    @abstractmethod
-    def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Hessian]]:
-        """Its tensors, and a function that makes the same map from them and holds none itself."""
-
-    @abstractmethod
-    def select(self, index: Int[Tensor, " kept"]) -> Hessian:
-        """The map for some of the samples."""
-
-
 class BoundEnergy(ABC):
     """An energy at a fixed input x: what the solvers and the adjoints see. All batches are (B, d).
 
@@ -82,12 +41,14 @@ class BoundEnergy(ABC):
         affine: whether the gradient is affine in z (a quadratic energy), so that one linear solve on the free
             block of coordinates gives a critical point exactly.
         shared: the Hessian, where it is one constant matrix for all samples; else None.
+        has_finish: whether, without such a matrix, Newton's method makes an iterate exact.
     """
 
     dtype: torch.dtype
     symmetric: bool
     affine: bool
-    shared: SharedMatrix | None = None
+    shared: Dense | None = None
+    has_finish: bool = False
 
     @property
     def stiffness(self) -> Float[Tensor, " d"] | None:
@@ -147,7 +108,7 @@ class BoundEnergy(ABC):
         """
 
     @abstractmethod
-    def hessian(self, z: Float[Tensor, "batch d"]) -> Hessian:
+    def hessian(self, z: Float[Tensor, "batch d"]) -> LinearOperator:
         """∇²f(z; x), as a linear map."""
 
     @abstractmethod
@@ -306,7 +267,7 @@ class _BoundByAutograd(BoundEnergy):
     def again(self) -> AbstractContextManager[object]:
         return Again((self.x,), self.snapshot.unchanged())
 
-    def hessian(self, z: Tensor) -> Hessian:
+    def hessian(self, z: Tensor) -> LinearOperator:
         return _HessianByAutograd(self.energy, self.x, z, self.snapshot)
 
     def is_strictly_convex(self, curvature: float, strictly: bool) -> bool:
@@ -319,10 +280,9 @@ class _BoundByAutograd(BoundEnergy):
         return _BoundByAutograd(self.energy, self.x[index], self._curvature, self.snapshot)
 
 
-class _HessianByAutograd(Hessian):
+class _HessianByAutograd(LinearOperator):
     """The Hessian of a user's energy, whose tensors were those of `snapshot` when it was bound."""
 
-    shared = None
     symmetric = True
 
     def __init__(self, energy: Energy, x: Tensor, z: Tensor, snapshot: Snapshot) -> None:
@@ -331,30 +291,38 @@ class _HessianByAutograd(Hessian):
         self.z = z
         self.snapshot = snapshot
 
-    def product(self, v: Tensor, transpose: bool = False) -> Tensor:
+    def product(self, v: Tensor, adjoint: bool = False) -> Tensor:
         return self.energy.hessian_product(self.z, self.x, v.to(self.z.dtype)).to(v.dtype)
 
-    def at(self, z: Tensor) -> Hessian:
+    @property
+    def size(self) -> int:
+        return self.z.shape[-1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.z.dtype
+
+    def at(self, z: Tensor) -> LinearOperator:
         return type(self)(self.energy, self.x, z, self.snapshot)
 
-    def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Hessian]]:
+    def pack(self) -> tuple[tuple[Tensor, ...], Rebuild]:
         kept = self.snapshot.unchanged()
         tensors = tuple(_normal(tensor).detach() for tensor in (self.x, self.z, *kept.tensors))
         return tensors, partial(_rebuild, self.energy, kept.places)
 
-    def select(self, index: Tensor) -> Hessian:
+    def select(self, index: Tensor) -> LinearOperator:
         return type(self)(self.energy, self.x[index], self.z[index], self.snapshot)
 
 
 class _LaterHessian(_HessianByAutograd):
     """The same in the backward pass, with the tensors of the forward pass."""
 
-    def product(self, v: Tensor, transpose: bool = False) -> Tensor:
+    def product(self, v: Tensor, adjoint: bool = False) -> Tensor:
         with self.snapshot.restored():
-            return super().product(v, transpose)
+            return super().product(v, adjoint)
 
 
-def _rebuild(energy: Energy, places: Sequence[Place], x: Tensor, z: Tensor, *tensors: Tensor) -> Hessian:
+def _rebuild(energy: Energy, places: Sequence[Place], x: Tensor, z: Tensor, *tensors: Tensor) -> LinearOperator:
     return _LaterHessian(energy, x, z, Snapshot(places, tensors))
 
 

@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from implicit_bregman.energy.base import BoundEnergy, Evaluation, Hessian
+from implicit_bregman.energy.base import BoundEnergy, Evaluation
 from implicit_bregman.energy.snapshot import Again
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.linalg.spectrum import Spectrum, spectrum
+from implicit_bregman.operators import LowRank
 
 
 @dataclass(frozen=True)
@@ -169,8 +170,8 @@ class BoundLowRank(BoundEnergy):
     def again(self) -> AbstractContextManager[object]:
         return Again((self.vectors, self.target))
 
-    def hessian(self, z: Float[Tensor, "batch d"]) -> Hessian:
-        return _GramHessian(self.vectors.detach())
+    def hessian(self, z: Float[Tensor, "batch d"]) -> LowRank:
+        return LowRank(self.vectors.detach())
 
     def is_strictly_convex(self, curvature: float, strictly: bool) -> bool:
         return self.spectrum.is_definite(curvature, strictly)
@@ -186,26 +187,6 @@ class BoundLowRank(BoundEnergy):
 def _value(vectors: Tensor, target: Tensor, z: Tensor, image: Tensor, excess: Tensor) -> Float[Tensor, " batch"]:
     """½‖Vᵀz‖² − βᵀVᵀz to first order in V and β up to a constant, from Vᵀz and Vᵀz − β as they were."""
     return (excess * (z @ vectors)).sum(-1) - (image * target).sum(-1)
-
-
-class _GramHessian(Hessian):
-    """VVᵀ, the same for all samples."""
-
-    shared = None
-    symmetric = True
-
-    def __init__(self, vectors: Tensor) -> None:
-        self.vectors = vectors
-
-    def product(self, v: Tensor, transpose: bool = False) -> Tensor:
-        vectors = self.vectors.to(v.dtype)
-        return (v @ vectors) @ vectors.mT
-
-    def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Hessian]]:
-        return (self.vectors,), _GramHessian
-
-    def select(self, index: Tensor) -> Hessian:
-        return self
 
 
 def gram_spectrum(vectors: Float[Tensor, "d r"]) -> Spectrum:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,10 +22,10 @@ from implicit_bregman.energy.weights import (
     Weight,
     at_least_single,
     hold,
-    is_symmetric,
 )
-from implicit_bregman.linalg.shared import SharedMatrix
 from implicit_bregman.linalg.spectrum import Spectrum
+from implicit_bregman.operators import LinearOperator
+from implicit_bregman.operators.dense import Dense, is_symmetric
 from implicit_bregman.tensors import check_dense, check_numbers, refuse_transforms
 
 WEIGHTS = ("convex", "symmetric", "free", "low_rank")
@@ -74,6 +73,7 @@ class QuadraticEnergy(Energy):
 
     input_weight: Tensor | None
     bias: Tensor | None
+    in_features: int | None
     _held: _Held | None = None
 
     def __init__(
@@ -116,8 +116,8 @@ class QuadraticEnergy(Energy):
         if isinstance(self.weight_map, GivenWeight):
             return
         # Half as wide for β: a system with a random right-hand side should have a solution in C at the start.
-        reach = (0.5 if self.low_rank else 1.0) / math.sqrt(self.in_features)
         if self.input_weight is not None:
+            reach = (0.5 if self.low_rank else 1.0) * self.input_weight.shape[1] ** -0.5
             nn.init.uniform_(self.input_weight, -reach, reach)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -165,13 +165,32 @@ class QuadraticEnergy(Energy):
             energy._declare_convex()
         return energy
 
+    @classmethod
+    def from_operator(
+        cls, operator: LinearOperator, offset: nn.Module | None = None, *, convex: bool = False
+    ) -> QuadraticEnergy:
+        """f(z; x) = ½⟨z, Hz⟩ − ⟨c(x), z⟩ with any `LinearOperator` H; gradients flow to the tensors it is made of.
+
+        Args:
+            operator: H, such as `ib.operators.Kronecker(A, B)`. No d × d matrix is made of it.
+            offset: a module that maps x to c, (B, d); None: c = x.
+            convex: state that f is convex, where the bounds of H's spectrum do not prove it.
+
+        Raises:
+            TypeError: if one of the two is of another kind.
+            ValueError: if H is neither symmetric nor a matrix.
+        """
+        from implicit_bregman.energy.structured import OperatorEnergy  # which is a QuadraticEnergy
+
+        return OperatorEnergy(operator, offset, convex)
+
     def _declare_convex(self) -> None:
         if not self.symmetric:
             raise ValueError("convex=True needs a symmetric W: without symmetry there is no objective to be convex")
         self.convex = True
-        _, shared = self._matrices()
-        if not shared.is_definite():
-            _ = shared.semidefinite  # raises where it is not
+        operator = self._operator()
+        if not operator.is_definite():
+            _ = operator.semidefinite  # raises where it is not
 
     @property
     def weight(self) -> Float[Tensor, "d d"]:
@@ -252,22 +271,21 @@ class QuadraticEnergy(Energy):
     def _spectrum(self) -> Spectrum:
         if self.low_rank:
             return gram_spectrum(self.weight_map())
-        return self._matrices()[1].spectrum
+        return self._operator().spectrum
 
     def bind(self, x: Float[Tensor, "batch n"]) -> BoundEnergy:
         """This energy at the input x; half-precision parameters are lifted to float32 here."""
         if isinstance(self.weight_map, LowRankWeight):
             return self._bind_low_rank(x, self.weight_map)
-        weight, shared = self._held.matrices(self) if self._held is not None else self._matrices()
-        return BoundQuadratic(weight, self(x.to(weight.dtype)), shared)
+        operator = self._held.operator(self) if self._held is not None else self._operator()
+        return BoundQuadratic(operator, self(x.to(operator.dtype)))
 
-    def _matrices(self) -> tuple[Tensor, SharedMatrix]:
-        """W with its gradient, at least float32, and −W without."""
+    def _operator(self) -> Dense:
+        """H = −W, at least float32."""
         weight, known = _check_shared("W", self.weight_map()), self.weight_map.symmetric
         symmetric = is_symmetric(weight) if known is None else known
-        weight = at_least_single(weight)
         least = getattr(self.weight_map, "margin", None)
-        return weight, SharedMatrix(weight, symmetric, least, convex=self.convex)
+        return Dense(-at_least_single(weight), symmetric, least, convex=self.convex)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -304,13 +322,13 @@ class QuadraticEnergy(Energy):
 
 
 class _Held:
-    """W and −W of an energy inside its `frozen` context."""
+    """The Hessian of an energy inside its `frozen` context."""
 
     def __init__(self, energy: QuadraticEnergy) -> None:
-        self._weight, self._shared = energy._matrices()
+        self._operator = energy._operator()
         self._state = self._now(energy)
 
-    def matrices(self, energy: QuadraticEnergy) -> tuple[Tensor, SharedMatrix]:
+    def operator(self, energy: QuadraticEnergy) -> Dense:
         """What is held, after checking that it is still the energy's.
 
         Raises:
@@ -322,7 +340,7 @@ class _Held:
             )
         if self._now(energy) != self._state:
             raise RuntimeError("the weight was changed inside frozen(): leave the context before you change it")
-        return self._weight, self._shared
+        return self._operator
 
     @staticmethod
     def _now(energy: QuadraticEnergy) -> list[tuple[int, int]]:

@@ -178,15 +178,6 @@ def hold(module: nn.Module, name: str, tensor: Tensor | None) -> None:
         module.register_buffer(name, tensor)
 
 
-def is_symmetric(matrix: Float[Tensor, "d d"]) -> bool:
-    """Whether a matrix equals its transpose up to rounding."""
-    with torch.no_grad():
-        if torch.equal(matrix, matrix.mT):
-            return True
-        rounding = 4 * torch.finfo(matrix.dtype).eps * matrix.abs().max()
-        return bool((matrix - matrix.mT).abs().max() <= rounding)
-
-
 def _negative_with_noise(entries: nn.Parameter) -> None:
     with torch.no_grad():
         entries.normal_(std=0.1 * entries.shape[0] ** -0.5)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from implicit_bregman.energy.base import BoundEnergy
 from implicit_bregman.energy.bound import BoundQuadratic
-from implicit_bregman.linalg.free import FreeBlocks, free_blocks, solve_free_blocks
 from implicit_bregman.linalg.masked import solve_on_free_set
 from implicit_bregman.objective import Objective
+from implicit_bregman.operators.free import FreeBlocks, free_blocks, solve_free_blocks
 from implicit_bregman.solvers.finished import Finished
 
 #: How often the active set of a problem with one critical point is corrected within one polish.

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from implicit_bregman.linalg.free import FreeBlocks
 from implicit_bregman.objective import Objective, Point
+from implicit_bregman.operators.free import FreeBlocks
 from implicit_bregman.settings import FAILURE_MODES, Settings, check_choice, check_count, check_positive
 from implicit_bregman.solvers.inverse import InverseEstimate
 from implicit_bregman.status import Status

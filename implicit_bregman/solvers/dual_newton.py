@@ -302,8 +302,8 @@ def _move(
 ) -> tuple[Tensor, Tensor]:
     """κ and Δw, with `slope` for D."""
     gamma = objective.regularization
-    # The Hessian of a quadratic energy is the same everywhere, and its products are made in either precision.
-    hessian = objective.energy.hessian(at.value) if energy.affine else energy.hessian(at.value)
+    # One matrix is the same everywhere, and its products are made in either precision.
+    hessian = (energy if energy.shared is None else objective.energy).hessian(at.value)
     system = Linearization(hessian, slope, torch.full_like(slope, gamma))
     curvature = _own_curvature(system, at.error)
     v = _direction(objective, system, at, curvature, course, target, budget)
@@ -317,9 +317,9 @@ def _move(
 
 def _own_curvature(system: Linearization, error: Tensor) -> Tensor:
     """H_jj, where H is a matrix; else what stands for all of them, the curvature along DE. Not negative."""
-    hessian = system.hessian
-    if hessian.shared is not None:
-        return hessian.shared.wide.weight.diagonal().neg().clamp_min(0.0)[None, :]
+    hessian, entries = system.hessian, system.hessian.diagonal()
+    if entries is not None:
+        return entries.to(error.dtype).clamp_min(0.0).reshape(-1, entries.shape[-1])
     along = system.slope * error
     along = along / along.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(error.dtype).tiny)
     curvature = torch.linalg.vecdot(along, hessian.product(along)) / torch.linalg.vecdot(along, along)
@@ -361,7 +361,7 @@ def _direction(
 
 def _can_factorize(objective: Objective) -> bool:
     shared = objective.energy.shared
-    return shared is not None and len(shared.weight) <= _WIDE
+    return shared is not None and len(shared.matrix) <= _WIDE
 
 
 def _factorized(system: Linearization, error: Tensor, rows: Tensor, convex: bool) -> Tensor:
@@ -387,7 +387,7 @@ def _factorized_part(system: Linearization, error: Tensor, rows: Tensor, convex:
         if not convex:
             return root * solve_general(matrix, right)[0].squeeze(-1)
         # W was rounded, and the diagonal is 1.
-        matrix.diagonal(dim1=1, dim2=2).add_(shared.weight.shape[0] * torch.finfo(shared.weight.dtype).eps)
+        matrix.diagonal(dim1=1, dim2=2).add_(shared.size * torch.finfo(shared.matrix.dtype).eps)
         factor = torch.linalg.cholesky_ex(matrix)[0]
     return root * torch.cholesky_solve(right, factor).squeeze(-1)
 

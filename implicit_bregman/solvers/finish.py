@@ -1,7 +1,7 @@
 """Exact finishing of an iterate: by its active set (γ = 0) or by Newton's method in the dual (γ > 0).
 
-Both need a quadratic f, whose Hessian all samples share. What they return has been tested, so that a wrong guess
-costs time and nothing else.
+Both need a quadratic f. Where there is no matrix that all samples share, but one critical point, projected Newton steps
+stand for the active set. What is returned has been tested, so that a wrong guess costs time and nothing else.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from implicit_bregman.objective import Objective, Point
 from implicit_bregman.solvers.active_set import polish, within_rounding
 from implicit_bregman.solvers.dual_newton import newton
 from implicit_bregman.solvers.finished import Finished
+from implicit_bregman.solvers.projected_newton import projected_newton
 
 #: Newton steps of one attempt (γ > 0).
 _STEPS = 60
@@ -22,7 +23,7 @@ _STEPS = 60
 
 def can_finish(objective: Objective) -> bool:
     """Whether exact finishing exists for this kind of problem."""
-    return objective.energy.shared is not None
+    return objective.energy.shared is not None or (objective.unique and objective.energy.has_finish)
 
 
 def finish(objective: Objective, point: Point, tol: float) -> Finished:
@@ -37,7 +38,11 @@ def finish(objective: Objective, point: Point, tol: float) -> Finished:
     if objective.regularization:
         found = newton(objective, point.dual, tol, _STEPS)
     else:
-        found = polish(objective, point.value, point.gradient, tol)
+        found = (
+            polish(objective, point.value, point.gradient, tol)
+            if objective.energy.shared is not None
+            else projected_newton(objective, point.value, tol, _STEPS)
+        )
     return rounding_accepted(objective, found, tol)
 
 

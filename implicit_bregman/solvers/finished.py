@@ -8,8 +8,8 @@ from functools import cached_property
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from implicit_bregman.linalg.free import FreeBlocks
 from implicit_bregman.objective import RowsOfTensors
+from implicit_bregman.operators.free import FreeBlocks
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.energy.base import BoundEnergy, Evaluation, Hessian
+from implicit_bregman.energy.base import BoundEnergy, Evaluation
 from implicit_bregman.linalg.cg import conjugate_gradient
 from implicit_bregman.linalg.semidefinite import solve_damped
 from implicit_bregman.objective import Objective, RowsOfTensors
+from implicit_bregman.operators import LinearOperator
 from implicit_bregman.solvers.finished import Finished
 
 #: Projected Newton steps made before an iterate is given up.
@@ -171,13 +172,13 @@ def _direction(
 
 
 def _by_products(
-    hessian: Hessian, at: _Iterate, free: Tensor, right: Tensor, damping: Tensor, most: int
+    hessian: LinearOperator, at: _Iterate, free: Tensor, right: Tensor, damping: Tensor, most: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The direction by CG, which samples were solved, and where curvature was positive."""
-    mask, shared = free.to(right.dtype), hessian.shared
+    mask, entries = free.to(right.dtype), hessian.diagonal()
     diagonal = torch.ones_like(right)
-    if shared is not None:
-        entries = damping - shared.weight.diagonal().to(right.dtype)
+    if entries is not None:
+        entries = damping + entries.to(right.dtype)
         diagonal = torch.where(free & (entries > 0), entries, 1.0)
     found = conjugate_gradient(
         lambda v: mask * (hessian.product(mask * v) + damping * v) + (1 - mask) * v,

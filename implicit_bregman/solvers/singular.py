@@ -131,7 +131,7 @@ def far_from(start: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
 
 def _runs_away(objective: Objective, found: Finished) -> Bool[Tensor, " batch"]:
     z = found.exact
-    if not objective.energy.affine:
+    if objective.energy.shared is None:
         return z.abs().amax(-1) > far_from(torch.zeros_like(found.value))
     energy = objective.energy.double()
     assert isinstance(energy, BoundQuadratic)

@@ -8,7 +8,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
-    path for path in ("README.md", "docs/index.md", "docs/quickstart.md", "docs/recipes.md") if (ROOT / path).exists()
+    path
+    for path in ("README.md", "docs/index.md", "docs/quickstart.md", "docs/operators.md", "docs/recipes.md")
+    if (ROOT / path).exists()
 ]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

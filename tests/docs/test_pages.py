@@ -73,8 +73,8 @@ def test_the_reference_has_every_public_name():
         for line in path.read_text(encoding="utf-8").splitlines()
         if line.startswith("::: ")
     }
-    modules = {"adjoints", "solvers"}
+    modules = {"adjoints", "operators", "solvers"}
     assert set(ib.__all__) - modules <= documented
-    for module in (ib.solvers, ib.adjoints):
+    for module in (ib.solvers, ib.adjoints, ib.operators):
         classes = {name for name in module.__all__ if isinstance(getattr(module, name), type)}
         assert classes - {"Outcome", "Adjoint"} <= documented

@@ -9,8 +9,8 @@ from torch import Tensor
 import implicit_bregman as ib
 from implicit_bregman.experiments.oracle import reference_solution
 from implicit_bregman.experiments.problems import Problem, make_problem
-from implicit_bregman.linalg import shared
 from implicit_bregman.objective import Objective
+from implicit_bregman.operators import dense
 from implicit_bregman.solvers import active_set, newton
 from implicit_bregman.solvers.projected_newton import projected_newton
 from tests.solvers.helpers import relative_error, solve
@@ -97,8 +97,8 @@ def test_projected_newton_agrees_with_the_active_set(dtype: torch.dtype) -> None
 
 def test_wide_problems_with_few_samples_are_not_factorized(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make_problem(dim=40, batch=2, condition=100.0, active=0.2)
-    monkeypatch.setattr(shared, "_ALWAYS", 0)
-    monkeypatch.setattr(shared, "_PER_SAMPLE", 1)
+    monkeypatch.setattr(dense, "_ALWAYS", 0)
+    monkeypatch.setattr(dense, "_PER_SAMPLE", 1)
     monkeypatch.setattr(torch, "cholesky_inverse", lambda *a: pytest.fail("inverted"))
     weight = problem.weight.clone().requires_grad_()
     energy = ib.QuadraticEnergy.from_matrices(weight)

@@ -13,9 +13,9 @@ from torch import Tensor
 import implicit_bregman as ib
 from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.experiments.problems import Problem, make_problem
-from implicit_bregman.linalg.free import solve_free_blocks
-from implicit_bregman.linalg.shared import SharedMatrix
 from implicit_bregman.objective import Objective
+from implicit_bregman.operators import Dense
+from implicit_bregman.operators.free import solve_free_blocks
 from implicit_bregman.solvers import active_set
 from tests.solvers.helpers import ALL, ITERATIVE, solve, solver_of, some
 
@@ -151,10 +151,10 @@ class Counting(BoundQuadratic):
         return counted
 
     def double(self) -> Counting:
-        return Counting(self.weight, self.offset, self.shared, calls=self.calls)
+        return Counting(self.shared, self.offset, calls=self.calls)
 
     def select(self, index: Tensor) -> Counting:
-        return Counting(self.weight, self.offset[index], self.shared, calls=self.calls)
+        return Counting(self.shared, self.offset[index], calls=self.calls)
 
 
 @polish_or_not
@@ -164,7 +164,7 @@ def test_evaluations_are_the_calls_really_made(
     name: str, solver: str, polish: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = case(name, 1)
-    energy = Counting(problem.weight, problem.offset, SharedMatrix(problem.weight, problem.kind != "free"))
+    energy = Counting(Dense(-problem.weight, problem.kind != "free"), problem.offset)
 
     def counted(*arguments: object) -> tuple[Tensor, Tensor, Tensor, int]:
         # The refinement of an exact solve evaluates ∇f by itself; tests/linalg counts these.

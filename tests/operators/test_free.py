@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from implicit_bregman.linalg import free as module
-from implicit_bregman.linalg.free import free_blocks, solve_free_blocks
-from implicit_bregman.linalg.shared import SharedMatrix
-from tests.linalg.test_shared import matrix_with
+from implicit_bregman.operators import Dense
+from implicit_bregman.operators import free as module
+from implicit_bregman.operators.free import free_blocks, solve_free_blocks
+from tests.operators.test_dense import matrix_with
 
 D, BATCH = 14, 9
 
@@ -21,13 +21,13 @@ def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 
 def problem(
     share: float, condition: float, dtype: torch.dtype, generator: torch.Generator
-) -> tuple[SharedMatrix, Tensor, Tensor, Tensor]:
+) -> tuple[Dense, Tensor, Tensor, Tensor]:
     eigenvalues = torch.logspace(0, -float(torch.tensor(condition).log10()), D)
     matrix = matrix_with(eigenvalues, generator).to(dtype)
     free = torch.rand(BATCH, D, generator=generator) >= share
     free[0], free[1] = True, False
     rhs, fixed = torch.randn(2, BATCH, D, generator=generator, dtype=torch.float64).to(dtype)
-    return SharedMatrix(-matrix, True), free, rhs, fixed
+    return Dense(matrix, True), free, rhs, fixed
 
 
 def exact_solution(matrix: Tensor, free: Tensor, rhs: Tensor, fixed: Tensor) -> Tensor:

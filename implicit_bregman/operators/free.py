@@ -19,7 +19,7 @@ from torch import Tensor
 from implicit_bregman.linalg.blocks import members, padded_blocks
 from implicit_bregman.linalg.cg import conjugate_gradient
 from implicit_bregman.linalg.chunks import chunk_slices
-from implicit_bregman.linalg.shared import SharedMatrix
+from implicit_bregman.operators.dense import Dense
 
 #: Largest size m of a factorized block: beyond m³ = this · d², iterations with K as preconditioner cost less.
 _LARGEST_BLOCK = 36
@@ -58,7 +58,7 @@ class FreeSolution(NamedTuple):
 
 
 def solve_free_blocks(
-    shared: SharedMatrix,
+    shared: Dense,
     free: Bool[Tensor, "batch d"],
     rhs: Float[Tensor, "batch d"],
     fixed: Float[Tensor, "batch d"] | None = None,
@@ -141,11 +141,11 @@ class FreeBlocks:
     valid: Bool[Tensor, "batch m"] | None = None
     factor: Float[Tensor, "batch m m"] | None = None
 
-    def dtype(self, shared: SharedMatrix) -> torch.dtype:
+    def dtype(self, shared: Dense) -> torch.dtype:
         """The precision of the solves, which is that of the inverse."""
         return _inverse(shared).dtype
 
-    def solve(self, shared: SharedMatrix, b: Tensor, target: Tensor | None) -> Tensor:
+    def solve(self, shared: Dense, b: Tensor, target: Tensor | None) -> Tensor:
         """z with z_A = target_A (None: 0) and (H z)_F ≈ b_F, in the inverse's precision; b is 0 on A, target on F."""
         if self.interior:
             return b @ _inverse(shared)
@@ -165,7 +165,7 @@ class FreeBlocks:
         z = torch.zeros_like(b).scatter_add(1, self.index, part)
         return z if target is None else z + target
 
-    def _iterate(self, shared: SharedMatrix, b: Tensor, target: Tensor | None) -> Tensor:
+    def _iterate(self, shared: Dense, b: Tensor, target: Tensor | None) -> Tensor:
         inverse, mask = _inverse(shared), self.free.to(b.dtype)
         if target is not None:
             b = mask * (b - shared.product(target))
@@ -190,7 +190,7 @@ class FreeBlocks:
         return (self.index, self.valid, self.factor), partial(_with_factors, self.on_active)
 
 
-def free_blocks(shared: SharedMatrix, free: Bool[Tensor, "batch d"]) -> FreeBlocks:
+def free_blocks(shared: Dense, free: Bool[Tensor, "batch d"]) -> FreeBlocks:
     """The factors of the blocks of H on F or of its inverse on the rest, whichever are smaller."""
     d = free.shape[-1]
     active = ~free
@@ -203,7 +203,7 @@ def free_blocks(shared: SharedMatrix, free: Bool[Tensor, "batch d"]) -> FreeBloc
     if size == 0 or size**3 > _LARGEST_BLOCK * d * d:
         return FreeBlocks(free, False, on_active, iterates=size > 0)
     inverse = _inverse(shared)
-    matrix = inverse if on_active else (shared if inverse.dtype == shared.weight.dtype else shared.wide).matrix
+    matrix = inverse if on_active else (shared if inverse.dtype == shared.matrix.dtype else shared.wide).matrix
     index, valid = members(active if on_active else free, size)
     factor = _factorize(matrix, index, None if least == most else valid)
     return FreeBlocks(free, False, on_active, False, index, valid, factor)
@@ -221,7 +221,7 @@ def _nothing(free: Tensor) -> None:
     return None
 
 
-def _inverse(shared: SharedMatrix) -> Tensor:
+def _inverse(shared: Dense) -> Tensor:
     inverse = shared.inverse
     assert inverse is not None  # the callers have checked
     return inverse

@@ -1,15 +1,17 @@
-"""One matrix that all samples share, and what is computed of it once: its spectrum, a factor, an inverse."""
+"""A dense matrix that all samples share, and what is computed of it once: its spectrum, a factor, an inverse."""
 
 from __future__ import annotations
 
 import math
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from implicit_bregman.linalg.spectrum import Spectrum, spectrum
+from implicit_bregman.operators.base import ROUNDING_ERRORS, LinearOperator, Rebuild
 
 #: A matrix counts as definite if its least eigenvalue exceeds so many rounding errors of its Frobenius norm.
 _ROUNDING = 4
@@ -27,31 +29,32 @@ _KEPT = 3
 #: Power iterations behind a guess of λ_max.
 _POWER_STEPS = 6
 
-#: So many rounding errors of the terms of a sum are those of the sum.
-ROUNDING_ERRORS = 16
 
-
-class SharedMatrix:
-    """H = −W, the Hessian that all samples of a quadratic energy share.
+class Dense(LinearOperator):
+    """H, one matrix that all samples share.
 
     Everything is computed when it is first asked for and kept as long as the object, which is one call and its
     backward pass, or a `frozen` context.
 
     Args:
-        weight: W, (d, d); detached here.
-        symmetric: whether it is.
+        matrix: H, (d, d), with its gradient.
+        symmetric: whether it is; None: it is looked at.
         least: a number that all eigenvalues of H are known to exceed, or None.
         inverse: H⁻¹, if it is known.
         damped: s > 0 and (H + s·I)⁻¹, if they are known.
         step: `gradient_step`, if it is known.
         convex: whether H is declared, or known, to be positive semidefinite.
-        given: the precision that W was rounded to, where that is less than its own.
+        given: the precision that H was rounded to, where that is less than its own.
+
+    Attributes:
+        source: H, with its gradient.
+        matrix: H, without.
     """
 
     def __init__(
         self,
-        weight: Float[Tensor, "d d"],
-        symmetric: bool,
+        matrix: Float[Tensor, "d d"],
+        symmetric: bool | None = None,
         least: float | None = None,
         inverse: Float[Tensor, "d d"] | None = None,
         damped: tuple[float, Float[Tensor, "d d"]] | None = None,
@@ -59,9 +62,10 @@ class SharedMatrix:
         convex: bool = False,
         given: torch.dtype | None = None,
     ) -> None:
-        self.weight = weight.detach()
+        self.source = matrix
+        self.matrix = matrix.detach()
         self.given = given
-        self.symmetric = symmetric
+        self.symmetric = is_symmetric(matrix) if symmetric is None else symmetric
         self.convex = convex
         self.least = least
         self.damped = damped
@@ -74,23 +78,72 @@ class SharedMatrix:
             self.__dict__["gradient_step"] = step
 
     @property
-    def matrix(self) -> Float[Tensor, "d d"]:
-        """H itself, a new tensor."""
-        return -self.weight
+    def shared(self) -> Dense:  # type: ignore[override]
+        return self
+
+    @property
+    def size(self) -> int:
+        return self.matrix.shape[-1]
+
+    def product(self, v: Float[Tensor, "batch d"], adjoint: bool = False) -> Float[Tensor, "batch d"]:
+        """H v, or Hᵀ v, in v's precision."""
+        matrix = self.source if v.dtype == self.source.dtype else self.wide.matrix.to(v.dtype)
+        return v @ (matrix if adjoint else matrix.mT)
+
+    def dense(self) -> Float[Tensor, "d d"]:
+        return self.source
+
+    def diagonal(self) -> Float[Tensor, " d"]:
+        return self.matrix.diagonal()
+
+    def bounds(self) -> tuple[float, float]:
+        ends = self.spectrum
+        return float(ends.lowest), float(ends.highest)
+
+    def solve(self, v: Float[Tensor, "batch d"], shift: float = 0.0, adjoint: bool = False) -> Float[Tensor, "batch d"]:
+        with torch.no_grad():
+            matrix = self.matrix + shift * torch.eye(self.size, dtype=self.matrix.dtype, device=self.matrix.device)
+            found = torch.linalg.solve_ex(matrix.mT if adjoint else matrix, v.mT)
+            return found.result.mT if int(found.info) == 0 else torch.full_like(v, torch.nan)
+
+    def has_resolvent(self, batch: int) -> bool:
+        return self.symmetric and self.is_worth_inverting(batch)
+
+    def resolvent(self, shift: float) -> Callable[[Tensor], Tensor] | None:
+        found = self.damped_inverse(shift)
+        return None if found is None else _times(found[1])
+
+    def pack(self) -> tuple[tuple[Tensor, ...], Rebuild]:
+        """H, and of what is known the inverse and the damped inverse."""
+        inverse, damped = self.known_inverse, self.damped
+        tensors = [self.source, *([] if inverse is None else [inverse]), *([] if damped is None else [damped[1]])]
+        shift = None if damped is None else damped[0]
+        convex = self.known_semidefinite is not None
+        return tuple(tensors), partial(
+            _rebuild, self.symmetric, self.least, inverse is not None, shift, self.known_step, convex, self.given
+        )
+
+    def to(self, dtype: torch.dtype) -> Dense:
+        return (
+            self
+            if dtype == self.matrix.dtype
+            else self.wide
+            if dtype == torch.float64
+            else Dense(self.source.to(dtype), self.symmetric, self.least, convex=self.convex)
+        )
 
     @cached_property
-    def wide(self) -> SharedMatrix:
+    def wide(self) -> Dense:
         """The same matrix in float64."""
-        if self.weight.dtype == torch.float64:
+        if self.matrix.dtype == torch.float64:
             return self
-        weight = self.weight.double()
-        return SharedMatrix(weight, self.symmetric, self.least, convex=self.convex, given=self.weight.dtype)
+        return Dense(self.source.double(), self.symmetric, self.least, convex=self.convex, given=self.matrix.dtype)
 
     @cached_property
-    def semidefinite(self) -> SharedMatrix | None:
+    def semidefinite(self) -> Dense | None:
         """H in float64 without negative eigenvalues, if those that it has are within rounding; else None.
 
-        Where W was given in less than float64, so much of the identity is added as they are below 0.
+        Where H was given in less than float64, so much of the identity is added as they are below 0.
 
         Raises:
             ValueError: if H is declared to be positive semidefinite and has an eigenvalue clearly below 0.
@@ -99,8 +152,8 @@ class SharedMatrix:
             return None
         ends = self.wide.spectrum
         lowest, size = float(ends.lowest), max(float(ends.highest.abs()), float(ends.lowest.abs()))
-        noise = max(_NOISE, _DECLARED * self.weight.shape[0] if self.convex else 0)
-        if lowest < -noise * torch.finfo(self.weight.dtype).eps * size:
+        noise = max(_NOISE, _DECLARED * self.matrix.shape[0] if self.convex else 0)
+        if lowest < -noise * torch.finfo(self.matrix.dtype).eps * size:
             if self.convex:
                 raise ValueError(
                     f"the energy was declared convex, but -W has the eigenvalue {lowest:.3g} (and the largest "
@@ -109,14 +162,14 @@ class SharedMatrix:
             return None
         if lowest >= -_NOISE * torch.finfo(torch.float64).eps * size:
             return self.wide
-        raised = self.wide.weight.clone()
-        raised.diagonal().add_(lowest)
-        return SharedMatrix(raised, True, convex=True, given=self.weight.dtype)
+        raised = self.wide.matrix.clone()
+        raised.diagonal().sub_(lowest)
+        return Dense(raised, True, convex=True, given=self.matrix.dtype)
 
     @property
-    def known_semidefinite(self) -> SharedMatrix | None:
+    def known_semidefinite(self) -> Dense | None:
         """`semidefinite`, if it has been asked for."""
-        known: SharedMatrix | None = self.__dict__.get("semidefinite")
+        known: Dense | None = self.__dict__.get("semidefinite")
         return known
 
     @cached_property
@@ -125,17 +178,12 @@ class SharedMatrix:
         return spectrum(self.matrix, self.symmetric)
 
     def rounding(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """What rounding z and the sums may make of the entries of Wz, (B, d), in the precision of z."""
-        return ROUNDING_ERRORS * torch.finfo(z.dtype).eps * (z.abs() @ self.weight.abs().mT)
-
-    def product(self, v: Float[Tensor, "batch d"], transpose: bool = False) -> Float[Tensor, "batch d"]:
-        """H v, or Hᵀ v, in v's precision."""
-        weight = self.weight if v.dtype == self.weight.dtype else self.wide.weight.to(v.dtype)
-        return -(v @ (weight if transpose else weight.mT))
+        """What rounding z and the sums may make of the entries of Hz, (B, d), in the precision of z."""
+        return ROUNDING_ERRORS * torch.finfo(z.dtype).eps * (z.abs() @ self.matrix.abs().mT)
 
     def excess(self, z: Float[Tensor, "batch d"], b: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """H z − b, in H's own precision."""
-        return torch.addmm(b, z, self.weight.mT, beta=-1, alpha=-1)
+        return torch.addmm(b, z, self.matrix.mT, beta=-1)
 
     def is_definite(self, shift: float = 0.0, or_semidefinite: bool = False) -> bool:
         """Whether H + shift·I is positive definite beyond rounding (or semidefinite up to rounding, if asked)."""
@@ -160,7 +208,7 @@ class SharedMatrix:
         return self._damped_factor(shift) is not None if large else self._is_proved_definite
 
     def damped_inverse(self, shift: float) -> tuple[float, Float[Tensor, "d d"]] | None:
-        """(H + s·I)⁻¹ in W's own precision, to precondition with, and s; None if that is not definite.
+        """(H + s·I)⁻¹ in H's own precision, to precondition with, and s; None if that is not definite.
 
         The last few are kept, and returned for shifts within a factor of 2 of their own.
         """
@@ -179,7 +227,7 @@ class SharedMatrix:
         """The Cholesky factor of H + s·I, s within a factor of 2 of `shift`; None if that is not definite."""
         known, factor = self._factored
         if factor is None or not 0.5 <= shift / known <= 2.0:
-            matrix = self.matrix
+            matrix = self.matrix.clone()
             matrix.diagonal().add_(shift)
             factor, info = torch.linalg.cholesky_ex(matrix)
             if int(info) != 0:
@@ -201,14 +249,14 @@ class SharedMatrix:
 
     def is_worth_inverting(self, batch: int) -> bool:
         """Whether an inverse costs less than solving for so many samples by iteration."""
-        d = self.weight.shape[0]
+        d = self.matrix.shape[0]
         return d <= _ALWAYS or d <= _PER_SAMPLE * batch
 
     @cached_property
     def inverse(self) -> Float[Tensor, "d d"] | None:
         """H⁻¹ for use with refinement (its relative error is below 5 %), or None if H is not known to be definite.
 
-        In W's own precision where the condition allows it, else in float64.
+        In H's own precision where the condition allows it, else in float64.
         """
         if self._plain_inverse is not None and self._is_proved_definite:
             inverse, norm = self._plain_inverse
@@ -228,14 +276,14 @@ class SharedMatrix:
         By the norm of the inverse, whose reciprocal bounds the least eigenvalue from below, where the inverse is
         cheap. Else by the Cholesky factor of H less so much of the identity.
         """
-        if self.weight.shape[0] <= _ALWAYS:
+        if self.matrix.shape[0] <= _ALWAYS:
             return self._plain_inverse is not None and self._plain_inverse[1] * self._rounding < 1
         return self._shifted_factor is not None
 
     @cached_property
     def _plain_inverse(self) -> tuple[Tensor, float] | None:
-        """H⁻¹ in W's own precision and its norm, or None where the factorization fails."""
-        if self.weight.shape[0] <= _ALWAYS:
+        """H⁻¹ in H's own precision and its norm, or None where the factorization fails."""
+        if self.matrix.shape[0] <= _ALWAYS:
             factor, info = torch.linalg.cholesky_ex(self.matrix)
             if int(info) != 0:
                 return None
@@ -250,7 +298,7 @@ class SharedMatrix:
     @cached_property
     def _shifted_factor(self) -> Tensor | None:
         """The Cholesky factor of H less its rounding error times I, or None if that is not definite."""
-        matrix = self.matrix
+        matrix = self.matrix.clone()
         matrix.diagonal().sub_(self._rounding)
         factor, info = torch.linalg.cholesky_ex(matrix)
         return factor if int(info) == 0 else None
@@ -258,7 +306,7 @@ class SharedMatrix:
     @cached_property
     def _rounding(self) -> float:
         """What an eigenvalue has to exceed to be told from 0."""
-        own = _ROUNDING * torch.finfo(self.weight.dtype).eps
+        own = _ROUNDING * torch.finfo(self.matrix.dtype).eps
         # Rounding moves no entry by more than half its error, and no eigenvalue by more than all of these together.
         before = 0.0 if self.given is None else 0.5 * torch.finfo(self.given).eps
         return max(own, before) * self._norm
@@ -266,12 +314,12 @@ class SharedMatrix:
     @cached_property
     def _norm(self) -> float:
         """The Frobenius norm."""
-        return float(torch.linalg.vector_norm(self.weight))
+        return float(torch.linalg.vector_norm(self.matrix))
 
     @cached_property
     def row_sizes(self) -> Float[Tensor, " d"]:
         """The sums of |H| over each row: how large the entries of Hz are at most where no |z| exceeds 1."""
-        return self.weight.abs().sum(-1)  # (several times as fast as a norm of order 1)
+        return self.matrix.abs().sum(-1)  # (several times as fast as a norm of order 1)
 
     @cached_property
     def gradient_step(self) -> float:
@@ -283,9 +331,38 @@ class SharedMatrix:
         norm = self._norm
         if not 0 < norm < math.inf:
             return 1.0
-        v = torch.add(self.weight.diagonal(), self.weight.sum(0), alpha=0.1).div_(norm).add_(1e-3)
+        v = torch.add(self.matrix.diagonal(), self.matrix.sum(0), alpha=0.1).div_(norm).add_(1e-3)
         for _ in range(_POWER_STEPS):
-            v = torch.addmv(v, self.weight, v, beta=0, alpha=1 / norm)
-        after = torch.mv(self.weight, v)
+            v = torch.addmv(v, self.matrix, v, beta=0, alpha=1 / norm)
+        after = torch.mv(self.matrix, v)
         before, size = torch.linalg.vector_norm(torch.stack((v, after)), dim=-1).tolist()
         return before / (1.1 * size) if size > 0 and before > 0 else 1.0
+
+
+def is_symmetric(matrix: Float[Tensor, "d d"]) -> bool:
+    """Whether a matrix equals its transpose up to rounding."""
+    with torch.no_grad():
+        if torch.equal(matrix, matrix.mT):
+            return True
+        rounding = 4 * torch.finfo(matrix.dtype).eps * matrix.abs().max()
+        return bool((matrix - matrix.mT).abs().max() <= rounding)
+
+
+def _times(matrix: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda v: v @ matrix.to(v.dtype)
+
+
+def _rebuild(
+    symmetric: bool,
+    least: float | None,
+    has_inverse: bool,
+    shift: float | None,
+    step: float | None,
+    convex: bool,
+    given: torch.dtype | None,
+    matrix: Tensor,
+    *known: Tensor,
+) -> Dense:
+    inverse = known[0] if has_inverse else None
+    damped = None if shift is None else (shift, known[-1])
+    return Dense(matrix, symmetric, least, inverse, damped, step, convex, given)

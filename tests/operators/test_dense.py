@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from implicit_bregman.linalg import shared as module
-from implicit_bregman.linalg.shared import SharedMatrix
+from implicit_bregman.operators import Dense
+from implicit_bregman.operators import dense as module
 
 
 def matrix_with(eigenvalues: Tensor, generator: torch.Generator) -> Tensor:
@@ -15,8 +15,8 @@ def matrix_with(eigenvalues: Tensor, generator: torch.Generator) -> Tensor:
     return 0.5 * (matrix + matrix.mT)
 
 
-def shared_of(matrix: Tensor, **settings: object) -> SharedMatrix:
-    return SharedMatrix(-matrix, symmetric=True, **settings)
+def shared_of(matrix: Tensor, **settings: object) -> Dense:
+    return Dense(matrix, symmetric=True, **settings)
 
 
 @pytest.mark.parametrize("condition", [1.0, 1e2, 1e4, 1e6])
@@ -83,13 +83,13 @@ def test_a_margin_within_rounding_is_not_believed() -> None:
 
 def test_products_in_either_precision(generator: torch.Generator) -> None:
     weight = torch.randn(5, 5, generator=generator)
-    found = SharedMatrix(weight, symmetric=False)
+    found = Dense(weight, symmetric=False)
     v = torch.randn(3, 5, generator=generator)
-    assert torch.allclose(found.product(v), -(v @ weight.mT))
-    assert torch.allclose(found.product(v, transpose=True), -(v @ weight))
+    assert torch.allclose(found.product(v), v @ weight.mT)
+    assert torch.allclose(found.product(v, adjoint=True), v @ weight)
     wide = found.product(v.double())
     assert wide.dtype == torch.float64
-    assert torch.equal(wide, -(v.double() @ weight.double().mT))
+    assert torch.equal(wide, v.double() @ weight.double().mT)
     assert found.wide.wide is found.wide
 
 
@@ -122,7 +122,7 @@ def test_gradient_step_of_nothing() -> None:
 
 def test_worth_inverting() -> None:
     def worth(d: int, batch: int) -> bool:
-        return SharedMatrix(torch.empty(d, d, device="meta"), symmetric=True).is_worth_inverting(batch)
+        return Dense(torch.empty(d, d, device="meta"), symmetric=True).is_worth_inverting(batch)
 
     assert worth(module._ALWAYS, 1)
     assert not worth(4 * module._ALWAYS, 1)

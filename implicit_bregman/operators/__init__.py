@@ -1,0 +1,23 @@
+"""Hessians as linear maps: the contract, and the structures that are known."""
+
+from implicit_bregman.operators.base import ROUNDING_ERRORS, LinearOperator, Rebuild
+from implicit_bregman.operators.dense import Dense
+from implicit_bregman.operators.diagonal import Diagonal
+from implicit_bregman.operators.kronecker import Kronecker
+from implicit_bregman.operators.low_rank import LowRank
+from implicit_bregman.operators.sparse import Sparse
+from implicit_bregman.operators.stacked import Stacked
+from implicit_bregman.operators.sums import Sum
+
+__all__ = [
+    "ROUNDING_ERRORS",
+    "Dense",
+    "Diagonal",
+    "Kronecker",
+    "LinearOperator",
+    "LowRank",
+    "Rebuild",
+    "Sparse",
+    "Stacked",
+    "Sum",
+]

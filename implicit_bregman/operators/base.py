@@ -1,0 +1,133 @@
+"""H, the Hessian of an energy, as a linear map of a batch of states: what solvers and adjoints ask of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from implicit_bregman.linalg.cg import conjugate_gradient
+from implicit_bregman.linalg.gmres import gmres
+
+if TYPE_CHECKING:
+    from implicit_bregman.operators.dense import Dense
+
+#: So many rounding errors of the terms of a sum are those of the sum.
+ROUNDING_ERRORS = 16
+#: Lengths of the runs of equal signs in the patterns of rounding errors.
+_PATTERNS = (1, 2, 4)
+#: The relative residual of `solve` in rounding errors, and its products for each coordinate.
+_SOLVED, _PRODUCTS = 16, 10
+
+Rebuild = Callable[..., "LinearOperator"]
+"""From an operator's tensors to an operator of the same structure that is made of them."""
+
+
+class LinearOperator(ABC):
+    """H: a linear map of states z, (B, d), the same for all samples or one for each.
+
+    A subclass says what it is made of (`pack`), how wide it is and whether it is symmetric, and writes `product`. All
+    else has a default that is made of products; a structure that allows better overrides it.
+
+    Attributes:
+        symmetric: whether H = Hᵀ.
+        shared: H as one matrix that all samples share; None where there is no such matrix, or it should not be made.
+    """
+
+    symmetric: bool
+    shared: Dense | None = None
+
+    @abstractmethod
+    def product(self, v: Float[Tensor, "batch d"], adjoint: bool = False) -> Float[Tensor, "batch d"]:
+        """H v, or Hᵀ v, (B, d); differentiable in v and in the tensors of `pack` where grad mode is on."""
+
+    @abstractmethod
+    def pack(self) -> tuple[tuple[Tensor, ...], Rebuild]:
+        """Its tensors, and a function that makes the same operator of such tensors and holds none itself."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """d, the width of a state."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of its tensors."""
+        return self.pack()[0][0].dtype
+
+    def bounds(self) -> tuple[float, float] | None:
+        """Numbers between which all eigenvalues of (H + Hᵀ)/2 lie, or None if none are known."""
+        return None
+
+    def diagonal(self) -> Float[Tensor, "#batch d"] | None:
+        """The diagonal of H, (d,) or (B, d), or None if it is not to be had cheaply."""
+        return None
+
+    def solve(self, v: Float[Tensor, "batch d"], shift: float = 0.0, adjoint: bool = False) -> Float[Tensor, "batch d"]:
+        """(shift·I + H)⁻¹ v, or with Hᵀ, (B, d), to rounding; NaN for a sample for which it is not found.
+
+        Here: by iteration. Without gradient.
+        """
+        with torch.no_grad():
+            diagonal = self.diagonal()
+            scale = torch.ones_like(v) if diagonal is None else shift + diagonal.expand_as(v)
+            scale = torch.where(scale > 0, scale, 1.0).reciprocal()
+            tol, most = _SOLVED * torch.finfo(v.dtype).eps, 50 + _PRODUCTS * v.shape[-1]
+
+            def operator(u: Tensor) -> Tensor:
+                return torch.add(self.product(u, adjoint), u, alpha=shift)
+
+            method = conjugate_gradient if self.symmetric else gmres
+            found = method(operator, v, scale.mul, tol, most)
+            # (what rounding leaves of an ill-conditioned system is a solution too)
+            near = found.residual <= torch.finfo(v.dtype).eps ** 0.5
+            return torch.where((found.converged | near)[:, None], found.value, torch.nan)
+
+    @property
+    def gradient_step(self) -> float | None:
+        """A length at which a gradient step neither overshoots nor creeps, about 1/λ_max; None: not known."""
+        ends = self.bounds()
+        return None if ends is None or ends[1] <= 0 else 1 / ends[1]
+
+    def has_resolvent(self, batch: int) -> bool:
+        """Whether `resolvent` costs less, for so many samples, than the products that it saves."""
+        return False
+
+    def resolvent(self, shift: float) -> Callable[[Tensor], Tensor] | None:
+        """About v ↦ (shift·I + H)⁻¹ v, to precondition with; None if that is not positive definite."""
+        return None
+
+    def rounding(self, v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """About what rounding v and the sums in Hv may make of its entries, (B, d), in the precision of v.
+
+        Here: the largest of what a few patterns of rounding errors make of them.
+        """
+        index = torch.arange(v.shape[-1], device=v.device)
+        products = [self.product(torch.where(index % (2 * n) < n, v, -v)).abs() for n in _PATTERNS]
+        return ROUNDING_ERRORS * torch.finfo(v.dtype).eps * torch.stack(products).amax(0)
+
+    def dense(self) -> Float[Tensor, "d d"]:
+        """H as a matrix, (d, d) or (B, d, d): for tests and small d."""
+        return self.product(torch.eye(self.size, dtype=self.dtype, device=self.pack()[0][0].device)).mT
+
+    def at(self, z: Float[Tensor, "batch d"]) -> LinearOperator:
+        """The Hessian at other points: the same, where f is quadratic."""
+        return self
+
+    def select(self, index: Int[Tensor, " kept"]) -> LinearOperator:
+        """The operator for some of the samples: the same, where all share it."""
+        return self
+
+    def to(self, dtype: torch.dtype) -> LinearOperator:
+        """The operator in another precision."""
+        tensors, rebuild = self.pack()
+        return rebuild(*(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors))
+
+    def detach(self) -> LinearOperator:
+        """The operator without gradient."""
+        tensors, rebuild = self.pack()
+        return rebuild(*(tensor.detach() for tensor in tensors))

@@ -1,0 +1,321 @@
+"""What every operator promises, and that the solvers on top see nothing else of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import implicit_bregman as ib
+from implicit_bregman.operators import LinearOperator
+
+B = 5
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def definite(d: int, seed: int = 0, least: float = 0.2) -> Tensor:
+    root = normal(d, d, seed=seed)
+    return root @ root.mT / d + least * torch.eye(d).double()
+
+
+def laplacian(d: int) -> Tensor:
+    """Of a path, and one more edge."""
+    edges = [(i, i + 1) for i in range(d - 1)] + [(0, d // 2)]
+    matrix = torch.zeros(d, d, dtype=torch.float64)
+    for i, j in edges:
+        matrix[i, i] += 1
+        matrix[j, j] += 1
+        matrix[i, j] -= 1
+        matrix[j, i] -= 1
+    return matrix
+
+
+class Contract:
+    """To be inherited, with `tensors` and `operator` written."""
+
+    #: Whether it has to be stated that H is positive definite.
+    stated = False
+
+    def tensors(self) -> list[Tensor]:
+        raise NotImplementedError
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        raise NotImplementedError
+
+    def make(self, dtype: torch.dtype = torch.float64) -> LinearOperator:
+        return self.operator(*(tensor.to(dtype) for tensor in self.tensors()))
+
+    def test_the_adjoint_product_is_that_of_the_adjoint(self, dtype: torch.dtype) -> None:
+        operator = self.make(dtype)
+        u, v = normal(2, B, operator.size, seed=1).to(dtype)
+        left, right = (u * operator.product(v)).sum(), (operator.product(u, adjoint=True) * v).sum()
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4 if dtype == torch.float32 else 1e-12)
+
+    def test_products_are_those_of_the_matrix(self, dtype: torch.dtype) -> None:
+        operator = self.make(dtype)
+        v, matrix = normal(B, operator.size, seed=1).to(dtype), operator.dense()
+        torch.testing.assert_close(operator.product(v), (matrix @ v[:, :, None]).squeeze(-1))
+        torch.testing.assert_close(operator.product(v, adjoint=True), (matrix.mT @ v[:, :, None]).squeeze(-1))
+        assert operator.product(v).dtype == dtype
+
+    @pytest.mark.parametrize("shift", [0.0, 0.3, 20.0])
+    @pytest.mark.parametrize("adjoint", [False, True])
+    def test_solve_inverts_product_and_shift(self, shift: float, adjoint: bool, dtype: torch.dtype) -> None:
+        operator = self.make(dtype)
+        v = normal(B, operator.size, seed=1).to(dtype)
+        found = operator.solve(v, shift, adjoint)
+        rest = operator.product(found, adjoint) + shift * found - v
+        size = found.abs().max() * max(1.0, shift, float(operator.dense().abs().max()))
+        assert float(rest.abs().max()) <= 1e4 * torch.finfo(dtype).eps * float(size)
+
+    def test_bounds_hold(self, dtype: torch.dtype) -> None:
+        operator = self.make(dtype)
+        ends = operator.bounds()
+        if ends is None:
+            return
+        matrix = operator.dense().double()
+        true = torch.linalg.eigvalsh(0.5 * (matrix + matrix.mT))
+        rounding = 100 * torch.finfo(dtype).eps * float(true.abs().max())
+        assert ends[0] <= float(true.min()) + rounding
+        assert ends[1] >= float(true.max()) - rounding
+
+    def test_symmetry_and_diagonal_are_those_of_the_matrix(self, dtype: torch.dtype) -> None:
+        operator = self.make(dtype)
+        matrix = operator.dense()
+        assert operator.symmetric == bool(torch.allclose(matrix, matrix.mT))
+        if operator.diagonal() is not None:
+            torch.testing.assert_close(
+                operator.diagonal().expand(B, -1), matrix.diagonal(dim1=-2, dim2=-1).expand(B, -1)
+            )
+
+    def test_the_derivatives_are_those_of_the_matrix(self) -> None:
+        tensors = [tensor.requires_grad_() for tensor in self.tensors()]
+        operator = self.operator(*tensors)
+        u, v = normal(2, B, operator.size, seed=2)
+        by_product = torch.autograd.grad((u * operator.product(v)).sum(), tensors)
+        matrix = self.operator(*tensors).dense()
+        by_matrix = torch.autograd.grad((u * (matrix @ v[:, :, None]).squeeze(-1)).sum(), tensors)
+        for one, other in zip(by_product, by_matrix, strict=True):
+            torch.testing.assert_close(one, other)
+
+    def test_rows_do_not_disturb_each_other(self) -> None:
+        operator = self.make()
+        v = normal(B, operator.size, seed=1)
+        spoiled = v.clone()
+        spoiled[1] = torch.nan
+        others = torch.tensor([0, 2, 3, 4])
+        for method in (operator.product, operator.solve):
+            assert torch.isfinite(method(spoiled)[others]).all()
+            torch.testing.assert_close(method(spoiled)[others], method(v)[others])
+
+    def test_select_is_the_operator_of_those_samples(self) -> None:
+        operator = self.make()
+        v, rows = normal(B, operator.size, seed=1), torch.tensor([3, 1])
+        torch.testing.assert_close(operator.select(rows).product(v[rows]), operator.product(v)[rows])
+
+    def test_pack_and_back(self) -> None:
+        operator = self.make()
+        tensors, rebuild = operator.pack()
+        again = rebuild(*(tensor.clone() for tensor in tensors))
+        v = normal(B, operator.size, seed=1)
+        assert type(again) is type(operator)
+        assert again.symmetric == operator.symmetric
+        assert torch.equal(again.product(v), operator.product(v))
+
+    def test_another_precision(self) -> None:
+        operator = self.make()
+        v = normal(B, operator.size, seed=1)
+        single = operator.to(torch.float32)
+        assert single.dtype == torch.float32
+        torch.testing.assert_close(single.product(v.float()), operator.product(v).float())
+        # (the product follows the precision of v)
+        assert single.product(v).dtype == torch.float64
+
+    def test_rounding_is_a_bound_of_rounding(self) -> None:
+        operator, v = self.make(), normal(B, self.make().size, seed=3)
+        single = operator.to(torch.float32)
+        off = (single.product(v.float()).double() - operator.product(v)).abs()
+        assert (off <= single.rounding(v.float()).double() + 1e-12).all()
+
+    @pytest.mark.parametrize("gamma", [0.0, 0.05, 1.0])
+    @pytest.mark.parametrize("geometry", ["tanh", "softplus"])
+    @pytest.mark.parametrize("solver", ["auto", "mm", "anderson", "broyden", "newton"])
+    def test_the_solvers_find_what_they_find_for_the_matrix(self, solver: str, geometry: str, gamma: float) -> None:
+        found, twin = [], []
+        for results, energy_of in ((found, self._energy), (twin, self._twin)):
+            tensors = [tensor.requires_grad_() for tensor in self.tensors()]
+            operator = self.operator(*tensors)
+            x = (2 * normal(B, operator.size, seed=4)).requires_grad_()
+            s = ib.find_critical_point(energy_of(operator), geometry, x, None, gamma, solver)
+            gradients = torch.autograd.grad(s.value, [x, *tensors], normal(B, operator.size, seed=5))
+            results += [s.value.detach(), s.status, *gradients]
+        assert not gamma or bool((found[1] == ib.Status.CONVERGED).all())
+        if not gamma:  # several bounds are active
+            lo, hi = ib.geometry(geometry).domain
+            assert int(((found[0] - lo <= 1e-9) | (hi - found[0] <= 1e-9)).sum()) >= 3
+        assert torch.equal(found[1], twin[1])
+        for one, other in zip(found, twin, strict=True):
+            if one.is_floating_point():
+                torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
+
+    def _energy(self, operator: LinearOperator) -> ib.QuadraticEnergy:
+        return ib.QuadraticEnergy.from_operator(operator, convex=self.stated)
+
+    def _twin(self, operator: LinearOperator) -> ib.QuadraticEnergy:
+        return ib.QuadraticEnergy.from_operator(ib.operators.Dense(operator.dense()))
+
+
+class TestDense(Contract):
+    def tensors(self) -> list[Tensor]:
+        return [definite(6)]
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        # (perturbed entry by entry, a symmetric matrix is none any more)
+        return ib.operators.Dense(tensors[0], symmetric=True)
+
+
+class TestDiagonal(Contract):
+    def tensors(self) -> list[Tensor]:
+        return [torch.linspace(0.3, 2.0, 6).double()]
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        return ib.operators.Diagonal(*tensors)
+
+
+class TestLowRank(Contract):
+    def tensors(self) -> list[Tensor]:
+        return [normal(7, 2), torch.linspace(0.3, 2.0, 7).double()]
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        return ib.operators.LowRank(*tensors)
+
+
+class TestKronecker(Contract):
+    def tensors(self) -> list[Tensor]:
+        return [definite(3), definite(4, seed=1)]
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        return ib.operators.Kronecker(*tensors, symmetric=True)
+
+
+class TestSum(Contract):
+    def tensors(self) -> list[Tensor]:
+        return [definite(2), definite(3, seed=1), torch.linspace(0.3, 2.0, 6).double()]
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        return ib.operators.Sum(ib.operators.Kronecker(*tensors[:2], symmetric=True), ib.operators.Diagonal(tensors[2]))
+
+
+class TestSparse(Contract):
+    def tensors(self) -> list[Tensor]:
+        matrix = laplacian(8) + 0.3 * torch.eye(8).double()
+        return [matrix.to_sparse_coo().coalesce().values()]
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        places = laplacian(8).to_sparse_coo().coalesce().indices()
+        return ib.operators.Sparse(
+            torch.sparse_coo_tensor(places, tensors[0], (8, 8), check_invariants=True), symmetric=True
+        )
+
+
+class TestStacked(Contract):
+    def tensors(self) -> list[Tensor]:
+        return [torch.stack([definite(4, seed=seed) for seed in range(B)])]
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        return ib.operators.Stacked(tensors[0], symmetric=True)
+
+    def _twin(self, operator: LinearOperator) -> ib.QuadraticEnergy:
+        pytest.skip("no matrix is shared: see the next test")
+
+    @pytest.mark.parametrize("gamma", [0.0, 0.05, 1.0])
+    def test_each_sample_has_its_own(self, gamma: float) -> None:
+        (matrices,), x = [tensor.requires_grad_() for tensor in self.tensors()], 2 * normal(B, 4, seed=4)
+        cotangent = normal(B, 4, seed=5)
+        energy = ib.QuadraticEnergy.from_operator(self.operator(matrices))
+        found = ib.find_critical_point(energy, "tanh", x, None, gamma)
+        (gradient,) = torch.autograd.grad(found.value, matrices, cotangent)
+        assert found.converged.all()
+        for row in range(B):
+            matrix = matrices[row].detach().requires_grad_()
+            alone = ib.QuadraticEnergy.from_operator(ib.operators.Dense(matrix, symmetric=True))
+            one = ib.find_critical_point(alone, "tanh", x[row : row + 1], None, gamma)
+            torch.testing.assert_close(found.value[row], one.value[0], rtol=1e-9, atol=1e-9)
+            (other,) = torch.autograd.grad(one.value, matrix, cotangent[row : row + 1])
+            torch.testing.assert_close(gradient[row], other, rtol=1e-7, atol=1e-9)
+
+
+class Circulant(LinearOperator):
+    """Written with the three methods that have no default."""
+
+    symmetric = True
+
+    def __init__(self, kernel: Tensor) -> None:
+        self.kernel = kernel
+
+    @property
+    def size(self) -> int:
+        return len(self.kernel)
+
+    def product(self, v: Tensor, adjoint: bool = False) -> Tensor:
+        image = torch.fft.rfft(v) * torch.fft.rfft(self.kernel.to(v.dtype)).real
+        return torch.fft.irfft(image, n=self.size)
+
+    def pack(self) -> tuple[tuple[Tensor, ...], ib.operators.Rebuild]:
+        return (self.kernel,), Circulant
+
+
+class TestOneOfYourOwn(Contract):
+    """Without bounds of its spectrum."""
+
+    stated = True
+
+    def tensors(self) -> list[Tensor]:
+        kernel = torch.zeros(6, dtype=torch.float64)
+        kernel[[0, 1, -1]] = torch.tensor([1.0, -0.3, -0.3], dtype=torch.float64)
+        return [kernel]
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        return Circulant(*tensors)
+
+
+def test_kronecker_makes_no_matrix_of_its_width() -> None:
+    a, b = definite(60), definite(60, seed=1)
+    energy = ib.QuadraticEnergy.from_operator(ib.operators.Kronecker(a, b))
+    x = normal(2, 3600)
+    found = ib.find_critical_point(energy, "tanh", x, regularization=0.1)
+    assert found.converged.all()
+    z, y = found.value.reshape(2, 60, 60), found.dual.reshape(2, 60, 60)
+    assert float((a @ z @ b + 0.1 * y - x.reshape(2, 60, 60)).abs().max()) <= 1e-8
+
+
+def test_what_is_refused() -> None:
+    with pytest.raises(TypeError, match="LinearOperator"):
+        ib.QuadraticEnergy.from_operator(torch.eye(3))
+    with pytest.raises(TypeError, match="offset must be a module"):
+        ib.QuadraticEnergy.from_operator(ib.operators.Diagonal(torch.ones(3)), torch.ones(3))
+    with pytest.raises(ValueError, match="not symmetric"):
+        ib.QuadraticEnergy.from_operator(ib.operators.Kronecker(torch.eye(2), torch.tensor([[1.0, 1.0], [0.0, 1.0]])))
+    with pytest.raises(TypeError, match="sparse"):
+        ib.operators.Sparse(torch.eye(3))
+    with pytest.raises(ValueError, match="one width"):
+        ib.operators.Sum(ib.operators.Diagonal(torch.ones(3)), ib.operators.Diagonal(torch.ones(4)))
+    energy = ib.QuadraticEnergy.from_operator(ib.operators.Diagonal(torch.ones(3)))
+    with pytest.raises(ValueError, match="features"):
+        ib.find_critical_point(energy, "tanh", torch.ones(1, 4))
+
+
+def test_parameters_of_the_operator_are_those_of_the_energy() -> None:
+    entries = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
+    energy = ib.QuadraticEnergy.from_operator(ib.operators.Diagonal(entries), torch.nn.Linear(2, 3).double())
+    assert [tuple(parameter.shape) for parameter in energy.parameters()] == [(3,), (3, 2), (3,)]
+    x = normal(4, 2)
+    before = ib.find_critical_point(energy, "tanh", x).value
+    with torch.no_grad():
+        entries.mul_(2.0)
+    after = ib.find_critical_point(energy, "identity", x).value
+    torch.testing.assert_close(after, energy.linear(x) / 2)
+    assert before.shape == after.shape
