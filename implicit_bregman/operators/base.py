@@ -63,6 +63,10 @@ class LinearOperator(ABC):
         """Numbers between which all eigenvalues of (H + Hᵀ)/2 lie, or None if none are known."""
         return None
 
+    def bounds_guess(self) -> tuple[float, float]:
+        """About the least and the largest eigenvalue of (H + Hᵀ)/2: for the choice of a step, not for proofs."""
+        return self.bounds() or (0.0, 1 / (self.gradient_step or 1.0))
+
     def diagonal(self) -> Float[Tensor, "#batch d"] | None:
         """The diagonal of H, (d,) or (B, d), or None if it is not to be had cheaply."""
         return None
@@ -86,6 +90,10 @@ class LinearOperator(ABC):
             # (what rounding leaves of an ill-conditioned system is a solution too)
             near = found.residual <= torch.finfo(v.dtype).eps ** 0.5
             return torch.where((found.converged | near)[:, None], found.value, torch.nan)
+
+    def inverted(self, shift: float) -> Callable[[Tensor], Tensor]:
+        """v ↦ (shift·I + H)⁻¹ v, for many products with it."""
+        return lambda v: self.solve(v, shift)
 
     @property
     def gradient_step(self) -> float | None:

@@ -106,6 +106,21 @@ class Dense(LinearOperator):
             found = torch.linalg.solve_ex(matrix.mT if adjoint else matrix, v.mT)
             return found.result.mT if int(found.info) == 0 else torch.full_like(v, torch.nan)
 
+    def bounds_guess(self) -> tuple[float, float]:
+        inverse = self.known_inverse
+        if "spectrum" in self.__dict__ or inverse is None:
+            return self.bounds()
+        # λ_min is 1/λ_max(H⁻¹).
+        return 1.1 * _power_step(inverse, float(torch.linalg.vector_norm(inverse))), 1 / self.gradient_step
+
+    def inverted(self, shift: float) -> Callable[[Tensor], Tensor]:
+        matrix = self.matrix + shift * torch.eye(self.size, dtype=self.matrix.dtype, device=self.matrix.device)
+        if self.symmetric:
+            factor, info = torch.linalg.cholesky_ex(matrix)
+            if int(info) == 0:
+                return _times(torch.cholesky_inverse(factor))
+        return _times(torch.linalg.inv_ex(matrix).inverse.mT)
+
     def has_resolvent(self, batch: int) -> bool:
         return self.symmetric and self.is_worth_inverting(batch)
 
@@ -327,16 +342,20 @@ class Dense(LinearOperator):
         if "spectrum" in self.__dict__:
             largest = float(self.spectrum.curvature)
             return 1 / largest if largest > 0 else 1.0
-        # Divided by its norm, no power of the matrix can overflow, and few of these steps cannot vanish.
-        norm = self._norm
-        if not 0 < norm < math.inf:
-            return 1.0
-        v = torch.add(self.matrix.diagonal(), self.matrix.sum(0), alpha=0.1).div_(norm).add_(1e-3)
-        for _ in range(_POWER_STEPS):
-            v = torch.addmv(v, self.matrix, v, beta=0, alpha=1 / norm)
-        after = torch.mv(self.matrix, v)
-        before, size = torch.linalg.vector_norm(torch.stack((v, after)), dim=-1).tolist()
-        return before / (1.1 * size) if size > 0 and before > 0 else 1.0
+        return _power_step(self.matrix, self._norm)
+
+
+def _power_step(matrix: Tensor, norm: float) -> float:
+    """About 1/λ_max, divided by 1.1, by a few steps of the power method; 1 where that fails."""
+    # Divided by its norm, no power of the matrix can overflow, and few of these steps cannot vanish.
+    if not 0 < norm < math.inf:
+        return 1.0
+    v = torch.add(matrix.diagonal(), matrix.sum(0), alpha=0.1).div_(norm).add_(1e-3)
+    for _ in range(_POWER_STEPS):
+        v = torch.addmv(v, matrix, v, beta=0, alpha=1 / norm)
+    after = torch.mv(matrix, v)
+    before, size = torch.linalg.vector_norm(torch.stack((v, after)), dim=-1).tolist()
+    return before / (1.1 * size) if size > 0 and before > 0 else 1.0
 
 
 def is_symmetric(matrix: Float[Tensor, "d d"]) -> bool:

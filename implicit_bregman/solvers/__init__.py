@@ -6,6 +6,7 @@ from implicit_bregman.solvers.broyden import Broyden
 from implicit_bregman.solvers.mm import MM
 from implicit_bregman.solvers.newton import Newton
 from implicit_bregman.solvers.registry import solver_named
+from implicit_bregman.solvers.splitting import Splitting
 from implicit_bregman.solvers.torchdeq import TorchDEQ
 
-__all__ = ["MM", "Anderson", "Broyden", "Newton", "Outcome", "Solver", "TorchDEQ", "Trace", "solver_named"]
+__all__ = ["MM", "Anderson", "Broyden", "Newton", "Outcome", "Solver", "Splitting", "TorchDEQ", "Trace", "solver_named"]

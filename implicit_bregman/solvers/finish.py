@@ -11,11 +11,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.solvers.active_set import polish, within_rounding
+from implicit_bregman.solvers.base import Outcome, Trace
 from implicit_bregman.solvers.dual_newton import newton
 from implicit_bregman.solvers.finished import Finished
 from implicit_bregman.solvers.projected_newton import projected_newton
+from implicit_bregman.status import Status
 
 #: Newton steps of one attempt (γ > 0).
 _STEPS = 60
@@ -79,3 +82,47 @@ def finished_status(found: Finished) -> Tensor:
     """`Status` values of samples that passed their test, (B,)."""
     # (the two are 1 and 0)
     return found.degenerate.to(torch.int64)
+
+
+def exact_outcome(objective: Objective, found: Finished, trace: Trace | None) -> Outcome:
+    """The result of a method that makes no MM steps, so that τ is not asked for."""
+    energy, gamma, dtype = objective.energy, objective.regularization, found.value.dtype
+    if trace is not None:
+        value = objective.evaluate(found.dual, torch.ones_like(found.dual[:, :1])).objective
+    elif not energy.symmetric:
+        value = None
+    elif isinstance(energy, BoundQuadratic):
+        value = 0.5 * torch.linalg.vecdot(found.exact, found.gradient - energy.offset)
+    else:
+        value = energy.evaluate(found.value).value
+        found = replace(found, tries=found.tries + 1)
+    point = Point(
+        dual=found.dual,
+        value=found.value,
+        gradient=found.gradient.to(dtype),
+        objective=None if value is None else value.to(dtype),
+        residual=found.residual,
+        scale=found.scale.to(dtype),
+        step=torch.full_like(found.value[:, :1], torch.nan),
+        next_dual=found.dual,
+    )
+    status = finished_status(found)
+    if not found.complete:
+        failed = torch.full_like(status, int(Status.MAX_ITER))
+        if found.stuck is not None:
+            failed = torch.where(found.stuck, int(Status.STALLED), failed)
+        status = torch.where(found.accepted, status, failed)
+    polished = found.accepted if gamma == 0 and trace is None else torch.zeros_like(found.accepted)
+    return Outcome(
+        point,
+        status,
+        found.steps,
+        found.tries,
+        polished,
+        found.free,
+        trace,
+        without_steps=True,
+        complete=found.complete,
+        without_potential=gamma > 0 and trace is None,
+        blocks=found.blocks,
+    )

@@ -16,13 +16,14 @@ from implicit_bregman.solvers.anderson import Anderson
 from implicit_bregman.solvers.base import Outcome, Solver, Trace
 from implicit_bregman.solvers.continuation import can_continue, follow_curve
 from implicit_bregman.solvers.dual_newton import newton
-from implicit_bregman.solvers.finish import finish, finished_status, rounding_accepted
+from implicit_bregman.solvers.finish import exact_outcome, finish, rounding_accepted
 from implicit_bregman.solvers.finished import Finished
 from implicit_bregman.solvers.interior_point import minimise_convex
 from implicit_bregman.solvers.loop import run
 from implicit_bregman.solvers.projected_newton import projected_newton
 from implicit_bregman.solvers.projection import project
 from implicit_bregman.solvers.singular import failure, far_from, limit_of_mm
+from implicit_bregman.solvers.splitting import Splitting, active_set_guess
 from implicit_bregman.status import Status
 
 #: Fixed-point steps on a field without an objective after which, at a residual above this, continuation takes over.
@@ -31,6 +32,9 @@ _FIELD_STEPS, _FIELD_NEAR = 300, 1e-3
 _MONOTONE_STEPS = 50
 #: Projected gradient steps that guess the active set.
 _GUESSES = 6
+#: Where more than this share of the coordinates are then at a bound, others than one step before, and there is a sample
+#: for so many of them, so many iterations of the operator splitting improve the guess.
+_CROWDED, _FOR_EACH, _SPLITTINGS = 0.2, 4, 12
 #: Corrections of the active set before a sample is left to projected Newton steps.
 _CORRECTIONS = 20
 #: Corrections of a set that should be right.
@@ -94,7 +98,7 @@ class Newton(Solver):
                 return self._completed(objective, dual, *self._directly(objective, dual))
             if isinstance(objective.energy, BoundQuadratic) and objective.convex and not self.trace:
                 found, status = limit_of_mm(objective, dual, self.tolerance(dual.dtype), self.max_iter)
-                return replace(_outcome(objective, found, None), status=status)
+                return replace(exact_outcome(objective, found, None), status=status)
             if objective.energy.affine or self.trace:
                 return self._accelerated().solve(objective, dual)
             return self._after_mm(objective, dual)
@@ -109,7 +113,20 @@ class Newton(Solver):
         )
 
     def _without_objective(self, objective: Objective, dual: Tensor) -> Outcome:
-        """A field: fixed-point steps, Newton's from near an equilibrium, and the continuation in γ from elsewhere."""
+        """A field: operator splitting where it is monotone; what that leaves, and all others, as any field."""
+        if self.trace or len(dual) == 0 or not (objective.unique and objective.energy.affine):
+            return self._field(objective, dual)
+        method = Splitting(tol=self.tol, max_iter=self.max_iter, polish=self.polish)
+        outcome = method.solve(objective, dual)
+        rows = _unsolved(outcome)
+        left = self._left(outcome, rows) if len(rows) else 0
+        if not left:
+            return outcome
+        rest = replace(self, max_iter=left)._field(objective.select(rows), dual[rows])
+        return _merged(objective, outcome, rows, rest)
+
+    def _field(self, objective: Objective, dual: Tensor) -> Outcome:
+        """Fixed-point steps, Newton's from near an equilibrium, and the continuation in γ from elsewhere."""
         method = self._accelerated()
         if self.trace or not can_continue(objective) or self.max_iter <= _FIELD_STEPS:
             return method.solve(objective, dual)
@@ -135,7 +152,7 @@ class Newton(Solver):
         part, tol = objective.select(rows), self.tolerance(dual.dtype)
         found = rounding_accepted(part, newton(part, dual[rows], tol, self._left(outcome, rows)), tol)
         good = found.accepted.nonzero().squeeze(-1)
-        return _merged(objective, outcome, rows[good], _outcome(part.select(good), found.select(good), None))
+        return _merged(objective, outcome, rows[good], exact_outcome(part.select(good), found.select(good), None))
 
     def _sharpened(self, objective: Objective, outcome: Outcome, rows: Int[Tensor, " some"]) -> Outcome:
         """`outcome` with those of its `rows` replaced that have an equilibrium nearby."""
@@ -146,7 +163,7 @@ class Newton(Solver):
         moved = (found.value - point.value).abs().amax(-1)
         reach = _REACH * (1 + point.value.abs().amax(-1))
         good = (found.accepted & (moved <= reach)).nonzero().squeeze(-1)
-        return _merged(objective, outcome, rows[good], _outcome(part.select(good), found.select(good), None))
+        return _merged(objective, outcome, rows[good], exact_outcome(part.select(good), found.select(good), None))
 
     def _continued(self, objective: Objective, outcome: Outcome, rows: Int[Tensor, " some"]) -> Outcome:
         """`outcome` with those of its `rows` replaced for which continuation finds an equilibrium."""
@@ -163,7 +180,7 @@ class Newton(Solver):
         part, start = part.select(kept), objective.geometry.project_dual(start[kept]).to(outcome.point.dual.dtype)
         found = finish(part, part.evaluate(start, part.initial_step(start)), tol)
         good = found.accepted.nonzero().squeeze(-1)
-        return _merged(objective, outcome, rows[kept[good]], _outcome(part.select(good), found.select(good), None))
+        return _merged(objective, outcome, rows[kept[good]], exact_outcome(part.select(good), found.select(good), None))
 
     def _directly(self, objective: Objective, dual: Tensor) -> tuple[Finished, Trace | None]:
         """One critical point: Newton steps from the start."""
@@ -190,7 +207,7 @@ class Newton(Solver):
 
     def _completed(self, objective: Objective, dual: Tensor, found: Finished, trace: Trace | None) -> Outcome:
         """The outcome, with the samples that Newton gave up left to MM, where its steps may lead further."""
-        outcome = _outcome(objective, found, trace)
+        outcome = exact_outcome(objective, found, trace)
         if found.complete or (objective.regularization and objective.energy.affine):
             return outcome
         final = self._is_final(objective, dual, found)
@@ -235,7 +252,7 @@ class Newton(Solver):
             tried = outcome.evaluations.index_add(0, rows, found.tries)
             outcome = replace(outcome, iterations=spent, evaluations=tried)
             kept = sure.nonzero().squeeze(-1)
-            good = _outcome(objective.select(rows[kept]), found.select(kept), None)
+            good = exact_outcome(objective.select(rows[kept]), found.select(kept), None)
             good = replace(good, evaluations=torch.ones_like(good.evaluations))  # the rest is counted above
             outcome = _merged(objective, outcome, rows[kept], good)
             rows = rows[~sure & alive]
@@ -272,16 +289,31 @@ def _has_inverse(energy: BoundQuadratic, batch: int) -> bool:
     return energy.shared.is_worth_inverting(batch) and energy.shared.inverse is not None
 
 
+def _is_unsettled(before: Tensor, target: Tensor, lo: float, hi: float) -> bool:
+    """Whether many bounds are active, and in most samples others than one step before."""
+    outside = (target < lo) | (target > hi)
+    if bool(outside.sum() <= _CROWDED * outside.numel()):
+        return False
+    changed = (outside != ((before < lo) | (before > hi))).any(-1)
+    return bool(changed.sum() > 0.5 * len(changed))
+
+
 def _by_active_set(objective: Objective, energy: BoundQuadratic, dual: Tensor, tol: float, max_iter: int) -> Finished:
     """γ = 0: guess the active set by a few projected gradient steps, correct it, and search on where it turns round."""
-    lo, hi = objective.geometry.bounds(dual.dtype)
+    geometry, (lo, hi) = objective.geometry, objective.geometry.bounds(dual.dtype)
     descent = energy.descent(energy.gradient_step)
     # The last step is not projected, to tell on which side of a bound it ends.
-    target = descent(objective.geometry.activation(dual))
+    before = target = descent(geometry.activation(dual))
     for _ in range(_GUESSES):
-        target = descent(target.clamp_(lo, hi))
+        before = target
+        target = descent(target.clamp(lo, hi))
+    looks = _GUESSES + 1
+    if len(dual) * _FOR_EACH >= dual.shape[-1] and _is_unsettled(before, target, lo, hi):
+        # Each set that is not the right one costs as much as many iterations.
+        target = active_set_guess(objective, geometry.finite_dual(target.clamp(lo, hi), dual.dtype), _SPLITTINGS)
+        looks += _SPLITTINGS
     found = polish_projected(objective, target, tol, min(_CORRECTIONS, max_iter - 1))
-    found.tries.add_(_GUESSES + 1)
+    found.tries.add_(looks)
     if found.complete:
         return found
     left = max_iter - int(found.steps.max())
@@ -296,52 +328,6 @@ def _by_active_set(objective: Objective, energy: BoundQuadratic, dual: Tensor, t
     steps = found.steps[rows] + searched.steps + exact.steps
     tries = found.tries[rows] + searched.tries + exact.tries
     return found.replace_rows(rows, replace(exact, steps=steps, tries=tries))
-
-
-def _outcome(objective: Objective, found: Finished, trace: Trace | None) -> Outcome:
-    """The result of a method that makes no MM steps, so that τ is not asked for."""
-    energy, gamma, dtype = objective.energy, objective.regularization, found.value.dtype
-    if trace is not None:
-        seen = objective.evaluate(found.dual, torch.ones_like(found.dual[:, :1])).objective
-        assert seen is not None  # symmetric
-        value = seen
-    elif isinstance(energy, BoundQuadratic):
-        value = 0.5 * torch.linalg.vecdot(found.exact, found.gradient - energy.offset)
-    else:
-        known = energy.evaluate(found.value).value
-        assert known is not None  # symmetric
-        value = known
-        found = replace(found, tries=found.tries + 1)
-    point = Point(
-        dual=found.dual,
-        value=found.value,
-        gradient=found.gradient.to(dtype),
-        objective=value.to(dtype),
-        residual=found.residual,
-        scale=found.scale.to(dtype),
-        step=torch.full_like(found.value[:, :1], torch.nan),
-        next_dual=found.dual,
-    )
-    status = finished_status(found)
-    if not found.complete:
-        failed = torch.full_like(status, int(Status.MAX_ITER))
-        if found.stuck is not None:
-            failed = torch.where(found.stuck, int(Status.STALLED), failed)
-        status = torch.where(found.accepted, status, failed)
-    polished = found.accepted if gamma == 0 and trace is None else torch.zeros_like(found.accepted)
-    return Outcome(
-        point,
-        status,
-        found.steps,
-        found.tries,
-        polished,
-        found.free,
-        trace,
-        without_steps=True,
-        complete=found.complete,
-        without_potential=gamma > 0 and trace is None,
-        blocks=found.blocks,
-    )
 
 
 def _merged(objective: Objective, first: Outcome, rows: Int[Tensor, " some"], second: Outcome) -> Outcome:

@@ -9,6 +9,7 @@ from implicit_bregman.solvers.base import Solver
 from implicit_bregman.solvers.broyden import Broyden
 from implicit_bregman.solvers.mm import MM
 from implicit_bregman.solvers.newton import Newton
+from implicit_bregman.solvers.splitting import Splitting
 
 _SOLVERS: dict[str, type[Solver]] = {
     "auto": Newton,
@@ -16,6 +17,7 @@ _SOLVERS: dict[str, type[Solver]] = {
     "anderson": Anderson,
     "broyden": Broyden,
     "newton": Newton,
+    "splitting": Splitting,
 }
 
 

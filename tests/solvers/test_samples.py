@@ -178,7 +178,9 @@ def test_evaluations_are_the_calls_really_made(
     method = solver_of(solver, polish=polish, max_iter=100)
     outcome = method.solve(objective, torch.zeros_like(problem.offset))
     assert int(outcome.evaluations) == energy.calls["gradient"]
-    assert int(outcome.evaluations) > int(outcome.iterations)
+    # (an iteration of the splitting multiplies with a resolvent instead)
+    splits = solver == "newton" and problem.kind == "free"
+    assert splits or int(outcome.evaluations) > int(outcome.iterations)
 
 
 class Quartic(ib.Energy):

@@ -1,0 +1,205 @@
+"""Operator splitting: the quadratic part through its resolvent, γφ and the bounds through their proximal map.
+
+With R = (I + αH)⁻¹, which all samples share, Peaceman and Rachford iterate
+
+    x = R(u + αc),    z = prox(2x − u) of α(γφ + ι_C),    u ← u + 2(z − x),
+
+one product and one elementwise map, for any H whose symmetric part is positive definite (monDEQ: Winston and Kolter,
+2020). Half the step, Douglas and Rachford's, converges where it is merely semidefinite.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from implicit_bregman.legendre.prox import prox_dual
+from implicit_bregman.objective import Objective, Point
+from implicit_bregman.settings import check_positive
+from implicit_bregman.solvers.base import Outcome, Solver
+from implicit_bregman.solvers.finish import can_finish, exact_outcome, finish, rounding_accepted
+from implicit_bregman.solvers.finished import Finished
+from implicit_bregman.status import Status
+
+#: Residuals at which an exact finish is tried, before the tolerance itself.
+_STAGES = (1e-3, 1e-6)
+#: Iterations between two looks at the residual.
+_LOOK = 6
+#: α² (m + γσ)(L + γσ) = 1; where m + γσ is smaller than this share of L, the share stands for it.
+_LEAST = 1e-4
+#: A sample whose residual has not fallen by this factor within so many looks has met rounding.
+_GAIN, _PATIENCE = 0.9, 8
+
+
+@dataclass(frozen=True)
+class Splitting(Solver):
+    """Peaceman–Rachford splitting for problems with one critical point and a quadratic f, H symmetric or not.
+
+    The iterations of a sample end where its residual is small; then, with `polish`, an exact solve is tried.
+
+    Args:
+        step: α. None: from the ends of the spectrum.
+        tol: see `Solver`.
+        max_iter: see `Solver`.
+        polish: see `Solver`.
+        trace: there is none of this solver.
+        on_failure: see `Solver`.
+
+    Raises:
+        ValueError: for a step that is not positive, or `trace=True`.
+    """
+
+    step: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse impossible settings."""
+        super().__post_init__()
+        if self.step is not None:
+            check_positive("step", self.step)
+        if self.trace:
+            raise ValueError("trace = True: Splitting records no trace, use MM, Anderson, Broyden or Newton")
+
+    def solve(self, objective: Objective, dual: Float[Tensor, "batch d"]) -> Outcome:
+        """Go from `dual` to the critical point, each sample until its own stop.
+
+        Raises:
+            ValueError: if F is not known to have one critical point, or f is not quadratic.
+        """
+        if not objective.energy.affine or not objective.unique:
+            raise ValueError(
+                "Splitting needs a quadratic energy with one critical point (its symmetric part positive definite, "
+                'perhaps thanks to regularization > 0): use weight="convex", or solver="auto"'
+            )
+        with torch.no_grad():
+            return self._outcome(objective, dual.detach())
+
+    def _outcome(self, objective: Objective, dual: Tensor) -> Outcome:
+        tol = self.tolerance(dual.dtype)
+        finishes = self.polishes and can_finish(objective)
+        levels = [*(level for level in _STAGES if level > tol and finishes), tol]
+        steps = torch.zeros(len(dual), dtype=torch.int64, device=dual.device)
+        calls = torch.zeros_like(steps)
+        rows, result = torch.arange(len(dual), device=dual.device), None
+        for level in levels:
+            part = objective.select(rows)
+            run = _Run(part, dual[rows], self.step)
+            dual = dual.index_copy(0, rows, run.until(level, self.max_iter - steps[rows]))
+            steps = steps.index_add(0, rows, run.steps)
+            point = part.evaluate(dual[rows], torch.ones_like(dual[rows, :1]))
+            found = finish(part, point, tol) if finishes else run.found(point, tol)
+            calls = calls.index_add(0, rows, run.calls + 1 + found.tries)
+            found = replace(found, steps=steps[rows], tries=calls[rows])
+            result = found if result is None else result.replace_rows(rows, found)
+            rows = (~result.accepted).nonzero().squeeze(-1)
+            if len(rows) == 0:
+                break
+        assert result is not None  # there is at least one level
+        outcome = exact_outcome(objective, result, None)
+        if len(rows) == 0:
+            return outcome
+        failed = torch.where(steps < self.max_iter, int(Status.STALLED), int(Status.MAX_ITER))
+        return replace(outcome, status=torch.where(result.accepted, outcome.status, failed))
+
+
+def active_set_guess(objective: Objective, dual: Float[Tensor, "batch d"], steps: int) -> Float[Tensor, "batch d"]:
+    """γ = 0: 2x − u after so many iterations, which is outside C where a bound is active."""
+    return _Run(objective, dual, None).walk(steps)
+
+
+class _Run:
+    """The iteration for a batch, from its duals."""
+
+    def __init__(self, objective: Objective, dual: Tensor, step: float | None) -> None:
+        self.objective = objective
+        self.dual = dual
+        self.steps = torch.zeros(len(dual), dtype=torch.int64, device=dual.device)
+        self.calls = torch.zeros_like(self.steps)
+        operator = objective.energy.hessian(dual)
+        strong = objective.regularization * objective.geometry.strong_convexity
+        least, largest = operator.bounds_guess()
+        least = max(least + strong, _LEAST * largest)
+        self.alpha = ((least * (largest + strong)) ** -0.5 if least > 0 else 1.0) if step is None else step
+        self.relaxation = 2.0 if least > _LEAST * largest else 1.0
+        self.resolvent = operator.inverted(1 / self.alpha)
+
+    def until(self, level: float, most: Tensor) -> Float[Tensor, "batch d"]:
+        """The duals of iterates whose residual is at most `level`, or of the last ones that are allowed."""
+        objective, final = self.objective, self.dual.clone()
+        point = objective.evaluate(self.dual, torch.ones_like(self.dual[:, :1]))
+        self.calls += 2
+        offset = -objective.energy.gradient(torch.zeros_like(final))
+        u, best = torch.add(point.value, point.gradient, alpha=self.alpha), point.residual
+        rows = (best > level).nonzero().squeeze(-1)
+        objective, u, dual, offset, best = objective.select(rows), u[rows], final[rows], offset[rows], best[rows]
+        idle, left = torch.zeros_like(rows), int(most.min()) if len(most) else 0
+        while left > 0 and len(rows):
+            count = min(_LOOK, left)
+            for _ in range(count):
+                x = self.resolvent(u / self.alpha + offset)
+                z, dual = self._prox(2 * x - u, dual)
+                u = torch.add(u, z - x, alpha=self.relaxation)
+            left -= count
+            self.steps[rows] += count
+            self.calls[rows] += 1
+            dual = objective.geometry.finite_dual(z, z.dtype) if not objective.regularization else dual
+            residual = objective.evaluate(dual, torch.ones_like(dual[:, :1])).residual
+            better = residual < best
+            final[rows[better]] = dual[better]
+            idle = torch.where(residual < _GAIN * best, 0, idle + 1)
+            best = torch.where(better, residual, best)
+            going = (best > level) & (idle < _PATIENCE) & torch.isfinite(residual)
+            if not bool(going.all()):
+                kept = going.nonzero().squeeze(-1)
+                objective = objective.select(kept)
+                rows, u, z, dual, offset = rows[kept], u[kept], z[kept], dual[kept], offset[kept]
+                best, idle = best[kept], idle[kept]
+        return final
+
+    def walk(self, steps: int) -> Float[Tensor, "batch d"]:
+        """2x − u after so many iterations with γ = 0."""
+        energy, (lo, hi) = self.objective.energy, self.objective.geometry.bounds(self.dual.dtype)
+        z = self.objective.geometry.activation(self.dual)
+        offset = -energy.gradient(torch.zeros_like(z))
+        u = z + self.alpha * energy.gradient(z)
+        for _ in range(steps):
+            x = self.resolvent(u / self.alpha + offset)
+            target = 2 * x - u
+            u = torch.add(u, target.clamp(lo, hi) - x, alpha=self.relaxation)
+        return target
+
+    def _prox(self, v: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+        """z and its dual (γ = 0: whatever stands for it)."""
+        geometry, gamma = self.objective.geometry, self.objective.regularization
+        if not gamma:
+            return v.clamp(*geometry.bounds(v.dtype)), near
+        dual = prox_dual(geometry, v, self.alpha * gamma, near)
+        return geometry.activation(dual), geometry.project_dual(dual)
+
+    def found(self, point: Point, tol: float) -> Finished:
+        """The iterates themselves, accepted where their residual is small or rounding explains it."""
+        objective, value = self.objective, point.value
+        lo, hi = objective.geometry.bounds(value.dtype)
+        free = torch.ones_like(value, dtype=torch.bool)
+        if not objective.regularization:
+            target = value - self.alpha * point.gradient
+            free = (target > lo) & (target < hi)
+            value = torch.where(free, value, target.clamp(lo, hi))
+        none = torch.zeros(len(value), dtype=torch.int64, device=value.device)
+        found = Finished(
+            value=value,
+            dual=point.dual,
+            exact=value.double(),
+            exact_dual=point.dual.double(),
+            free=free,
+            gradient=point.gradient.double(),
+            scale=point.scale.double(),
+            residual=point.residual,
+            accepted=point.residual <= tol,
+            degenerate=objective.degenerate(point, 10 * tol),
+            steps=none,
+            tries=none,
+        )
+        return rounding_accepted(objective, found, tol)
