@@ -107,6 +107,8 @@ class Dense(LinearOperator):
             return found.result.mT if int(found.info) == 0 else torch.full_like(v, torch.nan)
 
     def bounds_guess(self) -> tuple[float, float]:
+        if not self.symmetric:
+            return self._symmetric_part.bounds_guess()
         inverse = self.known_inverse
         if "spectrum" in self.__dict__ or inverse is None:
             return self.bounds()
@@ -188,6 +190,11 @@ class Dense(LinearOperator):
         return known
 
     @cached_property
+    def _symmetric_part(self) -> Dense:
+        """(H + Hᵀ)/2."""
+        return Dense(0.5 * (self.matrix + self.matrix.mT), True, given=self.given)
+
+    @cached_property
     def spectrum(self) -> Spectrum:
         """The ends of the spectrum, by a full decomposition: slow for large d."""
         return spectrum(self.matrix, self.symmetric)
@@ -215,6 +222,8 @@ class Dense(LinearOperator):
             if self.wide is not self and self.wide.is_proved_definite(shift):
                 self._definite_from = shift
                 return True
+        if not self.symmetric and self._symmetric_part.is_definite(shift):
+            return True
         return self.spectrum.is_definite(shift, or_semidefinite)
 
     def is_proved_definite(self, shift: float) -> bool:

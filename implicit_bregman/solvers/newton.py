@@ -116,7 +116,7 @@ class Newton(Solver):
         """A field: operator splitting where it is monotone; what that leaves, and all others, as any field."""
         if self.trace or len(dual) == 0 or not (objective.unique and objective.energy.affine):
             return self._field(objective, dual)
-        method = Splitting(tol=self.tol, max_iter=self.max_iter, polish=self.polish)
+        method = Splitting(tol=self.tol, max_iter=self.max_iter, polish=False)
         outcome = method.solve(objective, dual)
         rows = _unsolved(outcome)
         left = self._left(outcome, rows) if len(rows) else 0

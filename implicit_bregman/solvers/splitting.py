@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from implicit_bregman.legendre.prox import prox_dual
-from implicit_bregman.objective import Objective, Point
+from implicit_bregman.objective import Objective
 from implicit_bregman.settings import check_positive
 from implicit_bregman.solvers.base import Outcome, Solver
 from implicit_bregman.solvers.finish import can_finish, exact_outcome, finish, rounding_accepted
@@ -32,6 +32,8 @@ _LOOK = 6
 _LEAST = 1e-4
 #: A sample whose residual has not fallen by this factor within so many looks has met rounding.
 _GAIN, _PATIENCE = 0.9, 8
+#: The residual aimed at, relative to the tolerance: beyond it the error falls on as cheaply as before.
+_BELOW = 0.01
 
 
 @dataclass(frozen=True)
@@ -77,19 +79,24 @@ class Splitting(Solver):
             return self._outcome(objective, dual.detach())
 
     def _outcome(self, objective: Objective, dual: Tensor) -> Outcome:
-        tol = self.tolerance(dual.dtype)
+        tol, dtype = self.tolerance(dual.dtype), dual.dtype
+        # In float64 rounding neither stops the iteration nor decides which bounds are active.
+        wide = Objective(objective.energy.double(), objective.geometry, objective.regularization, objective.unique)
+        ends, dual = objective.energy.hessian(dual).bounds_guess(), dual.double()
         finishes = self.polishes and can_finish(objective)
         levels = [*(level for level in _STAGES if level > tol and finishes), tol]
         steps = torch.zeros(len(dual), dtype=torch.int64, device=dual.device)
         calls = torch.zeros_like(steps)
         rows, result = torch.arange(len(dual), device=dual.device), None
         for level in levels:
-            part = objective.select(rows)
-            run = _Run(part, dual[rows], self.step)
-            dual = dual.index_copy(0, rows, run.until(level, self.max_iter - steps[rows]))
+            run = _Run(wide.select(rows), dual[rows], ends, self.step)
+            dual = dual.index_copy(0, rows, run.until(_BELOW * level, level, self.max_iter - steps[rows]))
             steps = steps.index_add(0, rows, run.steps)
-            point = part.evaluate(dual[rows], torch.ones_like(dual[rows, :1]))
-            found = finish(part, point, tol) if finishes else run.found(point, tol)
+            if finishes:
+                part, near = objective.select(rows), _rounded(dual[rows], dtype)
+                found = finish(part, part.evaluate(near, torch.ones_like(near[:, :1])), tol)
+            else:
+                found = run.found(dual[rows], tol, dtype)
             calls = calls.index_add(0, rows, run.calls + 1 + found.tries)
             found = replace(found, steps=steps[rows], tries=calls[rows])
             result = found if result is None else result.replace_rows(rows, found)
@@ -106,97 +113,115 @@ class Splitting(Solver):
 
 def active_set_guess(objective: Objective, dual: Float[Tensor, "batch d"], steps: int) -> Float[Tensor, "batch d"]:
     """γ = 0: 2x − u after so many iterations, which is outside C where a bound is active."""
-    return _Run(objective, dual, None).walk(steps)
+    return _Run(objective, dual, objective.energy.hessian(dual).bounds_guess(), None).walk(steps)
+
+
+def _rounded(dual: Tensor, dtype: torch.dtype) -> Tensor:
+    """A dual in another precision, finite."""
+    return dual.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max).to(dtype)
 
 
 class _Run:
     """The iteration for a batch, from its duals."""
 
-    def __init__(self, objective: Objective, dual: Tensor, step: float | None) -> None:
+    def __init__(self, objective: Objective, dual: Tensor, ends: tuple[float, float], step: float | None) -> None:
         self.objective = objective
         self.dual = dual
         self.steps = torch.zeros(len(dual), dtype=torch.int64, device=dual.device)
         self.calls = torch.zeros_like(self.steps)
         operator = objective.energy.hessian(dual)
         strong = objective.regularization * objective.geometry.strong_convexity
-        least, largest = operator.bounds_guess()
+        least, largest = ends
         least = max(least + strong, _LEAST * largest)
         self.alpha = ((least * (largest + strong)) ** -0.5 if least > 0 else 1.0) if step is None else step
         self.relaxation = 2.0 if least > _LEAST * largest else 1.0
         self.resolvent = operator.inverted(1 / self.alpha)
 
-    def until(self, level: float, most: Tensor) -> Float[Tensor, "batch d"]:
-        """The duals of iterates whose residual is at most `level`, or of the last ones that are allowed."""
-        objective, final = self.objective, self.dual.clone()
-        point = objective.evaluate(self.dual, torch.ones_like(self.dual[:, :1]))
+    def until(self, level: float, enough: float, most: Tensor) -> Float[Tensor, "batch d"]:
+        """The duals of iterates whose residual is at most `level`, or at most `enough` and no longer falling.
+
+        Of samples without such an iterate, the best one.
+        """
+        objective, dual = self.objective, self.dual
+        point = objective.evaluate(dual, torch.ones_like(dual[:, :1]))
         self.calls += 2
-        offset = -objective.energy.gradient(torch.zeros_like(final))
-        u, best = torch.add(point.value, point.gradient, alpha=self.alpha), point.residual
+        u, base = torch.add(point.value, point.gradient, alpha=self.alpha), self._base(dual)
+        # Of γ = 0 the iterate is z, whose dual is looked for at the end.
+        final, best = (dual if objective.regularization else point.value).clone(), point.residual
         rows = (best > level).nonzero().squeeze(-1)
-        objective, u, dual, offset, best = objective.select(rows), u[rows], final[rows], offset[rows], best[rows]
+        objective, u, at, base, best = objective.select(rows), u[rows], final[rows], base[rows], best[rows]
         idle, left = torch.zeros_like(rows), int(most.min()) if len(most) else 0
         while left > 0 and len(rows):
             count = min(_LOOK, left)
             for _ in range(count):
-                x = self.resolvent(u / self.alpha + offset)
-                z, dual = self._prox(2 * x - u, dual)
+                x = torch.add(base, self.resolvent(u), alpha=1 / self.alpha)
+                z, at = self._prox(2 * x - u, at)
                 u = torch.add(u, z - x, alpha=self.relaxation)
             left -= count
             self.steps[rows] += count
             self.calls[rows] += 1
-            dual = objective.geometry.finite_dual(z, z.dtype) if not objective.regularization else dual
-            residual = objective.evaluate(dual, torch.ones_like(dual[:, :1])).residual
+            residual = self._residual(objective, z, at)
             better = residual < best
-            final[rows[better]] = dual[better]
+            final[rows[better]] = at[better]
             idle = torch.where(residual < _GAIN * best, 0, idle + 1)
             best = torch.where(better, residual, best)
-            going = (best > level) & (idle < _PATIENCE) & torch.isfinite(residual)
+            going = (best > level) & (idle < torch.where(best > enough, _PATIENCE, 1)) & torch.isfinite(residual)
             if not bool(going.all()):
                 kept = going.nonzero().squeeze(-1)
-                objective = objective.select(kept)
-                rows, u, z, dual, offset = rows[kept], u[kept], z[kept], dual[kept], offset[kept]
-                best, idle = best[kept], idle[kept]
-        return final
+                objective, rows, u, at = objective.select(kept), rows[kept], u[kept], at[kept]
+                base, best, idle = base[kept], best[kept], idle[kept]
+        return final if objective.regularization else objective.geometry.finite_dual(final, final.dtype)
 
     def walk(self, steps: int) -> Float[Tensor, "batch d"]:
         """2x − u after so many iterations with γ = 0."""
         energy, (lo, hi) = self.objective.energy, self.objective.geometry.bounds(self.dual.dtype)
-        z = self.objective.geometry.activation(self.dual)
-        offset = -energy.gradient(torch.zeros_like(z))
-        u = z + self.alpha * energy.gradient(z)
+        z, base = self.objective.geometry.activation(self.dual), self._base(self.dual)
+        u = torch.add(z, energy.gradient(z), alpha=self.alpha)
         for _ in range(steps):
-            x = self.resolvent(u / self.alpha + offset)
+            x = torch.add(base, self.resolvent(u), alpha=1 / self.alpha)
             target = 2 * x - u
             u = torch.add(u, target.clamp(lo, hi) - x, alpha=self.relaxation)
         return target
 
+    def _base(self, like: Tensor) -> Float[Tensor, "batch d"]:
+        """(I + αH)⁻¹αc."""
+        return self.resolvent(-self.objective.energy.gradient(torch.zeros_like(like)))
+
     def _prox(self, v: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
-        """z and its dual (γ = 0: whatever stands for it)."""
+        """z, and its dual (γ = 0: z again)."""
         geometry, gamma = self.objective.geometry, self.objective.regularization
         if not gamma:
-            return v.clamp(*geometry.bounds(v.dtype)), near
+            z = v.clamp_(*geometry.bounds(v.dtype))
+            return z, z
         dual = prox_dual(geometry, v, self.alpha * gamma, near)
         return geometry.activation(dual), geometry.project_dual(dual)
 
-    def found(self, point: Point, tol: float) -> Finished:
-        """The iterates themselves, accepted where their residual is small or rounding explains it."""
-        objective, value = self.objective, point.value
-        lo, hi = objective.geometry.bounds(value.dtype)
-        free = torch.ones_like(value, dtype=torch.bool)
+    @staticmethod
+    def _residual(objective: Objective, z: Tensor, dual: Tensor) -> Float[Tensor, " batch"]:
+        gradient, gamma = objective.energy.gradient(z), objective.regularization
+        total = torch.add(gradient, dual, alpha=gamma) if gamma else gradient
+        return objective.residual(z, total, objective.scale(objective.energy.terms(gradient)))
+
+    def found(self, dual: Float[Tensor, "batch d"], tol: float, dtype: torch.dtype) -> Finished:
+        """The iterates themselves in the samples' precision, accepted where their residual is small."""
+        objective = self.objective
+        point = objective.evaluate(dual, torch.ones_like(dual[:, :1]))
+        lo, hi = objective.geometry.bounds(dtype)
+        free, value = torch.ones_like(dual, dtype=torch.bool), point.value
         if not objective.regularization:
             target = value - self.alpha * point.gradient
             free = (target > lo) & (target < hi)
             value = torch.where(free, value, target.clamp(lo, hi))
         none = torch.zeros(len(value), dtype=torch.int64, device=value.device)
         found = Finished(
-            value=value,
-            dual=point.dual,
-            exact=value.double(),
-            exact_dual=point.dual.double(),
+            value=value.clamp(lo, hi).to(dtype),
+            dual=_rounded(dual, dtype),
+            exact=value,
+            exact_dual=dual,
             free=free,
-            gradient=point.gradient.double(),
-            scale=point.scale.double(),
-            residual=point.residual,
+            gradient=point.gradient,
+            scale=point.scale,
+            residual=point.residual.to(dtype),
             accepted=point.residual <= tol,
             degenerate=objective.degenerate(point, 10 * tol),
             steps=none,
