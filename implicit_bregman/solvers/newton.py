@@ -28,7 +28,7 @@ from implicit_bregman.status import Status
 
 #: Fixed-point steps on a field without an objective after which, at a residual above this, continuation takes over.
 _FIELD_STEPS, _FIELD_NEAR = 300, 1e-3
-#: Such steps where Newton's method is certain to be able to go on from the start: γ > 0 and a monotone field.
+#: Iterations of the splitting on a monotone field with γ > 0, after which Newton's method goes on from the start.
 _MONOTONE_STEPS = 50
 #: Projected gradient steps that guess the active set.
 _GUESSES = 6
@@ -113,11 +113,13 @@ class Newton(Solver):
         )
 
     def _without_objective(self, objective: Objective, dual: Tensor) -> Outcome:
-        """A field: operator splitting where it is monotone; what that leaves, and all others, as any field."""
+        """A field: operator splitting where it is monotone, then Newton's method; others as `_field` says."""
         if self.trace or len(dual) == 0 or not (objective.unique and objective.energy.affine):
             return self._field(objective, dual)
-        method = Splitting(tol=self.tol, max_iter=self.max_iter, polish=False)
-        outcome = method.solve(objective, dual)
+        most = min(self.max_iter, _MONOTONE_STEPS) if objective.regularization else self.max_iter
+        outcome = Splitting(tol=self.tol, max_iter=most, polish=False).solve(objective, dual)
+        if objective.regularization:
+            outcome = self._from_start(objective, outcome, dual)
         rows = _unsolved(outcome)
         left = self._left(outcome, rows) if len(rows) else 0
         if not left:
@@ -130,10 +132,7 @@ class Newton(Solver):
         method = self._accelerated()
         if self.trace or not can_continue(objective) or self.max_iter <= _FIELD_STEPS:
             return method.solve(objective, dual)
-        monotone = objective.unique and objective.regularization > 0
-        outcome = replace(method, max_iter=_MONOTONE_STEPS if monotone else _FIELD_STEPS).solve(objective, dual)
-        if monotone:
-            outcome = self._from_start(objective, outcome, dual)
+        outcome = replace(method, max_iter=_FIELD_STEPS).solve(objective, dual)
         near = (outcome.status == Status.MAX_ITER) & (outcome.point.residual <= _FIELD_NEAR)
         outcome = self._sharpened(objective, outcome, near.nonzero().squeeze(-1))
         outcome = self._continued(objective, outcome, _unsolved(outcome))
