@@ -21,7 +21,7 @@ from implicit_bregman.operators import LinearOperator
 class OperatorEnergy(QuadraticEnergy):
     """f(z; x) = ½⟨z, Hz⟩ − ⟨c(x), z⟩; made by `QuadraticEnergy.from_operator`.
 
-    The tensors that H is made of are registered under `operator_parts`: parameters as parameters, others as buffers.
+    The tensors that H is made of are registered under `weight_map`: parameters as parameters, others as buffers.
     """
 
     def __init__(self, operator: LinearOperator, offset: nn.Module | None, convex: bool) -> None:
@@ -38,10 +38,10 @@ class OperatorEnergy(QuadraticEnergy):
             )
         Energy.__init__(self, operator.size, convex=convex)
         tensors, self._rebuild = operator.pack()
-        self.operator_parts = nn.Module()
+        self.weight_map = nn.Module()  # type: ignore[assignment]
         self._count = len(tensors)
         for number, tensor in enumerate(tensors):
-            hold(self.operator_parts, str(number), tensor)
+            hold(self.weight_map, str(number), tensor)
         self.offset = offset
         self.in_features = operator.size if offset is None else None
         self.input_weight, self.bias = None, None
@@ -49,7 +49,7 @@ class OperatorEnergy(QuadraticEnergy):
     @property
     def operator(self) -> LinearOperator:
         """H, as a function of the tensors that it is made of."""
-        return self._rebuild(*(getattr(self.operator_parts, str(number)) for number in range(self._count)))
+        return self._rebuild(*(getattr(self.weight_map, str(number)) for number in range(self._count)))
 
     def reset_parameters(self) -> None:
         """Nothing: whoever made H knows what to draw it from."""
@@ -62,10 +62,6 @@ class OperatorEnergy(QuadraticEnergy):
     @property
     def symmetric(self) -> bool:
         return self.operator.symmetric
-
-    @property
-    def low_rank(self) -> bool:
-        return False
 
     def linear(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
         """c(x), (B, d)."""
@@ -99,14 +95,16 @@ class OperatorEnergy(QuadraticEnergy):
     def curvature_bound(self) -> Tensor | None:  # type: ignore[override]
         return self.curvature_range()[1]
 
-    def bind(self, x: Float[Tensor, "batch n"]) -> BoundEnergy:
+    def _operator(self) -> LinearOperator:  # type: ignore[override]
         operator = self.operator
-        if operator.dtype.itemsize == 2:
-            operator = operator.to(torch.float32)
+        return operator.to(torch.float32) if operator.dtype.itemsize == 2 else operator
+
+    def bind(self, x: Float[Tensor, "batch n"]) -> BoundEnergy:
+        operator: LinearOperator = self._held.operator(self) if self._held is not None else self._operator()
         offset = self(x.to(operator.dtype))
         if operator.shared is not None:
             return BoundQuadratic(operator.shared, offset)
-        return BoundStructured(operator, offset, operator.detach().bounds(), self.convex)
+        return BoundStructured(operator, offset, operator.bounds(), self.convex)
 
     def extra_repr(self) -> str:
         """Width and kind of operator, for `print(module)`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -319,3 +321,30 @@ def test_parameters_of_the_operator_are_those_of_the_energy() -> None:
     after = ib.find_critical_point(energy, "identity", x).value
     torch.testing.assert_close(after, energy.linear(x) / 2)
     assert before.shape == after.shape
+
+
+@pytest.mark.parametrize("kind", ["kronecker", "sparse"])
+def test_it_is_a_module_like_any_other(kind: str) -> None:
+    made = {"kronecker": TestKronecker, "sparse": TestSparse}[kind]()
+    tensors, rebuild = made.make().pack()
+    operator = rebuild(*(torch.nn.Parameter(tensor) if tensor.is_floating_point() else tensor for tensor in tensors))
+    energy = ib.QuadraticEnergy.from_operator(operator)
+    x = normal(3, operator.size)
+    value = ib.find_critical_point(energy, "tanh", x, regularization=0.1).value
+    twin = copy.deepcopy(energy)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.mul_(1.5)
+    assert not torch.allclose(ib.find_critical_point(twin, "tanh", x, regularization=0.1).value, value)
+    twin.load_state_dict(energy.state_dict())
+    torch.testing.assert_close(ib.find_critical_point(twin, "tanh", x, regularization=0.1).value, value)
+    single = ib.find_critical_point(copy.deepcopy(energy).float(), "tanh", x.float(), regularization=0.1).value
+    torch.testing.assert_close(single.double(), value, rtol=1e-5, atol=1e-5)
+    with energy.frozen(), torch.no_grad():
+        again = ib.find_critical_point(energy, "tanh", x, regularization=0.1).value
+    torch.testing.assert_close(again, value)
+    torch.testing.assert_close(energy.gradient(value, x), value @ operator.dense().mT - x)
+    z = value.detach().requires_grad_()
+    torch.testing.assert_close(torch.autograd.grad(energy.value(z, x).sum(), z)[0], energy.gradient(z, x))
+    assert "operator=" in repr(energy)
+    torch.testing.assert_close(energy.weight, -operator.dense())
