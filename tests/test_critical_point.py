@@ -282,9 +282,9 @@ def test_memory_must_be_a_positive_whole_number(solver: type[ib.solvers.Anderson
 @pytest.mark.parametrize(
     ("matrices", "error", "message"),
     [
-        ((torch.zeros(2, 3),), ValueError, r"W must be a square matrix, got shape \(2, 3\)"),
-        ((torch.zeros(0, 0),), ValueError, r"W must be a square matrix, got shape \(0, 0\)"),
-        ((torch.zeros(3),), ValueError, r"W must be a square matrix, got shape \(3,\)"),
+        ((torch.zeros(2, 3),), ValueError, r"W must be a square matrix, or one for each sample, got shape \(2, 3\)"),
+        ((torch.zeros(0, 0),), ValueError, r"W must be a square matrix, or one for each sample, got shape \(0, 0\)"),
+        ((torch.zeros(3),), ValueError, r"W must be a square matrix, or one for each sample, got shape \(3,\)"),
         ((torch.eye(2).long(),), TypeError, "W must be a floating-point tensor, got torch.int64: call .float"),
         ((torch.full((2, 2), torch.nan),), ValueError, "W has NaN or infinite entries"),
         ((torch.eye(2), torch.zeros(3, 2)), ValueError, r"U must have shape \(2, n\) to go with W, got \(3, 2\)"),

@@ -24,7 +24,7 @@ from implicit_bregman.energy.weights import (
     hold,
 )
 from implicit_bregman.linalg.spectrum import Spectrum
-from implicit_bregman.operators import LinearOperator
+from implicit_bregman.operators import LinearOperator, Stacked
 from implicit_bregman.operators.dense import Dense, is_symmetric
 from implicit_bregman.tensors import check_dense, check_numbers, refuse_transforms
 
@@ -125,7 +125,7 @@ class QuadraticEnergy(Energy):
     @classmethod
     def from_matrices(
         cls,
-        W: Float[Tensor, "d d"],
+        W: Float[Tensor, "d d"] | Float[Tensor, "batch d d"],
         U: Float[Tensor, "d n"] | None = None,
         b: Float[Tensor, " d"] | None = None,
         *,
@@ -140,7 +140,8 @@ class QuadraticEnergy(Energy):
         `from_matrices(0.5 * (P + P.T))`.
 
         Args:
-            W: (d, d). Where it is not symmetric (up to rounding) the energy is "free".
+            W: (d, d). Where it is not symmetric (up to rounding) the energy is "free". Or one symmetric matrix for each
+                sample, (B, d, d), in the order of the flattened batch of x.
             U: (d, n). None: the identity, so that x is added as it is.
             b: (d,). None: no offset.
             convex: state that W ⪯ 0. That is found without it up to 16 rounding errors of the largest eigenvalue; with
@@ -155,6 +156,11 @@ class QuadraticEnergy(Energy):
         """
         refuse_transforms([tensor for tensor in (W, U, b) if isinstance(tensor, Tensor)])
         _check_matrices(W, U, b)
+        if W.dim() == 3:
+            from implicit_bregman.energy.structured import Affine
+
+            offset = None if U is None and b is None else Affine(U, b)
+            return cls.from_operator(Stacked(-W), offset, convex=convex)
         energy = cls.__new__(cls)
         Energy.__init__(energy, W.shape[0])
         energy.in_features = W.shape[0] if U is None else U.shape[1]
@@ -390,10 +396,9 @@ def _check_matrices(W: Tensor, U: Tensor | None, b: Tensor | None) -> None:
     for name, tensor in (("W", W), ("U", U), ("b", b)):
         if name == "W" or tensor is not None:
             check_dense(name, tensor)
-    _check_shared("W", W)
-    if W.dim() != 2 or W.shape[0] != W.shape[1] or W.shape[0] == 0:
-        raise ValueError(f"W must be a square matrix, got shape {tuple(W.shape)}")
-    d = W.shape[0]
+    if W.dim() not in (2, 3) or W.shape[-1] != W.shape[-2] or W.shape[-1] == 0:
+        raise ValueError(f"W must be a square matrix, or one for each sample, got shape {tuple(W.shape)}")
+    d = W.shape[-1]
     if U is not None and (U.dim() != 2 or U.shape[0] != d):
         raise ValueError(f"U must have shape ({d}, n) to go with W, got {tuple(U.shape)}")
     if b is not None and b.shape != (d,):

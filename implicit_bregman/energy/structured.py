@@ -33,8 +33,8 @@ class OperatorEnergy(QuadraticEnergy):
             raise TypeError(f"offset must be a module from x to c, or None for c = x, got {type(offset).__name__}")
         if operator.shared is None and not operator.symmetric:
             raise ValueError(
-                f"{type(operator).__name__} is not symmetric: without symmetry give a matrix, "
-                "ib.operators.Dense(H.dense())"
+                f"{type(operator).__name__} is not symmetric: without symmetry H has to be one matrix for all samples, "
+                "ib.operators.Dense(H)"
             )
         Energy.__init__(self, operator.size, convex=convex)
         tensors, self._rebuild = operator.pack()
@@ -101,6 +101,10 @@ class OperatorEnergy(QuadraticEnergy):
 
     def bind(self, x: Float[Tensor, "batch n"]) -> BoundEnergy:
         operator: LinearOperator = self._held.operator(self) if self._held is not None else self._operator()
+        if operator.batch not in (None, len(x)):
+            raise ValueError(
+                f"x has {len(x)} samples, but there is one matrix for each of {operator.batch}: give as many of both"
+            )
         offset = self(x.to(operator.dtype))
         if operator.shared is not None:
             return BoundQuadratic(operator.shared, offset)
@@ -109,6 +113,23 @@ class OperatorEnergy(QuadraticEnergy):
     def extra_repr(self) -> str:
         """Width and kind of operator, for `print(module)`."""
         return f"features={self.features}, operator={type(self.operator).__name__}"
+
+
+class Affine(nn.Module):
+    """x ↦ Ux + b with tensors that somebody else owns; None stands for the identity and for 0."""
+
+    U: Tensor | None
+    b: Tensor | None
+
+    def __init__(self, U: Float[Tensor, "d n"] | None, b: Float[Tensor, " d"] | None) -> None:
+        super().__init__()
+        hold(self, "U", U)
+        hold(self, "b", b)
+
+    def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
+        """Ux + b, (B, d)."""
+        image = x if self.U is None else nn.functional.linear(x, self.U)
+        return image if self.b is None else image + self.b
 
 
 class BoundStructured(BoundEnergy):

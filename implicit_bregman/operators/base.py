@@ -55,6 +55,11 @@ class LinearOperator(ABC):
         """d, the width of a state."""
 
     @property
+    def batch(self) -> int | None:
+        """The number of samples that it is for; None: all share it."""
+        return None
+
+    @property
     def dtype(self) -> torch.dtype:
         """The precision of its tensors."""
         return self.pack()[0][0].dtype

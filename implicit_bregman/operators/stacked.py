@@ -30,6 +30,10 @@ class Stacked(LinearOperator):
         self.symmetric = all(is_symmetric(m) for m in matrices) if symmetric is None else symmetric
 
     @property
+    def batch(self) -> int:
+        return len(self.matrices)
+
+    @property
     def size(self) -> int:
         return self.matrices.shape[-1]
 

@@ -32,6 +32,10 @@ class Sum(LinearOperator):
     def size(self) -> int:
         return self.parts[0].size
 
+    @property
+    def batch(self) -> int | None:
+        return next((part.batch for part in self.parts if part.batch is not None), None)
+
     def product(self, v: Float[Tensor, "batch d"], adjoint: bool = False) -> Float[Tensor, "batch d"]:
         total = self.parts[0].product(v, adjoint)
         for part in self.parts[1:]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from implicit_bregman.energy.bound import BoundQuadratic
@@ -73,9 +74,24 @@ def finished_point(objective: Objective, point: Point, found: Finished) -> Point
         gradient=found.gradient.to(found.value.dtype),
         residual=found.residual,
     )
-    if point.objective is None:
+    value = _value(objective, found)
+    if value is None:
         return final
-    return replace(final, objective=point.objective + objective.increase(point, final)[0])
+    # (not by what has changed since `point`, which may be far out)
+    value = value.to(found.value.dtype)
+    if objective.regularization:
+        value = value + objective.potential(found.dual)
+    return replace(final, objective=value)
+
+
+def _value(objective: Objective, found: Finished) -> Float[Tensor, " batch"] | None:
+    """f at what was found, (B,); None for a field."""
+    energy = objective.energy
+    if not energy.symmetric:
+        return None
+    if isinstance(energy, BoundQuadratic):
+        return 0.5 * torch.linalg.vecdot(found.exact, found.gradient - energy.offset)
+    return energy.evaluate(found.value).value
 
 
 def finished_status(found: Finished) -> Tensor:
@@ -89,13 +105,10 @@ def exact_outcome(objective: Objective, found: Finished, trace: Trace | None) ->
     energy, gamma, dtype = objective.energy, objective.regularization, found.value.dtype
     if trace is not None:
         value = objective.evaluate(found.dual, torch.ones_like(found.dual[:, :1])).objective
-    elif not energy.symmetric:
-        value = None
-    elif isinstance(energy, BoundQuadratic):
-        value = 0.5 * torch.linalg.vecdot(found.exact, found.gradient - energy.offset)
     else:
-        value = energy.evaluate(found.value).value
-        found = replace(found, tries=found.tries + 1)
+        value = _value(objective, found)
+        if energy.symmetric and energy.shared is None:
+            found = replace(found, tries=found.tries + 1)
     point = Point(
         dual=found.dual,
         value=found.value,

@@ -90,13 +90,14 @@ class Splitting(Solver):
         rows, result = torch.arange(len(dual), device=dual.device), None
         for level in levels:
             run = _Run(wide.select(rows), dual[rows], ends, self.step)
-            dual = dual.index_copy(0, rows, run.until(_BELOW * level, level, self.max_iter - steps[rows]))
+            reached, value = run.until(_BELOW * level, level, self.max_iter - steps[rows])
+            dual = dual.index_copy(0, rows, reached)
             steps = steps.index_add(0, rows, run.steps)
             if finishes:
-                part, near = objective.select(rows), _rounded(dual[rows], dtype)
+                part, near = objective.select(rows), _rounded(reached, dtype)
                 found = finish(part, part.evaluate(near, torch.ones_like(near[:, :1])), tol)
             else:
-                found = run.found(dual[rows], tol, dtype)
+                found = run.found(reached, value, tol, dtype)
             calls = calls.index_add(0, rows, run.calls + 1 + found.tries)
             found = replace(found, steps=steps[rows], tries=calls[rows])
             result = found if result is None else result.replace_rows(rows, found)
@@ -137,8 +138,8 @@ class _Run:
         self.relaxation = 2.0 if least > _LEAST * largest else 1.0
         self.resolvent = operator.inverted(1 / self.alpha)
 
-    def until(self, level: float, enough: float, most: Tensor) -> Float[Tensor, "batch d"]:
-        """The duals of iterates whose residual is at most `level`, or at most `enough` and no longer falling.
+    def until(self, level: float, enough: float, most: Tensor) -> tuple[Tensor, Tensor]:
+        """y and z, (B, d), of iterates whose residual is at most `level`, or at most `enough` and no longer falling.
 
         Of samples without such an iterate, the best one.
         """
@@ -170,7 +171,10 @@ class _Run:
                 kept = going.nonzero().squeeze(-1)
                 objective, rows, u, at = objective.select(kept), rows[kept], u[kept], at[kept]
                 base, best, idle = base[kept], best[kept], idle[kept]
-        return final if objective.regularization else objective.geometry.finite_dual(final, final.dtype)
+        geometry = objective.geometry
+        if objective.regularization:
+            return final, geometry.activation(final)
+        return geometry.finite_dual(final, final.dtype), final
 
     def walk(self, steps: int) -> Float[Tensor, "batch d"]:
         """2x − u after so many iterations with γ = 0."""
@@ -202,16 +206,20 @@ class _Run:
         total = torch.add(gradient, dual, alpha=gamma) if gamma else gradient
         return objective.residual(z, total, objective.scale(objective.energy.terms(gradient)))
 
-    def found(self, dual: Float[Tensor, "batch d"], tol: float, dtype: torch.dtype) -> Finished:
+    def found(
+        self, dual: Float[Tensor, "batch d"], value: Float[Tensor, "batch d"], tol: float, dtype: torch.dtype
+    ) -> Finished:
         """The iterates themselves in the samples' precision, accepted where their residual is small."""
-        objective = self.objective
+        objective, (lo, hi) = self.objective, self.objective.geometry.bounds(dtype)
         point = objective.evaluate(dual, torch.ones_like(dual[:, :1]))
-        lo, hi = objective.geometry.bounds(dtype)
-        free, value = torch.ones_like(dual, dtype=torch.bool), point.value
         if not objective.regularization:
-            target = value - self.alpha * point.gradient
-            free = (target > lo) & (target < hi)
-            value = torch.where(free, value, target.clamp(lo, hi))
+            # (a bound itself, which no finite dual may reach)
+            gradient = objective.energy.gradient(value)
+            scale = objective.scale(objective.energy.terms(gradient))
+            residual = objective.residual(value, gradient, scale)
+            point = replace(point, value=value, gradient=gradient, scale=scale, residual=residual)
+        ends = objective.geometry.bounds(value.dtype)
+        free = (value > ends[0]) & (value < ends[1]) | bool(objective.regularization)
         none = torch.zeros(len(value), dtype=torch.int64, device=value.device)
         found = Finished(
             value=value.clamp(lo, hi).to(dtype),
@@ -225,6 +233,6 @@ class _Run:
             accepted=point.residual <= tol,
             degenerate=objective.degenerate(point, 10 * tol),
             steps=none,
-            tries=none,
+            tries=none + (0 if objective.regularization else 1),
         )
         return rounding_accepted(objective, found, tol)

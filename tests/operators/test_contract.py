@@ -250,6 +250,24 @@ class TestStacked(Contract):
             torch.testing.assert_close(gradient[row], other, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.3])
+def test_matrices_for_each_sample(gamma: float) -> None:
+    matrices = torch.stack([definite(3, seed=seed) for seed in range(6)]).neg().requires_grad_()
+    U, b, x = normal(3, 2, seed=1), normal(3, seed=2), normal(2, 3, 2, seed=3)
+    found = ib.find_critical_point(ib.QuadraticEnergy.from_matrices(matrices, U, b), "tanh", x, regularization=gamma)
+    assert found.value.shape == (2, 3, 3)
+    (gradient,) = torch.autograd.grad(found.value.sum(), matrices)
+    for number, (z, at) in enumerate(zip(found.value.reshape(6, 3), x.reshape(6, 2), strict=True)):
+        matrix = matrices[number].detach().requires_grad_()
+        one = ib.find_critical_point(
+            ib.QuadraticEnergy.from_matrices(matrix, U, b), "tanh", at[None], regularization=gamma
+        )
+        torch.testing.assert_close(z, one.value[0], rtol=1e-9, atol=1e-9)
+        (own,) = torch.autograd.grad(one.value.sum(), matrix)
+        own = 0.5 * (own + own.mT)
+        torch.testing.assert_close(0.5 * (gradient[number] + gradient[number].mT), own, rtol=1e-7, atol=1e-8)
+
+
 class Circulant(LinearOperator):
     """Written with the three methods that have no default."""
 
