@@ -223,7 +223,7 @@ def test_a_change_in_place_does_not_matter_to_a_quadratic_energy() -> None:
 @pytest.mark.parametrize("solver", ["auto", "anderson", "broyden"])
 @pytest.mark.parametrize("size", [1.0, 1e6])
 def test_a_start_far_out_leaves_nothing_in_it(size: float, solver: str) -> None:
-    """F of the start, 1e17 in float32, is no part of the answer, whether or not it is known that there is one minimiser."""
+    """F of the start, 1e17 in float32, is no part of the answer, also where several minimisers cannot be excluded."""
     energy, phi, x = E(-torch.diag(torch.tensor([size, 0.3]))), ib.geometry("identity"), torch.tensor([[5.0, -3.0]])
     start = torch.full((1, 2), 3e5)
     found = ib.find_critical_point(energy, phi, x, regularization=0.04, solver=solver, initial_dual=start)
