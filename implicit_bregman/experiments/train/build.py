@@ -167,3 +167,9 @@ def _torchrun_processes() -> tuple[int | None, int]:
         return None, 1
     here = int(os.environ["LOCAL_WORLD_SIZE"])
     return here, int(os.environ["WORLD_SIZE"]) // here
+
+
+def leave_processes() -> None:
+    """Take this process out of its group, if it is in one: threads of the group that outlive Python's end abort it."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -87,7 +87,7 @@ def _run(settings: TrainSettings, out: Path, resume: bool) -> None:
     for package in NEEDED:
         importlib.import_module(package)
     from implicit_bregman.experiments.train.augment import make_augmentation
-    from implicit_bregman.experiments.train.build import find_devices, make_model
+    from implicit_bregman.experiments.train.build import find_devices, leave_processes, make_model
     from implicit_bregman.experiments.train.loop import find_start, load_data, run_training
     from implicit_bregman.experiments.train.report import Terminal, report
 
@@ -108,3 +108,4 @@ def _run(settings: TrainSettings, out: Path, resume: bool) -> None:
             raise Interrupted(f"{folder} holds all up to the last whole epoch: go on with --resume") from None
     if result.main:
         report(result, settings, folder)
+    leave_processes()
