@@ -15,7 +15,29 @@ from implicit_bregman.energy.snapshot import Again
 from implicit_bregman.operators import Dense
 
 
-class BoundQuadratic(BoundEnergy):
+class BoundAffine(BoundEnergy):
+    """f(z) = ½⟨z, Hz⟩ − ⟨c, z⟩ for a batch of offsets c, (B, d), whatever H is.
+
+    Attributes:
+        offset: c, (B, d).
+    """
+
+    affine = True
+    offset: Tensor
+
+    def evaluate(self, z: Float[Tensor, "batch d"]) -> Evaluation:
+        with torch.no_grad():
+            gradient = self.gradient(z)
+            value = 0.5 * torch.linalg.vecdot(z, gradient - self.offset) if self.symmetric else None
+        return Evaluation(value, gradient)
+
+    def terms(self, gradient: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """max(|Hz|, |c|): ∇f = Hz − c."""
+        with torch.no_grad():
+            return torch.maximum((gradient + self.offset).abs_(), self.offset.abs())
+
+
+class BoundQuadratic(BoundAffine):
     """f(z) = ½ zᵀHz − cᵀz for a batch of offsets c, (B, d), and one shared matrix H = −W.
 
     Args:
@@ -24,7 +46,6 @@ class BoundQuadratic(BoundEnergy):
         ends: the matrix whose spectrum counts, where it is not `shared`: a float64 twin does not compute its own.
     """
 
-    affine = True
     shared: Dense
 
     def __init__(self, shared: Dense, offset: Tensor, ends: Dense | None = None) -> None:
@@ -50,17 +71,6 @@ class BoundQuadratic(BoundEnergy):
     def gradient_step(self) -> float:
         """A length at which a gradient step neither overshoots nor creeps, about 1/λ_max: for guesses."""
         return self._ends.gradient_step
-
-    def evaluate(self, z: Float[Tensor, "batch d"]) -> Evaluation:
-        with torch.no_grad():
-            gradient = self.gradient(z)
-            value = 0.5 * torch.linalg.vecdot(z, gradient - self.offset) if self.symmetric else None
-        return Evaluation(value, gradient)
-
-    def terms(self, gradient: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """max(|Hz|, |c|): ∇f = Hz − c."""
-        with torch.no_grad():
-            return torch.maximum((gradient + self.offset).abs_(), self.offset.abs())
 
     @property
     def stiffness(self) -> Tensor:

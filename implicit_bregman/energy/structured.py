@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from implicit_bregman.energy.base import BoundEnergy, Energy, Evaluation
-from implicit_bregman.energy.bound import BoundQuadratic
+from implicit_bregman.energy.base import BoundEnergy, Energy
+from implicit_bregman.energy.bound import BoundAffine, BoundQuadratic
 from implicit_bregman.energy.quadratic import QuadraticEnergy
 from implicit_bregman.energy.snapshot import Again
 from implicit_bregman.energy.weights import hold
@@ -132,7 +132,7 @@ class Affine(nn.Module):
         return image if self.b is None else image + self.b
 
 
-class BoundStructured(BoundEnergy):
+class BoundStructured(BoundAffine):
     """f(z) = ½⟨z, Hz⟩ − ⟨c, z⟩ for a batch of offsets c, (B, d). No matrix is made of H.
 
     Args:
@@ -142,7 +142,6 @@ class BoundStructured(BoundEnergy):
         convex: whether H is declared to be positive semidefinite.
     """
 
-    affine = True
     has_finish = True
 
     def __init__(
@@ -166,19 +165,8 @@ class BoundStructured(BoundEnergy):
     def lowest(self) -> Tensor | None:
         return None if self.ends is None else self.offset.new_tensor(self.ends[0])
 
-    def evaluate(self, z: Float[Tensor, "batch d"]) -> Evaluation:
-        with torch.no_grad():
-            gradient = self.gradient(z)
-            value = 0.5 * torch.linalg.vecdot(z, gradient - self.offset) if self.symmetric else None
-        return Evaluation(value, gradient)
-
     def gradient(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         return self.operator.product(z) - self.offset
-
-    def terms(self, gradient: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """max(|Hz|, |c|): ∇f = Hz − c."""
-        with torch.no_grad():
-            return torch.maximum((gradient + self.offset).abs_(), self.offset.abs())
 
     def value_at(self, z: Float[Tensor, "batch d"]) -> Callable[[], Float[Tensor, " batch"]]:
         # At once, with H as it is now.
