@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -120,12 +121,7 @@ class Newton(Solver):
         outcome = Splitting(tol=self.tol, max_iter=most, polish=False).solve(objective, dual)
         if objective.regularization:
             outcome = self._from_start(objective, outcome, dual)
-        rows = _unsolved(outcome)
-        left = self._left(outcome, rows) if len(rows) else 0
-        if not left:
-            return outcome
-        rest = replace(self, max_iter=left)._field(objective.select(rows), dual[rows])
-        return _merged(objective, outcome, rows, rest)
+        return self._rest(objective, outcome, dual, lambda left: replace(self, max_iter=left)._field)
 
     def _field(self, objective: Objective, dual: Tensor) -> Outcome:
         """Fixed-point steps, Newton's from near an equilibrium, and the continuation in γ from elsewhere."""
@@ -136,12 +132,21 @@ class Newton(Solver):
         near = (outcome.status == Status.MAX_ITER) & (outcome.point.residual <= _FIELD_NEAR)
         outcome = self._sharpened(objective, outcome, near.nonzero().squeeze(-1))
         outcome = self._continued(objective, outcome, _unsolved(outcome))
+        return self._rest(objective, outcome, dual, lambda left: replace(method, max_iter=left).solve)
+
+    def _rest(
+        self,
+        objective: Objective,
+        outcome: Outcome,
+        dual: Tensor,
+        solver: Callable[[int], Callable[[Objective, Tensor], Outcome]],
+    ) -> Outcome:
+        """`outcome`, with what is unsolved left to a solver that is made for the iterations that are left."""
         rows = _unsolved(outcome)
         left = self._left(outcome, rows) if len(rows) else 0
         if not left:
             return outcome
-        rest = replace(method, max_iter=left).solve(objective.select(rows), dual[rows])
-        return _merged(objective, outcome, rows, rest)
+        return _merged(objective, outcome, rows, solver(left)(objective.select(rows), dual[rows]))
 
     def _from_start(self, objective: Objective, outcome: Outcome, dual: Tensor) -> Outcome:
         """`outcome`, with what failed replaced by Newton's solution: there is one, and its steps come nearer to it."""
