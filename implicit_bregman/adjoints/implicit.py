@@ -132,7 +132,7 @@ def without_diverged(objective: Objective, outcome: Outcome, usable: Bool[Tensor
 
 
 def _error_state(objective: Objective, outcome: Outcome) -> tuple[Iterate | None, Tensor]:
-    """The iterate, where the gradient's error may be more than rounding, and the forward residual relative to z."""
+    """The iterate, where more than the residual is needed to judge the gradient, and that residual relative to z."""
     point, gamma = outcome.point, objective.regularization
     exact = outcome.without_steps and not gamma
     if exact and outcome.complete and objective.energy.shared is not None:

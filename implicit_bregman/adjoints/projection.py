@@ -20,7 +20,7 @@ from torch import Tensor
 
 from implicit_bregman.adjoints.base import AdjointReport, differentiable, report_backward
 from implicit_bregman.adjoints.error import norm, ratio
-from implicit_bregman.adjoints.projection_error import Unsolved, left_over, refined_error
+from implicit_bregman.adjoints.projection_error import Unsolved, forward_errors, refined_error
 from implicit_bregman.adjoints.transforms import refuse_batched, refuse_higher_order
 from implicit_bregman.energy.low_rank import Basis, BoundLowRank, column_lengths
 from implicit_bregman.legendre import LegendreFunction
@@ -78,7 +78,7 @@ def attach_projection(
         soft,
         known,
         gamma == 0,
-        *left_over(objective, dual.detach(), point.dual, value, slope, multiplier, soft),
+        *forward_errors(objective, dual.detach(), point.dual, value, slope, multiplier, soft),
     )
     softness = value.new_full((), gamma) if gamma else energy.softness
     return _AttachProjection.apply(value, energy.vectors, energy.target, dual, softness, state), report

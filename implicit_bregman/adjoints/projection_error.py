@@ -64,7 +64,7 @@ class Unsolved(RowsOfTensors):
         return self.rows, self.dual, self.coordinates, self.value, self.target, self.soft
 
 
-def left_over(
+def forward_errors(
     objective: Objective,
     start: Float[Tensor, "batch d"],
     dual: Float[Tensor, "batch d"],

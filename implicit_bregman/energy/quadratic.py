@@ -180,11 +180,12 @@ class QuadraticEnergy(Energy):
         Args:
             operator: H, such as `ib.operators.Kronecker(A, B)`. No d × d matrix is made of it.
             offset: a module that maps x to c, (B, d); None: c = x.
-            convex: state that f is convex, where the bounds of H's spectrum do not prove it.
+            convex: of a matrix, `Dense`, as in `from_matrices`. Else state that H is positive definite, where the
+                bounds of its spectrum do not prove it: there is one critical point then.
 
         Raises:
             TypeError: if one of the two is of another kind.
-            ValueError: if H is neither symmetric nor a matrix.
+            ValueError: if H is neither symmetric nor a matrix, or cannot be convex as declared.
         """
         from implicit_bregman.energy.structured import OperatorEnergy  # which is a QuadraticEnergy
 
@@ -217,7 +218,7 @@ class QuadraticEnergy(Energy):
 
     def linear(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
         """c = Ux + b, (B, d); for a low-rank weight c = Vβ(x)."""
-        return self.target(x) @ self.weight_map().mT if self.low_rank else _affine(x, self.input_weight, self.bias)
+        return self.target(x) @ self.weight_map().mT if self.low_rank else affine(x, self.input_weight, self.bias)
 
     def target(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch r"]:
         """β(x) = Ux + b of a low-rank weight, (B, r); b alone where there is no U.
@@ -240,7 +241,7 @@ class QuadraticEnergy(Energy):
         u, b = (None if t is None else t.to(x.dtype) for t in (self.input_weight, self.bias))
         if u is not None:
             _check_shared("U", u)
-        return _target(x, u, b, weight.rank) if isinstance(weight, LowRankWeight) else _affine(x, u, b)
+        return _target(x, u, b, weight.rank) if isinstance(weight, LowRankWeight) else affine(x, u, b)
 
     def value(self, z: Float[Tensor, "*batch d"], x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
         """f(z; x), (B,).
@@ -358,7 +359,7 @@ def _sources(energy: QuadraticEnergy) -> list[Tensor]:
     return [*energy.weight_map.parameters(), *energy.weight_map.buffers()]
 
 
-def _affine(x: Tensor, u: Tensor | None, b: Tensor | None) -> Tensor:
+def affine(x: Tensor, u: Tensor | None, b: Tensor | None) -> Tensor:
     """Ux + b, where None stands for the identity and for 0."""
     if u is not None:
         return nn.functional.linear(x, u, b)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from implicit_bregman.energy.base import BoundEnergy, Energy
 from implicit_bregman.energy.bound import BoundAffine, BoundQuadratic
-from implicit_bregman.energy.quadratic import QuadraticEnergy
+from implicit_bregman.energy.quadratic import QuadraticEnergy, affine
 from implicit_bregman.energy.snapshot import Again
 from implicit_bregman.energy.weights import hold
-from implicit_bregman.operators import LinearOperator
+from implicit_bregman.linalg.spectrum import Spectrum
+from implicit_bregman.operators import Dense, LinearOperator
 
 
 class OperatorEnergy(QuadraticEnergy):
@@ -36,6 +37,8 @@ class OperatorEnergy(QuadraticEnergy):
                 f"{type(operator).__name__} is not symmetric: without symmetry H has to be one matrix for all samples, "
                 "ib.operators.Dense(H)"
             )
+        if convex:
+            _check_convex(operator)
         Energy.__init__(self, operator.size, convex=convex)
         tensors, self._rebuild = operator.pack()
         self.weight_map = nn.Module()  # type: ignore[assignment]
@@ -87,10 +90,8 @@ class OperatorEnergy(QuadraticEnergy):
 
     def curvature_range(self) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
         """Bounds of the eigenvalues of H, where they are known."""
-        ends = self.operator.bounds()
-        if ends is None:
-            return None, None
-        return torch.tensor(ends[0], dtype=torch.float64), torch.tensor(ends[1], dtype=torch.float64)
+        ends = _ends(self.operator)
+        return (None, None) if ends is None else (ends.lowest, ends.curvature)
 
     def curvature_bound(self) -> Tensor | None:  # type: ignore[override]
         return self.curvature_range()[1]
@@ -107,12 +108,40 @@ class OperatorEnergy(QuadraticEnergy):
             )
         offset = self(x.to(operator.dtype))
         if operator.shared is not None:
-            return BoundQuadratic(operator.shared, offset)
-        return BoundStructured(operator, offset, operator.bounds(), self.convex)
+            return BoundQuadratic(self._declared(operator.shared), offset)
+        return BoundStructured(operator, offset, _ends(operator), self.convex)
+
+    def _declared(self, matrix: Dense) -> Dense:
+        return Dense(matrix.source, matrix.symmetric, convex=True) if self.convex and not matrix.convex else matrix
 
     def extra_repr(self) -> str:
         """Width and kind of operator, for `print(module)`."""
         return f"features={self.features}, operator={type(self.operator).__name__}"
+
+
+def _check_convex(operator: LinearOperator) -> None:
+    """Refuse a declaration that H itself contradicts.
+
+    Raises:
+        ValueError: if it is not symmetric, or its diagonal has an entry below 0.
+    """
+    if not operator.symmetric:
+        raise ValueError("convex=True needs a symmetric H: without symmetry there is no objective to be convex")
+    diagonal = operator.diagonal()
+    if diagonal is not None and bool((diagonal < 0).any()):
+        raise ValueError(
+            f"the energy was declared convex, but the diagonal of H has the entry {float(diagonal.min()):.3g}: leave "
+            "out convex=True"
+        )
+
+
+def _ends(operator: LinearOperator) -> Spectrum | None:
+    """The bounds of a symmetric operator's spectrum in its own precision, where they are known."""
+    bounds, like = operator.bounds(), operator.pack()[0][0]
+    if bounds is None:
+        return None
+    lowest, highest = like.new_tensor(bounds[0]), like.new_tensor(bounds[1])
+    return Spectrum(lowest, highest, highest.clamp_min(0))
 
 
 class Affine(nn.Module):
@@ -128,8 +157,7 @@ class Affine(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
         """Ux + b, (B, d)."""
-        image = x if self.U is None else nn.functional.linear(x, self.U)
-        return image if self.b is None else image + self.b
+        return affine(x, self.U, self.b)
 
 
 class BoundStructured(BoundAffine):
@@ -138,15 +166,13 @@ class BoundStructured(BoundAffine):
     Args:
         operator: H, with its gradient.
         offset: c, (B, d).
-        ends: bounds of H's eigenvalues, where they are known already: those of H itself, not of a rounded twin.
-        convex: whether H is declared to be positive semidefinite.
+        ends: bounds of H's spectrum, where they are known: those of H itself, not of a rounded twin.
+        convex: whether H is declared to be positive definite.
     """
 
     has_finish = True
 
-    def __init__(
-        self, operator: LinearOperator, offset: Tensor, ends: tuple[float, float] | None, convex: bool = False
-    ) -> None:
+    def __init__(self, operator: LinearOperator, offset: Tensor, ends: Spectrum | None, convex: bool = False) -> None:
         self.operator = operator
         self.offset = offset
         self.dtype = offset.dtype
@@ -156,14 +182,11 @@ class BoundStructured(BoundAffine):
 
     @property
     def curvature(self) -> Tensor | None:
-        # (for a step that is safe without symmetry more has to be known: MM finds it by backtracking)
-        if self.ends is None or not self.symmetric:
-            return None
-        return self.offset.new_tensor(max(self.ends[1], 0.0))
+        return None if self.ends is None else self.ends.curvature
 
     @property
     def lowest(self) -> Tensor | None:
-        return None if self.ends is None else self.offset.new_tensor(self.ends[0])
+        return None if self.ends is None else self.ends.lowest
 
     def gradient(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         return self.operator.product(z) - self.offset
@@ -171,7 +194,7 @@ class BoundStructured(BoundAffine):
     def value_at(self, z: Float[Tensor, "batch d"]) -> Callable[[], Float[Tensor, " batch"]]:
         # At once, with H as it is now.
         value = torch.linalg.vecdot(z, 0.5 * self.operator.product(z) - self.offset)
-        return partial(_identity, value)
+        return lambda: value
 
     def again(self) -> AbstractContextManager[object]:
         return Again((*self.operator.pack()[0], self.offset))
@@ -180,15 +203,7 @@ class BoundStructured(BoundAffine):
         return self.operator
 
     def is_strictly_convex(self, curvature: float, strictly: bool) -> bool:
-        if not self.symmetric:
-            return False
-        if self.convex:
-            return True
-        if self.ends is None:
-            return False
-        least, size = self.ends[0] + curvature, max(abs(end) for end in self.ends)
-        rounding = 16 * torch.finfo(self.operator.dtype).eps * size
-        return least >= -rounding if strictly else least > rounding
+        return self.convex or (self.ends is not None and self.ends.is_definite(curvature, strictly))
 
     def double(self) -> BoundStructured:
         return self._wide
@@ -200,7 +215,3 @@ class BoundStructured(BoundAffine):
 
     def select(self, index: Int[Tensor, " kept"]) -> BoundStructured:
         return BoundStructured(self.operator.select(index), self.offset[index], self.ends, self.convex)
-
-
-def _identity(value: Tensor) -> Tensor:
-    return value

@@ -97,7 +97,7 @@ class LinearOperator(ABC):
             return torch.where((found.converged | near)[:, None], found.value, torch.nan)
 
     def inverted(self, shift: float) -> Callable[[Tensor], Tensor]:
-        """v ↦ (shift·I + H)⁻¹ v, for many products with it."""
+        """v ↦ (shift·I + H)⁻¹ v, for many v: what has to be computed of H for it is computed once."""
         return lambda v: self.solve(v, shift)
 
     @property
@@ -111,8 +111,11 @@ class LinearOperator(ABC):
         return False
 
     def resolvent(self, shift: float) -> Callable[[Tensor], Tensor] | None:
-        """About v ↦ (shift·I + H)⁻¹ v, to precondition with; None if that is not positive definite."""
-        return None
+        """About v ↦ (shift·I + H)⁻¹ v, to precondition with; None if that is not positive definite.
+
+        Asked for where `has_resolvent`. Here: `inverted`.
+        """
+        return self.inverted(shift)
 
     def rounding(self, v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """About what rounding v and the sums in Hv may make of its entries, (B, d), in the precision of v.

@@ -141,13 +141,11 @@ class Dense(LinearOperator):
         )
 
     def to(self, dtype: torch.dtype) -> Dense:
-        return (
-            self
-            if dtype == self.matrix.dtype
-            else self.wide
-            if dtype == torch.float64
-            else Dense(self.source.to(dtype), self.symmetric, self.least, convex=self.convex)
-        )
+        if dtype == self.matrix.dtype:
+            return self
+        if dtype == torch.float64:
+            return self.wide
+        return Dense(self.source.to(dtype), self.symmetric, self.least, convex=self.convex)
 
     @cached_property
     def wide(self) -> Dense:

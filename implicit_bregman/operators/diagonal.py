@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -54,10 +52,6 @@ class Diagonal(LinearOperator):
 
     def has_resolvent(self, batch: int) -> bool:
         return True
-
-    def resolvent(self, shift: float) -> Callable[[Tensor], Tensor]:
-        inverse = (self.entries.detach() + shift).reciprocal()
-        return lambda v: v * inverse.to(v.dtype)
 
     def rounding(self, v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         return torch.finfo(v.dtype).eps * self.product(v).abs()

@@ -67,20 +67,22 @@ class Kronecker(LinearOperator):
         return (a.eigenvalues, a.eigenvectors), (b.eigenvalues, b.eigenvectors)
 
     def solve(self, v: Float[Tensor, "batch d"], shift: float = 0.0, adjoint: bool = False) -> Float[Tensor, "batch d"]:
+        return self.inverted(shift)(v) if self.symmetric else super().solve(v, shift, adjoint)
+
+    def inverted(self, shift: float) -> Callable[[Tensor], Tensor]:
         if not self.symmetric:
-            return super().solve(v, shift, adjoint)
-        with torch.no_grad():
-            (a, p), (b, q) = self._decomposed
-            values = (torch.outer(a, b) + shift).flatten()
-            size = values.abs().max()
-            values = torch.where(values.abs() > torch.finfo(values.dtype).eps * size, values, torch.nan)
+            return super().inverted(shift)
+        (a, p), (b, q) = self._decomposed
+        values = (torch.outer(a, b) + shift).flatten()
+        values = torch.where(values.abs() > torch.finfo(values.dtype).eps * values.abs().max(), values, torch.nan)
+
+        def apply(v: Tensor) -> Tensor:
             return _both(p, q, _both(p.mT, q.mT, v.double()) / values).to(v.dtype)
+
+        return apply
 
     def has_resolvent(self, batch: int) -> bool:
         return self.symmetric
-
-    def resolvent(self, shift: float) -> Callable[[Tensor], Tensor]:
-        return lambda v: self.solve(v, shift)
 
     def rounding(self, v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         with torch.no_grad():

@@ -74,25 +74,29 @@ class LowRank(LinearOperator):
         return vectors.mT @ vectors
 
     def solve(self, v: Float[Tensor, "batch d"], shift: float = 0.0, adjoint: bool = False) -> Float[Tensor, "batch d"]:
+        return self.inverted(shift)(v)
+
+    def inverted(self, shift: float) -> Callable[[Tensor], Tensor]:
         with torch.no_grad():
-            rest = torch.full((self.size,), float(shift), dtype=torch.float64, device=v.device)
+            vectors = self.vectors.detach().double()
+            rest = torch.full_like(vectors[:, 0], shift)
             if self.entries is not None:
                 rest = rest + self.entries
             if not bool((rest != 0).all()):
-                return super().solve(v, shift, adjoint)
-            vectors, right = self.vectors.double(), v.double() / rest
+                return lambda v: super(LowRank, self).solve(v, shift)
             small = (vectors / rest[:, None]).mT @ vectors
             small.diagonal().add_(1.0)
-            found = torch.linalg.solve_ex(small, (right @ vectors).mT)
-            if int(found.info) != 0:
-                return torch.full_like(v, torch.nan)
-            return (right - (found.result.mT @ vectors.mT) / rest).to(v.dtype)
+            inverse, info = torch.linalg.inv_ex(small)
+            left = (vectors @ inverse.mT if int(info) == 0 else torch.full_like(vectors, torch.nan)) / rest[:, None]
+
+        def apply(v: Tensor) -> Tensor:
+            right = v.double() / rest
+            return (right - (right @ vectors) @ left.mT).to(v.dtype)
+
+        return apply
 
     def has_resolvent(self, batch: int) -> bool:
         return True
-
-    def resolvent(self, shift: float) -> Callable[[Tensor], Tensor]:
-        return lambda v: self.solve(v, shift)
 
     def rounding(self, v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         with torch.no_grad():

@@ -72,6 +72,8 @@ class Contract:
         operator = self.make(dtype)
         v = normal(B, operator.size, seed=1).to(dtype)
         found = operator.solve(v, shift, adjoint)
+        if not adjoint:
+            torch.testing.assert_close(operator.inverted(shift)(v), found, rtol=1e-3, atol=1e-4)
         rest = operator.product(found, adjoint) + shift * found - v
         size = found.abs().max() * max(1.0, shift, float(operator.dense().abs().max()))
         assert float(rest.abs().max()) <= 1e4 * torch.finfo(dtype).eps * float(size)
@@ -322,6 +324,11 @@ def test_what_is_refused() -> None:
         ib.QuadraticEnergy.from_operator(ib.operators.Diagonal(torch.ones(3)), torch.ones(3))
     with pytest.raises(ValueError, match="not symmetric"):
         ib.QuadraticEnergy.from_operator(ib.operators.Kronecker(torch.eye(2), torch.tensor([[1.0, 1.0], [0.0, 1.0]])))
+    with pytest.raises(ValueError, match="diagonal of H has the entry -1"):
+        ib.QuadraticEnergy.from_operator(ib.operators.Diagonal(torch.tensor([1.0, -1.0])), convex=True)
+    declared = ib.QuadraticEnergy.from_operator(ib.operators.Dense(torch.tensor([[1.0, 2.0], [2.0, 1.0]])), convex=True)
+    with pytest.raises(ValueError, match="was declared convex"):
+        ib.find_critical_point(declared, "tanh", torch.ones(1, 2))
     with pytest.raises(TypeError, match="sparse"):
         ib.operators.Sparse(torch.eye(3))
     with pytest.raises(ValueError, match="one width"):
