@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -21,11 +22,14 @@ from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.objective import Objective
 from implicit_bregman.settings import check_nonnegative
-from implicit_bregman.solution import Envelope, LazyObjective, Solution
+from implicit_bregman.solution import Solution
 from implicit_bregman.solvers import MM, Outcome, Solver, solver_named
 from implicit_bregman.starts import start_dual
 from implicit_bregman.status import Status, report_failures
-from implicit_bregman.tensors import refuse_transforms
+from implicit_bregman.tensors import refuse_recording, refuse_transforms
+from implicit_bregman.transformed import Followed, Numbers, Recording, solve_numbers
+from implicit_bregman.transforms import transformed
+from implicit_bregman.valuation import Dependence, Valuation
 
 
 @uncompiled
@@ -75,9 +79,11 @@ def find_critical_point(
         raise TypeError(f"energy must be an Energy, got {type(energy).__name__}: subclass implicit_bregman.Energy")
     method = _solver_for(solver, how)
     starts = [start for start in (initial, initial_dual) if isinstance(start, Tensor)]
-    refuse_transforms([x, *starts, *energy.parameters(), *energy.buffers()])
+    refuse_recording([x, *starts, *energy.parameters(), *energy.buffers()])
     gamma = check_nonnegative("regularization", regularization)
     features = check_input(energy, x)
+    if transformed():
+        return _inside_transforms(energy, phi, x, initial, initial_dual, gamma, method, how)
     batch = x.shape[:-1]
     # Under autocast a half-precision x is a matter of the layer before; the parameters' precision is what counts.
     result_dtype = torch.float32 if torch.is_autocast_enabled(x.device.type) else x.dtype
@@ -150,6 +156,59 @@ def attach_gradient(
     return value.reshape(dual.shape)
 
 
+def _inside_transforms(
+    energy: Energy,
+    phi: LegendreFunction,
+    x: Tensor,
+    initial: Tensor | Solution | None,
+    initial_dual: Tensor | None,
+    gamma: float,
+    method: Solver,
+    how: Adjoint,
+) -> Solution:
+    """The same where torch.func or forward mode is at work: see `transformed`."""
+    if isinstance(initial, Solution):
+        initial, initial_dual = None, initial.dual.detach()
+    start, features, batch = initial if initial_dual is None else initial_dual, check_input(energy, x), x.shape[:-1]
+    flat = _lift(x, energy).reshape(batch.numel(), x.shape[-1])
+    name = "initial" if initial_dual is None else "initial_dual"
+
+    def solve(x: Tensor, start: Tensor | None) -> tuple[Solution, tuple[Tensor, ...]]:
+        recording = Recording(how, [])
+        given: dict[str, Any] = {} if start is None else {name: start}
+        found = find_critical_point(
+            energy, phi, x, regularization=gamma, solver=method, adjoint=recording, **given
+        )
+        return found, recording.records[0]
+
+    rows = None if start is None else start.reshape(len(flat), features)
+    at = solve_numbers(energy, solve, flat, rows)
+    clean = (at.status != int(Status.INVALID_INPUT))[:, None]
+    bound = energy.bind(torch.where(clean, flat, 0.0))
+    objective = Objective(bound, phi, gamma, unique=True)
+    value = how.replay(objective, at.record, _followed_start(phi, rows, name, clean, at))
+    value = torch.where(clean, value, torch.nan)
+    shaped = partial(_shaped, batch if len(batch) != 1 else None)
+    return Solution(
+        **{field: shaped(getattr(at, field)) for field in Numbers._fields if field not in ("value", "record")},
+        value=shaped(value.to(at.value.dtype)),
+        trace=None,
+        adjoint=AdjointReport(),
+        _valuation=Followed(bound, phi, gamma, value, at.dual, shaped),
+        _advice=partial(method.advice, dtype=flat.dtype),
+    )
+
+
+def _followed_start(phi: LegendreFunction, rows: Tensor | None, name: str, clean: Tensor, at: Numbers) -> Tensor:
+    """y⁰ as a function of what was given for it."""
+    if rows is None:
+        return torch.zeros_like(at.dual)
+    if name == "initial_dual":
+        return phi.project_dual(torch.where(clean, rows, 0.0).to(at.dual.dtype))
+    middle = phi.activation(torch.zeros_like(at.dual)).to(rows.dtype)
+    return phi.inverse_activation(torch.where(clean, rows, middle).double()).to(at.dual.dtype)
+
+
 def _solver_for(solver: str | Solver, adjoint: Adjoint) -> Solver:
     if isinstance(adjoint, Shine) and solver in ("auto", "broyden"):
         return SHINE_SOLVER
@@ -191,14 +250,21 @@ def _solution(
 ) -> Solution:
     point = outcome.point
 
-    def shaped(rows: Tensor) -> Tensor:
-        return rows if report.batch is None else rows.reshape((*report.batch, *rows.shape[1:]))
+    shaped = partial(_shaped, report.batch)
 
     residual = point.residual if clean is None else torch.where(clean, point.residual, torch.nan)
     dual = shaped(point.dual.detach())
-    known = None if point.objective is None else shaped(point.objective)
-    left_out = objective.regularization if outcome.without_potential else 0.0
-    envelope = _envelope(objective, outcome, value, shaped)
+    valuation = Valuation(
+        geometry=objective.geometry,
+        regularization=objective.regularization,
+        point=point.value.detach(),
+        dual=point.dual.detach(),
+        gradient=point.gradient.detach(),
+        known=point.objective,
+        left_out=objective.regularization if outcome.without_potential else 0.0,
+        shaped=shaped,
+        dependence=_dependence(objective, outcome, value) if torch.is_grad_enabled() else None,
+    )
     return Solution(
         value=shaped(value),
         dual=dual,
@@ -210,22 +276,22 @@ def _solution(
         step=shaped(point.step.squeeze(-1)),
         trace=outcome.trace,
         adjoint=report,
-        _objective=LazyObjective(known, objective.geometry, left_out, dual, envelope),
+        _valuation=valuation,
         _advice=advice,
     )
 
 
-def _envelope(
-    objective: Objective, outcome: Outcome, value: Tensor, shaped: Callable[[Tensor], Tensor]
-) -> Envelope | None:
-    """How F depends on x, θ and z; None where there is no objective or nobody can ask for its gradient."""
-    point = outcome.point
-    if point.objective is None or not torch.is_grad_enabled():
-        return None
-    slope = None
+def _shaped(batch: torch.Size | None, rows: Tensor) -> Tensor:
+    """In the leading shape of the batch, where that is not flat."""
+    return rows if batch is None else rows.reshape((*batch, *rows.shape[1:]))
+
+
+def _dependence(objective: Objective, outcome: Outcome, value: Tensor) -> Dependence:
+    """How F and z depend on x and θ."""
+    moves = None
     if not outcome.complete:
         # Elsewhere F does not change with z to first order.
         moves = (outcome.status == int(Status.TRUNCATED)) | (outcome.status == int(Status.INFEASIBLE))
-        if bool(moves.any()):
-            slope = torch.where(moves[:, None], point.gradient + objective.regularization * point.dual, 0.0)
-    return Envelope(objective.energy.value_at(point.value.detach()), value, slope, shaped)
+        moves = moves if bool(moves.any()) else None
+    energy, z = objective.energy, outcome.point.value.detach()
+    return Dependence(value, energy.value_at(z), moves, energy.pack())

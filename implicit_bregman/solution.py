@@ -5,103 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.adjoints.base import AdjointReport
-from implicit_bregman.legendre import LegendreFunction
-from implicit_bregman.objective import potential
 from implicit_bregman.solvers.base import Trace
 from implicit_bregman.status import Status, no_advice
-
-
-@dataclass(frozen=True)
-class Envelope:
-    """How F(z) depends on x, θ and z, to first order.
-
-    Where z is critical, F does not change with z to first order (the envelope theorem), and that z moves with x and θ
-    does not matter: ∂F/∂θ at a fixed z is all.
-
-    Attributes:
-        value: f(z; x) at a fixed z, with its graph, (B,).
-        solution: z with its gradient, (B, d).
-        slope: ∇F(z), (B, d), 0 for samples for which z is critical; None: for all.
-        shaped: to the leading shape of the batch.
-    """
-
-    value: Callable[[], Float[Tensor, " batch"]]
-    solution: Float[Tensor, "batch d"]
-    slope: Float[Tensor, "batch d"] | None
-    shaped: Callable[[Tensor], Tensor]
-
-    def carried_by(self, known: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        """F as it is known, with this gradient."""
-        change = self.value()
-        if self.slope is not None:
-            change = change + (self.slope * self.solution).sum(-1)
-        carried: Tensor = _Carry.apply(known, self.shaped(change))
-        return carried
-
-
-class _Carry(torch.autograd.Function):
-    """One tensor, with the first derivatives of another."""
-
-    @staticmethod
-    def forward(ctx: Any, known: Tensor, carrier: Tensor) -> Tensor:
-        return known.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
-        if torch.is_grad_enabled():
-            raise RuntimeError("Solution.objective can be differentiated once only: not with create_graph=True")
-        return None, gradient
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        raise RuntimeError("Solution.objective has no forward mode (jvp): use backward() or torch.autograd.grad")
-
-
-@dataclass(frozen=True)
-class LazyObjective:
-    """F, completed when it is asked for.
-
-    Attributes:
-        known: F without the part that is left out, (B,), or None where there is no objective.
-        geometry: φ.
-        left_out: γ, if γΣφ(z) is still to be added, else 0.
-        dual: y, (B, d).
-        envelope: its derivatives, where there are any.
-    """
-
-    known: Float[Tensor, "*batch"] | None
-    geometry: LegendreFunction
-    left_out: float
-    dual: Float[Tensor, "*batch d"]
-    envelope: Envelope | None = None
-
-    def now(self) -> Float[Tensor, "*batch"] | None:
-        """F, (B,), with its gradient where grad mode is on."""
-        known = self.value
-        if known is None or self.envelope is None or not torch.is_grad_enabled():
-            return known
-        return self.envelope.carried_by(known)
-
-    @cached_property
-    def value(self) -> Float[Tensor, "*batch"] | None:
-        """F, (B,), without gradient."""
-        if self.known is None or not self.left_out:
-            return self.known
-        whole = self.known + potential(self.geometry, self.left_out, self.dual)
-        # Where both are beyond the precision their sum says nothing.
-        return torch.where(torch.isnan(whole), self.known, whole)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A graph stays in the process that made it."""
-        return {**self.__dict__, "envelope": None}
+from implicit_bregman.valuation import Valuation
 
 
 @dataclass(frozen=True)
@@ -109,7 +21,7 @@ class Solution:
     """A batch of critical points, and how they were found.
 
     Attributes:
-        value: z, (B, d), in C. It and `objective` alone carry gradient. NaN for samples with the status INVALID_INPUT.
+        value: z, (B, d), in C. It, `objective` and `multiplier` carry gradient. NaN for samples with the status INVALID_INPUT.
         dual: y with z = ρ(y), (B, d); always finite.
         residual: how far z is from critical in the coordinate where it is farthest, each relative to its own terms,
             (B,): see "When to stop" in the documentation's mathematics.
@@ -132,17 +44,25 @@ class Solution:
     step: Float[Tensor, "*batch"]
     trace: Trace | None
     adjoint: AdjointReport
-    _objective: LazyObjective
+    _valuation: Valuation
     _advice: Callable[[Status], str] = no_advice
 
     @property
     def objective(self) -> Float[Tensor, "*batch"] | None:
-        """F(z), (B,), differentiable once in x and θ; None where W is not symmetric.
+        """F(z), (B,), differentiable in x and θ; None where W is not symmetric.
 
-        At a critical point the derivatives of F are those at a fixed z (the envelope theorem), so that `backward()`
-        solves nothing.
+        At a critical point the first derivatives of F are those at a fixed z (the envelope theorem), so that
+        `backward()` solves nothing.
         """
-        return self._objective.now()
+        return self._valuation.objective()
+
+    @property
+    def multiplier(self) -> Float[Tensor, "*batch d"]:
+        """μ = −(∇f(z) + γ∇φ(z)) of the bounds that hold z back, (B, d), differentiable; 0 on all other coordinates.
+
+        Positive at an upper bound and negative at a lower one: how much F falls if the bound gives way.
+        """
+        return self._valuation.multiplier()
 
     @property
     def converged(self) -> Bool[Tensor, "*batch"]:
@@ -173,7 +93,7 @@ class Solution:
 
     def detach(self) -> Solution:
         """The same, without gradient."""
-        return replace(self, value=self.value.detach(), _objective=replace(self._objective, envelope=None))
+        return replace(self, value=self.value.detach(), _valuation=self._valuation.detach())
 
     def __repr__(self) -> str:
         counts = Counter(self.status.flatten().tolist())

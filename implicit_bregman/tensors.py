@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from implicit_bregman.transforms import transformed
+
 
 def check_dense(name: str, tensor: object) -> None:
     """Refuse what is no dense tensor.
@@ -40,21 +42,30 @@ def refuse_transforms(tensors: Iterable[Tensor]) -> None:
     """Refuse to run inside torch.func transforms, forward-mode AD, and what records a computation to replay it.
 
     Args:
-        tensors: everything that could carry a tangent.
+        tensors: everything that could be recorded.
 
     Raises:
         RuntimeError: naming what to do instead.
     """
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if transformed():
         raise RuntimeError(
-            "find_critical_point does not run inside torch.func transforms (vmap, grad, jvp, jacrev, ...): "
-            "it is batched already, and gradients come from backward() or torch.autograd.grad"
+            "attach_gradient does not run inside torch.func transforms (vmap, grad, jvp, jacrev, ...) and forward mode: "
+            "its gradients come from backward() or torch.autograd.grad"
         )
-    tensors = list(tensors)
+    refuse_recording(tensors)
+
+
+def refuse_recording(tensors: Iterable[Tensor]) -> None:
+    """Refuse to run in what records a computation to replay it.
+
+    Args:
+        tensors: everything that could be recorded.
+
+    Raises:
+        RuntimeError: naming what to do instead.
+    """
     if torch.jit.is_tracing() or any(isinstance(tensor, FakeTensor) for tensor in tensors):
         raise RuntimeError(
             "find_critical_point cannot be recorded (torch.jit.trace, torch.export, make_fx): how many steps it makes "
             "depends on the data. Use torch.compile, which calls it as it is"
         )
-    if any(torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
-        raise RuntimeError("find_critical_point has no forward mode (jvp): use backward() or torch.autograd.grad")

@@ -108,10 +108,33 @@ class Adjoint(Settings):
         self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver
     ) -> tuple[Outcome, Float[Tensor, "batch d"], AdjointReport]:
         """Find the critical point from y⁰ = `dual` with `solver`, and attach this adjoint's gradient to its value."""
-        outcome = judge(objective, solver.solve(objective, dual), solver.tolerance(dual.dtype))
-        outcome = _within_range(objective, outcome)
+        outcome = self.outcome(objective, dual, solver)
         value, report = self.attach(objective, outcome, dual)
         return outcome, value, report
+
+    def outcome(self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver) -> Outcome:
+        """The critical point that `solver` finds from y⁰ = `dual`, judged."""
+        outcome = judge(objective, solver.solve(objective, dual), solver.tolerance(dual.dtype))
+        return _within_range(objective, outcome)
+
+    def record(
+        self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver
+    ) -> tuple[Outcome, tuple[Tensor, ...]]:
+        """Solve without gradient, and write down what `replay` needs: tensors with a row for each sample.
+
+        Raises:
+            RuntimeError: if the adjoint cannot be taken apart like this.
+        """
+        raise RuntimeError(
+            f"adjoint {type(self).__name__} does not run inside torch.func transforms (vmap, grad, jvp, jacrev, ...) "
+            'and forward mode: use adjoint="implicit"'
+        )
+
+    def replay(
+        self, objective: Objective, record: tuple[Tensor, ...], dual: Float[Tensor, "batch d"]
+    ) -> Float[Tensor, "batch d"]:
+        """The value of a recorded solve, attached to an objective and a start that transforms follow."""
+        raise NotImplementedError
 
     @abstractmethod
     def attach(

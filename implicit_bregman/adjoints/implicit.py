@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,18 +11,20 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from implicit_bregman.adjoints.base import Adjoint, AdjointReport, differentiable, report_backward
+from implicit_bregman.adjoints.differentiable import Jacobian, attach, pull_back
 from implicit_bregman.adjoints.error import Iterate, is_worth_refining, norm, quick_estimate, ratio, refined_estimate
-from implicit_bregman.adjoints.projection import attach_projection
+from implicit_bregman.adjoints.projection import attach_projection, record_projection, replay_projection
 from implicit_bregman.adjoints.system import METHODS, AdjointSolution, check_method, solve_adjoint_system
-from implicit_bregman.adjoints.transforms import refuse_batched, refuse_higher_order
+from implicit_bregman.adjoints.transforms import is_batched, pull_back_many
 from implicit_bregman.compilation import without_autocast
-from implicit_bregman.energy.base import PullBack
+from implicit_bregman.energy.base import Packed, PullBack
 from implicit_bregman.energy.low_rank import BoundLowRank
 from implicit_bregman.linearization import Linearization, linearize, linearize_on_free_set
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.settings import FAILURE_MODES, check_choice, check_count, check_positive
-from implicit_bregman.solvers.base import DEFAULT_TOL, Outcome
+from implicit_bregman.solvers.base import DEFAULT_TOL, Outcome, Solver
 from implicit_bregman.status import Status
+from implicit_bregman.transforms import refuse_unknown
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,10 @@ class Implicit(Adjoint):
         leaves = energy.leaves(kept.point.value.detach())
         if not (dual.requires_grad or any(leaf.requires_grad for leaf in leaves)):
             return z, report
+        packed = energy.pack()
         backward = _Backward(
             self,
+            self.jacobian(objective, packed),
             linearize_outcome(objective, kept),
             # A factorization's digits need no second Newton step to be judged.
             not (kept.complete and kept.without_steps and energy.shared is not None),
@@ -88,9 +93,48 @@ class Implicit(Adjoint):
             usable,
             report,
             energy.pull_back,
+            len(leaves),
+            kept.point.dual if objective.regularization else kept.point.value,
         )
-        value: Tensor = _AttachImplicit.apply(z, kept.point.value, dual, backward, *leaves)
+        value: Tensor = _AttachImplicit.apply(z, kept.point.value, dual, backward, *leaves, *packed.tensors)
         return value, report
+
+    def record(
+        self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver
+    ) -> tuple[Outcome, tuple[Tensor, ...]]:
+        """z, y, D₊, the shift, and which samples have a derivative."""
+        outcome = self.outcome(objective, dual, solver)
+        if isinstance(objective.energy, BoundLowRank):
+            return outcome, record_projection(self, objective, outcome, dual)
+        check_method(self.method, objective.energy)
+        usable = differentiable(outcome)
+        kept = outcome if usable is None else without_diverged(objective, outcome, usable)
+        system = linearize_outcome(objective, kept)
+        every = torch.ones_like(outcome.polished) if usable is None else usable
+        return outcome, (kept.point.value, kept.point.dual, system.slope, system.shift, every)
+
+    def replay(
+        self, objective: Objective, record: tuple[Tensor, ...], dual: Float[Tensor, "batch d"]
+    ) -> Float[Tensor, "batch d"]:
+        """The critical point by its differentiable solve."""
+        if isinstance(objective.energy, BoundLowRank):
+            return replay_projection(objective, record, dual)
+        *at, usable = record
+        packed = objective.energy.pack()
+        value = attach(self.jacobian(objective, packed), *at, *packed.tensors)
+        return torch.where(usable[:, None], value, at[0])
+
+    def jacobian(self, objective: Objective, packed: Packed) -> Jacobian:
+        """The adjoint system as a function of the tensors that the energy is made of."""
+        return Jacobian(
+            packed.rebuild,
+            packed.rows,
+            objective.geometry,
+            objective.regularization,
+            self.method,
+            self.tol,
+            self.max_iter,
+        )
 
 
 def linearize_outcome(objective: Objective, outcome: Outcome) -> Linearization:
@@ -147,6 +191,7 @@ class _Backward:
     """What the backward pass needs besides tensors."""
 
     adjoint: Implicit
+    jacobian: Jacobian
     system: Linearization
     refinable: bool
     iterate: Iterate | None
@@ -154,6 +199,10 @@ class _Backward:
     usable: Tensor | None
     report: AdjointReport
     pull_back: PullBack
+    leaves: int
+    """The number of tensors through which −∇f depends on x and θ; those that the energy is made of follow them."""
+    dual: Tensor
+    """y, where the Jacobian depends on it: for γ > 0."""
 
 
 def _leaving(iterate: Iterate | None, system: Linearization) -> Bool[Tensor, "batch d"] | None:
@@ -163,7 +212,11 @@ def _leaving(iterate: Iterate | None, system: Linearization) -> Bool[Tensor, "ba
 
 
 class _AttachImplicit(torch.autograd.Function):
-    """z ↦ z, whose backward turns dL/dz into v = dL/d(−∇f), and v into the gradients of what ∇f depends on."""
+    """z ↦ z, whose backward turns dL/dz into v = dL/d(−∇f), and v into the gradients of what ∇f depends on.
+
+    Those are the energy's leaves, by its own rule, or where the gradient is to be differentiated again, or comes with a
+    whole batch of cotangents, the tensors that the energy is made of.
+    """
 
     # (With `setup_context` PyTorch inspects the signature at every call, which takes longer than all of this.)
     @staticmethod
@@ -171,30 +224,41 @@ class _AttachImplicit(torch.autograd.Function):
         ctx: Any, value: Tensor, point: Tensor, initial: Tensor, backward: _Backward, *leaves: Tensor
     ) -> Tensor:
         ctx.adjoint, ctx.report, ctx.pull_back = backward.adjoint, backward.report, backward.pull_back
-        ctx.refinable = backward.refinable
+        ctx.refinable, ctx.jacobian, ctx.leaves = backward.refinable, backward.jacobian, backward.leaves
         # Saved, not just held, so that autograd counts, offloads and frees these tensors as its own.
         tensors, ctx.rebuild = backward.system.pack()
         iterate, ctx.rebuild_iterate = ((), None) if backward.iterate is None else backward.iterate.pack()
         ctx.count = len(iterate)
-        ctx.save_for_backward(point, backward.leftover, backward.usable, *iterate, *tensors)
-        return value.clone()
+        ctx.count_system = len(tensors)
+        made_of = leaves[backward.leaves :]
+        z = value.clone()
+        ctx.save_for_backward(
+            point, backward.leftover, backward.usable, *iterate, *tensors, z, backward.dual, *made_of
+        )
+        return z
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        refuse_higher_order("implicit")
-        refuse_batched("implicit", gradient)
         point, leftover, usable, *tensors = ctx.saved_tensors
+        end = ctx.count + ctx.count_system
+        (z, dual, *made_of), tensors = tensors[end:], tensors[:end]
         system: Linearization = ctx.rebuild(*tensors[ctx.count :])
         iterate: Iterate | None = ctx.rebuild_iterate and ctx.rebuild_iterate(*tensors[: ctx.count])
         adjoint: Implicit = ctx.adjoint
         g = gradient if usable is None else torch.where(usable[:, None], gradient, 0.0)
+        none = [None] * ctx.leaves
+        if is_batched(gradient):
+            # (there is no report for so many)
+            at = (point, dual, system.slope, system.shift, *made_of)
+            return None, None, None, None, *none, *pull_back_many(partial(pull_back, ctx.jacobian), g, at)
 
         def solve(system: Linearization, g: Tensor) -> AdjointSolution:
             return solve_adjoint_system(system, g, adjoint.method, adjoint.tol, adjoint.max_iter)
 
-        with without_autocast(gradient.device.type):
+        again = torch.is_grad_enabled()
+        with torch.no_grad(), without_autocast(gradient.device.type):
             v, status, residual, iterations = solve(system, g)
-            leaves = ctx.pull_back(v, point, ctx.needs_input_grad[4:])
+            leaves = none if again else ctx.pull_back(v, point, ctx.needs_input_grad[4 : 4 + ctx.leaves])
             spread = None if iterate is None or not iterate.regularization else iterate.spread(system.slope)
             error = quick_estimate(g, v, residual, leftover, _leaving(iterate, system), spread)
             if iterate is not None and ctx.refinable and is_worth_refining(error, system):
@@ -203,8 +267,11 @@ class _AttachImplicit(torch.autograd.Function):
         ctx.report.fill(status, residual, iterations, error, usable)
         report_backward("implicit adjoint", ctx.report.status, adjoint.on_failure)
         initial = torch.zeros_like(gradient) if ctx.needs_input_grad[2] else None
-        return None, None, initial, None, *leaves
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        raise RuntimeError("the implicit adjoint has no forward mode (jvp): use backward() or torch.autograd.grad")
+        if not again:
+            return None, None, initial, None, *leaves, *(None for _ in made_of)
+        refuse_unknown(ctx.next_functions[4 : 4 + ctx.leaves], made_of)
+        z = z if usable is None else torch.where(usable[:, None], z, point)
+        jacobian = replace(ctx.jacobian, known=v)
+        with without_autocast(gradient.device.type):
+            parts = pull_back(jacobian, g, z, dual, system.slope, system.shift, *made_of)
+        return None, None, initial, None, *none, *parts

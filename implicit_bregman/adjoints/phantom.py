@@ -13,7 +13,7 @@ from implicit_bregman.adjoints.transforms import first_order
 from implicit_bregman.linalg.cg import normalized
 from implicit_bregman.objective import Objective
 from implicit_bregman.settings import check_count, check_positive
-from implicit_bregman.solvers.base import Outcome
+from implicit_bregman.solvers.base import Outcome, Solver
 
 #: Rounds of the power method, of two products each.
 _POWER_STEPS = 20
@@ -52,6 +52,19 @@ class Phantom(Adjoint):
         """The value of `outcome` with the gradient of the damped steps."""
         return attach_steps(objective, outcome, dual, self.steps, self.damping, "phantom"), AdjointReport()
 
+    def record(
+        self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver
+    ) -> tuple[Outcome, tuple[Tensor, ...]]:
+        """See `record_steps`."""
+        outcome = self.outcome(objective, dual, solver)
+        return outcome, record_steps(objective, outcome)
+
+    def replay(
+        self, objective: Objective, record: tuple[Tensor, ...], dual: Float[Tensor, "batch d"]
+    ) -> Float[Tensor, "batch d"]:
+        """See `replay_steps`."""
+        return replay_steps(objective, record, self.steps, self.damping, "phantom")
+
 
 @dataclass(frozen=True)
 class OneStep(Adjoint):
@@ -66,6 +79,19 @@ class OneStep(Adjoint):
     ) -> tuple[Float[Tensor, "batch d"], AdjointReport]:
         """The value of `outcome` with the gradient of one step."""
         return attach_steps(objective, outcome, dual, 1, 1.0, "one-step"), AdjointReport()
+
+    def record(
+        self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver
+    ) -> tuple[Outcome, tuple[Tensor, ...]]:
+        """See `record_steps`."""
+        outcome = self.outcome(objective, dual, solver)
+        return outcome, record_steps(objective, outcome)
+
+    def replay(
+        self, objective: Objective, record: tuple[Tensor, ...], dual: Float[Tensor, "batch d"]
+    ) -> Float[Tensor, "batch d"]:
+        """See `replay_steps`."""
+        return replay_steps(objective, record, 1, 1.0, "one-step")
 
 
 def attach_steps(
@@ -84,6 +110,39 @@ def attach_steps(
     value = outcome.point.value.detach()
     if not torch.is_grad_enabled():
         return value
+    dual, step, usable = _place(objective, outcome)
+    reached = _damped(objective, dual, step, steps, damping)
+    if usable is not None:
+        reached = torch.where(usable[:, None], reached, 0.0)
+    if initial.requires_grad:
+        reached = reached + 0 * initial
+    return first_order(value + (reached - reached.detach()), name)
+
+
+def record_steps(objective: Objective, outcome: Outcome) -> tuple[Tensor, ...]:
+    """z, the iterate to start from, τ, and which samples have a derivative."""
+    dual, step, usable = _place(objective, outcome)
+    every = torch.ones_like(outcome.polished) if usable is None else usable
+    return outcome.point.value, dual, step.expand(len(dual), 1), every
+
+
+def replay_steps(
+    objective: Objective, record: tuple[Tensor, ...], steps: int, damping: float, name: str
+) -> Float[Tensor, "batch d"]:
+    """The recorded value with the derivative of the steps, for which no transform may ask twice."""
+    value, dual, step, usable = record
+    packed = objective.energy.pack()
+    energy = packed.rebuild(
+        *(first_order(tensor, name) if tensor.is_floating_point() else tensor for tensor in packed.tensors)
+    )
+    once = Objective(energy, objective.geometry, objective.regularization, unique=True)
+    reached = _damped(once, dual, step, steps, damping)
+    reached = torch.where(usable[:, None], reached, 0.0)
+    return value + (reached - reached.detach())
+
+
+def _place(objective: Objective, outcome: Outcome) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Where the steps start, their τ, and which samples have a derivative; None: all."""
     dual, usable = outcome.point.dual.detach(), differentiable(outcome)
     if usable is not None:
         dual = torch.where(usable[:, None], dual, 0.0)
@@ -91,15 +150,15 @@ def attach_steps(
     if objective.backtracks:
         # (NaN where the solver made no MM steps)
         step = torch.fmin(outcome.point.step, majorizing_step(objective, dual))
+    return dual, step, usable
+
+
+def _damped(objective: Objective, dual: Tensor, step: Tensor, steps: int, damping: float) -> Tensor:
+    """ρ of the iterate after so many damped MM steps."""
     for _ in range(steps):
         moved = objective.iterate(dual, step)
         dual = moved if damping == 1 else torch.lerp(dual, moved, damping)
-    reached = objective.geometry.activation(dual)
-    if usable is not None:
-        reached = torch.where(usable[:, None], reached, 0.0)
-    if initial.requires_grad:
-        reached = reached + 0 * initial
-    return first_order(value + (reached - reached.detach()), name)
+    return objective.geometry.activation(dual)
 
 
 def majorizing_step(objective: Objective, dual: Float[Tensor, "batch d"]) -> Float[Tensor, "batch 1"]:

@@ -284,3 +284,13 @@ def _solve_factored(
     # Of all solutions the shortest; with ε > 0 there is one.
     w = torch.where((epsilon > 0)[:, None], w, w - (w @ basis.null) @ basis.null.mT)
     return w, root * left[:, : slope.shape[1]], dependent > torch.where(epsilon > 0, 0, spare)
+
+
+def record_projection(
+    adjoint: Implicit, objective: Objective, outcome: Outcome, dual: Float[Tensor, "batch d"]
+) -> tuple[Tensor, ...]:
+    raise NotImplementedError
+
+
+def replay_projection(objective: Objective, record: tuple[Tensor, ...], dual: Tensor) -> Tensor:
+    raise NotImplementedError

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from implicit_bregman.transforms import primals
+
+
+def refuse_twice(adjoint: str) -> NoReturn:
+    """Refuse to be differentiated once more.
+
+    Raises:
+        RuntimeError: naming what to do instead.
+    """
+    raise RuntimeError(
+        f"the {adjoint} adjoint cannot be differentiated twice: its gradient is no derivative of its value. Use "
+        'adjoint="implicit", or Unrolled(steps=...), for second derivatives'
+    )
 
 
 def refuse_higher_order(adjoint: str) -> None:
@@ -20,6 +35,39 @@ def refuse_higher_order(adjoint: str) -> None:
             f"the {adjoint} adjoint cannot be differentiated twice (create_graph=True or torch.func.grad): "
             "use adjoint=Unrolled(steps=...) for second derivatives"
         )
+
+
+def is_batched(gradient: Tensor) -> bool:
+    """Whether it is a whole batch of cotangents at once: of `vmap`, `is_grads_batched=True` or `vectorize=True`."""
+    return torch._C._functorch.is_batchedtensor(gradient) or torch._C._functorch.is_legacy_batchedtensor(gradient)
+
+
+def pull_back_many(
+    rule: Callable[..., tuple[Tensor | None, ...]], gradient: Tensor, at: tuple[Tensor, ...]
+) -> tuple[Tensor | None, ...]:
+    """What a differentiable rule makes of a batch of cotangents, batched as they are.
+
+    Args:
+        rule: from a cotangent and the tensors of `at` to gradients.
+        gradient: the batch of cotangents.
+        at: tensors of which there is one each.
+    """
+    if torch._C._functorch.is_batchedtensor(gradient):
+        return rule(gradient, *at)
+    # That of torch.autograd is an older kind, which knows no custom rules: unpacked here, and packed again.
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    plain = torch._remove_batch_dim(gradient, level, 0, 0)
+    real = [index for index, part in enumerate(at[4:]) if part.is_floating_point()]
+
+    def found(g: Tensor) -> tuple[Tensor, ...]:
+        parts = rule(g, *at)
+        return tuple(parts[index] for index in real)  # type: ignore[misc]
+
+    parts = dict(zip(real, torch.func.vmap(found)(plain), strict=True))
+    return tuple(
+        torch._add_batch_dim(parts[index], 0, level) if index in parts else None for index in range(len(at) - 4)
+    )
 
 
 def refuse_batched(adjoint: str, gradient: Tensor) -> None:
@@ -36,7 +84,9 @@ def refuse_batched(adjoint: str, gradient: Tensor) -> None:
 
 
 class _FirstOrder(torch.autograd.Function):
-    """The identity, differentiable once."""
+    """The identity, differentiable once: its derivatives are handed on by what cannot be differentiated."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(value: Tensor, adjoint: str) -> Tensor:
@@ -45,14 +95,45 @@ class _FirstOrder(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.adjoint = inputs[1]
+        ctx.save_for_backward(inputs[0])
+        ctx.save_for_forward(inputs[0])
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        refuse_higher_order(ctx.adjoint)
-        return gradient, None
+        if not torch.is_grad_enabled():
+            return gradient, None
+        return _Last.apply(gradient, *ctx.saved_tensors, ctx.adjoint), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        with primals(ctx.saved_tensors) as (value,):
+            last: Tensor = _Last.apply(tangent, value, ctx.adjoint)
+            return last
 
 
-def first_order(value: Float[Tensor, "batch d"], adjoint: str) -> Float[Tensor, "batch d"]:
+class _Last(torch.autograd.Function):
+    """A derivative that must not be differentiated, in itself or by the point that it was taken at."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(derivative: Tensor, at: Tensor, adjoint: str) -> Tensor:
+        return derivative.view_as(derivative)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.adjoint = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        refuse_twice(ctx.adjoint)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        refuse_twice(ctx.adjoint)
+
+
+def first_order(value: Float[Tensor, "*shape"], adjoint: str) -> Float[Tensor, "*shape"]:
     """`value`, whose gradient is an approximation that must not be differentiated again."""
     result: Tensor = _FirstOrder.apply(value, adjoint)
     return result

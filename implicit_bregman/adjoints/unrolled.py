@@ -85,6 +85,39 @@ class Unrolled(Adjoint):
         """
         raise TypeError("Unrolled differentiates its own iterations, not a given iterate")
 
+    def record(
+        self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver
+    ) -> tuple[Outcome, tuple[Tensor, ...]]:
+        """The step of every iteration, (B, L), and which samples have a derivative.
+
+        Raises:
+            ValueError: for `checkpoint`, which no transform follows.
+        """
+        if self.checkpoint:
+            raise ValueError(
+                "Unrolled(checkpoint=True) does not run inside torch.func transforms and forward mode: use "
+                "checkpoint=False"
+            )
+        outcome, _, _ = self.solve(objective, dual, solver)
+        step, steps = objective.initial_step(dual), []
+        for _ in range(self.steps):
+            dual, step = _advance(objective, dual, step)
+            steps.append(step.expand(len(dual), 1))
+        return outcome, (torch.cat(steps, 1), outcome.status == int(Status.TRUNCATED))
+
+    def replay(
+        self, objective: Objective, record: tuple[Tensor, ...], dual: Float[Tensor, "batch d"]
+    ) -> Float[Tensor, "batch d"]:
+        """The same steps once more."""
+        steps, usable = record
+        dual = torch.where(usable[:, None], dual, dual.detach())
+        tracked = self.steps if self.last is None else self.last
+        for number, step in enumerate(steps.split(1, 1)):
+            if number == self.steps - tracked:
+                dual = dual.detach()
+            dual = _moved(objective, dual, step)
+        return objective.geometry.activation(dual)
+
     def _unroll(self, objective: Objective, dual: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """z_L and y_L with their derivatives, and the last τ."""
         tracked = self.steps if self.last is None else self.last
@@ -134,9 +167,13 @@ def _advance(objective: Objective, dual: Tensor, step: Tensor) -> tuple[Tensor, 
     """One MM step that autograd follows, and the τ it was made with."""
     if objective.backtracks:
         step = _majorizing_step(objective, dual, step)
+    return _moved(objective, dual, step), step
+
+
+def _moved(objective: Objective, dual: Tensor, step: Tensor) -> Tensor:
+    """One MM step; an overflow ends the sample at its last finite iterate."""
     moved = objective.iterate(dual, step)
-    # An overflow ends the sample at its last finite iterate.
-    return torch.where(torch.isfinite(moved.sum(-1))[:, None], moved, dual), step
+    return torch.where(torch.isfinite(moved.sum(-1))[:, None], moved, dual)
 
 
 def _has_derivative(objective: Objective, dual: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from implicit_bregman.energy.snapshot import Again, Place, Snapshot
 from implicit_bregman.operators import Dense, LinearOperator, Rebuild
+from implicit_bregman.transforms import transformed
 
 PullBack = Callable[[Tensor, Tensor, tuple[bool, ...]], tuple[Tensor | None, ...]]
 """From v = dL/d(−∇f), z and what is needed to the gradients of an energy's `leaves`."""
@@ -30,6 +32,20 @@ class Evaluation:
 
     value: Tensor | None
     gradient: Tensor
+
+
+class Packed(NamedTuple):
+    """What an energy at a fixed input is made of.
+
+    Attributes:
+        tensors: everything that it depends on, with its graph.
+        rows: which of them have a row for each sample; None: one sample cannot be repeated, nor the batch.
+        rebuild: the same energy of such tensors; it holds none itself.
+    """
+
+    tensors: tuple[Tensor, ...]
+    rows: tuple[bool, ...] | None
+    rebuild: Callable[..., BoundEnergy]
 
 
 class BoundEnergy(ABC):
@@ -95,6 +111,14 @@ class BoundEnergy(ABC):
     ) -> tuple[Tensor | None, ...]:
         """The gradients of `leaves`, where they are needed, from v = dL/d(−∇f)."""
         return (v,)
+
+    @abstractmethod
+    def value(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
+        """f(z; x), differentiable in z and in the parameters where grad mode is on."""
+
+    @abstractmethod
+    def pack(self) -> Packed:
+        """The tensors that f depends on, with their graphs, and what makes the same energy of such tensors."""
 
     @abstractmethod
     def value_at(self, z: Float[Tensor, "batch d"]) -> Callable[[], Float[Tensor, " batch"]]:
@@ -167,6 +191,11 @@ class Energy(nn.Module):
         """Whether there is an objective; only a "free" quadratic energy has none."""
         return True
 
+    @property
+    def samples(self) -> int | None:
+        """The number of samples that it is for, where each has an operator of its own; None: any."""
+        return None
+
     def curvature_range(self) -> tuple[Tensor | None, Tensor | float | None]:
         """Least and largest curvature of f that are known: bounds of the eigenvalues of ∇²f, or None."""
         return None, self.curvature_bound()
@@ -187,6 +216,9 @@ class Energy(nn.Module):
         self, z: Float[Tensor, "*batch d"], x: Tensor, v: Float[Tensor, "*batch d"]
     ) -> Float[Tensor, "*batch d"]:
         """∇²f_θ(z; x) v, by differentiating the gradient once more. Not differentiable again."""
+        if transformed():
+            hessian: Tensor = torch.func.vjp(lambda z: self.gradient(z, x), z)[1](v)[0]
+            return hessian
         with torch.inference_mode(False), torch.enable_grad():
             leaf = _normal(z).detach().requires_grad_()
             gradient = self._value_and_gradient(leaf, _normal(x))[1]
@@ -200,21 +232,32 @@ class Energy(nn.Module):
         return _BoundByAutograd(self, x)
 
     def _value_and_gradient(self, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        if transformed():
+            gradient, value = torch.func.grad(self._total, has_aux=True)(z, x)
+            return value, gradient
         differentiable = torch.is_grad_enabled() and self._needs_gradient(z, x)
         with torch.inference_mode(False), torch.enable_grad():
             point = _normal(z)
             if not (differentiable and point.requires_grad):
                 point = point.detach().requires_grad_()
-            value = self._called(point, _normal(x))
-            if value.shape != z.shape[:-1]:
-                raise ValueError(
-                    f"{type(self).__name__}.value must return one number per sample, shape {tuple(z.shape[:-1])}, "
-                    f"got {tuple(value.shape)}: sum over the features only"
-                )
+            value = self._checked(point, _normal(x))
             if not value.requires_grad:
                 return value, torch.zeros_like(point)
             (gradient,) = torch.autograd.grad(value.sum(), point, create_graph=differentiable, allow_unused=True)
         return value, torch.zeros_like(point) if gradient is None else gradient
+
+    def _checked(self, z: Tensor, x: Tensor) -> Tensor:
+        value = self._called(z, x)
+        if value.shape != z.shape[:-1]:
+            raise ValueError(
+                f"{type(self).__name__}.value must return one number per sample, shape {tuple(z.shape[:-1])}, "
+                f"got {tuple(value.shape)}: sum over the features only"
+            )
+        return value
+
+    def _total(self, z: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        value = self._checked(z, x)
+        return value.sum(), value
 
     def _needs_gradient(self, z: Tensor, x: Tensor) -> bool:
         """Whether f(z; x) depends on anything that requires a gradient, known to the module or not."""
@@ -260,9 +303,17 @@ class _BoundByAutograd(BoundEnergy):
     def gradient(self, z: Tensor) -> Tensor:
         return self.energy.gradient(z, self.x)
 
+    def value(self, z: Tensor) -> Tensor:
+        return self.energy._called(z, self.x)
+
+    def pack(self) -> Packed:
+        kept = self.snapshot.unchanged()
+        rows = (True, *(False for _ in kept.tensors))
+        return Packed((self.x, *kept.tensors), rows, partial(_rebuild_bound, self.energy, self._curvature, kept.places))
+
     def value_at(self, z: Tensor) -> Callable[[], Tensor]:
         # At once: by the time that somebody asks, the module may hold other parameters.
-        return partial(_identity, self.energy._called(z, self.x))
+        return partial(_identity, self.value(z))
 
     def again(self) -> AbstractContextManager[object]:
         return Again((self.x,), self.snapshot.unchanged())
@@ -278,6 +329,31 @@ class _BoundByAutograd(BoundEnergy):
 
     def select(self, index: Tensor) -> BoundEnergy:
         return _BoundByAutograd(self.energy, self.x[index], self._curvature, self.snapshot)
+
+
+class _LaterBound(_BoundByAutograd):
+    """The same with the tensors of its snapshot, whatever the module holds by then."""
+
+    def evaluate(self, z: Tensor) -> Evaluation:
+        with self.snapshot.restored():
+            return super().evaluate(z)
+
+    def gradient(self, z: Tensor) -> Tensor:
+        with self.snapshot.restored():
+            return super().gradient(z)
+
+    def value(self, z: Tensor) -> Tensor:
+        with self.snapshot.restored():
+            return super().value(z)
+
+    def hessian(self, z: Tensor) -> LinearOperator:
+        return _LaterHessian(self.energy, self.x, z, self.snapshot)
+
+
+def _rebuild_bound(
+    energy: Energy, curvature: Tensor | None, places: Sequence[Place], x: Tensor, *tensors: Tensor
+) -> BoundEnergy:
+    return _LaterBound(energy, x, curvature, Snapshot(places, tensors))
 
 
 class _HessianByAutograd(LinearOperator):

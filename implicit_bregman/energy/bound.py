@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from implicit_bregman.energy.base import BoundEnergy, Evaluation
+from implicit_bregman.energy.base import BoundEnergy, Evaluation, Packed
 from implicit_bregman.energy.snapshot import Again
 from implicit_bregman.operators import Dense
 
@@ -30,6 +30,9 @@ class BoundAffine(BoundEnergy):
             gradient = self.gradient(z)
             value = 0.5 * torch.linalg.vecdot(z, gradient - self.offset) if self.symmetric else None
         return Evaluation(value, gradient)
+
+    def value(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
+        return 0.5 * torch.linalg.vecdot(z, self.gradient(z) - self.offset)
 
     def terms(self, gradient: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """max(|Hz|, |c|): ∇f = Hz − c."""
@@ -98,6 +101,11 @@ class BoundQuadratic(BoundAffine):
     ) -> tuple[Tensor | None, ...]:
         return v.neg().mT @ z if needed[0] else None, v if needed[1] else None
 
+    def pack(self) -> Packed:
+        shared = self.shared
+        rebuild = partial(_rebuild, shared.symmetric, shared.least, shared.convex, shared.given)
+        return Packed((shared.source, self.offset), (False, True), rebuild)
+
     def value_at(self, z: Float[Tensor, "batch d"]) -> Callable[[], Float[Tensor, " batch"]]:
         return partial(_value, self.shared.source, self.offset, z)
 
@@ -116,6 +124,12 @@ class BoundQuadratic(BoundAffine):
 
     def select(self, index: Int[Tensor, " kept"]) -> BoundQuadratic:
         return BoundQuadratic(self.shared, self.offset[index], self._ends)
+
+
+def _rebuild(
+    symmetric: bool, least: float | None, convex: bool, given: torch.dtype | None, matrix: Tensor, offset: Tensor
+) -> BoundQuadratic:
+    return BoundQuadratic(Dense(matrix, symmetric, least, convex=convex, given=given), offset)
 
 
 def _value(matrix: Tensor, offset: Tensor, z: Tensor) -> Float[Tensor, " batch"]:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from implicit_bregman.energy.base import BoundEnergy, Evaluation
+from implicit_bregman.energy.base import BoundEnergy, Evaluation, Packed
 from implicit_bregman.energy.snapshot import Again
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.linalg.spectrum import Spectrum, spectrum
@@ -161,6 +161,13 @@ class BoundLowRank(BoundEnergy):
     def gradient(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         return (z @ self.vectors - self.target) @ self.vectors.mT
 
+    def value(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
+        image = z @ self.vectors
+        return (image * (0.5 * image - self.target)).sum(-1)
+
+    def pack(self) -> Packed:
+        return Packed((self.vectors, self.target), (False, True), partial(_rebuild, self.softening))
+
     def value_at(self, z: Float[Tensor, "batch d"]) -> Callable[[], Float[Tensor, " batch"]]:
         with torch.no_grad():
             image = z @ self.vectors
@@ -182,6 +189,10 @@ class BoundLowRank(BoundEnergy):
 
     def select(self, index: Int[Tensor, " kept"]) -> BoundEnergy:
         return BoundLowRank(self.vectors, self.target[index], self.softening, self.spectrum, self.__dict__.get("basis"))
+
+
+def _rebuild(softening: float, vectors: Tensor, target: Tensor) -> BoundLowRank:
+    return BoundLowRank(vectors, target, softening)
 
 
 def _value(vectors: Tensor, target: Tensor, z: Tensor, image: Tensor, excess: Tensor) -> Float[Tensor, " batch"]:

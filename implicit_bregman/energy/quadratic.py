@@ -26,7 +26,8 @@ from implicit_bregman.energy.weights import (
 from implicit_bregman.linalg.spectrum import Spectrum
 from implicit_bregman.operators import LinearOperator, Stacked
 from implicit_bregman.operators.dense import Dense, is_symmetric
-from implicit_bregman.tensors import check_dense, check_numbers, refuse_transforms
+from implicit_bregman.tensors import check_dense, check_numbers
+from implicit_bregman.transforms import numbers
 
 WEIGHTS = ("convex", "symmetric", "free", "low_rank")
 #: ε of an infeasible low-rank system, relative to ‖V‖²/r.
@@ -152,9 +153,7 @@ class QuadraticEnergy(Energy):
             ValueError: if shapes, dtypes, layouts or devices do not fit, an entry is not finite, or W is declared
                 convex and is not symmetric or has an eigenvalue that is positive beyond rounding. (The last is judged
                 again whenever a solve depends on it.)
-            RuntimeError: inside `torch.func` transforms.
         """
-        refuse_transforms([tensor for tensor in (W, U, b) if isinstance(tensor, Tensor)])
         _check_matrices(W, U, b)
         if W.dim() == 3:
             from implicit_bregman.energy.structured import Affine
@@ -414,5 +413,5 @@ def _check_matrices(W: Tensor, U: Tensor | None, b: Tensor | None) -> None:
                 f"{name} is {tensor.dtype} on {tensor.device}, but W is {W.dtype} on {W.device}: convert one of them"
             )
         check_numbers(name, tensor)
-        if not bool(torch.isfinite(tensor.detach()).all()):
+        if not bool(torch.isfinite(numbers(tensor)).all()):
             raise ValueError(f"{name} has NaN or infinite entries: check what it was computed from")

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from implicit_bregman.transforms import is_wrapped
+
 #: The dictionaries in which a module keeps tensors.
 _KINDS = ("_parameters", "_buffers", "__dict__")
 
@@ -142,6 +144,7 @@ def _is_same(current: object, tensor: Tensor) -> bool:
         return True
     return (
         isinstance(current, Tensor)
+        and not (is_wrapped(current) or is_wrapped(tensor))
         and current.layout == tensor.layout == torch.strided
         and (current.dtype, current.shape, current.stride(), current.data_ptr())
         == (tensor.dtype, tensor.shape, tensor.stride(), tensor.data_ptr())

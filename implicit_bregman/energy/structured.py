@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from implicit_bregman.energy.base import BoundEnergy, Energy
+from implicit_bregman.energy.base import BoundEnergy, Energy, Packed
 from implicit_bregman.energy.bound import BoundAffine, BoundQuadratic
 from implicit_bregman.energy.quadratic import QuadraticEnergy, affine
 from implicit_bregman.energy.snapshot import Again
 from implicit_bregman.energy.weights import hold
 from implicit_bregman.linalg.spectrum import Spectrum
-from implicit_bregman.operators import Dense, LinearOperator
+from implicit_bregman.operators import Dense, LinearOperator, Rebuild
+from implicit_bregman.transforms import transformed
 
 
 class OperatorEnergy(QuadraticEnergy):
@@ -53,6 +54,10 @@ class OperatorEnergy(QuadraticEnergy):
     def operator(self) -> LinearOperator:
         """H, as a function of the tensors that it is made of."""
         return self._rebuild(*(getattr(self.weight_map, str(number)) for number in range(self._count)))
+
+    @property
+    def samples(self) -> int | None:
+        return self.operator.batch
 
     def reset_parameters(self) -> None:
         """Nothing: whoever made H knows what to draw it from."""
@@ -109,7 +114,7 @@ class OperatorEnergy(QuadraticEnergy):
         offset = self(x.to(operator.dtype))
         if operator.shared is not None:
             return BoundQuadratic(self._declared(operator.shared), offset)
-        return BoundStructured(operator, offset, _ends(operator), self.convex)
+        return BoundStructured(operator, offset, None if transformed() else _ends(operator), self.convex)
 
     def _declared(self, matrix: Dense) -> Dense:
         return Dense(matrix.source, matrix.symmetric, convex=True) if self.convex and not matrix.convex else matrix
@@ -191,6 +196,11 @@ class BoundStructured(BoundAffine):
     def gradient(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         return self.operator.product(z) - self.offset
 
+    def pack(self) -> Packed:
+        tensors, rebuild = self.operator.pack()
+        rows = None if self.operator.batch is not None else (*(False for _ in tensors), True)
+        return Packed((*tensors, self.offset), rows, partial(_rebuild, rebuild, self.ends, self.convex))
+
     def value_at(self, z: Float[Tensor, "batch d"]) -> Callable[[], Float[Tensor, " batch"]]:
         # At once, with H as it is now.
         value = torch.linalg.vecdot(z, 0.5 * self.operator.product(z) - self.offset)
@@ -215,3 +225,7 @@ class BoundStructured(BoundAffine):
 
     def select(self, index: Int[Tensor, " kept"]) -> BoundStructured:
         return BoundStructured(self.operator.select(index), self.offset[index], self.ends, self.convex)
+
+
+def _rebuild(rebuild: Rebuild, ends: Spectrum | None, convex: bool, *tensors: Tensor) -> BoundStructured:
+    return BoundStructured(rebuild(*tensors[:-1]), tensors[-1], ends, convex)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from implicit_bregman.legendre.arguments import check_dtype
+from implicit_bregman.transforms import primals, transformed
 
 if TYPE_CHECKING:
     from implicit_bregman.legendre.base import LegendreFunction
@@ -72,8 +72,8 @@ class _ForwardModeElementwise(_TransformableElementwise):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: None) -> Tensor:
-        (x,) = ctx.saved_tensors
-        return tangent * _DERIVATIVES[ctx.method](ctx.phi, x)
+        with primals(ctx.saved_tensors) as (x,):
+            return tangent * _DERIVATIVES[ctx.method](ctx.phi, x)
 
 
 class _DivergenceFunction(torch.autograd.Function):
@@ -99,14 +99,14 @@ class _DivergenceFunction(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, tangent_left: Tensor | None, tangent_right: Tensor | None, *_: None) -> Tensor:
-        left, right = ctx.saved_tensors
-        by_left, by_right = _divergence_derivatives(ctx.phi, left, right, ctx.dual)
-        out = torch.zeros_like(by_left)
-        if tangent_left is not None:
-            out = out + tangent_left * by_left
-        if tangent_right is not None:
-            out = out + tangent_right * by_right
-        return out
+        with primals(ctx.saved_tensors) as (left, right):
+            by_left, by_right = _divergence_derivatives(ctx.phi, left, right, ctx.dual)
+            out = torch.zeros_like(by_left)
+            if tangent_left is not None:
+                out = out + tangent_left * by_left
+            if tangent_right is not None:
+                out = out + tangent_right * by_right
+            return out
 
 
 def _divergence_derivatives(phi: LegendreFunction, left: Tensor, right: Tensor, dual: bool) -> tuple[Tensor, Tensor]:
@@ -121,11 +121,11 @@ def apply_map(phi: LegendreFunction, method: str, x: Tensor) -> Tensor:
     """`method` of phi at x, with its closed-form derivative where one is asked for."""
     check_dtype(x, "argument")
     recorded = x.requires_grad and torch.is_grad_enabled()
-    if not recorded and not _transformed():
+    if not recorded and not transformed():
         return getattr(phi, "_" + method)(x)
     if torch.compiler.is_compiling():
         return _TransformableElementwise.apply(x, phi, method)
-    function = _ForwardModeElementwise if _transformed() else _PlainElementwise
+    function = _ForwardModeElementwise if transformed() else _PlainElementwise
     return function.apply(x, phi, method)
 
 
@@ -137,7 +137,7 @@ def apply_divergence(phi: LegendreFunction, left: Tensor, right: Tensor, dual: b
         raise TypeError(f"arguments differ in dtype: {left.dtype} and {right.dtype}; convert one of them")
     left, right = torch.broadcast_tensors(left, right)
     # Without a derivative to be asked for, the autograd wrapper would be pure overhead.
-    if (torch.is_grad_enabled() and (left.requires_grad or right.requires_grad)) or _transformed():
+    if (torch.is_grad_enabled() and (left.requires_grad or right.requires_grad)) or transformed():
         return _DivergenceFunction.apply(left, right, phi, dual).sum(-1)
     return _divergence_terms(phi, left, right, dual).sum(-1)
 
@@ -149,6 +149,3 @@ def _divergence_terms(phi: LegendreFunction, left: Tensor, right: Tensor, dual: 
     return phi._divergence(left, right, left - right).clamp(min=0.0)
 
 
-def _transformed() -> bool:
-    """Whether forward mode or a transform of torch.func is at work, each of which sees what `requires_grad` hides."""
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()

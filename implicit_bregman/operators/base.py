@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from implicit_bregman.linalg.cg import conjugate_gradient
 from implicit_bregman.linalg.gmres import gmres
+from implicit_bregman.operators.inverse import Invertible, inverse
+from implicit_bregman.transforms import transformed
 
 if TYPE_CHECKING:
     from implicit_bregman.operators.dense import Dense
@@ -79,8 +82,26 @@ class LinearOperator(ABC):
     def solve(self, v: Float[Tensor, "batch d"], shift: float = 0.0, adjoint: bool = False) -> Float[Tensor, "batch d"]:
         """(shift·I + H)⁻¹ v, or with Hᵀ, (B, d), to rounding; NaN for a sample for which it is not found.
 
-        Here: by iteration. Without gradient.
+        Differentiable in v and in the tensors of `pack`, to every order and in every mode.
         """
+        tensors, rebuild = self.pack()
+        if not transformed() and not (torch.is_grad_enabled() and any(t.requires_grad for t in (v, *tensors))):
+            return self.inverted(shift, adjoint)(v)
+        return inverse(_Shifted(rebuild, shift, adjoint, self.batch is None), v, *tensors)
+
+    def inverted(self, shift: float, adjoint: bool = False) -> Callable[[Tensor], Tensor]:
+        """v ↦ `solve(v, shift, adjoint)` without gradient, for many v: what it takes of H is computed once.
+
+        Here: by iteration. What a structure that allows better overrides.
+        """
+
+        def solve(v: Tensor) -> Tensor:
+            return self._iterate(v, shift, adjoint)
+
+        return solve
+
+    def _iterate(self, v: Tensor, shift: float, adjoint: bool) -> Tensor:
+        """By conjugate gradients, or GMRES where H is not symmetric, preconditioned by the diagonal."""
         with torch.no_grad():
             diagonal = self.diagonal()
             scale = torch.ones_like(v) if diagonal is None else shift + diagonal.expand_as(v)
@@ -95,10 +116,6 @@ class LinearOperator(ABC):
             # (what rounding leaves of an ill-conditioned system is a solution too)
             near = found.residual <= torch.finfo(v.dtype).eps ** 0.5
             return torch.where((found.converged | near)[:, None], found.value, torch.nan)
-
-    def inverted(self, shift: float) -> Callable[[Tensor], Tensor]:
-        """v ↦ (shift·I + H)⁻¹ v, for many v: what has to be computed of H for it is computed once."""
-        return lambda v: self.solve(v, shift)
 
     @property
     def gradient_step(self) -> float | None:
@@ -147,3 +164,73 @@ class LinearOperator(ABC):
         """The operator without gradient."""
         tensors, rebuild = self.pack()
         return rebuild(*(tensor.detach() for tensor in tensors))
+
+    def transposed(self) -> LinearOperator:
+        """Hᵀ."""
+        return self if self.symmetric else _Transposed(self)
+
+
+class _Transposed(LinearOperator):
+    """Hᵀ of an operator that has no better one."""
+
+    symmetric = False
+
+    def __init__(self, of: LinearOperator) -> None:
+        self.of = of
+
+    def product(self, v: Tensor, adjoint: bool = False) -> Tensor:
+        return self.of.product(v, not adjoint)
+
+    def pack(self) -> tuple[tuple[Tensor, ...], Rebuild]:
+        tensors, rebuild = self.of.pack()
+        return tensors, lambda *tensors: _Transposed(rebuild(*tensors))
+
+    @property
+    def size(self) -> int:
+        return self.of.size
+
+    @property
+    def batch(self) -> int | None:
+        return self.of.batch
+
+    def bounds(self) -> tuple[float, float] | None:
+        return self.of.bounds()
+
+    def diagonal(self) -> Tensor | None:
+        return self.of.diagonal()
+
+    def inverted(self, shift: float, adjoint: bool = False) -> Callable[[Tensor], Tensor]:
+        return self.of.inverted(shift, not adjoint)
+
+    def at(self, z: Tensor) -> LinearOperator:
+        return _Transposed(self.of.at(z))
+
+    def select(self, index: Tensor) -> LinearOperator:
+        return _Transposed(self.of.select(index))
+
+    def transposed(self) -> LinearOperator:
+        return self.of
+
+
+@dataclass(frozen=True)
+class _Shifted(Invertible):
+    """shift·I + H, or with Hᵀ, of the tensors that H is made of."""
+
+    rebuild: Rebuild
+    shift: float
+    adjoint: bool
+    is_shared: bool
+
+    @property
+    def rows(self) -> tuple[bool, ...] | None:  # type: ignore[override]
+        # (of an operator with one part for each sample, all samples would have to be multiplied)
+        return () if self.is_shared else None
+
+    def product(self, v: Tensor, *tensors: Tensor) -> Tensor:
+        return torch.add(self.rebuild(*tensors).product(v, self.adjoint), v, alpha=self.shift)
+
+    def solve(self, right: Tensor, *tensors: Tensor) -> Tensor:
+        return self.rebuild(*tensors).inverted(self.shift, self.adjoint)(right)
+
+    def transposed(self) -> _Shifted:
+        return replace(self, adjoint=not self.adjoint)

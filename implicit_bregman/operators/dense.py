@@ -12,6 +12,7 @@ from torch import Tensor
 
 from implicit_bregman.linalg.spectrum import Spectrum, spectrum
 from implicit_bregman.operators.base import ROUNDING_ERRORS, LinearOperator, Rebuild
+from implicit_bregman.transforms import numbers
 
 #: A matrix counts as definite if its least eigenvalue exceeds so many rounding errors of its Frobenius norm.
 _ROUNDING = 4
@@ -100,12 +101,6 @@ class Dense(LinearOperator):
         ends = self.spectrum
         return float(ends.lowest), float(ends.highest)
 
-    def solve(self, v: Float[Tensor, "batch d"], shift: float = 0.0, adjoint: bool = False) -> Float[Tensor, "batch d"]:
-        with torch.no_grad():
-            matrix = self.matrix + shift * torch.eye(self.size, dtype=self.matrix.dtype, device=self.matrix.device)
-            found = torch.linalg.solve_ex(matrix.mT if adjoint else matrix, v.mT)
-            return found.result.mT if int(found.info) == 0 else torch.full_like(v, torch.nan)
-
     def bounds_guess(self) -> tuple[float, float]:
         if not self.symmetric:
             return self._symmetric_part.bounds_guess()
@@ -115,13 +110,19 @@ class Dense(LinearOperator):
         # λ_min is 1/λ_max(H⁻¹).
         return 1.1 * _power_step(inverse, float(torch.linalg.vector_norm(inverse))), 1 / self.gradient_step
 
-    def inverted(self, shift: float) -> Callable[[Tensor], Tensor]:
+    def inverted(self, shift: float, adjoint: bool = False) -> Callable[[Tensor], Tensor]:
         matrix = self.matrix + shift * torch.eye(self.size, dtype=self.matrix.dtype, device=self.matrix.device)
         if self.symmetric:
             factor, info = torch.linalg.cholesky_ex(matrix)
             if int(info) == 0:
                 return _times(torch.cholesky_inverse(factor))
-        return _times(torch.linalg.inv_ex(matrix).inverse.mT)
+        inverse, info = torch.linalg.inv_ex(matrix if adjoint else matrix.mT)
+        return _times(inverse if int(info) == 0 else torch.full_like(inverse, torch.nan))
+
+    def transposed(self) -> Dense:
+        if self.symmetric:
+            return self
+        return Dense(self.source.mT, False, self.least, convex=self.convex, given=self.given)
 
     def has_resolvent(self, batch: int) -> bool:
         return self.symmetric and self.is_worth_inverting(batch)
@@ -368,6 +369,7 @@ def _power_step(matrix: Tensor, norm: float) -> float:
 def is_symmetric(matrix: Float[Tensor, "d d"]) -> bool:
     """Whether a matrix equals its transpose up to rounding."""
     with torch.no_grad():
+        matrix = numbers(matrix)
         if torch.equal(matrix, matrix.mT):
             return True
         rounding = 4 * torch.finfo(matrix.dtype).eps * matrix.abs().max()
@@ -375,7 +377,7 @@ def is_symmetric(matrix: Float[Tensor, "d d"]) -> bool:
 
 
 def _times(matrix: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda v: v @ matrix.to(v.dtype)
+    return lambda v: v.detach() @ matrix.to(v.dtype)
 
 
 def _rebuild(

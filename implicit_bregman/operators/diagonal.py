@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -45,10 +47,10 @@ class Diagonal(LinearOperator):
         least, largest = self.entries.detach().aminmax()
         return float(least), float(largest)
 
-    def solve(self, v: Float[Tensor, "batch d"], shift: float = 0.0, adjoint: bool = False) -> Float[Tensor, "batch d"]:
-        with torch.no_grad():
-            total = self.entries.to(v.dtype) + shift
-            return torch.where(total == 0, torch.nan, v / total)
+    def inverted(self, shift: float, adjoint: bool = False) -> Callable[[Tensor], Tensor]:
+        total = self.entries.detach() + shift
+        total = torch.where(total == 0, torch.nan, total)
+        return lambda v: v.detach() / total.to(v.dtype)
 
     def has_resolvent(self, batch: int) -> bool:
         return True

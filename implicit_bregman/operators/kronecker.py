@@ -66,12 +66,9 @@ class Kronecker(LinearOperator):
         a, b = (torch.linalg.eigh(matrix.detach().double()) for matrix in (self.left, self.right))
         return (a.eigenvalues, a.eigenvectors), (b.eigenvalues, b.eigenvectors)
 
-    def solve(self, v: Float[Tensor, "batch d"], shift: float = 0.0, adjoint: bool = False) -> Float[Tensor, "batch d"]:
-        return self.inverted(shift)(v) if self.symmetric else super().solve(v, shift, adjoint)
-
-    def inverted(self, shift: float) -> Callable[[Tensor], Tensor]:
+    def inverted(self, shift: float, adjoint: bool = False) -> Callable[[Tensor], Tensor]:
         if not self.symmetric:
-            return super().inverted(shift)
+            return super().inverted(shift, adjoint)
         (a, p), (b, q) = self._decomposed
         values = (torch.outer(a, b) + shift).flatten()
         values = torch.where(values.abs() > torch.finfo(values.dtype).eps * values.abs().max(), values, torch.nan)

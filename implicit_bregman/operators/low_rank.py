@@ -73,17 +73,14 @@ class LowRank(LinearOperator):
         vectors = self.vectors.detach().double()
         return vectors.mT @ vectors
 
-    def solve(self, v: Float[Tensor, "batch d"], shift: float = 0.0, adjoint: bool = False) -> Float[Tensor, "batch d"]:
-        return self.inverted(shift)(v)
-
-    def inverted(self, shift: float) -> Callable[[Tensor], Tensor]:
+    def inverted(self, shift: float, adjoint: bool = False) -> Callable[[Tensor], Tensor]:
         with torch.no_grad():
             vectors = self.vectors.detach().double()
             rest = torch.full_like(vectors[:, 0], shift)
             if self.entries is not None:
                 rest = rest + self.entries
             if not bool((rest != 0).all()):
-                return lambda v: super(LowRank, self).solve(v, shift)
+                return super().inverted(shift)
             small = (vectors / rest[:, None]).mT @ vectors
             small.diagonal().add_(1.0)
             inverse, info = torch.linalg.inv_ex(small)

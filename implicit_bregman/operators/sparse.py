@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from implicit_bregman.operators.base import ROUNDING_ERRORS, LinearOperator, Rebuild
+from implicit_bregman.transforms import transformed
 
 
 class Sparse(LinearOperator):
@@ -48,6 +49,11 @@ class Sparse(LinearOperator):
         return self._size
 
     def product(self, v: Float[Tensor, "batch d"], adjoint: bool = False) -> Float[Tensor, "batch d"]:
+        if transformed():
+            # (transforms know nothing of sparse tensors)
+            rows, columns = self.indices.flip(0) if adjoint else self.indices
+            terms = v.index_select(1, columns) * self.values.to(v.dtype)
+            return torch.zeros_like(v).index_add(1, rows, terms)
         return torch.sparse.mm(self._matrix(self.values.to(v.dtype), adjoint), v.mT).mT
 
     def _matrix(self, values: Tensor, adjoint: bool = False) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -58,11 +60,16 @@ class Stacked(LinearOperator):
     def dense(self) -> Float[Tensor, "batch d d"]:
         return self.matrices
 
-    def solve(self, v: Float[Tensor, "batch d"], shift: float = 0.0, adjoint: bool = False) -> Float[Tensor, "batch d"]:
-        with torch.no_grad():
-            matrices = self.matrices + shift * torch.eye(self.size, dtype=v.dtype, device=v.device)
-            found = torch.linalg.solve_ex(matrices.mT if adjoint else matrices, v[:, :, None])
-            return torch.where((found.info == 0)[:, None], found.result.squeeze(-1), torch.nan)
+    def inverted(self, shift: float, adjoint: bool = False) -> Callable[[Tensor], Tensor]:
+        matrices = self.matrices.detach().mT if adjoint else self.matrices.detach()
+        matrices = matrices + shift * torch.eye(self.size, dtype=matrices.dtype, device=matrices.device)
+        factor, pivots, info = torch.linalg.lu_factor_ex(matrices)
+
+        def solve(v: Tensor) -> Tensor:
+            found = torch.linalg.lu_solve(factor.to(v.dtype), pivots, v.detach()[:, :, None])
+            return torch.where((info == 0)[:, None], found.squeeze(-1), torch.nan)
+
+        return solve
 
     def rounding(self, v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         with torch.no_grad():

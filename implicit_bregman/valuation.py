@@ -1,0 +1,156 @@
+"""The objective and the multipliers at a critical point, with their derivatives, when they are asked for.
+
+Where z is critical, F does not change with z to first order (the envelope theorem): ∂F/∂θ at a fixed z is all, and
+`backward()` solves nothing. The second derivative, and the multiplier μ = −(∇f + γy) of a bound, follow z.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from implicit_bregman.energy.base import Packed
+from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre.known_dual import dual_at
+from implicit_bregman.objective import potential
+from implicit_bregman.transforms import pull, refuse_unknown
+
+
+@dataclass(frozen=True)
+class Dependence:
+    """How f and z depend on x and θ.
+
+    Attributes:
+        solution: z with its gradient, (B, d), of the flat batch.
+        value: f(z; x) at a fixed z, with its graph, (B,).
+        moves: the samples for which z is not critical, (B,), so that F changes with z; None: there are none.
+        packed: what f is made of.
+    """
+
+    solution: Float[Tensor, "batch d"]
+    value: Callable[[], Float[Tensor, " batch"]]
+    moves: Bool[Tensor, " batch"] | None
+    packed: Packed
+
+
+@dataclass(frozen=True)
+class Valuation:
+    """F and μ at the points of a solution. All tensors are those of the flat batch.
+
+    Attributes:
+        geometry: φ.
+        regularization: γ.
+        point: z without gradient, (B, d).
+        dual: y, (B, d).
+        gradient: ∇f(z; x), (B, d).
+        known: F, (B,), without the part that is left out; None where there is no objective.
+        left_out: γ, if γΣφ(z) is still to be added to it, else 0.
+        shaped: to the leading shape of the batch.
+        dependence: where anybody can ask for derivatives.
+    """
+
+    geometry: LegendreFunction
+    regularization: float
+    point: Float[Tensor, "batch d"]
+    dual: Float[Tensor, "batch d"]
+    gradient: Float[Tensor, "batch d"]
+    known: Float[Tensor, " batch"] | None
+    left_out: float
+    shaped: Callable[[Tensor], Tensor]
+    dependence: Dependence | None = None
+
+    def objective(self) -> Float[Tensor, "*batch"] | None:
+        """F, with its gradient where grad mode is on."""
+        known, how = self._objective, self.dependence
+        if known is None:
+            return None
+        if how is None or not torch.is_grad_enabled():
+            return self.shaped(known)
+        carried = _Objective.apply(known, how.value(), self, how.solution, self.dual, *how.packed.tensors)
+        return self.shaped(carried)
+
+    @cached_property
+    def _objective(self) -> Float[Tensor, " batch"] | None:
+        if self.known is None or not self.left_out:
+            return self.known
+        whole = self.known + potential(self.geometry, self.left_out, self.dual)
+        # Where both are beyond the precision their sum says nothing.
+        return torch.where(torch.isnan(whole), self.known, whole)
+
+    def multiplier(self) -> Float[Tensor, "*batch d"]:
+        """μ, with its gradient where grad mode is on."""
+        how = self.dependence
+        with torch.no_grad():
+            total = self._total(self.gradient, self.geometry.project_dual(self.dual))
+            known = multiplier(self.geometry, self.regularization, self.point, total)
+        if how is None or not torch.is_grad_enabled():
+            return self.shaped(known)
+        y = dual_at(self.geometry, how.solution, self.dual) if self.regularization else self.dual
+        total = self._total(how.packed.rebuild(*how.packed.tensors).gradient(how.solution), y)
+        followed = multiplier(self.geometry, self.regularization, self.point, total)
+        # (the numbers are those of the solve, whatever the parameters hold by now)
+        return self.shaped(known + (followed - followed.detach()))
+
+    def _total(self, gradient: Tensor, dual: Tensor) -> Tensor:
+        return gradient + self.regularization * dual if self.regularization else gradient
+
+    def detach(self) -> Valuation:
+        """The same, without gradient."""
+        return replace(self, dependence=None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A graph stays in the process that made it."""
+        return {**self.__dict__, "dependence": None}
+
+
+def multiplier(
+    geometry: LegendreFunction, regularization: float, z: Float[Tensor, "batch d"], total: Float[Tensor, "batch d"]
+) -> Float[Tensor, "batch d"]:
+    """μ = −∇F on the coordinates that ∇F drives out of C, and 0 elsewhere, (B, d).
+
+    Args:
+        geometry: φ.
+        regularization: γ: with γ > 0 a Legendre φ keeps all of them inside.
+        z: the point.
+        total: ∇f + γy there.
+    """
+    if regularization and geometry.is_legendre:
+        return 0.0 * total
+    lo, hi = geometry.bounds(total.dtype)
+    aim = z - total
+    return torch.where((aim >= hi) | (aim <= lo), -total, 0.0)
+
+
+class _Objective(torch.autograd.Function):
+    """F as it is known, with the first derivatives of f at a fixed z, and where they are differentiated, of f at z."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, known: Tensor, carrier: Tensor, of: Valuation, solution: Tensor, dual: Tensor, *tensors: Tensor
+    ) -> Tensor:
+        ctx.of = of
+        ctx.save_for_backward(solution, dual, *tensors)
+        return known.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        z, dual, *tensors = ctx.saved_tensors
+        of: Valuation = ctx.of
+        assert of.dependence is not None
+        rebuild, moves = of.dependence.packed.rebuild, of.dependence.moves
+        by_z = None
+        if moves is not None and ctx.needs_input_grad[3]:
+            y = dual_at(of.geometry, z, dual) if of.regularization else dual
+            slope = of._total(rebuild(*tensors).gradient(z), y)
+            by_z = torch.where(moves[:, None], gradient[:, None] * slope, 0.0)
+        if not torch.is_grad_enabled():
+            return None, gradient, None, by_z, None, *(None for _ in tensors)
+        refuse_unknown(ctx.next_functions[1:2], tensors)
+        parts = pull(lambda *t: rebuild(*t).value(z), tensors, gradient)
+        return None, None, None, by_z, None, *parts
