@@ -176,9 +176,7 @@ def _inside_transforms(
     def solve(x: Tensor, start: Tensor | None) -> tuple[Solution, tuple[Tensor, ...]]:
         recording = Recording(how, [])
         given: dict[str, Any] = {} if start is None else {name: start}
-        found = find_critical_point(
-            energy, phi, x, regularization=gamma, solver=method, adjoint=recording, **given
-        )
+        found = find_critical_point(energy, phi, x, regularization=gamma, solver=method, adjoint=recording, **given)
         return found, recording.records[0]
 
     rows = None if start is None else start.reshape(len(flat), features)

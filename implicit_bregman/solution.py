@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -21,7 +20,8 @@ class Solution:
     """A batch of critical points, and how they were found.
 
     Attributes:
-        value: z, (B, d), in C. It, `objective` and `multiplier` carry gradient. NaN for samples with the status INVALID_INPUT.
+        value: z, (B, d), in C. It, `objective` and `multiplier` carry gradient. NaN for samples with the status
+            INVALID_INPUT.
         dual: y with z = ρ(y), (B, d); always finite.
         residual: how far z is from critical in the coordinate where it is farthest, each relative to its own terms,
             (B,): see "When to stop" in the documentation's mathematics.

@@ -49,8 +49,8 @@ def refuse_transforms(tensors: Iterable[Tensor]) -> None:
     """
     if transformed():
         raise RuntimeError(
-            "attach_gradient does not run inside torch.func transforms (vmap, grad, jvp, jacrev, ...) and forward mode: "
-            "its gradients come from backward() or torch.autograd.grad"
+            "attach_gradient does not run inside torch.func transforms (vmap, grad, jvp, jacrev, ...) and forward "
+            "mode: its gradients come from backward() or torch.autograd.grad"
         )
     refuse_recording(tensors)
 

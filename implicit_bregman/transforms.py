@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-
 
 _here = threading.local()
 
@@ -36,7 +36,7 @@ def on_numbers() -> Iterator[None]:
 
 @contextmanager
 def primals(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """For a `jvp` staticmethod: its saved tensors without their tangents, and a context that follows those of outer levels.
+    """For a `jvp` staticmethod: saved tensors without their tangents, and a context that follows those of outer levels.
 
     PyTorch calls it with forward mode switched off, which would lose the tangents of a `jvp` around this one.
     """
@@ -115,6 +115,40 @@ def _unfold(value: Tensor, size: int) -> Tensor:
     return value.reshape(size, len(value) // size, *value.shape[1:])
 
 
+def batched_again(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """A rule for `backward` or `jvp` that knows torch.func's vmap, for the older one that torch.autograd still uses.
+
+    That one (`is_grads_batched=True`, `vectorize=True`) knows no custom functions: its tensors are unpacked, the rule
+    is called under the newer one, and what it returns is packed again. No other arguments are looked at.
+    """
+
+    @functools.wraps(rule)
+    def wrapper(ctx: Any, *arguments: Tensor | None) -> Any:
+        old = [torch._C._functorch.is_legacy_batchedtensor(a) if isinstance(a, Tensor) else False for a in arguments]
+        if not any(old):
+            return rule(ctx, *arguments)
+        level = torch._C._vmapmode_increment_nesting() - 1
+        torch._C._vmapmode_decrement_nesting()
+        plain = [
+            torch._remove_batch_dim(argument, level, 0, 0) if is_old else argument
+            for argument, is_old in zip(arguments, old, strict=True)
+        ]
+        places: list[int | None] = []
+
+        def found(*given: Tensor) -> tuple[Tensor, ...]:
+            rest = iter(given)
+            result = rule(ctx, *(next(rest) if is_old else a for a, is_old in zip(plain, old, strict=True)))
+            parts = (result,) if isinstance(result, Tensor) else result
+            places.extend(None if part is None else 0 for part in parts)
+            return tuple(part for part in parts if part is not None)
+
+        values = iter(torch.func.vmap(found)(*(p for p, is_old in zip(plain, old, strict=True) if is_old)))
+        packed = tuple(None if at is None else torch._add_batch_dim(next(values), 0, level) for at in places)
+        return packed if len(packed) > 1 else packed[0]
+
+    return wrapper
+
+
 def pull(function: Callable[..., Tensor], at: Sequence[Tensor], cotangent: Tensor) -> tuple[Tensor | None, ...]:
     """The vector-Jacobian product of a function at some tensors, differentiable again; None for integer tensors."""
     real, whole = _real(function, at)
@@ -123,7 +157,7 @@ def pull(function: Callable[..., Tensor], at: Sequence[Tensor], cotangent: Tenso
 
 
 def push(function: Callable[..., Tensor], at: Sequence[Tensor], tangents: Sequence[Tensor | None]) -> Tensor:
-    """The Jacobian-vector product, differentiable again: the derivative of the vector-Jacobian product, which is linear.
+    """The Jacobian-vector product, differentiable again: the derivative of `pull`, which is linear in the cotangent.
 
     Forward mode itself cannot be nested in forward mode.
     """
@@ -148,12 +182,13 @@ def _real(function: Callable[..., Tensor], at: Sequence[Tensor]) -> tuple[list[T
     return [tensor for tensor in at if tensor.is_floating_point()], whole
 
 
-def refuse_unknown(sources: Sequence[tuple[Any, int]], known: Sequence[Tensor]) -> None:
+def refuse_unknown(sources: Sequence[tuple[Any, int]], known: Sequence[Tensor], z: Tensor) -> None:
     """Refuse to differentiate a second time what depends on tensors that are out of sight.
 
     Args:
         sources: nodes of the graph, as `next_functions` lists them.
         known: the tensors that they may depend on.
+        z: the point, which ∇f was taken at.
 
     Raises:
         RuntimeError: naming what to do instead.
@@ -167,7 +202,7 @@ def refuse_unknown(sources: Sequence[tuple[Any, int]], known: Sequence[Tensor]) 
             continue
         seen.add(node)
         variable = getattr(node, "variable", None)
-        if variable is not None and id(variable) not in variables:
+        if variable is not None and id(variable) not in variables and variable.data_ptr() != z.data_ptr():
             raise RuntimeError(
                 f"the energy depends on a tensor of shape {tuple(variable.shape)} that is no parameter, buffer or "
                 "attribute of it, so that its gradient cannot be differentiated again: assign it to the module"

@@ -169,15 +169,6 @@ def test_leading_shapes(shape: tuple[int, ...]) -> None:
     assert layer.energy.weight_map.factor.grad is not None
 
 
-def test_second_derivatives_are_refused() -> None:
-    """With z held fixed they would be those of another function."""
-    x = torch.tensor([[0.5]], requires_grad=True)
-    for adjoint in ("implicit", "unrolled"):
-        objective = ib.find_critical_point(E(-torch.eye(1)), "tanh", x, adjoint=adjoint).objective
-        with pytest.raises(RuntimeError, match="objective can be differentiated once only"):
-            torch.autograd.grad(objective.sum(), x, create_graph=True)
-
-
 def test_without_gradient() -> None:
     x = torch.tensor([[0.5]], requires_grad=True)
     energy = E(-torch.eye(1))

@@ -22,7 +22,7 @@ from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre.known_dual import dual_at, moves
 from implicit_bregman.linearization import Linearization
 from implicit_bregman.operators.inverse import Invertible, inverse
-from implicit_bregman.transforms import map_over_samples, primals, pull, push
+from implicit_bregman.transforms import batched_again, map_over_samples, primals, pull, push
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,12 @@ class _Attach(torch.autograd.Function):
         ctx.save_for_forward(output, *inputs[2:])
 
     @staticmethod
+    @batched_again
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         return None, None, None, None, None, *pull_back(ctx.jacobian, gradient, *ctx.saved_tensors)
 
     @staticmethod
+    @batched_again
     def jvp(ctx: Any, _: None, __: None, ___: None, ____: None, _____: None, *tangents: Tensor | None) -> Tensor:
         jacobian: Jacobian = ctx.jacobian
         with primals(ctx.saved_tensors) as (z, dual, slope, shift, *tensors):

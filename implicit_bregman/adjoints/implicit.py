@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from implicit_bregman.adjoints.differentiable import Jacobian, attach, pull_back
 from implicit_bregman.adjoints.error import Iterate, is_worth_refining, norm, quick_estimate, ratio, refined_estimate
 from implicit_bregman.adjoints.projection import attach_projection, record_projection, replay_projection
 from implicit_bregman.adjoints.system import METHODS, AdjointSolution, check_method, solve_adjoint_system
-from implicit_bregman.adjoints.transforms import is_batched, pull_back_many
+from implicit_bregman.adjoints.transforms import is_batched
 from implicit_bregman.compilation import without_autocast
 from implicit_bregman.energy.base import Packed, PullBack
 from implicit_bregman.energy.low_rank import BoundLowRank
@@ -24,7 +23,7 @@ from implicit_bregman.objective import Objective, Point
 from implicit_bregman.settings import FAILURE_MODES, check_choice, check_count, check_positive
 from implicit_bregman.solvers.base import DEFAULT_TOL, Outcome, Solver
 from implicit_bregman.status import Status
-from implicit_bregman.transforms import refuse_unknown
+from implicit_bregman.transforms import batched_again, refuse_unknown
 
 
 @dataclass(frozen=True)
@@ -232,12 +231,11 @@ class _AttachImplicit(torch.autograd.Function):
         ctx.count_system = len(tensors)
         made_of = leaves[backward.leaves :]
         z = value.clone()
-        ctx.save_for_backward(
-            point, backward.leftover, backward.usable, *iterate, *tensors, z, backward.dual, *made_of
-        )
+        ctx.save_for_backward(point, backward.leftover, backward.usable, *iterate, *tensors, z, backward.dual, *made_of)
         return z
 
     @staticmethod
+    @batched_again
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         point, leftover, usable, *tensors = ctx.saved_tensors
         end = ctx.count + ctx.count_system
@@ -250,7 +248,7 @@ class _AttachImplicit(torch.autograd.Function):
         if is_batched(gradient):
             # (there is no report for so many)
             at = (point, dual, system.slope, system.shift, *made_of)
-            return None, None, None, None, *none, *pull_back_many(partial(pull_back, ctx.jacobian), g, at)
+            return None, None, None, None, *none, *pull_back(ctx.jacobian, g, *at)
 
         def solve(system: Linearization, g: Tensor) -> AdjointSolution:
             return solve_adjoint_system(system, g, adjoint.method, adjoint.tol, adjoint.max_iter)
@@ -269,7 +267,8 @@ class _AttachImplicit(torch.autograd.Function):
         initial = torch.zeros_like(gradient) if ctx.needs_input_grad[2] else None
         if not again:
             return None, None, initial, None, *leaves, *(None for _ in made_of)
-        refuse_unknown(ctx.next_functions[4 : 4 + ctx.leaves], made_of)
+        # (listed for tensors alone, of which the leaves are the fourth and following)
+        refuse_unknown(ctx.next_functions[3 : 3 + ctx.leaves], made_of, point)
         z = z if usable is None else torch.where(usable[:, None], z, point)
         jacobian = replace(ctx.jacobian, known=v)
         with without_autocast(gradient.device.type):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -40,34 +39,6 @@ def refuse_higher_order(adjoint: str) -> None:
 def is_batched(gradient: Tensor) -> bool:
     """Whether it is a whole batch of cotangents at once: of `vmap`, `is_grads_batched=True` or `vectorize=True`."""
     return torch._C._functorch.is_batchedtensor(gradient) or torch._C._functorch.is_legacy_batchedtensor(gradient)
-
-
-def pull_back_many(
-    rule: Callable[..., tuple[Tensor | None, ...]], gradient: Tensor, at: tuple[Tensor, ...]
-) -> tuple[Tensor | None, ...]:
-    """What a differentiable rule makes of a batch of cotangents, batched as they are.
-
-    Args:
-        rule: from a cotangent and the tensors of `at` to gradients.
-        gradient: the batch of cotangents.
-        at: tensors of which there is one each.
-    """
-    if torch._C._functorch.is_batchedtensor(gradient):
-        return rule(gradient, *at)
-    # That of torch.autograd is an older kind, which knows no custom rules: unpacked here, and packed again.
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
-    plain = torch._remove_batch_dim(gradient, level, 0, 0)
-    real = [index for index, part in enumerate(at[4:]) if part.is_floating_point()]
-
-    def found(g: Tensor) -> tuple[Tensor, ...]:
-        parts = rule(g, *at)
-        return tuple(parts[index] for index in real)  # type: ignore[misc]
-
-    parts = dict(zip(real, torch.func.vmap(found)(plain), strict=True))
-    return tuple(
-        torch._add_batch_dim(parts[index], 0, level) if index in parts else None for index in range(len(at) - 4)
-    )
 
 
 def refuse_batched(adjoint: str, gradient: Tensor) -> None:

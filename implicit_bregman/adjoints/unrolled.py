@@ -113,7 +113,7 @@ class Unrolled(Adjoint):
         dual = torch.where(usable[:, None], dual, dual.detach())
         tracked = self.steps if self.last is None else self.last
         for number, step in enumerate(steps.split(1, 1)):
-            if number == self.steps - tracked:
+            if 0 < number == self.steps - tracked:
                 dual = dual.detach()
             dual = _moved(objective, dual, step)
         return objective.geometry.activation(dual)

@@ -147,5 +147,3 @@ def _divergence_terms(phi: LegendreFunction, left: Tensor, right: Tensor, dual: 
         p, q = phi._project_dual(left), phi._project_dual(right)
         return phi._dual_divergence(p, q, q - p).clamp(min=0.0)
     return phi._divergence(left, right, left - right).clamp(min=0.0)
-
-

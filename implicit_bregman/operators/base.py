@@ -87,7 +87,9 @@ class LinearOperator(ABC):
         tensors, rebuild = self.pack()
         if not transformed() and not (torch.is_grad_enabled() and any(t.requires_grad for t in (v, *tensors))):
             return self.inverted(shift, adjoint)(v)
-        return inverse(_Shifted(rebuild, shift, adjoint, self.batch is None), v, *tensors)
+        # (of an operator with a part for each sample, all samples would have to be multiplied)
+        rows = (False,) * len(tensors) if self.batch is None else None
+        return inverse(_Shifted(rebuild, shift, adjoint, rows), v, *tensors)
 
     def inverted(self, shift: float, adjoint: bool = False) -> Callable[[Tensor], Tensor]:
         """v ↦ `solve(v, shift, adjoint)` without gradient, for many v: what it takes of H is computed once.
@@ -219,12 +221,7 @@ class _Shifted(Invertible):
     rebuild: Rebuild
     shift: float
     adjoint: bool
-    is_shared: bool
-
-    @property
-    def rows(self) -> tuple[bool, ...] | None:  # type: ignore[override]
-        # (of an operator with one part for each sample, all samples would have to be multiplied)
-        return () if self.is_shared else None
+    rows: tuple[bool, ...] | None
 
     def product(self, v: Tensor, *tensors: Tensor) -> Tensor:
         return torch.add(self.rebuild(*tensors).product(v, self.adjoint), v, alpha=self.shift)

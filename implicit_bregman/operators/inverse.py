@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.transforms import map_over_samples, on_numbers, primals, pull, push, transformed
+from implicit_bregman.transforms import batched_again, map_over_samples, on_numbers, primals, pull, push, transformed
 
 
 class Invertible(ABC):
@@ -59,6 +59,7 @@ class _Inverse(torch.autograd.Function):
         ctx.save_for_forward(output, *inputs[2:])
 
     @staticmethod
+    @batched_again
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         v, *tensors = ctx.saved_tensors
         system: Invertible = ctx.system
@@ -68,6 +69,7 @@ class _Inverse(torch.autograd.Function):
         return None, w, *pull(lambda *t: system.product(v, *t), tensors, -w)
 
     @staticmethod
+    @batched_again
     def jvp(ctx: Any, _: None, right: Tensor | None, *tangents: Tensor | None) -> Tensor:
         system: Invertible = ctx.system
         with primals(ctx.saved_tensors) as (v, *tensors):
