@@ -81,7 +81,7 @@ def test_the_figure_shows_something(result: Convergence) -> None:
 
 
 def test_without_an_objective_its_curve_is_empty() -> None:
-    problem = make_problem("free", "tanh", dim=6, batch=2, condition=3.0, active=0.2)
+    problem = make_problem("general", "tanh", dim=6, batch=2, condition=3.0, active=0.2)
     result = run_convergence(ConvergenceSettings(problem.name, ("mm",), max_iter=200), problem)
     assert result.solvers[0].objective == ()
     assert result.solvers[0].gradient_error[-1][1] < 1e-6

@@ -180,7 +180,7 @@ def train_loop() -> Any:
         {"solver": "mm"},
         {"solver": "anderson", "adjoint": "phantom"},
         {"solver": "broyden", "max_iter": 30, "adjoint": "shine"},
-        {"weight": "free", "regularization": 0.5},
+        {"weight": "general", "regularization": 0.5},
         {"weight": "symmetric", "adjoint": "unrolled-3"},
     ],
     ids=lambda changes: ",".join(map(str, changes.values())) or "default",
