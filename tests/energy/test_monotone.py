@@ -127,6 +127,21 @@ def test_value_and_gradients_are_those_of_the_given_matrix(geometry: str, gamma:
         torch.testing.assert_close(one, twin, rtol=tol, atol=tol * float(twin.abs().max()))
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.3])
+def test_gradients_are_finite_differences(gamma: float) -> None:
+    made, x, cotangent = layer(regularization=gamma, margin=1.0), 2 * normal(5, 5), normal(5, 9, seed=1)
+    parts = matrices(made)
+    gradients = torch.autograd.grad(made(x), parts, cotangent)
+    for number, (part, gradient) in enumerate(zip(parts, gradients, strict=True)):
+        direction, values = normal(*part.shape, seed=number), []
+        with torch.no_grad():
+            for step in (1e-6, -2e-6, 1e-6):
+                part.add_(step * direction)
+                values.append(float((made(x) * cotangent).sum()))
+        change = (values[0] - values[1]) / 2e-6
+        assert change == pytest.approx(float((gradient * direction).sum()), rel=1e-5, abs=1e-7)
+
+
 @pytest.mark.parametrize("solver", ["mm", "anderson", "newton", ib.solvers.Splitting()])
 def test_every_solver_finds_it(solver: str | ib.solvers.Solver) -> None:
     made, x = layer(margin=1.0), 3 * normal(6, 5)
