@@ -43,7 +43,7 @@ class Blocks(LinearOperator):
         symmetric: bool | None = None,
     ) -> None:
         _check_grid(blocks)
-        parts = [[_part(i, j, block) for j, block in enumerate(row)] for i, row in enumerate(blocks)]
+        parts = [[_part(i, j, block, symmetric) for j, block in enumerate(row)] for i, row in enumerate(blocks)]
         _check_samples(parts)
         self._set(parts, _widths(parts), symmetric)
 
@@ -249,7 +249,7 @@ def _check_grid(blocks: object) -> None:
             )
 
 
-def _part(i: int, j: int, block: object) -> Part | None:
+def _part(i: int, j: int, block: object, symmetric: bool | None) -> Part | None:
     if block is None or isinstance(block, LinearOperator):
         return block
     name = f"blocks[{i}][{j}]"
@@ -262,7 +262,7 @@ def _part(i: int, j: int, block: object) -> Part | None:
         return _Matrix(block)
     if block.shape[0] != block.shape[1]:
         raise ValueError(f"{name} is on the diagonal and must be square, got shape {tuple(block.shape)}")
-    return Dense(block)
+    return Dense(block, symmetric or None)
 
 
 def _check_samples(parts: Grid) -> None:
@@ -270,7 +270,7 @@ def _check_samples(parts: Grid) -> None:
         (i, j, part.batch)
         for i, row in enumerate(parts)
         for j, part in enumerate(row)
-        if part is not None and part.batch
+        if part is not None and part.batch is not None
     ]
     for i, j, batch in counted[1:]:
         if batch != counted[0][2]:

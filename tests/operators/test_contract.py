@@ -226,9 +226,9 @@ class TestBlocks(Contract):
 
     def operator(self, *tensors: Tensor) -> LinearOperator:
         own, across, back, *factors = tensors
+        product = ib.operators.Kronecker(*factors, symmetric=True)
         # (perturbed entry by entry, a symmetric matrix is none any more)
-        left, right = ib.operators.Dense(own, symmetric=True), ib.operators.Kronecker(*factors, symmetric=True)
-        return ib.operators.Blocks([[left, across], [back, right]], symmetric=True)
+        return ib.operators.Blocks([[own, across], [back, product]], symmetric=True)
 
     def test_its_bounds_prove_it_definite(self) -> None:
         assert self.make().bounds()[0] > 0.05
@@ -251,7 +251,7 @@ class TestBlocksOfOperators(Contract):
             [
                 [ib.operators.LowRank(vectors, entries), twice, None],
                 [twice, ib.operators.Sum(ib.operators.Diagonal(own), ib.operators.Diagonal(own)), across],
-                [None, back, ib.operators.Dense(last, symmetric=True)],
+                [None, back, last],
             ],
             symmetric=True,
         )
@@ -268,8 +268,7 @@ class TestBlocksStronglyCoupled(Contract):
 
     def operator(self, *tensors: Tensor) -> LinearOperator:
         a, b, c, d = tensors
-        dense = ib.operators.Dense
-        return ib.operators.Blocks([[dense(a, symmetric=True), b], [c, dense(d, symmetric=True)]], symmetric=True)
+        return ib.operators.Blocks([[a, b], [c, d]], symmetric=True)
 
     def test_its_bounds_prove_nothing(self) -> None:
         assert self.make().bounds()[0] < 0
