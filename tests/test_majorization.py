@@ -285,7 +285,7 @@ def test_a_flat_direction_is_not_unique() -> None:
     assert not certify(level, "identity", 0.5).unique, "γφ makes up for the curvature exactly, and no more"
 
 
-def test_certificate_of_a_free_energy_promises_no_descent() -> None:
+def test_certificate_of_a_general_energy_promises_no_descent() -> None:
     monotone = QuadraticEnergy.from_matrices(torch.tensor([[-0.5, 0.3], [-0.3, -0.5]]).double())
     found = certify(monotone, "tanh")
     assert not found.has_objective

@@ -94,7 +94,7 @@ def test_a_matrix_for_each_sample() -> None:
 @pytest.mark.parametrize(
     ("weight", "name", "letter"),
     [
-        ("free", "weight_map.entries", "W"),
+        ("general", "weight_map.entries", "W"),
         ("symmetric", "weight_map.entries", "W"),
         ("convex", "weight_map.factor", "W"),
         ("low_rank", "weight_map.vectors", "V"),

@@ -28,7 +28,7 @@ def chosen_problems() -> list[tuple[str, Problem]]:
         ("convex, arctan, a quarter active", "convex", "arctan", 16, 0.0),
         ("convex, sigmoid, γ = 0.05", "convex", "sigmoid", 32, 0.05),
         ("indefinite, tanh, γ = 0.03", "indefinite", "tanh", 16, 0.03),
-        ("not symmetric, sigmoid, γ = 0.2", "free", "sigmoid", 32, 0.2),
+        ("not symmetric, sigmoid, γ = 0.2", "general", "sigmoid", 32, 0.2),
     ]
     problems = []
     for title, kind, geometry, width, regularization in wanted:

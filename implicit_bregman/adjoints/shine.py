@@ -61,7 +61,7 @@ class Shine(Adjoint):
 
     How it is used. The paper falls back to the Jacobian-free direction, here κb, where the estimate's is out of
     proportion. Here the two are combined, per sample, with the weights that bring them nearest to the solution, in
-    the norm in which CG measures the error (for a free W: in the residual). It costs the two products with the
+    the norm in which CG measures the error (for a general W: in the residual). It costs the two products with the
     operator that a comparison would cost, makes ⟨v, g⟩ > 0 where the operator is positive, and where the estimate is
     useless or not finite a multiple of `OneStep` is left.
 
@@ -74,8 +74,8 @@ class Shine(Adjoint):
     relative residual of the adjoint system, in the scaling of v. `iterations` counts the products, those two included.
 
     Args:
-        refine: steps of CG on the adjoint system that follow, from the estimate on; of GMRES for a free W and where F
-            may have several critical points.
+        refine: steps of CG on the adjoint system that follow, from the estimate on; of GMRES for a general W and where
+            F may have several critical points.
         on_failure: "warn" (once), "raise" or "ignore" where the estimate is not finite.
 
     Raises:

@@ -188,7 +188,7 @@ class Energy(nn.Module):
 
     @property
     def symmetric(self) -> bool:
-        """Whether there is an objective; only a "free" quadratic energy has none."""
+        """Whether there is an objective; only a quadratic energy without symmetry has none."""
         return True
 
     @property

@@ -14,14 +14,17 @@ from implicit_bregman.energy.base import BoundEnergy, Energy
 from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.energy.low_rank import BoundLowRank, gram_spectrum
 from implicit_bregman.energy.weights import (
+    WEIGHTS,
     ConvexWeight,
-    FreeWeight,
+    GeneralWeight,
     GivenWeight,
     LowRankWeight,
+    MonotoneWeight,
     SymmetricWeight,
     Weight,
     at_least_single,
     hold,
+    present_name,
 )
 from implicit_bregman.linalg.spectrum import Spectrum
 from implicit_bregman.operators import LinearOperator, Stacked
@@ -29,7 +32,6 @@ from implicit_bregman.operators.dense import Dense, is_symmetric
 from implicit_bregman.tensors import check_dense, check_numbers
 from implicit_bregman.transforms import numbers
 
-WEIGHTS = ("convex", "symmetric", "free", "low_rank")
 #: ε of an infeasible low-rank system, relative to ‖V‖²/r.
 DEFAULT_SOFTENING = 1e-3
 
@@ -57,10 +59,12 @@ class QuadraticEnergy(Energy):
         features: d, the width of z.
         in_features: n, the width of x; default d.
         weight: "convex" (W ≺ 0 by construction: one critical point), "symmetric" (indefinite allowed: there may
-            be several), "free" (any W: equilibria, but no objective, because a common objective of all steps
-            forces W to be symmetric) or "low_rank" (W = −VVᵀ, see above).
+            be several), "monotone" (−W = margin·I + AᵀA + Bᵀ − B as in monDEQ: one equilibrium, but no objective
+            unless B is symmetric), "general" (any W: equilibria, but no objective, because a common objective of all
+            steps forces W to be symmetric; "free" is its former name) or "low_rank" (W = −VVᵀ, see above).
         bias: whether to learn b.
-        margin: for "convex", the least eigenvalue that −W can have. It bounds the condition number.
+        margin: for "convex" and "monotone", the least eigenvalue that −W, or its symmetric part, can have. It bounds
+            the condition number.
         rank: for "low_rank", r, the number of equations Vᵀz = β.
         softening: for "low_rank", the ε of infeasible systems relative to ‖V‖²/r (Frobenius norm), the mean square
             of V's singular values. Default 1e-3.
@@ -90,6 +94,7 @@ class QuadraticEnergy(Energy):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        weight = present_name(weight)
         super().__init__(features, convex=weight in ("convex", "low_rank"))
         n = features if in_features is None else in_features
         if n < 1:
@@ -99,8 +104,10 @@ class QuadraticEnergy(Energy):
             self.weight_map: Weight = ConvexWeight(features, margin, device, dtype)
         elif weight == "symmetric":
             self.weight_map = SymmetricWeight(features, device, dtype)
-        elif weight == "free":
-            self.weight_map = FreeWeight(features, device, dtype)
+        elif weight == "monotone":
+            self.weight_map = MonotoneWeight(features, margin, device, dtype)
+        elif weight == "general":
+            self.weight_map = GeneralWeight(features, device, dtype)
         elif weight == "low_rank":
             soft = DEFAULT_SOFTENING if softening is None else softening
             self.weight_map = LowRankWeight(features, rank, soft, device, dtype)
@@ -141,8 +148,8 @@ class QuadraticEnergy(Energy):
         `from_matrices(0.5 * (P + P.T))`.
 
         Args:
-            W: (d, d). Where it is not symmetric (up to rounding) the energy is "free". Or one symmetric matrix for each
-                sample, (B, d, d), in the order of the flattened batch of x.
+            W: (d, d). Where it is not symmetric (up to rounding) the energy is "general". Or one symmetric matrix for
+                each sample, (B, d, d), in the order of the flattened batch of x.
             U: (d, n). None: the identity, so that x is added as it is.
             b: (d,). None: no offset.
             convex: state that W ⪯ 0. That is found without it up to 16 rounding errors of the largest eigenvalue; with
@@ -200,7 +207,7 @@ class QuadraticEnergy(Energy):
 
     @property
     def weight(self) -> Float[Tensor, "d d"]:
-        """W, (d, d), as a function of the parameters and in their precision; symmetric unless the energy is "free"."""
+        """W, (d, d), as a function of the parameters and in their precision; symmetric where there is an objective."""
         matrix: Tensor = self.weight_map()
         return (-(matrix @ matrix.mT) if self.low_rank else matrix).to(_sources(self)[0].dtype)
 
@@ -246,7 +253,7 @@ class QuadraticEnergy(Energy):
         """f(z; x), (B,).
 
         Raises:
-            TypeError: for a "free" weight, which has no objective.
+            TypeError: for a weight without symmetry, which has no objective.
         """
         if not self.symmetric:
             raise TypeError(
@@ -256,7 +263,7 @@ class QuadraticEnergy(Energy):
         return -(z * (0.5 * (z @ self.weight) + self.linear(x))).sum(-1)
 
     def gradient(self, z: Float[Tensor, "*batch d"], x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
-        """∇f(z; x) = −(Wz + Ux + b), (B, d); for a "free" weight the field with this formula."""
+        """∇f(z; x) = −(Wz + Ux + b), (B, d); without symmetry the field with this formula."""
         return -(z @ self.weight.mT + self.linear(x))
 
     def hessian_product(
@@ -266,7 +273,7 @@ class QuadraticEnergy(Energy):
         return -(v @ self.weight.mT)
 
     def curvature_bound(self) -> Tensor:
-        """λ_max(−W), exact; for a "free" weight the reciprocal of the cocoercivity constant (see `certify`)."""
+        """λ_max(−W), exact; without symmetry the reciprocal of the cocoercivity constant (see `certify`)."""
         return self._spectrum().curvature
 
     def curvature_range(self) -> tuple[Tensor, Tensor]:

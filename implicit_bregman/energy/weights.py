@@ -10,6 +10,14 @@ from torch import Tensor, nn
 
 from implicit_bregman.settings import check_positive, is_number
 
+#: The kinds of W, by name.
+WEIGHTS = ("convex", "symmetric", "monotone", "general", "low_rank")
+
+
+def present_name(weight: str) -> str:
+    """The name of a kind of W today: "free", which stays for one release, is "general"; any other as it is."""
+    return "general" if weight == "free" else weight
+
 
 class Weight(nn.Module):
     """A parametrization of W. Called, it returns W, or V where W = −VVᵀ.
@@ -40,9 +48,7 @@ class ConvexWeight(Weight):
         self, features: int, margin: float, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> None:
         super().__init__()
-        if not margin > 0:
-            raise ValueError(f"margin must be positive, got {margin}: it bounds -W away from 0")
-        self.margin = float(margin)
+        self.margin = _checked_margin(margin)
         self.factor = nn.Parameter(torch.empty(features, features, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -54,11 +60,7 @@ class ConvexWeight(Weight):
 
     def forward(self) -> Float[Tensor, "d d"]:
         """W, (d, d)."""
-        factor = at_least_single(self.factor)
-        product = factor @ factor.mT
-        # Some matrix products round P Pᵀ to a matrix that is not quite symmetric.
-        gram = 0.5 * (product + product.mT)
-        return -(gram + self.margin * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device))
+        return -_gram(at_least_single(self.factor), self.margin)
 
 
 class SymmetricWeight(Weight):
@@ -81,7 +83,41 @@ class SymmetricWeight(Weight):
         return 0.5 * (entries + entries.mT)
 
 
-class FreeWeight(Weight):
+class MonotoneWeight(Weight):
+    """W = −(margin·I + AᵀA + Bᵀ − B): the symmetric part of −W is positive definite by construction.
+
+    This is the parametrization of monDEQ (Winston and Kolter, "Monotone operator equilibrium networks", 2020), whose
+    own W is I plus this one. It is symmetric, and there is an objective, where B is.
+
+    Args:
+        features: d.
+        margin: the least eigenvalue that the symmetric part of −W can have; m in monDEQ.
+    """
+
+    symmetric = None
+
+    def __init__(
+        self, features: int, margin: float, device: torch.device | str | None, dtype: torch.dtype | None
+    ) -> None:
+        super().__init__()
+        self.margin = _checked_margin(margin)
+        self.factor = nn.Parameter(torch.empty(features, features, device=device, dtype=dtype))
+        self.skew = nn.Parameter(torch.empty(features, features, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """A and B as monDEQ starts them: uniform between ±1/√d, as the matrices of `torch.nn.Linear`."""
+        reach = self.factor.shape[0] ** -0.5
+        for entries in (self.factor, self.skew):
+            nn.init.uniform_(entries, -reach, reach)
+
+    def forward(self) -> Float[Tensor, "d d"]:
+        """W, (d, d)."""
+        skew = at_least_single(self.skew)
+        return skew - skew.mT - _gram(at_least_single(self.factor).mT, self.margin)
+
+
+class GeneralWeight(Weight):
     """W = P, any matrix: equilibria exist, an objective does not."""
 
     symmetric = False
@@ -146,6 +182,10 @@ class LowRankWeight(Weight):
         return f"features={self.vectors.shape[0]}, rank={self.rank}, softening={self.softening:g}"
 
 
+#: The name of `GeneralWeight` in layers that were pickled before.
+FreeWeight = GeneralWeight
+
+
 class GivenWeight(Weight):
     """A matrix that somebody else owns; gradients flow to it.
 
@@ -176,6 +216,20 @@ def hold(module: nn.Module, name: str, tensor: Tensor | None) -> None:
         module.register_parameter(name, tensor)
     else:
         module.register_buffer(name, tensor)
+
+
+def _checked_margin(margin: float) -> float:
+    if not margin > 0:
+        raise ValueError(f"margin must be positive, got {margin}: it bounds -W away from 0")
+    return float(margin)
+
+
+def _gram(factor: Tensor, margin: float) -> Float[Tensor, "d d"]:
+    """P Pᵀ + margin·I."""
+    product = factor @ factor.mT
+    # Some matrix products round P Pᵀ to a matrix that is not quite symmetric.
+    gram = 0.5 * (product + product.mT)
+    return gram + margin * torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
 
 
 def _negative_with_noise(entries: nn.Parameter) -> None:

@@ -77,7 +77,7 @@ def compare(
     regularization: Annotated[
         float, typer.Option(help="γ, the weight of φ in the objective.")
     ] = DEFAULTS.regularization,
-    weight: Annotated[str, typer.Option(help="Kind of W: convex, symmetric or free.")] = DEFAULTS.weight,
+    weight: Annotated[str, typer.Option(help="Kind of W: convex, symmetric, monotone or general.")] = DEFAULTS.weight,
     width: Annotated[int, typer.Option(help="Width of the representation.")] = DEFAULTS.width,
     epochs: Annotated[int, typer.Option(help="Budget of steps, in epochs.")] = DEFAULTS.epochs,
     seconds: Annotated[

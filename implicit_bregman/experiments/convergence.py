@@ -18,6 +18,7 @@ from implicit_bregman import (
     find_critical_point,
 )
 from implicit_bregman.adjoints import Implicit, Unrolled
+from implicit_bregman.energy.weights import present_name
 from implicit_bregman.experiments.gradients import gradient_check
 from implicit_bregman.experiments.methods import torchdeq_installed
 from implicit_bregman.experiments.oracle import (
@@ -115,13 +116,15 @@ def default_solvers() -> tuple[str, ...]:
 
 
 def find_problem(name: str) -> Problem:
-    """The problem of that name.
+    """The problem of that name; "general-…" were "free-…" before.
 
     Raises:
         ValueError: If there is none; the message says how to list them.
     """
+    kind, _, rest = name.partition("-")
+    present = f"{present_name(kind)}-{rest}"
     for problem in collection():
-        if problem.name == name:
+        if problem.name == present:
             return problem
     raise ValueError(f"unknown problem {name!r}; `implicit-bregman convergence --list` shows the known ones")
 

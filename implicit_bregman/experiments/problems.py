@@ -14,13 +14,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from implicit_bregman.energy.weights import present_name
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre import geometry as find_geometry
 
-KINDS = ("convex", "indefinite", "free")
+KINDS = ("convex", "indefinite", "general")
 
 _MULTIPLIERS = (0.2, 1.0)  # range of |(Wz + c)_j| on the active set, in units of `_multiplier_unit`
-_SKEW = 0.5  # spectral norm of the skew part of a "free" W, relative to the largest eigenvalue of -sym(W)
+_SKEW = 0.5  # spectral norm of the skew part of a "general" W, relative to the largest eigenvalue of -sym(W)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -33,10 +34,10 @@ class Problem:
     Attributes:
         name: Unique within the collection.
         geometry: The Legendre function φ; its closed domain is the feasible set C.
-        weight: W, `(d, d)`; symmetric unless `kind` is "free".
+        weight: W, `(d, d)`; symmetric unless `kind` is "general".
         offset: c, `(B, d)`.
         regularization: γ ≥ 0.
-        kind: "convex" (W ≺ 0), "indefinite" (symmetric, both signs) or "free" (not symmetric, with the
+        kind: "convex" (W ≺ 0), "indefinite" (symmetric, both signs) or "general" (not symmetric, with the
             symmetric part of -W positive definite).
         condition: Ratio of the largest to the smallest |eigenvalue| of the symmetric part of W.
         active_share: Share of the coordinates that are at a bound of C. For "indefinite" it is a lower bound:
@@ -63,8 +64,8 @@ class Problem:
 
     @property
     def step(self) -> float:
-        """The automatic MM step τ = min(1, σ / λ_max(-W)), 0 where σ is; "free" has none (ValueError)."""
-        if self.kind == "free":
+        """The automatic MM step τ = min(1, σ / λ_max(-W)), 0 where σ is; "general" has none (ValueError)."""
+        if self.kind == "general":
             raise ValueError(f"problem {self.name!r} is free: no objective, hence no majorization step")
         largest = float(torch.linalg.eigvalsh(-self.weight.double()).max())
         return 1.0 if largest <= self.geometry.strong_convexity else self.geometry.strong_convexity / largest
@@ -96,7 +97,7 @@ def make_problem(
     """Draw one problem in float64.
 
     Args:
-        kind: "convex", "indefinite" or "free".
+        kind: "convex", "indefinite" or "general" (formerly "free").
         geometry: Legendre function or its name.
         dim: Features d ≥ 2.
         batch: Samples B ≥ 0.
@@ -117,7 +118,7 @@ def make_problem(
         ValueError: An argument is out of range, or the combination makes no sense: active coordinates where C
             has no bound or where γφ keeps them inside, or an objective that is unbounded below.
     """
-    phi = find_geometry(geometry)
+    phi, kind = find_geometry(geometry), present_name(kind)
     _check(kind, dim, batch, condition, active, regularization, stiffness)
     bounded_sides = sum(math.isfinite(end) for end in phi.domain)
     at_bound = kind != "indefinite" and active > 0
@@ -140,7 +141,7 @@ def make_problem(
         eigenvalues[flipped] = -eigenvalues[flipped]
         _check_bounded_below(phi, float(eigenvalues.max()), regularization)
     weight = _symmetric(eigenvalues, random)
-    if kind == "free":
+    if kind == "general":
         weight = weight + _skew(dim, _SKEW * top, random)
 
     label = name or "-".join(
@@ -224,11 +225,11 @@ def collection() -> tuple[Problem, ...]:
     add("indefinite", "tanh", 32, 16, 10.0, active=0.2, regularization=0.1, stiffness=3.0)
 
     for name in ("tanh", "sigmoid", "arctan", "softplus"):
-        add("free", name, 12, 4, 10.0, active=0.25)
+        add("general", name, 12, 4, 10.0, active=0.25)
     for name in ("tanh", "identity"):
-        add("free", name, 12, 4, 10.0)
+        add("general", name, 12, 4, 10.0)
     for name in ("sigmoid", "arcsinh"):
-        add("free", name, 32, 4, 10.0, regularization=0.2, stiffness=2.0)
+        add("general", name, 32, 4, 10.0, regularization=0.2, stiffness=2.0)
     return tuple(found)
 
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from implicit_bregman.energy.weights import present_name
 from implicit_bregman.experiments.methods import Method, default_rows, make_methods
 
 
@@ -32,7 +33,7 @@ class CompareSettings:
             took for the budget of steps.
         geometry: Name of the geometry.
         regularization: γ ≥ 0.
-        weight: Kind of W: "convex", "symmetric" or "free".
+        weight: Kind of W: "convex", "symmetric", "monotone" or "general".
         width: d, the width of the representation.
         batch_size: Samples per step.
         learning_rate: Adam's constant learning rate.
@@ -62,6 +63,7 @@ class CompareSettings:
     rows: tuple[str, ...] = field(default_factory=default_rows)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "weight", present_name(self.weight))
         for name in ("seeds", "epochs", "width", "batch_size", "train_size", "max_iter", "threads"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -15,7 +15,7 @@ from implicit_bregman.adjoints import Adjoint, Unrolled, adjoint_named
 from implicit_bregman.critical_point import find_critical_point
 from implicit_bregman.energy import QuadraticEnergy
 from implicit_bregman.energy.low_rank import check_projection
-from implicit_bregman.energy.weights import LowRankWeight
+from implicit_bregman.energy.weights import LowRankWeight, present_name
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.majorization import Certificate, certify
@@ -46,19 +46,19 @@ class BregmanDEQ(nn.Module):
         in_features: n, the width of x.
         out_features: d, the width of z.
         geometry: φ, by name or instance.
-        weight: "convex" (W ≺ 0, one critical point), "symmetric", "free" or "low_rank" (with `rank`: the Bregman
-            projection layer below); see `QuadraticEnergy`.
+        weight: "convex" (W ≺ 0, one critical point), "symmetric", "monotone" (as in monDEQ: one equilibrium), "general"
+            or "low_rank" (with `rank`: the Bregman projection layer below); see `QuadraticEnergy`.
         regularization: γ ≥ 0.
         solver: a name or an instance from `implicit_bregman.solvers`.
         adjoint: a name or an instance from `implicit_bregman.adjoints`.
         injection: how x enters. "linear": through the offset Ux + b. "initial": as z⁰ = x (the paper's Definition
             2.2; n = d, x in int C; `solve(None, initial_dual=y)` for an x = ρ(y) that would be rounded to a bound),
-            with the learned offset b alone. The limit of MM then forgets x wholly (convex) or up to the choice of a
-            basin (symmetric, free), so "initial" with a convex weight is refused unless the adjoint is `Unrolled`, and
-            warns for these two. It is meant for "low_rank" with γ = 0; with γ > 0 the limit would not depend on x, and
-            it is refused.
+            with the learned offset b alone. The limit of MM then forgets x wholly (convex, monotone) or up to the
+            choice of a basin (symmetric, general), so "initial" is refused for the first two unless the adjoint is
+            `Unrolled`, and warns for the others. It is meant for "low_rank" with γ = 0; with γ > 0 the limit would not
+            depend on x, and it is refused.
         bias: whether to learn b.
-        margin: for "convex", the least eigenvalue that −W can have.
+        margin: for "convex" and "monotone", the least eigenvalue that −W, or its symmetric part, can have.
         rank: for "low_rank", the number r of equations, 1 ≤ r ≤ d.
         softening: for "low_rank", the relative ε of infeasible systems; see `QuadraticEnergy`.
         device: where the parameters are made.
@@ -109,7 +109,7 @@ class BregmanDEQ(nn.Module):
         self.adjoint: str | Adjoint = adjoint
         self.injection = injection
         solver_named(solver)
-        self._weight = weight
+        self._weight = present_name(weight)
         self._check_injection()
         self._warn_of_linear_map()
         self.energy = QuadraticEnergy(
@@ -213,10 +213,10 @@ class BregmanDEQ(nn.Module):
             )
 
     def _refuse_constant(self) -> None:
-        if self._weight == "convex" and not isinstance(adjoint_named(self.adjoint), Unrolled):
+        if self._weight in ("convex", "monotone") and not isinstance(adjoint_named(self.adjoint), Unrolled):
             raise ValueError(
-                'injection="initial" with weight="convex" makes h constant, because the critical point is unique: '
-                'use injection="linear", or adjoint=adjoints.Unrolled(steps=...)'
+                f'injection="initial" with weight="{self._weight}" makes h constant, because the critical point is '
+                'unique: use injection="linear", or adjoint=adjoints.Unrolled(steps=...)'
             )
         if self._weight == "low_rank" and self.regularization and not isinstance(adjoint_named(self.adjoint), Unrolled):
             raise ValueError(

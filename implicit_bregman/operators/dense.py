@@ -103,6 +103,7 @@ class Dense(LinearOperator):
 
     def bounds_guess(self) -> tuple[float, float]:
         if not self.symmetric:
+            _ = self._symmetric_part.inverse  # which costs less than a spectrum
             return self._symmetric_part.bounds_guess()
         inverse = self.known_inverse
         if "spectrum" in self.__dict__ or inverse is None:
@@ -191,7 +192,7 @@ class Dense(LinearOperator):
     @cached_property
     def _symmetric_part(self) -> Dense:
         """(H + Hᵀ)/2."""
-        return Dense(0.5 * (self.matrix + self.matrix.mT), True, given=self.given)
+        return Dense(0.5 * (self.matrix + self.matrix.mT), True, self.least, given=self.given)
 
     @cached_property
     def spectrum(self) -> Spectrum:

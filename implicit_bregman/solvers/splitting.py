@@ -73,7 +73,7 @@ class Splitting(Solver):
         if not objective.energy.affine or not objective.unique:
             raise ValueError(
                 "Splitting needs a quadratic energy with one critical point (its symmetric part positive definite, "
-                'perhaps thanks to regularization > 0): use weight="convex", or solver="auto"'
+                'perhaps thanks to regularization > 0): use weight="convex" or "monotone", or solver="auto"'
             )
         with torch.no_grad():
             return self._outcome(objective, dual.detach())

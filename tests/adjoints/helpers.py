@@ -75,18 +75,19 @@ def convex_cases() -> list[Case]:
         Case("tanh", active=0.34, stiffness=4.0),
         Case("sigmoid", regularization=0.3, stiffness=4.0),
         Case("tanh", active=0.34, weight="symmetric"),
-        Case("tanh", active=0.34, weight="free"),
+        Case("tanh", active=0.34, weight="general"),
     ]
     return cases
 
 
-def free_cases() -> list[Case]:
+def general_cases() -> list[Case]:
     """W not symmetric, −W monotone."""
     cases = [
-        Case(name, "free", active=0.34, weight="free") for name in ("tanh", "sigmoid", "arctan", "sin", "softplus")
+        Case(name, "general", active=0.34, weight="general")
+        for name in ("tanh", "sigmoid", "arctan", "sin", "softplus")
     ]
-    cases += [Case(name, "free", weight="free") for name in ("tanh", "identity")]
-    cases += [Case(name, "free", regularization=0.2, weight="free") for name in ("sigmoid", "arcsinh", "bent")]
+    cases += [Case(name, "general", weight="general") for name in ("tanh", "identity")]
+    cases += [Case(name, "general", regularization=0.2, weight="general") for name in ("sigmoid", "arcsinh", "bent")]
     return cases
 
 
@@ -104,7 +105,7 @@ def indefinite_cases() -> list[Case]:
     return cases
 
 
-ALL_CASES = [*convex_cases(), *free_cases(), *indefinite_cases()]
+ALL_CASES = [*convex_cases(), *general_cases(), *indefinite_cases()]
 #: σ = 0: there is no fixed step, and MM backtracks.
 BACKTRACKING_CASE = Case("exp", active=0.34)
 

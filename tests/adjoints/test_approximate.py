@@ -13,7 +13,7 @@ CASES = [
     Case("sigmoid", regularization=0.3, stiffness=4.0),
     Case("sin", active=0.34, regularization=0.3),
     Case("bent", active=0.34),
-    Case("arcsinh", "free", regularization=0.2, weight="free"),
+    Case("arcsinh", "general", regularization=0.2, weight="general"),
     Case("tanh", "indefinite", active=0.2, weight="symmetric"),
 ]
 EXACT = ("implicit", "phantom", "one_step")

@@ -17,7 +17,7 @@ from tests.adjoints.helpers import Case, Learned, learned_case
 CASES = [
     Case("tanh", active=0.34),
     Case("sigmoid", regularization=0.3, stiffness=4.0),
-    Case("tanh", "free", active=0.34, weight="free"),
+    Case("tanh", "general", active=0.34, weight="general"),
     Case("exp", active=0.34),
 ]
 ADJOINTS = [

@@ -19,7 +19,7 @@ def held(layer: ib.BregmanDEQ, x: torch.Tensor) -> int:
     return total[0]
 
 
-@pytest.mark.parametrize("weight", ["convex", "symmetric", "free"])
+@pytest.mark.parametrize("weight", ["convex", "symmetric", "monotone", "general"])
 @pytest.mark.parametrize("regularization", [0.0, 0.3])
 @pytest.mark.parametrize("x_has_gradient", [False, True])
 @pytest.mark.parametrize("batch", [1, B])

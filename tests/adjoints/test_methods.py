@@ -29,8 +29,8 @@ CASES = [
     Case("sin", active=0.34, regularization=0.3),
     Case("bent", active=0.34),
     Case("tanh", "indefinite", active=0.2, weight="symmetric"),
-    Case("sigmoid", "free", regularization=0.2, weight="free"),
-    Case("arctan", "free", active=0.34, weight="free"),
+    Case("sigmoid", "general", regularization=0.2, weight="general"),
+    Case("arctan", "general", active=0.34, weight="general"),
 ]
 #: Solvers that reach every case without the polish.
 UNPOLISHED = [case for case in ALL_CASES if not case.slow]
@@ -38,7 +38,7 @@ UNPOLISHED = [case for case in ALL_CASES if not case.slow]
 
 @pytest.mark.parametrize(
     ("case", "method"),
-    [(case, method) for case in CASES for method in METHODS if (case.weight, method) != ("free", "cg")],
+    [(case, method) for case in CASES for method in METHODS if (case.weight, method) != ("general", "cg")],
     ids=str,
 )
 def test_methods_agree(case: Case, method: str, dtype: torch.dtype) -> None:
@@ -51,9 +51,9 @@ def test_methods_agree(case: Case, method: str, dtype: torch.dtype) -> None:
     ("kind", "gamma", "method"),
     [
         (kind, gamma, how)
-        for kind, gamma in (("convex", 0.0), ("convex", 0.3), ("indefinite", 0.3), ("free", 0.0), ("free", 0.3))
+        for kind, gamma in (("convex", 0.0), ("convex", 0.3), ("indefinite", 0.3), ("general", 0.0), ("general", 0.3))
         for how in ("auto", "cg", "gmres")
-        if (kind, how) != ("free", "cg")
+        if (kind, how) != ("general", "cg")
     ],
 )
 def test_methods_agree_beyond_the_small_dense_width(kind: str, gamma: float, method: str, dtype: torch.dtype) -> None:
@@ -306,7 +306,7 @@ def test_a_cotangent_that_is_not_finite_goes_on_and_spoils_no_other_sample(numbe
 
 
 def test_methods_that_do_not_fit_are_refused() -> None:
-    learned, _ = learned_case(Case("tanh", "free", active=0.34, weight="free"))
+    learned, _ = learned_case(Case("tanh", "general", active=0.34, weight="general"))
     with pytest.raises(ValueError, match='"cg" needs a symmetric weight: use method="gmres"'):
         learned.gradients(ib.adjoints.Implicit(method="cg"))
 
@@ -352,6 +352,6 @@ def _singular(adjoint: ib.adjoints.Implicit) -> tuple[Tensor, Tensor, object]:
 
 def test_relative_errors_see_a_transposed_weight() -> None:
     """The comparison itself: with non-symmetric W, dL/dW = v zᵀ must not be mistaken for z vᵀ."""
-    _, exact = learned_case(Case("tanh", "free", active=0.34, weight="free"))
+    _, exact = learned_case(Case("tanh", "general", active=0.34, weight="general"))
     wrong = {**exact, "weight_map.entries": exact["weight_map.entries"].T}
     assert relative_errors(wrong, exact)["weight_map.entries"] > 0.1

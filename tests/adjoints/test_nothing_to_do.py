@@ -48,7 +48,7 @@ def quadratic(weight: str) -> Callable[[], ib.Energy]:
 
 
 ENERGIES: dict[str, Callable[[], ib.Energy]] = {
-    **{weight: quadratic(weight) for weight in ("convex", "symmetric", "free", "low_rank")},
+    **{weight: quadratic(weight) for weight in ("convex", "symmetric", "general", "low_rank")},
     "plain": Plain,
     "declared convex": lambda: Plain(convex=True),
     "learned": Learned,

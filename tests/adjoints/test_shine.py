@@ -25,8 +25,8 @@ CASES = {
     "stiff": {"regularization": 0.1, "stiffness": 4.0},
     "half-line": {"geometry": "softplus", "active": 0.34},
     "not Legendre": {"geometry": "sin", "active": 0.34, "regularization": 0.3},
-    "free": {"kind": "free", "active": 0.34},
-    "free, gamma": {"kind": "free", "regularization": 0.2},
+    "general": {"kind": "general", "active": 0.34},
+    "general, gamma": {"kind": "general", "regularization": 0.2},
 }
 every_case = pytest.mark.parametrize("name", CASES)
 
@@ -87,7 +87,7 @@ def jacobian(objective: Objective, problem: Problem, outcome: Outcome) -> Tensor
 # The derivation -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["interior", "gamma", "stiff", "free, gamma"])
+@pytest.mark.parametrize("name", ["interior", "gamma", "stiff", "general, gamma"])
 @pytest.mark.parametrize("tol", [1e-11, 1e-2], ids=["converged", "early"])
 def test_with_the_true_inverse_the_gradient_is_exact(name: str, tol: float) -> None:
     """−(dr/dy)⁻¹ from autograd in the place of Broyden's estimate: nothing of the derivation is used."""
@@ -108,7 +108,7 @@ def test_with_the_true_inverse_the_gradient_is_exact(name: str, tol: float) -> N
     assert error(*found) <= (1e-8 if tol < 1e-6 else 0.05)
 
 
-@pytest.mark.parametrize("name", ["interior", "gamma", "stiff", "free, gamma"])
+@pytest.mark.parametrize("name", ["interior", "gamma", "stiff", "general, gamma"])
 def test_the_estimate_is_the_negative_inverse(name: str) -> None:
     problem = case(name)
     objective, outcome = solved(problem)
@@ -213,7 +213,7 @@ def test_the_report_is_honest(name: str, refine: int) -> None:
 # Where there is no good estimate ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["interior", "gamma", "free, gamma"])
+@pytest.mark.parametrize("name", ["interior", "gamma", "general, gamma"])
 def test_without_updates_it_is_one_step_scaled(name: str) -> None:
     problem = case(name)
     first, at = derivative(problem, ib.adjoints.OneStep())
@@ -281,7 +281,7 @@ def test_a_memory_that_starts_anew_keeps_its_newest_updates() -> None:
 
 
 @pytest.mark.parametrize("refine", [0, 2])
-@pytest.mark.parametrize("name", ["active", "gamma", "free"])
+@pytest.mark.parametrize("name", ["active", "gamma", "general"])
 def test_batch_mates_do_not_matter(name: str, refine: int) -> None:
     """A few steps only: what rounding does to the iterates grows with them."""
     problem = case(name)
@@ -406,7 +406,7 @@ def test_memory_held_is_what_the_updates_take() -> None:
 
 
 @pytest.mark.parametrize("regularization", [0.0, 0.3])
-@pytest.mark.parametrize("weight", ["convex", "free"])
+@pytest.mark.parametrize("weight", ["convex", "general"])
 def test_a_network_trains(weight: str, regularization: float, dtype: torch.dtype, device: torch.device) -> None:
     torch.manual_seed(1)
     # Without the exact finish Broyden does not reach every bound.

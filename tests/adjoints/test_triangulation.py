@@ -128,7 +128,7 @@ def test_shared_problems(problem: Problem, dtype: torch.dtype) -> None:
         Case("tanh", active=0.34),
         Case("sigmoid", regularization=0.3),
         Case("tanh", "indefinite", active=0.2, weight="symmetric"),
-        Case("tanh", "free", active=0.34, weight="free"),
+        Case("tanh", "general", active=0.34, weight="general"),
     ],
     ids=str,
 )

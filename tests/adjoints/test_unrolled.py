@@ -27,7 +27,7 @@ CASES = [
     Case("sin", active=0.34, regularization=0.3),
     Case("bent", active=0.34),
     Case("arcsinh", regularization=0.3),
-    Case("sigmoid", "free", active=0.34, weight="free"),
+    Case("sigmoid", "general", active=0.34, weight="general"),
     Case("tanh", "indefinite", active=0.2, weight="symmetric"),
 ]
 

@@ -22,7 +22,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.1])
-@pytest.mark.parametrize("weight", ["convex", "symmetric", "free", "low_rank"])
+@pytest.mark.parametrize("weight", ["convex", "symmetric", "monotone", "general", "low_rank"])
 def test_the_same_result(weight: str, gamma: float, dtype: torch.dtype) -> None:
     settings = {"rank": 3} if weight == "low_rank" else {}
     layer = ib.BregmanDEQ(5, 8, weight=weight, regularization=gamma, dtype=dtype, **settings)

@@ -91,7 +91,7 @@ def trained(model: nn.Module, x: Tensor, steps: int = 3) -> None:
 
 
 @pytest.mark.parametrize("how", NORMALIZATIONS)
-@pytest.mark.parametrize("weight", ["convex", "free", "low_rank"])
+@pytest.mark.parametrize("weight", ["convex", "general", "low_rank"])
 def test_input_weight_is_what_the_formula_says_at_every_step(
     weight: str, how: str, dtype: torch.dtype, generator: torch.Generator
 ) -> None:
@@ -131,7 +131,7 @@ def test_the_parameters_of_the_weight_are_pruned_too(name: str, dtype: torch.dty
     assert not bool(original.grad[mask == 0].any())
 
 
-@pytest.mark.parametrize("weight", ["convex", "symmetric", "free", "low_rank"])
+@pytest.mark.parametrize("weight", ["convex", "symmetric", "monotone", "general", "low_rank"])
 def test_hooks_see_one_call_for_each_solve(weight: str, dtype: torch.dtype) -> None:
     layer = layer_for(weight, dtype)
     width = 2 if weight == "low_rank" else 4

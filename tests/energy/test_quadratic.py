@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from implicit_bregman import QuadraticEnergy
 
-KINDS = ("convex", "symmetric", "free")
+KINDS = ("convex", "symmetric", "monotone", "general")
 WITH_VALUE = ("convex", "symmetric")
 
 
@@ -64,7 +64,7 @@ def test_convex_weight_stays_negative_definite_in_training(generator: torch.Gene
 
 
 @pytest.mark.parametrize("d", [1, 7, 64])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["convex", "symmetric", "general"])
 def test_fresh_weight_is_monotone_and_within_reach_of_the_unit_step(kind: str, d: int) -> None:
     weight = QuadraticEnergy(d, weight=kind).weight.detach()
     eigenvalues = torch.linalg.eigvalsh(-0.5 * (weight + weight.mT))
@@ -81,8 +81,8 @@ def test_symmetric_weight_is_symmetric_and_may_be_indefinite(generator: torch.Ge
     assert energy.symmetric
 
 
-def test_free_weight_is_the_parameter_and_has_no_value(generator: torch.Generator) -> None:
-    energy = random_energy("free", generator)
+def test_general_weight_is_the_parameter_and_has_no_value(generator: torch.Generator) -> None:
+    energy = random_energy("general", generator)
     assert torch.equal(energy.weight, energy.weight_map.entries)
     assert not energy.symmetric
     z, x = torch.ones(2, 5, dtype=torch.float64), torch.ones(2, 3, dtype=torch.float64)
@@ -116,8 +116,8 @@ def test_gradient_is_the_derivative_of_the_value(kind: str, generator: torch.Gen
     assert torch.autograd.gradcheck(lambda t: energy.value(t, x), z)
 
 
-def test_free_gradient_is_the_field_with_w_and_not_its_transpose(generator: torch.Generator) -> None:
-    energy = random_energy("free", generator)
+def test_general_gradient_is_the_field_with_w_and_not_its_transpose(generator: torch.Generator) -> None:
+    energy = random_energy("general", generator)
     z, x = (torch.randn(4, n, generator=generator, dtype=torch.float64) for n in (5, 3))
     expected = torch.stack([-(energy.weight @ z[i] + energy.linear(x)[i]) for i in range(4)])
     assert torch.allclose(energy.gradient(z, x), expected, rtol=1e-13)
@@ -192,7 +192,7 @@ def test_curvature_range_holds_the_eigenvalues_of_minus_w(kind: str, generator: 
     assert not largest.requires_grad
 
 
-def test_curvature_of_a_monotone_free_weight_is_the_inverse_of_its_cocoercivity(generator: torch.Generator) -> None:
+def test_curvature_of_a_monotone_general_weight_is_the_inverse_of_its_cocoercivity(generator: torch.Generator) -> None:
     skew = torch.randn(5, 5, generator=generator, dtype=torch.float64)
     energy = QuadraticEnergy.from_matrices(-2 * torch.eye(5, dtype=torch.float64) + skew - skew.mT)
     bound = float(energy.curvature_bound())
@@ -296,7 +296,7 @@ def test_matrices_that_do_not_fit_are_refused(
     [
         ({"features": 0}, "features must be at least 1, got 0"),
         ({"features": 3, "in_features": 0}, "in_features must be at least 1, got 0"),
-        ({"features": 3, "weight": "concave"}, "weight must be one of convex, symmetric, free.*'concave'"),
+        ({"features": 3, "weight": "concave"}, "weight must be one of convex, symmetric, monotone, general.*'concave'"),
         ({"features": 3, "margin": 0.0}, "margin must be positive, got 0.0"),
         ({"features": 3, "margin": float("nan")}, "margin must be positive"),
     ],

@@ -8,7 +8,8 @@ from torch import nn
 
 import implicit_bregman as ib
 
-SETTINGS = [{"weight": "convex"}, {"weight": "symmetric"}, {"weight": "free"}, {"weight": "low_rank", "rank": 2}]
+KINDS = ("convex", "symmetric", "monotone", "general")
+SETTINGS = [*({"weight": kind} for kind in KINDS), {"weight": "low_rank", "rank": 2}]
 
 
 def reset(module: nn.Module) -> None:
@@ -51,7 +52,7 @@ def test_the_layer_resets_all_of_itself_as_it_was_made(settings: dict[str, objec
 def test_every_module_that_owns_parameters_has_it(parents_first: bool) -> None:
     model = nn.Sequential(
         ib.BregmanDEQ(3, 4, weight="low_rank", rank=2, device="meta"),
-        ib.BregmanDEQ(4, 4, weight="free", bias=False, device="meta"),
+        ib.BregmanDEQ(4, 4, weight="general", bias=False, device="meta"),
         ib.FeedForward([4, 3, 3], kind="bregman", device="meta"),
         ib.EuclideanLinear(3, 2, device="meta"),
     )

@@ -112,18 +112,23 @@ def test_threads_are_set_for_the_run_alone() -> None:
     assert result.environment["threads"] == before + 1
 
 
-def test_other_geometry_regularization_and_weight() -> None:
+@pytest.mark.parametrize("weight", ["symmetric", "monotone", "general"])
+def test_other_geometry_regularization_and_weight(weight: str) -> None:
     settings = replace(
         SETTINGS,
         geometry="sigmoid",
         regularization=0.2,
-        weight="symmetric",
+        weight=weight,
         seeds=1,
         rows=("implicit", "phantom"),
     )
     rows = {row.name: row for row in run_comparison(settings).rows}
     assert rows["implicit"].mean("gradient_error") < 1e-3
     assert rows["implicit"].spread("gradient_error") is None
+
+
+def test_the_former_name_of_a_weight_is_understood() -> None:
+    assert CompareSettings(weight="free") == CompareSettings(weight="general")
 
 
 def test_batches_repeat_and_cover_every_epoch() -> None:

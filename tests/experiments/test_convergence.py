@@ -19,7 +19,7 @@ from implicit_bregman.experiments.convergence import (
 )
 from implicit_bregman.experiments.convergence_report import to_csv, to_json, to_table
 from implicit_bregman.experiments.plots import convergence_figure
-from implicit_bregman.experiments.problems import make_problem
+from implicit_bregman.experiments.problems import collection, make_problem
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_the_figure_shows_something(result: Convergence) -> None:
 
 
 def test_without_an_objective_its_curve_is_empty() -> None:
-    problem = make_problem("free", "tanh", dim=6, batch=2, condition=3.0, active=0.2)
+    problem = make_problem("general", "tanh", dim=6, batch=2, condition=3.0, active=0.2)
     result = run_convergence(ConvergenceSettings(problem.name, ("mm",), max_iter=200), problem)
     assert result.solvers[0].objective == ()
     assert result.solvers[0].gradient_error[-1][1] < 1e-6
@@ -97,6 +97,13 @@ def test_a_solver_that_runs_out_of_iterations_says_so() -> None:
 
 def test_the_default_problem_exists() -> None:
     assert find_problem(DEFAULT_PROBLEM).kind == "convex"
+
+
+def test_the_former_name_of_a_problem_is_understood() -> None:
+    name = next(problem.name for problem in collection() if problem.kind == "general")
+    assert name.startswith("general-")
+    assert find_problem(name.replace("general", "free")).name == name
+    assert make_problem("free", dim=3, batch=1).kind == "general"
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def test_implicit_is_exact_in_float64(geometry: str, regularization: float) -> N
     assert found.cosine == pytest.approx(1.0, abs=1e-9)
 
 
-@pytest.mark.parametrize("weight", ["symmetric", "free"])
+@pytest.mark.parametrize("weight", ["symmetric", "general"])
 def test_implicit_is_exact_for_other_weights(weight: str) -> None:
     assert check(*make_model(weight=weight), ib.adjoints.Implicit()).error < 1e-6
 
@@ -118,7 +118,7 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 def test_without_a_reference_there_is_no_comparison() -> None:
-    model, x, y = make_model(weight="free")
+    model, x, y = make_model(weight="general")
     with torch.no_grad():  # neither symmetric nor monotone
         model.layer.energy.weight_map.entries.copy_(torch.randn(WIDTH, WIDTH, dtype=torch.float64))
     assert reference_gradients(model, x, y) is None

@@ -74,7 +74,7 @@ def test_finds_the_designed_solution(problem: Problem) -> None:
     if problem.regularization > 0:
         assert found.method == "newton"
     else:
-        assert found.method == ("projection" if problem.kind == "free" else "bvls")
+        assert found.method == ("projection" if problem.kind == "general" else "bvls")
     torch.testing.assert_close(found.value, problem.solution, atol=1e-14 + 1e-15 * problem.condition, rtol=0)
     assert torch.equal(found.active, problem.active)
     assert bool((found.residual <= EXACT).all())
@@ -150,7 +150,7 @@ def test_a_wrong_answer_of_bvls_is_noticed(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_too_few_projections_are_noticed() -> None:
     with pytest.raises(RuntimeError, match="projection: relative residual"):
-        solve(make_problem("free", active=0.25, condition=1e4), max_steps=1)
+        solve(make_problem("general", active=0.25, condition=1e4), max_steps=1)
 
 
 # Several critical points ------------------------------------------------------------------------------------
@@ -287,7 +287,7 @@ def test_gradient_is_that_of_finite_differences(problem: Problem, generator: tor
     assert error(v, by_offset) <= 1e-6
     assert not bool(v[found.active].any())
     full = weight_gradient(v, found.value)
-    if problem.kind != "free":
+    if problem.kind != "general":
         full = full + full.T - torch.diag(full.diagonal())
     assert error(torch.stack([full[entry] for entry in entries]), by_weight) <= 1e-6
 
@@ -327,7 +327,7 @@ def test_finite_differences_refuse_unknown_limits() -> None:
 # The interface ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["convex", "indefinite", "free"])
+@pytest.mark.parametrize("kind", ["convex", "indefinite", "general"])
 def test_near_follows_a_small_change_and_refuses_a_large_one(kind: str) -> None:
     problem = make_problem(kind, dim=10, batch=4, condition=10.0, active=0.3)
     base = solve(problem)
@@ -359,7 +359,7 @@ def test_share_counts_the_reached_and_reports_the_others() -> None:
     assert excluded == 1
 
 
-@pytest.mark.parametrize("kind", ["convex", "indefinite", "free"])
+@pytest.mark.parametrize("kind", ["convex", "indefinite", "general"])
 @pytest.mark.parametrize("regularization", [0.0, 0.1])
 def test_empty_batch(kind: str, regularization: float) -> None:
     active = 0.25 if kind == "indefinite" else 0.0

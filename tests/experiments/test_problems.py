@@ -42,7 +42,7 @@ def test_weight_is_of_the_kind_and_condition_asked_for(problem: Problem) -> None
     sizes = eigenvalues.abs()
     assert float(sizes.max() / sizes.min()) == pytest.approx(problem.condition, rel=1e-6)
     assert problem.dtype == problem.offset.dtype == torch.float64
-    if problem.kind == "free":
+    if problem.kind == "general":
         assert float((weight - weight.T).abs().max()) > 0.1
         assert float(eigenvalues.max()) < 0
         with pytest.raises(ValueError, match="no objective"):
@@ -142,7 +142,7 @@ def test_stiffness_is_in_units_of_sigma() -> None:
         (dict(regularization=math.nan), "regularization=nan"),
         (dict(stiffness=0.0), r"stiffness=0\.0"),
         (dict(geometry="identity", active=0.2), "no bound"),
-        (dict(geometry="arcsinh", active=0.2, kind="free"), "no bound"),
+        (dict(geometry="arcsinh", active=0.2, kind="general"), "no bound"),
         (dict(geometry="tanh", active=0.2, regularization=0.1), "keeps the solution inside"),
         (dict(kind="indefinite"), "negative curvature"),
         (dict(kind="indefinite", geometry="arcsinh", active=0.2), "unbounded"),

@@ -180,7 +180,8 @@ def train_loop() -> Any:
         {"solver": "mm"},
         {"solver": "anderson", "adjoint": "phantom"},
         {"solver": "broyden", "max_iter": 30, "adjoint": "shine"},
-        {"weight": "free", "regularization": 0.5},
+        {"weight": "general", "regularization": 0.5},
+        {"weight": "monotone"},
         {"weight": "symmetric", "adjoint": "unrolled-3"},
     ],
     ids=lambda changes: ",".join(map(str, changes.values())) or "default",
@@ -277,6 +278,19 @@ def test_a_death_while_files_are_written_is_mended(
     run(tmp_path, resume=True, epochs=5)
     same_files(tmp_path, whole)
     assert {path.name for path in tmp_path.iterdir()} == FILES
+
+
+def test_a_run_stored_under_the_former_name_of_its_weight_goes_on(tmp_path: Path) -> None:
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    run(once, epochs=3, weight="general")
+    run(twice, epochs=2, weight="general")
+    for name in ("checkpoint.pt", "model.pt"):
+        state = torch.load(twice / name, weights_only=True)
+        assert state["settings"]["weight"] == "general"
+        state["settings"]["weight"] = "free"
+        torch.save(state, twice / name)
+    run(twice, resume=True, epochs=3, weight="free")
+    same_files(once, twice)
 
 
 def test_a_finished_run_is_left_as_it_is_and_can_be_prolonged(tmp_path: Path, whole: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from tests.fuzz.geometries import NAMES, geometry
 
-WEIGHTS = ("convex", "singular", "symmetric", "free", "low_rank")
+WEIGHTS = ("convex", "singular", "symmetric", "general", "low_rank")
 FIRST_ORDER = ("mm", "anderson", "broyden")
 #: Steps that first-order methods are given on wild cases, where they may need arbitrarily many.
 FEW_STEPS = 2000
@@ -118,7 +118,7 @@ def _solver_and_adjoint(rng, weight: str, gamma: float, legendre: bool) -> tuple
         )
     )
     solver = str(rng.choice(["auto", "newton", "mm", "anderson", "broyden"], p=[0.55, 0.05, 0.15, 0.13, 0.12]))
-    if weight == "free" and adjoint == "cg":
+    if weight == "general" and adjoint == "cg":
         adjoint = "gmres"
     if weight == "low_rank" and adjoint in ("cg", "gmres", "dense", "shine"):
         adjoint = "implicit"
@@ -145,7 +145,7 @@ def _user(rng, small: bool) -> Case:
     )
     name = str(rng.choice(NAMES))
     gamma = float(rng.choice([0.0, 10 ** rng.uniform(-3, 1)]))
-    if weight in ("symmetric", "free") and rng.random() < 0.5:
+    if weight in ("symmetric", "general") and rng.random() < 0.5:
         gamma = 10 ** rng.uniform(-1, 0.5)
     shape = geometry(name)
     if gamma == 0 and weight != "low_rank" and not math.isfinite(shape.lo) and rng.random() < 0.8:
@@ -271,12 +271,12 @@ def _matrices(rng, weight, d, batch, rank, shape, condition, spread):
     h = (q * values) @ q.T
     if weight == "symmetric":
         h = h - (q * values[::-1]) @ q.T * rng.choice([0.3, 1.0, 2.0])
-    if weight == "free":
+    if weight == "general":
         skew = rng.normal(size=(d, d))
         h = h + (skew - skew.T) * rng.choice([0.1, 1.0]) / math.sqrt(d)
         if rng.random() < 0.3:
             h = rng.normal(size=(d, d)) / math.sqrt(d) * rng.choice([0.5, 3.0])
-    h = h if weight == "free" else (h + h.T) / 2
+    h = h if weight == "general" else (h + h.T) / 2
     c = rng.normal(size=(batch, d)) * spread
     if weight == "singular" and not shape.bounded:
         c = c @ h

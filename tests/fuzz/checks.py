@@ -188,7 +188,7 @@ def _status(sample: Sample, report: Report, tag: str, status: Status) -> None:
     kind = "status (singular)" if shared.count == "singular" else hard
     limited = (shared.ill and shared.count == "one") or sample.condition * shared.eps > 1e-2
     # A field without an objective whose entries span decades may run far before it comes back.
-    limited = limited or (case.weight == "free" and not case.user)
+    limited = limited or (case.weight == "general" and not case.user)
     report.demand(kind, not status.failed, tag, soft=slow or limited)
 
 

@@ -58,9 +58,9 @@ for solver in _first_order:
     _add(f"large softplus, {solver}", "softplus", -1.0, 1e8, 0.0, "float32", solver=solver, settings={"polish": False})
     _add(f"saturated start, {solver}", "sigmoid", -1.0, 0.3, 0.1, initial=0.9933, solver=solver)
 _add("small beside large", "tanh", [[-1, 0.1], [0.1, -1]], [1e6, 0.5], 0.1, "float32")
-_layer("free layer, x of 1e7", "free", 3, 1e7 * _normal(1, 5, 4))
+_layer("general layer, x of 1e7", "general", 3, 1e7 * _normal(1, 5, 4))
 _add("cancellation in the shift", "tanh", [[-1, -1000, 0], [1000, -1, 0], [0, 0, -1e-3]], [0, 0, 0], 1e-3, "float32",
-     [0, 0, 1], weight="free")  # fmt: skip
+     [0, 0, 1], weight="general")  # fmt: skip
 for adjoint in ("phantom", "one_step"):
     _add(f"{adjoint} after Newton", "exp", -1.0, 100.0, adjoint=adjoint)
     _add(f"{adjoint} far out", "exp", -0.7, 1e5, adjoint=adjoint)
@@ -82,10 +82,10 @@ for geometry in ("arcsinh", "arctan", "bent", "exp"):
         _add(f"small γ, {geometry}, {gamma:g}", geometry, _symmetric(32, 100, 0), 3 * _normal(2, 8, 32), gamma)
 for d in (4, 16, 64):
     _add(f"exp, user-like, d = {d}", "exp", _symmetric(d, 4, d), 2 * _normal(d, 32, d), 0.1)
-_layer("confident classifier", "free", 65, _normal(3, 4, 65), 0.05, noise=0.1,
+_layer("confident classifier", "general", 65, _normal(3, 4, 65), 0.05, noise=0.1,
        g=_normal(4, 4, 65) * np.array([1e-20, 1, 1, 1])[:, None])  # fmt: skip
-_add("matching pennies", "sigmoid", [[0, 10], [-2, 0]], [-1, 1], 0.05, weight="free", one=True)
-_add("free W of norm 3", "tanh", 3 * _normal(5, 24, 24) / math.sqrt(24), _normal(6, 32, 24), 1.0, weight="free")
+_add("matching pennies", "sigmoid", [[0, 10], [-2, 0]], [-1, 1], 0.05, weight="general", one=True)
+_add("general W of norm 3", "tanh", 3 * _normal(5, 24, 24) / math.sqrt(24), _normal(6, 32, 24), 1.0, weight="general")
 _add("far start, bent", "bent", [[1], [1]], 1.5, weight="low_rank", initial=[1e6, 5e5])
 _add("large target, arcsinh", "arcsinh", [[1], [1]], 800.0, weight="low_rank")
 _add("empty batch", "tanh", -np.eye(2), np.zeros((0, 2)), adjoint="cg")

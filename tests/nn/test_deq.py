@@ -62,13 +62,13 @@ def test_unrolled_is_a_feed_forward_network_with_tied_weights(x: Tensor) -> None
     torch.testing.assert_close(layer(x), z)
 
 
-@pytest.mark.parametrize("weight", ["convex", "symmetric", "free"])
+@pytest.mark.parametrize("weight", ["convex", "symmetric", "monotone", "general"])
 def test_weights_start_where_the_critical_point_is_unique(weight: str, x: Tensor) -> None:
     layer = ib.BregmanDEQ(4, 5, weight=weight)
     matrix = layer.energy.weight.detach()
     assert float(torch.linalg.eigvalsh(0.5 * (matrix + matrix.T)).max()) < 0
     assert bool(layer.solve(x).converged.all())
-    assert torch.equal(matrix, matrix.T) == (weight != "free")
+    assert torch.equal(matrix, matrix.T) == (weight in ("convex", "symmetric"))
 
 
 def test_without_bias(x: Tensor) -> None:
@@ -222,7 +222,11 @@ def test_solver_adjoint_and_regularization_may_be_assigned(x: Tensor) -> None:
         ({"in_features": 0}, ValueError, "in_features must be at least 1, got 0"),
         ({"out_features": -2}, ValueError, "out_features must be at least 1, got -2"),
         ({"geometry": "relu"}, ValueError, "unknown geometry 'relu'; known: isru, sigmoid"),
-        ({"weight": "negative"}, ValueError, "weight must be one of convex, symmetric, free.*, got 'negative'"),
+        (
+            {"weight": "negative"},
+            ValueError,
+            "weight must be one of convex, symmetric, monotone, .*, got 'negative'",
+        ),
         ({"regularization": -0.1}, ValueError, "regularization must be a finite number >= 0, got -0.1"),
         ({"regularization": float("nan")}, ValueError, "regularization must be a finite number >= 0, got nan"),
         ({"regularization": "0.1"}, ValueError, "regularization must be a finite number >= 0, got '0.1'"),
@@ -284,7 +288,7 @@ def test_initial_injection_is_refused_where_it_makes_a_constant() -> None:
         ib.BregmanDEQ(4, 5, injection="initial", adjoint="unrolled")
 
 
-@pytest.mark.parametrize("weight", ["symmetric", "free"])
+@pytest.mark.parametrize("weight", ["symmetric", "general"])
 def test_initial_injection_warns_where_nothing_upstream_can_train(weight: str, x: Tensor) -> None:
     with pytest.warns(UserWarning, match="makes h piecewise constant in x: nothing upstream of this layer can train"):
         layer = ib.BregmanDEQ(4, 4, weight=weight, injection="initial")
@@ -486,7 +490,7 @@ def stored_layers() -> list[ib.BregmanDEQ]:
     return [
         ib.BregmanDEQ(4, 5),
         ib.BregmanDEQ(4, 5, BOX, "symmetric", 0.2, ib.solvers.Broyden(memory=7), ib.adjoints.Phantom(steps=3)),
-        ib.BregmanDEQ(4, 5, ib.geometry("softplus", sharpness=2.0), "free", 0.3, bias=False),
+        ib.BregmanDEQ(4, 5, ib.geometry("softplus", sharpness=2.0), "general", 0.3, bias=False),
         ib.BregmanDEQ(4, 4, "sin", injection="initial", adjoint=ib.adjoints.Unrolled(steps=3, last=1)),
     ]
 
@@ -576,7 +580,7 @@ def test_repr_says_everything() -> None:
 
 @pytest.mark.parametrize(
     ("weight", "adjoint"),
-    [(weight, "implicit") for weight in ("convex", "symmetric", "free")]
+    [(weight, "implicit") for weight in ("convex", "symmetric", "monotone", "general")]
     + [("convex", adjoint) for adjoint in ("phantom", "one_step", "unrolled")],
 )
 def test_training_reduces_the_loss(weight: str, adjoint: str, generator: torch.Generator) -> None:
@@ -656,5 +660,5 @@ def test_an_optimizer_step_between_two_calls_is_seen(x: Tensor) -> None:
 def test_no_warning_in_ordinary_use(x: Tensor) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for weight in ("convex", "symmetric", "free"):
+        for weight in ("convex", "symmetric", "monotone", "general"):
             ib.BregmanDEQ(4, 5, weight=weight)(x).sum().backward()

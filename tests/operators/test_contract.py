@@ -216,6 +216,98 @@ class TestSum(Contract):
         return ib.operators.Sum(ib.operators.Kronecker(*tensors[:2], symmetric=True), ib.operators.Diagonal(tensors[2]))
 
 
+class TestBlocks(Contract):
+    """Two parts: a matrix and a Kronecker product, coupled by a matrix that is not square."""
+
+    def tensors(self) -> list[Tensor]:
+        coupling = 0.1 * normal(3, 4, seed=3)
+        factors = [definite(2, seed=1, least=0.8), definite(2, seed=2, least=0.8)]
+        return [definite(3, least=0.5), coupling, coupling.mT.clone(), *factors]
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        own, across, back, *factors = tensors
+        product = ib.operators.Kronecker(*factors, symmetric=True)
+        # (perturbed entry by entry, a symmetric matrix is none any more)
+        return ib.operators.Blocks([[own, across], [back, product]], symmetric=True)
+
+    def test_its_bounds_prove_it_definite(self) -> None:
+        assert self.make().bounds()[0] > 0.05
+
+
+class TestBlocksOfOperators(Contract):
+    """Three parts, one without a block of its own that is wide, and operators off the diagonal."""
+
+    def tensors(self) -> list[Tensor]:
+        return [
+            *(normal(4, 2), torch.linspace(0.8, 2.0, 4).double()),
+            *(torch.tensor([0.2, -0.1, 0.1, 0.3]).double(), torch.linspace(0.9, 1.5, 4).double()),
+            *((coupling := 0.1 * normal(4, 2, seed=5)), coupling.mT.clone(), definite(2, least=0.5)),
+        ]
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        vectors, entries, between, own, across, back, last = tensors
+        twice = ib.operators.Diagonal(between)
+        return ib.operators.Blocks(
+            [
+                [ib.operators.LowRank(vectors, entries), twice, None],
+                [twice, ib.operators.Sum(ib.operators.Diagonal(own), ib.operators.Diagonal(own)), across],
+                [None, back, last],
+            ],
+            symmetric=True,
+        )
+
+
+class TestBlocksStronglyCoupled(Contract):
+    """Positive definite, which the norms of the blocks do not show."""
+
+    stated = True
+
+    def tensors(self) -> list[Tensor]:
+        whole = definite(7, least=0.3)
+        return [whole[:3, :3].clone(), whole[:3, 3:].clone(), whole[3:, :3].clone(), whole[3:, 3:].clone()]
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        a, b, c, d = tensors
+        return ib.operators.Blocks([[a, b], [c, d]], symmetric=True)
+
+    def test_its_bounds_prove_nothing(self) -> None:
+        assert self.make().bounds()[0] < 0
+
+
+class TestBlocksWithoutSymmetry(Contract):
+    """A saddle: nothing on the diagonal of its second part."""
+
+    test_the_solvers_find_what_they_find_for_the_matrix = None
+
+    def tensors(self) -> list[Tensor]:
+        return [definite(4) + 0.2 * normal(4, 4, seed=1), normal(4, 3, seed=2), normal(3, 4, seed=3)]
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        a, b, c = tensors
+        return ib.operators.Blocks([[a, b], [c, None]])
+
+    def test_it_has_to_be_one_matrix_for_an_energy(self) -> None:
+        with pytest.raises(ValueError, match="Blocks is not symmetric"):
+            ib.QuadraticEnergy.from_operator(self.make())
+
+
+class TestBlocksForEachSample(Contract):
+    """With a matrix for each sample among its blocks."""
+
+    def tensors(self) -> list[Tensor]:
+        coupling = 0.1 * normal(3, 2, seed=9)
+        stacked = torch.stack([definite(3, seed=seed) for seed in range(B)])
+        return [stacked, coupling, coupling.mT.clone(), torch.tensor([0.7, 1.4]).double()]
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        own, across, back, entries = tensors
+        stacked = ib.operators.Stacked(own, symmetric=True)
+        return ib.operators.Blocks([[stacked, across], [back, ib.operators.Diagonal(entries)]], symmetric=True)
+
+    def _twin(self, operator: LinearOperator) -> ib.QuadraticEnergy:
+        return ib.QuadraticEnergy.from_operator(ib.operators.Stacked(operator.dense(), symmetric=True))
+
+
 class TestSparse(Contract):
     def tensors(self) -> list[Tensor]:
         matrix = laplacian(8) + 0.3 * torch.eye(8).double()

@@ -94,9 +94,9 @@ def test_a_far_minimum_of_a_coercive_objective(solver: str, polish: bool, dtype:
     assert float(found.value) == pytest.approx(1e8)
 
 
-def test_a_free_layer_on_large_inputs() -> None:
+def test_a_general_layer_on_large_inputs() -> None:
     torch.manual_seed(0)
-    layer = ib.BregmanDEQ(4, 3, "tanh", weight="free")
+    layer = ib.BregmanDEQ(4, 3, "tanh", weight="general")
     with torch.no_grad():
         value = layer(1e7 * torch.randn(6, 4))
         force = value @ layer.energy.weight.T

@@ -1,4 +1,4 @@
-"""Equilibria of free weights whose fixed-point steps go round in circles: the default finds one, exactly."""
+"""Equilibria of general weights whose fixed-point steps go round in circles: the default finds one, exactly."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ CASES = {
     "active": {"active": 0.3},
     "gamma": {"regularization": 0.3},
     "stiff": {"active": 0.2, "stiffness": 4.0},
-    "free": {"kind": "free", "active": 0.25},
+    "general": {"kind": "general", "active": 0.25},
     "several": {"kind": "indefinite", "active": 0.25, "regularization": 0.1, "condition": 5.0},
     "sigma 0": {"geometry": "exp"},
 }
@@ -164,7 +164,7 @@ def test_evaluations_are_the_calls_really_made(
     name: str, solver: str, polish: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = case(name, 1)
-    energy = Counting(Dense(-problem.weight, problem.kind != "free"), problem.offset)
+    energy = Counting(Dense(-problem.weight, problem.kind != "general"), problem.offset)
 
     def counted(*arguments: object) -> tuple[Tensor, Tensor, Tensor, int]:
         # The refinement of an exact solve evaluates ∇f by itself; tests/linalg counts these.
@@ -179,7 +179,7 @@ def test_evaluations_are_the_calls_really_made(
     outcome = method.solve(objective, torch.zeros_like(problem.offset))
     assert int(outcome.evaluations) == energy.calls["gradient"]
     # (an iteration of the splitting multiplies with a resolvent instead)
-    splits = solver == "newton" and problem.kind == "free"
+    splits = solver == "newton" and problem.kind == "general"
     assert splits or int(outcome.evaluations) > int(outcome.iterations)
 
 

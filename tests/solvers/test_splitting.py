@@ -60,7 +60,7 @@ def test_max_iter_is_a_bound() -> None:
     assert (found.status == ib.Status.MAX_ITER).any()
 
 
-@pytest.mark.parametrize("weight", ["symmetric", "free"])
+@pytest.mark.parametrize("weight", ["symmetric", "general"])
 def test_several_critical_points_are_refused(weight: str) -> None:
     energy = ib.QuadraticEnergy.from_matrices(
         torch.eye(2) if weight == "symmetric" else torch.tensor([[1.0, 2], [0, 1]])

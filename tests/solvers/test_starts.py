@@ -22,7 +22,7 @@ CASES = {
     "active": {"active": 0.3},
     "gamma": {"regularization": 0.3},
     "several": {"kind": "indefinite", "active": 0.25, "regularization": 0.1, "condition": 5.0},
-    "free": {"kind": "free", "active": 0.25},
+    "general": {"kind": "general", "active": 0.25},
 }
 
 

@@ -120,7 +120,7 @@ def test_slow_progress_is_not_called_stalled(solver: str) -> None:
 
 def test_a_residual_that_oscillates_is_not_called_stalled() -> None:
     """Without an objective MM spirals in: its residual rises for more than a hundred steps at a time."""
-    problem = make_problem("free", dim=10, batch=1, active=0.2, seed=3)
+    problem = make_problem("general", dim=10, batch=1, active=0.2, seed=3)
     found = solve(problem, "mm", polish=False, max_iter=3000)
     assert statuses(found) <= {Status.CONVERGED, Status.MAX_ITER}
     assert float(relative_error(found.value, problem.solution)) <= 1e-3
@@ -178,7 +178,7 @@ def test_a_proposal_that_overflows_is_not_followed(solver: str) -> None:
 )
 def test_acceleration_of_a_field_does_not_lead_away(solver: str, settings: dict[str, object]) -> None:
     """Without an objective the residual guards: it must not be allowed to grow step by step."""
-    problem = make_problem("free", batch=8, **settings)
+    problem = make_problem("general", batch=8, **settings)
     found = solve(problem, solver, polish=False, max_iter=1000)
     assert statuses(found) <= {Status.CONVERGED, Status.MAX_ITER}
     start = own_residual(problem, torch.zeros_like(problem.offset))

@@ -70,7 +70,7 @@ def test_objective_of_mm_never_rises() -> None:
 
 
 def test_no_objective_without_symmetry() -> None:
-    problem = make_problem("free", "tanh", 8, 4, 10.0)
+    problem = make_problem("general", "tanh", 8, 4, 10.0)
     found = solve(problem, "anderson", trace=True)
     assert found.objective is None
     assert bool(torch.isnan(found.trace.objective).all())

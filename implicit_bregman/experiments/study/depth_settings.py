@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from implicit_bregman.energy.weights import present_name
 from implicit_bregman.experiments.data import DATASETS
 from implicit_bregman.experiments.study.task import Task
 from implicit_bregman.settings import check_choice, check_count, check_nonnegative, check_positive
@@ -26,7 +27,7 @@ class DepthSettings:
         width: d, the width of the representation.
         geometry: Name of the geometry.
         regularization: γ ≥ 0.
-        weight: Kind of W: "convex", "symmetric" or "free".
+        weight: Kind of W: "convex", "symmetric", "monotone" or "general".
         learning_rate: Adam's constant learning rate, of all rows.
 
     Raises:
@@ -46,6 +47,7 @@ class DepthSettings:
     learning_rate: float = 5e-3
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "weight", present_name(self.weight))
         for name in self.datasets:
             check_choice("datasets", name, DATASETS)
         for depth in self.depths:

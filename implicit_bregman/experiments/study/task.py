@@ -30,7 +30,7 @@ class Task:
         learning_rate: Adam's constant learning rate.
         geometry: φ, by name or instance.
         regularization: γ ≥ 0.
-        weight: Kind of W: "convex", "symmetric" or "free".
+        weight: Kind of W: "convex", "symmetric", "monotone" or "general".
     """
 
     dataset: str

@@ -35,7 +35,7 @@ def train(
     regularization: Annotated[
         float, typer.Option(help="γ, the weight of φ in the objective.")
     ] = DEFAULTS.regularization,
-    weight: Annotated[str, typer.Option(help="Kind of W: convex, symmetric or free.")] = DEFAULTS.weight,
+    weight: Annotated[str, typer.Option(help="Kind of W: convex, symmetric, monotone or general.")] = DEFAULTS.weight,
     width: Annotated[int, typer.Option(help="Width of the representation.")] = DEFAULTS.width,
     solver: Annotated[str, typer.Option(help="auto, newton, anderson, broyden, mm or torchdeq.")] = DEFAULTS.solver,
     adjoint: Annotated[

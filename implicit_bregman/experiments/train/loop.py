@@ -238,7 +238,7 @@ class _Run:
         return bool(self.model.layer.energy.weight.detach().norm().isfinite())
 
     def _diverged(self, what: str, epoch: int) -> ValueError:
-        other = "" if self.settings.weight == "convex" else ", or --weight convex"
+        other = "" if self.settings.weight in ("convex", "monotone") else ", or --weight convex"
         kept = ", in another --out: the epochs before it are kept" if epoch > 1 else ""
         return ValueError(f"{what}: use a smaller --learning-rate{other}{kept}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from implicit_bregman.energy.weights import present_name
 from implicit_bregman.settings import check_choice, check_count, check_nonnegative, check_positive
 
 ACCELERATORS = ("auto", "cpu", "gpu")
@@ -32,7 +33,7 @@ class TrainSettings:
         seed: Seed of the initial parameters and of the order of the batches.
         geometry: Name of the geometry.
         regularization: γ ≥ 0.
-        weight: Kind of W: "convex", "symmetric" or "free".
+        weight: Kind of W: "convex", "symmetric", "monotone" or "general".
         width: d, the width of the representation.
         solver: Name of the solver: "auto", "newton", "anderson", "broyden", "mm" or "torchdeq".
         adjoint: How to differentiate: "implicit", "one-step", "phantom", "shine", "unrolled-L" or "truncated-K-of-L".
@@ -91,6 +92,7 @@ class TrainSettings:
     threads: int = 1
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "weight", present_name(self.weight))
         for name in ("width", "epochs", "batch_size", "threads"):
             check_count(name, getattr(self, name))
         for name in ("train_size", "max_iter", "patience", "devices"):
@@ -133,6 +135,7 @@ class TrainSettings:
         now = self.shown()
         # A run from before a setting existed did what the setting's default does.
         before = {**TrainSettings().shown(), **before}
+        before["weight"] = present_name(str(before["weight"]))
         differing = [name for name in now if name not in free and now[name] != before[name]]
         if differing:
             changes = ", ".join(f"{name} = {before[name]} there, {now[name]} here" for name in differing)

@@ -123,3 +123,7 @@ def test_the_command_says_where_the_image_files_are_missing(tmp_path: Path, caps
     options = ["--datasets", "mnist", "--data-dir", str(tmp_path), "--out", str(tmp_path / "out")]
     assert main(["study", "depth", *options]) == 2
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_the_former_name_of_a_weight_is_understood() -> None:
+    assert DepthSettings(weight="free").task("digits", 0).weight == "general"
