@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from implicit_bregman.adjoints.base import AdjointReport
+from implicit_bregman.backward import AdjointReport
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.objective import potential
 from implicit_bregman.solvers.base import Trace
