@@ -28,8 +28,6 @@ from implicit_bregman.operators.dense import Dense, is_symmetric
 from implicit_bregman.tensors import check_dense, check_numbers, refuse_transforms
 
 WEIGHTS = ("convex", "symmetric", "free", "low_rank")
-#: ε of an infeasible low-rank system, relative to ‖V‖²/r.
-DEFAULT_SOFTENING = 1e-3
 
 
 class QuadraticEnergy(Energy):
@@ -100,8 +98,7 @@ class QuadraticEnergy(Energy):
         elif weight == "free":
             self.weight_map = FreeWeight(features, device, dtype)
         elif weight == "low_rank":
-            soft = DEFAULT_SOFTENING if softening is None else softening
-            self.weight_map = Weight.named[weight](features, rank, soft, device, dtype)
+            self.weight_map = Weight.named[weight](features, rank, softening, device, dtype)
         else:
             raise ValueError(f"weight must be one of {', '.join(WEIGHTS)}, got {weight!r}")
         _refuse_unless_low_rank(weight, rank=rank, softening=softening)

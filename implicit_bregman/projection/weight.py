@@ -1,4 +1,4 @@
-"""The parametrization W = −VVᵀ of a quadratic energy."""
+"""The parametrization W = −VVᵀ of a quadratic energy, and the energy that has β for its input."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from implicit_bregman.energy.weights import Weight, at_least_single, check_shared
+from implicit_bregman.energy.base import Energy
+from implicit_bregman.energy.quadratic import QuadraticEnergy
+from implicit_bregman.energy.weights import Weight, at_least_single, check_shared, hold
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.linalg.spectrum import Spectrum
 from implicit_bregman.projection.energy import BoundLowRank, gram_spectrum
 from implicit_bregman.settings import check_positive, is_number
+
+#: ε of an infeasible system, relative to ‖V‖²/r.
+DEFAULT_SOFTENING = 1e-3
 
 
 class LowRankWeight(Weight, name="low_rank"):
@@ -22,7 +27,7 @@ class LowRankWeight(Weight, name="low_rank"):
     Args:
         features: d.
         rank: r, the number of columns of V.
-        softening: what the energy's `softening` is.
+        softening: what the energy's `softening` is; None: 1e-3.
     """
 
     symmetric = True
@@ -32,7 +37,7 @@ class LowRankWeight(Weight, name="low_rank"):
         self,
         features: int,
         rank: int | None,
-        softening: float,
+        softening: float | None,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
     ) -> None:
@@ -42,9 +47,8 @@ class LowRankWeight(Weight, name="low_rank"):
                 f'weight="low_rank" needs rank, the number of columns of V: a whole number from 1 to features = '
                 f"{features}, got {rank!r}"
             )
-        check_positive("softening", softening)
         self.rank = int(rank)
-        self.softening = float(softening)
+        self.softening = _checked(softening)
         self.vectors = nn.Parameter(torch.empty(features, self.rank, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -83,6 +87,49 @@ class LowRankWeight(Weight, name="low_rank"):
     def extra_repr(self) -> str:
         """Sizes and softening, for `print(module)`."""
         return f"features={self.vectors.shape[0]}, rank={self.rank}, softening={self.softening:g}"
+
+
+class ConstraintWeight(LowRankWeight):
+    """The same for an energy whose input is β itself; V may be given."""
+
+    @classmethod
+    def of(cls, vectors: Float[Tensor, "d r"], softening: float | None) -> ConstraintWeight:
+        """That of a V that somebody else owns, (d, r); gradients flow to it."""
+        weight = cls.__new__(cls)
+        nn.Module.__init__(weight)
+        weight.given, weight.rank, weight.softening = True, vectors.shape[1], _checked(softening)
+        hold(weight, "vectors", vectors)
+        return weight
+
+    def affine(self, x: Float[Tensor, "*batch r"], u: Tensor | None, b: Tensor | None) -> Float[Tensor, "*batch r"]:
+        """β = x."""
+        return x
+
+
+class ProjectionEnergy(QuadraticEnergy):
+    """½‖Vᵀz − β‖² up to a constant, as a function of z and its input β, (B, r).
+
+    Args:
+        weight: V.
+    """
+
+    weight_map: ConstraintWeight
+
+    def __init__(self, weight: ConstraintWeight) -> None:
+        Energy.__init__(self, weight.vectors.shape[0], convex=True)
+        self.weight_map = weight
+        self.in_features = weight.rank
+        self.input_weight, self.bias = None, None
+
+    def reset_parameters(self) -> None:
+        """Nothing: all there is to draw is V, which `weight_map` draws."""
+
+
+def _checked(softening: float | None) -> float:
+    if softening is None:
+        return DEFAULT_SOFTENING
+    check_positive("softening", softening)
+    return float(softening)
 
 
 def middle(vectors: Float[Tensor, "d r"], geometry: LegendreFunction) -> Float[Tensor, " r"]:
