@@ -39,7 +39,7 @@ class BregmanDEQ(nn.Module):
     Vᵀz = β, r linear equations with a learned V. Then, with `injection="linear"`, β = Ux + b and z⁰ = `initial` or
     ρ(0): the point nearest to the middle of C (for `exp`, `sigmoid` and others: the one of maximum entropy) with the
     features β(x). With `injection="initial"`, z⁰ = x and β = b: x is projected onto a learned affine set, and the
-    gradient flows to V, b and x. Where Vᵀz = β has no solution in C, see `QuadraticEnergy`. b starts at Vᵀρ(0), so
+    gradient flows to V, b and x (`BregmanProjection` by its own name). Where Vᵀz = β has no solution in C, see `QuadraticEnergy`. b starts at Vᵀρ(0), so
     that there is one. With γ > 0 it is the regularized least squares problem, which no z⁰ changes.
 
     Args:
