@@ -35,12 +35,12 @@ class BregmanDEQ(nn.Module):
     With γ = 0 and a convex energy the limit is the solution of a box-constrained quadratic program, in which φ has
     chosen only the box; γ > 0 makes z = ρ((Wz + Ux + b)/γ), the usual weight-tied DEQ.
 
-    With `weight="low_rank"` and γ = 0 it is the *Bregman projection layer*: z minimises D_φ(z, z⁰) subject to
-    Vᵀz = β, r linear equations with a learned V. Then, with `injection="linear"`, β = Ux + b and z⁰ = `initial` or
-    ρ(0): the point nearest to the middle of C (for `exp`, `sigmoid` and others: the one of maximum entropy) with the
-    features β(x). With `injection="initial"`, z⁰ = x and β = b: x is projected onto a learned affine set, and the
-    gradient flows to V, b and x (`BregmanProjection` by its own name). Where Vᵀz = β has no solution in C, see `QuadraticEnergy`. b starts at Vᵀρ(0), so
-    that there is one. With γ > 0 it is the regularized least squares problem, which no z⁰ changes.
+    With `weight="low_rank"` and γ = 0 it is the *Bregman projection layer*: z minimises D_φ(z, z⁰) subject to Vᵀz = β,
+    r linear equations with a learned V. Then, with `injection="linear"`, β = Ux + b and z⁰ = `initial` or ρ(0): the
+    point nearest to the middle of C (for `exp`, `sigmoid` and others: the one of maximum entropy) with the features
+    β(x). With `injection="initial"`, z⁰ = x and β = b: x is projected onto a learned affine set, and the gradient flows
+    to V, b and x (`BregmanProjection` by its own name). Where Vᵀz = β has no solution in C, see `QuadraticEnergy`. b
+    starts at Vᵀρ(0), so that there is one. With γ > 0 it is the regularized least squares problem, which no z⁰ changes.
 
     Args:
         in_features: n, the width of x.
