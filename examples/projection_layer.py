@@ -1,7 +1,7 @@
 """The Bregman projection layer: positive vectors are projected onto linear equations that are learned from data.
 
 The data are vectors z > 0 of twelve shares in three groups, whose sums are 6, 4 and 2. The layer is not told: it sees
-pairs of a z and its noisy version x, and learns V and b so that the projection of x onto {Vᵀz = b} comes near to z.
+pairs of a z and its noisy version x, and learns V and β so that the projection of x onto {Vᵀz = β} comes near to z.
 With the geometry `exp` the projection is that of the Kullback-Leibler divergence, and stays positive.
 """
 
@@ -30,15 +30,14 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
     (z, x), (z_test, x_test) = data(256), data(256)
-    layer = ib.BregmanDEQ(12, 12, "exp", weight="low_rank", rank=3, injection="initial")
-    energy = layer.energy
+    layer = ib.BregmanProjection(12, 3, "exp")
 
     def error(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         return (output - target).square().mean()
 
     def report(when: str) -> None:
         with torch.no_grad():
-            rms, degrees = error(layer(x_test), z_test).sqrt(), angle(energy.weight_map.vectors)
+            rms, degrees = error(layer(x_test), z_test).sqrt(), angle(layer.V)
         print(f"{when}: rms error {rms:.3f}, angle to the true equations {degrees:.1f} degrees")
 
     print(f"noisy input: rms error {error(x_test, z_test).sqrt():.3f}")
@@ -54,8 +53,8 @@ def main() -> None:
 
     x_test.requires_grad_()
     output = layer(x_test)
-    violation = (output @ energy.weight_map.vectors - energy.bias).abs().max()
-    print(f"outputs: all positive {bool((output > 0).all())}, V'z = b holds to 1e-9 {bool(violation < 1e-9)}")
+    violation = (output @ layer.V - layer.beta).abs().max()
+    print(f"outputs: all positive {bool((output > 0).all())}, V'z = beta holds to 1e-9 {bool(violation < 1e-9)}")
 
     weights, direction = torch.randn_like(output), torch.randn_like(x_test)
     (gradient,) = torch.autograd.grad((weights * output).sum(), x_test)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from implicit_bregman.energy.base import BoundEnergy, Energy
-from implicit_bregman.energy.quadratic import QuadraticEnergy
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.tensors import check_dense, check_numbers
 
@@ -26,7 +25,7 @@ def check_input(energy: Energy, x: Tensor) -> int:
         raise TypeError(f"x must be a floating-point tensor, got {x.dtype}: call x.float()")
     if x.dim() == 0:
         raise ValueError("x must have at least one dimension, the features; got a 0-d tensor")
-    if isinstance(energy, QuadraticEnergy) and energy.in_features not in (None, x.shape[-1]):
+    if energy.in_features not in (None, x.shape[-1]):
         raise ValueError(f"x must have {energy.in_features} features in its last dimension, got shape {tuple(x.shape)}")
     half = x.dtype.itemsize == 2
     for name, tensor in [*energy.named_parameters(), *energy.named_buffers()]:
@@ -34,7 +33,7 @@ def check_input(energy: Energy, x: Tensor) -> int:
             continue
         if tensor.device != x.device:
             raise ValueError(f"x is on {x.device}, but {name} of the energy is on {tensor.device}: move one of them")
-        if tensor.dtype.itemsize == 2 and not isinstance(energy, QuadraticEnergy):
+        if tensor.dtype.itemsize == 2 and not energy.lifts_half:
             raise ValueError(f"{name} of the energy is {tensor.dtype}: only a QuadraticEnergy can be half precision")
         if tensor.dtype != x.dtype and not (half and torch.is_autocast_enabled(x.device.type)):
             raise ValueError(f"x is {x.dtype}, but {name} of the energy is {tensor.dtype}: convert one of them")

@@ -11,19 +11,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.adjoints import Adjoint, AdjointReport, Implicit, Shine, Unrolled, adjoint_named
-from implicit_bregman.adjoints.shine import SHINE_SOLVER
+from implicit_bregman.adjoints import Adjoint, AdjointReport, adjoint_named
 from implicit_bregman.checks import check_existence, check_input
 from implicit_bregman.compilation import uncompiled, without_autocast
 from implicit_bregman.energy.base import Energy
-from implicit_bregman.energy.low_rank import BoundLowRank, check_projection
 from implicit_bregman.half import round_into
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.objective import Objective
 from implicit_bregman.settings import check_nonnegative
 from implicit_bregman.solution import Solution
-from implicit_bregman.solvers import MM, Outcome, Solver, solver_named
+from implicit_bregman.solvers import Outcome, Solver
 from implicit_bregman.starts import start_dual
 from implicit_bregman.status import Status, report_failures
 from implicit_bregman.tensors import refuse_recording, refuse_transforms
@@ -77,7 +75,7 @@ def find_critical_point(
     phi, how = lookup(geometry), adjoint_named(adjoint)
     if not isinstance(energy, Energy):
         raise TypeError(f"energy must be an Energy, got {type(energy).__name__}: subclass implicit_bregman.Energy")
-    method = _solver_for(solver, how)
+    method = how.solver_for(solver)
     starts = [start for start in (initial, initial_dual) if isinstance(start, Tensor)]
     refuse_recording([x, *starts, *energy.parameters(), *energy.buffers()])
     gamma = check_nonnegative("regularization", regularization)
@@ -94,8 +92,10 @@ def find_critical_point(
         if clean is not None:
             flat, dual = torch.where(clean[:, None], flat, 0.0), torch.where(clean[:, None], dual, 0.0)
         objective = _objective(energy, phi, flat, gamma)
-        if isinstance(objective.energy, BoundLowRank) and not isinstance(how, Unrolled):
-            check_projection(phi, gamma)
+        own = objective.energy.own
+        if own is not None and how.follows_limit:
+            own.check(phi, gamma)
+        how.accepts(method, objective.energy)
         outcome, value, report = how.solve(objective, dual, method)
         report.batch = batch if len(batch) != 1 else None
         status = outcome.status
@@ -144,11 +144,7 @@ def attach_gradient(
         raise ValueError(f"dual must have shape {(*x.shape[:-1], features)}, got {tuple(dual.shape)}")
     rows = dual.reshape(-1, features).detach()
     objective = _objective(energy, phi, x.reshape(-1, x.shape[-1]), check_nonnegative("regularization", regularization))
-    if isinstance(objective.energy, BoundLowRank) and isinstance(how, Implicit) and not objective.regularization:
-        raise ValueError(
-            'with weight="low_rank" and regularization=0 the implicit gradient depends on the start, which a given '
-            "iterate does not tell: use find_critical_point(..., initial=...)"
-        )
+    how.accepts_iterate(objective)
     point = objective.evaluate(rows, objective.initial_step(rows))
     count = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
     outcome = Outcome(point, count, count, count + 1, count > 0, torch.ones_like(rows, dtype=torch.bool), None)
@@ -205,12 +201,6 @@ def _followed_start(phi: LegendreFunction, rows: Tensor | None, name: str, clean
         return phi.project_dual(torch.where(clean, rows, 0.0).to(at.dual.dtype))
     middle = phi.activation(torch.zeros_like(at.dual)).to(rows.dtype)
     return phi.inverse_activation(torch.where(clean, rows, middle).double()).to(at.dual.dtype)
-
-
-def _solver_for(solver: str | Solver, adjoint: Adjoint) -> Solver:
-    if isinstance(adjoint, Shine) and solver in ("auto", "broyden"):
-        return SHINE_SOLVER
-    return MM() if isinstance(adjoint, Unrolled) and solver == "auto" else solver_named(solver)
 
 
 def _lift(x: Tensor, energy: Energy) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from implicit_bregman.adjoints.base import AdjointReport
+from implicit_bregman.backward import AdjointReport
 from implicit_bregman.solvers.base import Trace
 from implicit_bregman.status import Status, no_advice
 from implicit_bregman.valuation import Valuation

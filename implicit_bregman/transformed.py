@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from implicit_bregman.adjoints.base import Adjoint, AdjointReport
+from implicit_bregman.adjoints.base import Adjoint
+from implicit_bregman.backward import AdjointReport
 from implicit_bregman.energy.base import BoundEnergy, Energy
 from implicit_bregman.energy.snapshot import Place, Snapshot
 from implicit_bregman.legendre import LegendreFunction
@@ -151,6 +152,13 @@ class Recording(Adjoint):
 
     of: Adjoint
     records: list[tuple[Tensor, ...]]
+
+    @property
+    def follows_limit(self) -> bool:  # type: ignore[override]
+        return self.of.follows_limit
+
+    def accepts(self, solver: Solver, energy: BoundEnergy) -> None:
+        self.of.accepts(solver, energy)
 
     def solve(self, objective: Objective, dual: Tensor, solver: Solver) -> tuple[Outcome, Tensor, AdjointReport]:
         outcome, record = self.of.record(objective, dual, solver)

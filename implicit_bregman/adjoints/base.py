@@ -5,116 +5,73 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from implicit_bregman.backward import AdjointReport
+from implicit_bregman.energy.base import BoundEnergy
 from implicit_bregman.objective import Objective
 from implicit_bregman.settings import Settings
-from implicit_bregman.solvers.base import Outcome, Solver
-from implicit_bregman.solvers.projection import judge
-from implicit_bregman.status import Status, report_failures
-
-
-@dataclass
-class AdjointReport:
-    """How the backward solve went; filled in by `backward()`.
-
-    Attributes:
-        status: `Status` values, (B,), or None before the backward pass: DIVERGED where the forward solve was, or where
-            z is beyond the range of its precision, and the gradient is 0; INVALID_INPUT where dL/dz is not finite, and
-            the gradient is NaN.
-        residual: relative residual of the adjoint system, (B,).
-        iterations: products with the operator, (B,); 0 for a direct solve.
-        error: estimated relative error of the gradient, (B,); see `Solution.gradient_error`.
-        batch: the leading shape B, where it is not flat.
-    """
-
-    status: Int[Tensor, " batch"] | None = None
-    residual: Float[Tensor, " batch"] | None = None
-    iterations: Int[Tensor, " batch"] | None = None
-    error: Float[Tensor, " batch"] | None = None
-    batch: torch.Size | None = None
-
-    def fill(
-        self, status: Tensor, residual: Tensor, iterations: Tensor, error: Tensor, usable: Tensor | None = None
-    ) -> None:
-        """Enter the result of a backward solve of the flat batch.
-
-        Args:
-            status: see the attribute.
-            residual: see the attribute.
-            iterations: see the attribute.
-            error: see the attribute.
-            usable: the samples that have a derivative, (B,); the others have diverged. None: all.
-        """
-        shape = status.shape if self.batch is None else self.batch
-        if usable is not None:
-            # (of a sample that diverged the gradient is 0, and tells nothing)
-            status = torch.where(usable, status, int(Status.DIVERGED))
-            error = torch.where(usable, error, torch.inf)
-        self.status, self.residual = status.reshape(shape), residual.reshape(shape)
-        self.iterations, self.error = iterations.reshape(shape), error.reshape(shape)
-
-
-def _within_range(objective: Objective, outcome: Outcome) -> Outcome:
-    """OVERFLOW for the samples in which the largest number of their precision stands for an entry of z beyond it."""
-    if all(math.isfinite(end) for end in objective.geometry.domain):
-        return outcome
-    value, status = outcome.point.value, outcome.status
-    solved = (status <= int(Status.TRUNCATED)) | (status == int(Status.NONUNIQUE))
-    beyond = (value.abs() >= torch.finfo(value.dtype).max).any(-1) & solved
-    if not bool(beyond.any()):
-        return outcome
-    return replace(outcome, status=torch.where(beyond, int(Status.OVERFLOW), status), complete=False)
-
-
-def differentiable(outcome: Outcome) -> Bool[Tensor, " batch"] | None:
-    """Which samples have a derivative, (B,): not those that have diverged or are on their way to it. None: all."""
-    if outcome.complete:
-        return None
-    point, status = outcome.point, outcome.status
-    usable = point.finite & (status != int(Status.DIVERGED)) & (status != int(Status.OVERFLOW))
-    unsolved = (status == int(Status.STALLED)) | (status == int(Status.MAX_ITER))
-    if bool(unsolved.any()):
-        # The square of such a z overflows, and with it dL/dW of the whole batch.
-        usable &= ~unsolved | (point.value.abs().amax(-1) < torch.finfo(point.value.dtype).max ** 0.5)
-    return None if bool(usable.all()) else usable
-
-
-def report_backward(where: str, status: Int[Tensor, " batch"], on_failure: str) -> None:
-    """Warn about, or raise for, the samples whose backward solve failed.
-
-    There is no warning of a cotangent that is not finite, as of a loss that overflowed: the gradient is NaN, which a
-    `GradScaler` looks for. Nor of a sample that diverged, which the forward solve has reported.
-
-    Raises:
-        RuntimeError: if `on_failure` is "raise" and a sample failed, or its cotangent is not finite.
-    """
-    if not bool((status > int(Status.TRUNCATED)).any()):
-        return
-    known = status == int(Status.DIVERGED)
-    if on_failure != "raise":
-        known = known | (status == int(Status.INVALID_INPUT))
-    report_failures(where, torch.where(known, int(Status.CONVERGED), status), on_failure)
+from implicit_bregman.solvers import Solver, solver_named
+from implicit_bregman.solvers.base import Outcome
+from implicit_bregman.status import Status
 
 
 @dataclass(frozen=True)
 class Adjoint(Settings):
-    """How the solution is differentiated."""
+    """How the solution is differentiated.
+
+    Attributes:
+        default_solver: what solver="auto" means with it, a name or an instance.
+        follows_limit: whether it differentiates the limit of MM, which does not change where the critical point is
+            unique; else the path, a number of steps from the start (`Unrolled`).
+    """
+
+    default_solver: ClassVar[str | Solver] = "auto"
+    follows_limit: ClassVar[bool] = True
+
+    def solver_for(self, solver: str | Solver) -> Solver:
+        """The solver that a name stands for with this adjoint; an instance passes through.
+
+        Raises:
+            ValueError: for an unknown name.
+            TypeError: for anything that is neither a name nor a solver.
+        """
+        return solver_named(self.default_solver if isinstance(solver, str) and solver == "auto" else solver)
+
+    def accepts(self, solver: Solver, energy: BoundEnergy) -> None:
+        """Refuse a solver or an energy that it does not go with.
+
+        Raises:
+            ValueError: naming the remedy.
+        """
+
+    def accepts_iterate(self, objective: Objective) -> None:
+        """Refuse to differentiate at a given iterate, of which it is not known from where it was reached.
+
+        Raises:
+            ValueError: if the derivative depends on the start.
+        """
 
     def solve(
         self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver
     ) -> tuple[Outcome, Float[Tensor, "batch d"], AdjointReport]:
-        """Find the critical point from y⁰ = `dual` with `solver`, and attach this adjoint's gradient to its value."""
+        """Find the critical point from y⁰ = `dual` with `solver`, and attach this adjoint's gradient to its value.
+
+        Whoever calls it has asked `accepts`.
+        """
         outcome = self.outcome(objective, dual, solver)
         value, report = self.attach(objective, outcome, dual)
         return outcome, value, report
 
     def outcome(self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver) -> Outcome:
         """The critical point that `solver` finds from y⁰ = `dual`, judged."""
-        outcome = judge(objective, solver.solve(objective, dual), solver.tolerance(dual.dtype))
+        outcome, own = solver.solve(objective, dual), objective.energy.own
+        if own is not None:
+            outcome = own.judge(objective, outcome, solver.tolerance(dual.dtype))
         return _within_range(objective, outcome)
 
     def record(
@@ -143,5 +100,17 @@ class Adjoint(Settings):
         """The value of `outcome`, reached from y⁰ = `dual`, with this adjoint's gradient.
 
         Raises:
-            TypeError: if the adjoint differentiates a run of its own (`Unrolled`).
+            TypeError: if the adjoint differentiates a run of its own (`Unrolled`, `Shine`).
         """
+
+
+def _within_range(objective: Objective, outcome: Outcome) -> Outcome:
+    """OVERFLOW for the samples in which the largest number of their precision stands for an entry of z beyond it."""
+    if all(math.isfinite(end) for end in objective.geometry.domain):
+        return outcome
+    value, status = outcome.point.value, outcome.status
+    solved = (status <= int(Status.TRUNCATED)) | (status == int(Status.NONUNIQUE))
+    beyond = (value.abs() >= torch.finfo(value.dtype).max).any(-1) & solved
+    if not bool(beyond.any()):
+        return outcome
+    return replace(outcome, status=torch.where(beyond, int(Status.OVERFLOW), status), complete=False)

@@ -22,6 +22,7 @@ from implicit_bregman.linalg.cg import normalized
 from implicit_bregman.linalg.chunks import chunks
 from implicit_bregman.linalg.dense import solve_general
 from implicit_bregman.linalg.gmres import gmres
+from implicit_bregman.linalg.norms import norm, ratio
 from implicit_bregman.linearization import Linearization, linearize, linearize_on_free_set
 from implicit_bregman.majorization import mm_step
 from implicit_bregman.objective import Objective, Point
@@ -43,18 +44,6 @@ _COARSE = 0.03
 _PRODUCTS = 50
 #: A gradient that grows by this factor within the last digits of z has no limit that it could be near to.
 _GROWTH = 1.5
-#: The least norm that is divided by.
-_LEAST = 1e-200
-
-
-def norm(rows: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
-    """‖·‖₂ in float64, (B,), where no square of a float32 overflows or vanishes."""
-    return torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)
-
-
-def ratio(top: Tensor, bottom: Tensor) -> Tensor:
-    """top / bottom of norms in float64; 0 where both are 0, and finite where the bottom alone is."""
-    return top / bottom.clamp_min(_LEAST)
 
 
 def quick_estimate(

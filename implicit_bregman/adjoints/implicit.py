@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.adjoints.base import Adjoint, AdjointReport, differentiable, report_backward
+from implicit_bregman.adjoints.base import Adjoint
 from implicit_bregman.adjoints.differentiable import Jacobian, attach, pull_back
-from implicit_bregman.adjoints.error import Iterate, is_worth_refining, norm, quick_estimate, ratio, refined_estimate
-from implicit_bregman.adjoints.projection import attach_projection, record_projection, replay_projection
+from implicit_bregman.adjoints.error import Iterate, is_worth_refining, quick_estimate, refined_estimate
 from implicit_bregman.adjoints.system import METHODS, AdjointSolution, check_method, solve_adjoint_system
 from implicit_bregman.adjoints.transforms import is_batched
+from implicit_bregman.backward import AdjointReport, differentiable, report_backward
 from implicit_bregman.compilation import without_autocast
 from implicit_bregman.energy.base import Packed, PullBack
-from implicit_bregman.energy.low_rank import BoundLowRank
+from implicit_bregman.linalg.norms import norm, ratio
 from implicit_bregman.linearization import Linearization, linearize, linearize_on_free_set
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.settings import FAILURE_MODES, check_choice, check_count, check_positive
@@ -32,7 +32,8 @@ class Implicit(Adjoint):
 
     The gradient with respect to z⁰ is 0: an isolated critical point does not move with the start. With
     `weight="low_rank"` and γ = 0 the critical points are not isolated: the gradient is then that of the Bregman
-    projection, for V, β and z⁰, from r × r systems (see `adjoints.projection`), which only "auto" and "dense" solve.
+    projection, for V, β and z⁰, from r × r systems (see `implicit_bregman.projection`), which only "auto" and "dense"
+    solve.
 
     Args:
         method: "cg" (symmetric W), "gmres" (any W), "dense" (one factorization per sample or per free set), or
@@ -61,6 +62,14 @@ class Implicit(Adjoint):
         check_count("max_iter", self.max_iter)
         check_choice("on_failure", self.on_failure, FAILURE_MODES)
 
+    def accepts_iterate(self, objective: Objective) -> None:
+        own = objective.energy.own
+        if own is not None and own.needs_start(objective.regularization):
+            raise ValueError(
+                f"with {own.name} and regularization=0 the implicit gradient depends on the start, which a given "
+                "iterate does not tell: use find_critical_point(..., initial=...)"
+            )
+
     def attach(
         self, objective: Objective, outcome: Outcome, dual: Float[Tensor, "batch d"]
     ) -> tuple[Float[Tensor, "batch d"], AdjointReport]:
@@ -69,8 +78,9 @@ class Implicit(Adjoint):
         Raises:
             ValueError: if `method` does not go with the energy.
         """
-        if isinstance(objective.energy, BoundLowRank):
-            return attach_projection(self, objective, outcome, dual)
+        own = objective.energy.own
+        if own is not None:
+            return own.attach(objective, outcome, dual, self.method, self.on_failure)
         check_method(self.method, objective.energy)
         report = AdjointReport()
         z = outcome.point.value.detach()
@@ -103,8 +113,9 @@ class Implicit(Adjoint):
     ) -> tuple[Outcome, tuple[Tensor, ...]]:
         """z, y, D₊, the shift, and which samples have a derivative."""
         outcome = self.outcome(objective, dual, solver)
-        if isinstance(objective.energy, BoundLowRank):
-            return outcome, record_projection(self, objective, outcome, dual)
+        own = objective.energy.own
+        if own is not None:
+            return outcome, own.record(objective, outcome, dual)
         check_method(self.method, objective.energy)
         usable = differentiable(outcome)
         kept = outcome if usable is None else without_diverged(objective, outcome, usable)
@@ -116,8 +127,9 @@ class Implicit(Adjoint):
         self, objective: Objective, record: tuple[Tensor, ...], dual: Float[Tensor, "batch d"]
     ) -> Float[Tensor, "batch d"]:
         """The critical point by its differentiable solve."""
-        if isinstance(objective.energy, BoundLowRank):
-            return replay_projection(objective, record, dual)
+        own = objective.energy.own
+        if own is not None:
+            return own.replay(objective, record, dual)
         *at, usable = record
         packed = objective.energy.pack()
         value = attach(self.jacobian(objective, packed), *at, *packed.tensors)

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.adjoints.base import Adjoint, AdjointReport, differentiable
+from implicit_bregman.adjoints.base import Adjoint
 from implicit_bregman.adjoints.transforms import first_order
+from implicit_bregman.backward import AdjointReport, differentiable
 from implicit_bregman.linalg.cg import normalized
 from implicit_bregman.objective import Objective
 from implicit_bregman.settings import check_count, check_positive

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from implicit_bregman.adjoints.base import Adjoint, AdjointReport, differentiable, report_backward
+from implicit_bregman.adjoints.base import Adjoint
 from implicit_bregman.adjoints.error import or_infinite, quick_estimate
 from implicit_bregman.adjoints.implicit import linearize_outcome, relative_residual, without_diverged
 from implicit_bregman.adjoints.system import DEFAULT_TOL
 from implicit_bregman.adjoints.transforms import refuse_batched, refuse_higher_order
-from implicit_bregman.energy.low_rank import BoundLowRank
+from implicit_bregman.backward import AdjointReport, differentiable, report_backward
+from implicit_bregman.energy.base import BoundEnergy
 from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient, normalized
 from implicit_bregman.linalg.gmres import gmres
 from implicit_bregman.linearization import Linearization
@@ -25,8 +26,6 @@ from implicit_bregman.solvers.broyden import Broyden
 from implicit_bregman.solvers.inverse import InverseEstimate, apply_updates
 from implicit_bregman.status import Status
 
-#: What solver="auto" and "broyden" mean under `Shine`.
-SHINE_SOLVER = Broyden(memory=100, polish=False, max_iter=1000)
 #: Rounds of refinement with a float64 residual.
 _ROUNDS = 4
 
@@ -83,6 +82,8 @@ class Shine(Adjoint):
         ValueError: for an impossible one.
     """
 
+    default_solver: ClassVar[str | Solver] = Broyden(memory=100, polish=False, max_iter=1000)
+
     refine: int = 0
     on_failure: str = "warn"
 
@@ -92,15 +93,12 @@ class Shine(Adjoint):
         check_count("refine", self.refine, least=0)
         check_choice("on_failure", self.on_failure, FAILURE_MODES)
 
-    def solve(
-        self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver
-    ) -> tuple[Outcome, Float[Tensor, "batch d"], AdjointReport]:
-        """Find the critical point from y⁰ = `dual`, and keep the solver's estimate for the backward pass.
+    def solver_for(self, solver: str | Solver) -> Solver:
+        """As of any adjoint; "broyden" stands for the same as "auto"."""
+        return super().solver_for("auto" if isinstance(solver, str) and solver == "broyden" else solver)
 
-        Raises:
-            ValueError: if `solver` is not Broyden without polish, or the weight is low-rank.
-        """
-        if not isinstance(solver, Broyden):
+    def accepts(self, solver: Solver, energy: BoundEnergy) -> None:
+        if not solver.estimates_inverse:
             raise ValueError(
                 "adjoint Shine uses the inverse estimate of Broyden: "
                 f'use solver="auto" or Broyden(polish=False), got {type(solver).__name__}'
@@ -110,9 +108,15 @@ class Shine(Adjoint):
                 "adjoint Shine needs the estimate at the point where Broyden stops, which an exact finish leaves "
                 'behind: use solver="auto" or Broyden(polish=False)'
             )
-        if isinstance(objective.energy, BoundLowRank):
-            raise ValueError('adjoint Shine has no form for weight="low_rank": use adjoint="implicit"')
-        outcome = solver.solve(objective, dual, keep_inverse=torch.is_grad_enabled())
+        if energy.own is not None:
+            raise ValueError(f'adjoint Shine has no form for {energy.own.name}: use adjoint="implicit"')
+
+    def solve(
+        self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver
+    ) -> tuple[Outcome, Float[Tensor, "batch d"], AdjointReport]:
+        """Find the critical point from y⁰ = `dual`, and keep the solver's estimate for the backward pass."""
+        found = solver.solve_with_inverse if torch.is_grad_enabled() else solver.solve
+        outcome = found(objective, dual)
         value, report = self.attach(objective, outcome, dual)
         return outcome, value, report
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint as recompute
 
-from implicit_bregman.adjoints.base import Adjoint, AdjointReport
+from implicit_bregman.adjoints.base import Adjoint
+from implicit_bregman.backward import AdjointReport
+from implicit_bregman.energy.base import BoundEnergy
 from implicit_bregman.objective import Objective
 from implicit_bregman.settings import check_count
 from implicit_bregman.solvers.base import Outcome, Solver
-from implicit_bregman.solvers.mm import MM
 from implicit_bregman.status import Status
 
 
@@ -37,6 +39,9 @@ class Unrolled(Adjoint):
         ValueError: for an impossible one.
     """
 
+    default_solver: ClassVar[str | Solver] = "mm"
+    follows_limit: ClassVar[bool] = False
+
     steps: int = 10
     checkpoint: bool = False
     last: int | None = None
@@ -52,16 +57,14 @@ class Unrolled(Adjoint):
         if not isinstance(self.checkpoint, bool):
             raise ValueError(f"checkpoint must be True or False, got {self.checkpoint!r}")
 
+    def accepts(self, solver: Solver, energy: BoundEnergy) -> None:
+        if not solver.is_mm:
+            raise ValueError(f'adjoint Unrolled is MM itself: use solver="auto" or MM, got {type(solver).__name__}')
+
     def solve(
         self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver
     ) -> tuple[Outcome, Float[Tensor, "batch d"], AdjointReport]:
-        """Make L steps from y⁰ = `dual`.
-
-        Raises:
-            ValueError: if `solver` is not MM.
-        """
-        if not isinstance(solver, MM):
-            raise ValueError(f'adjoint Unrolled is MM itself: use solver="auto" or MM, got {type(solver).__name__}')
+        """Make L steps from y⁰ = `dual`."""
         start = dual
         value, dual, step = self._unroll(objective, start)
         reached = dual.detach()

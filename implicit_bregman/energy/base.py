@@ -7,15 +7,19 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from implicit_bregman.energy.own import OwnMethods
 from implicit_bregman.energy.snapshot import Again, Place, Snapshot
 from implicit_bregman.operators import Dense, LinearOperator, Rebuild
 from implicit_bregman.transforms import transformed
+
+if TYPE_CHECKING:
+    from implicit_bregman.energy.bound import BoundQuadratic
 
 PullBack = Callable[[Tensor, Tensor, tuple[bool, ...]], tuple[Tensor | None, ...]]
 """From v = dL/d(−∇f), z and what is needed to the gradients of an energy's `leaves`."""
@@ -65,6 +69,16 @@ class BoundEnergy(ABC):
     affine: bool
     shared: Dense | None = None
     has_finish: bool = False
+
+    @property
+    def matrix_form(self) -> BoundQuadratic | None:
+        """This energy, where it is quadratic with one matrix for all samples (`shared`); else None."""
+        return None
+
+    @property
+    def own(self) -> OwnMethods | None:
+        """Methods of its own, where its critical points are not isolated and the usual ones do not fit; else None."""
+        return None
 
     @property
     def stiffness(self) -> Float[Tensor, " d"] | None:
@@ -169,7 +183,14 @@ class Energy(nn.Module):
         features: d, the width of z. None: as wide as x.
         convex: state that f(·; x) is convex for every x and θ. It lets the accelerated solvers skip the
             precautions that keep them in MM's own basin. A wrong statement costs those guarantees.
+
+    Attributes:
+        in_features: n, the width that x has to have; None (the default): any.
+        lifts_half: whether it binds half-precision parameters in float32; else they are refused.
     """
+
+    in_features: int | None = None
+    lifts_half: bool = False
 
     def __init__(self, features: int | None = None, *, convex: bool = False) -> None:
         super().__init__()

@@ -59,6 +59,10 @@ class BoundQuadratic(BoundAffine):
         self._ends = shared if ends is None else ends
 
     @property
+    def matrix_form(self) -> BoundQuadratic:
+        return self
+
+    @property
     def curvature(self) -> Tensor:
         return self._ends.spectrum.curvature
 

@@ -12,17 +12,16 @@ from torch import Tensor, nn
 
 from implicit_bregman.energy.base import BoundEnergy, Energy
 from implicit_bregman.energy.bound import BoundQuadratic
-from implicit_bregman.energy.low_rank import BoundLowRank, gram_spectrum
 from implicit_bregman.energy.weights import (
     WEIGHTS,
     ConvexWeight,
     GeneralWeight,
     GivenWeight,
-    LowRankWeight,
     MonotoneWeight,
     SymmetricWeight,
     Weight,
     at_least_single,
+    check_shared,
     hold,
     present_name,
 )
@@ -31,9 +30,6 @@ from implicit_bregman.operators import LinearOperator, Stacked
 from implicit_bregman.operators.dense import Dense, is_symmetric
 from implicit_bregman.tensors import check_dense, check_numbers
 from implicit_bregman.transforms import numbers
-
-#: ε of an infeasible low-rank system, relative to ‖V‖²/r.
-DEFAULT_SOFTENING = 1e-3
 
 
 class QuadraticEnergy(Energy):
@@ -78,7 +74,7 @@ class QuadraticEnergy(Energy):
 
     input_weight: Tensor | None
     bias: Tensor | None
-    in_features: int | None
+    lifts_half = True
     _held: _Held | None = None
 
     def __init__(
@@ -109,8 +105,7 @@ class QuadraticEnergy(Energy):
         elif weight == "general":
             self.weight_map = GeneralWeight(features, device, dtype)
         elif weight == "low_rank":
-            soft = DEFAULT_SOFTENING if softening is None else softening
-            self.weight_map = LowRankWeight(features, rank, soft, device, dtype)
+            self.weight_map = Weight.named[weight](features, rank, softening, device, dtype)
         else:
             raise ValueError(f"weight must be one of {', '.join(WEIGHTS)}, got {weight!r}")
         _refuse_unless_low_rank(weight, rank=rank, softening=softening)
@@ -121,7 +116,7 @@ class QuadraticEnergy(Energy):
 
     def reset_parameters(self) -> None:
         """Draw U anew, and set b to 0; W is reset by `weight_map`. Given matrices stay as they are."""
-        if isinstance(self.weight_map, GivenWeight):
+        if self.weight_map.given:
             return
         # Half as wide for β: a system with a random right-hand side should have a solution in C at the start.
         if self.input_weight is not None:
@@ -208,8 +203,7 @@ class QuadraticEnergy(Energy):
     @property
     def weight(self) -> Float[Tensor, "d d"]:
         """W, (d, d), as a function of the parameters and in their precision; symmetric where there is an objective."""
-        matrix: Tensor = self.weight_map()
-        return (-(matrix @ matrix.mT) if self.low_rank else matrix).to(_sources(self)[0].dtype)
+        return self.weight_map.dense().to(_sources(self)[0].dtype)
 
     @property
     def symmetric(self) -> bool:
@@ -220,11 +214,11 @@ class QuadraticEnergy(Energy):
     @property
     def low_rank(self) -> bool:
         """Whether the weight is W = −VVᵀ with a V of its own."""
-        return isinstance(self.weight_map, LowRankWeight)
+        return self.weight_map.low_rank
 
     def linear(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
         """c = Ux + b, (B, d); for a low-rank weight c = Vβ(x)."""
-        return self.target(x) @ self.weight_map().mT if self.low_rank else affine(x, self.input_weight, self.bias)
+        return self.weight_map.offset(self.weight_map.affine(x, self.input_weight, self.bias))
 
     def target(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch r"]:
         """β(x) = Ux + b of a low-rank weight, (B, r); b alone where there is no U.
@@ -232,9 +226,9 @@ class QuadraticEnergy(Energy):
         Raises:
             TypeError: for any other weight.
         """
-        if not isinstance(self.weight_map, LowRankWeight):
+        if not self.low_rank:
             raise TypeError('only a QuadraticEnergy with weight="low_rank" has a target: use linear(x)')
-        return _target(x, self.input_weight, self.bias, self.weight_map.rank)
+        return self.weight_map.affine(x, self.input_weight, self.bias)
 
     def forward(self, z: Tensor, x: Tensor | None = None) -> Tensor:
         """f(z; x), (B,), as `value`; of x alone, what a solver asks for once: c, (B, d), or β, (B, r).
@@ -243,11 +237,11 @@ class QuadraticEnergy(Energy):
         """
         if x is not None:
             return self.value(z, x)
-        x, weight = z, self.weight_map
+        x = z
         u, b = (None if t is None else t.to(x.dtype) for t in (self.input_weight, self.bias))
         if u is not None:
-            _check_shared("U", u)
-        return _target(x, u, b, weight.rank) if isinstance(weight, LowRankWeight) else affine(x, u, b)
+            check_shared("U", u)
+        return self.weight_map.affine(x, u, b)
 
     def value(self, z: Float[Tensor, "*batch d"], x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
         """f(z; x), (B,).
@@ -282,20 +276,20 @@ class QuadraticEnergy(Energy):
         return ends.lowest, ends.curvature
 
     def _spectrum(self) -> Spectrum:
-        if self.low_rank:
-            return gram_spectrum(self.weight_map())
-        return self._operator().spectrum
+        known = self.weight_map.spectrum()
+        return self._operator().spectrum if known is None else known
 
     def bind(self, x: Float[Tensor, "batch n"]) -> BoundEnergy:
         """This energy at the input x; half-precision parameters are lifted to float32 here."""
-        if isinstance(self.weight_map, LowRankWeight):
-            return self._bind_low_rank(x, self.weight_map)
+        bound = self.weight_map.bind(x, self)
+        if bound is not None:
+            return bound
         operator = self._held.operator(self) if self._held is not None else self._operator()
         return BoundQuadratic(operator, self(x.to(operator.dtype)))
 
     def _operator(self) -> Dense:
         """H = −W, at least float32."""
-        weight, known = _check_shared("W", self.weight_map()), self.weight_map.symmetric
+        weight, known = check_shared("W", self.weight_map()), self.weight_map.symmetric
         symmetric = is_symmetric(weight) if known is None else known
         least = getattr(self.weight_map, "margin", None)
         return Dense(-at_least_single(weight), symmetric, least, convex=self.convex)
@@ -324,10 +318,6 @@ class QuadraticEnergy(Energy):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles are not frozen."""
         return {**self.__dict__, "_held": None}
-
-    def _bind_low_rank(self, x: Tensor, weight: LowRankWeight) -> BoundEnergy:
-        vectors = at_least_single(_check_shared("V", weight()))
-        return BoundLowRank(vectors, self(x.to(vectors.dtype)), weight.softening)
 
     def extra_repr(self) -> str:
         """Widths and kind of weight, for `print(module)`."""
@@ -365,38 +355,10 @@ def _sources(energy: QuadraticEnergy) -> list[Tensor]:
     return [*energy.weight_map.parameters(), *energy.weight_map.buffers()]
 
 
-def affine(x: Tensor, u: Tensor | None, b: Tensor | None) -> Tensor:
-    """Ux + b, where None stands for the identity and for 0."""
-    if u is not None:
-        return nn.functional.linear(x, u, b)
-    return x if b is None else x + b
-
-
-def _target(x: Tensor, u: Tensor | None, b: Tensor | None, rank: int) -> Tensor:
-    """β = Ux + b, (B, r), where None stands for 0."""
-    if u is not None:
-        return nn.functional.linear(x, u, b)
-    return x.new_zeros(rank).expand(*x.shape[:-1], rank) if b is None else b.expand(*x.shape[:-1], rank)
-
-
 def _refuse_unless_low_rank(weight: str, **settings: object) -> None:
     for name, value in settings.items():
         if value is not None and weight != "low_rank":
             raise ValueError(f'{name} = {value!r} has a meaning for weight="low_rank" only, got weight="{weight}"')
-
-
-def _check_shared(name: str, matrix: Tensor) -> Tensor:
-    """A matrix that is one for all samples.
-
-    Raises:
-        ValueError: for a batch of matrices.
-    """
-    if matrix.dim() > 2:
-        raise ValueError(
-            f"{name} must be one matrix for all samples, got shape {tuple(matrix.shape)}: one matrix per sample is not "
-            "supported yet; solve sample by sample, or write the energy as a subclass of Energy"
-        )
-    return matrix
 
 
 def _check_matrices(W: Tensor, U: Tensor | None, b: Tensor | None) -> None:

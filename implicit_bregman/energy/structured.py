@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from implicit_bregman.energy.base import BoundEnergy, Energy, Packed
 from implicit_bregman.energy.bound import BoundAffine, BoundQuadratic
-from implicit_bregman.energy.quadratic import QuadraticEnergy, affine
+from implicit_bregman.energy.quadratic import QuadraticEnergy
 from implicit_bregman.energy.snapshot import Again
-from implicit_bregman.energy.weights import hold
+from implicit_bregman.energy.weights import Weight, affine, hold
 from implicit_bregman.linalg.spectrum import Spectrum
 from implicit_bregman.operators import Dense, LinearOperator, Rebuild
 from implicit_bregman.transforms import transformed
@@ -42,7 +42,7 @@ class OperatorEnergy(QuadraticEnergy):
             _check_convex(operator)
         Energy.__init__(self, operator.size, convex=convex)
         tensors, self._rebuild = operator.pack()
-        self.weight_map = nn.Module()  # type: ignore[assignment]
+        self.weight_map = Weight()
         self._count = len(tensors)
         for number, tensor in enumerate(tensors):
             hold(self.weight_map, str(number), tensor)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import numbers
+from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from implicit_bregman.settings import check_positive, is_number
+from implicit_bregman.energy.base import BoundEnergy
+from implicit_bregman.linalg.spectrum import Spectrum
 
 #: The kinds of W, by name.
 WEIGHTS = ("convex", "symmetric", "monotone", "general", "low_rank")
@@ -26,12 +28,48 @@ class Weight(nn.Module):
 
     Attributes:
         symmetric: whether W is symmetric by construction; None: W has to be looked at.
+        given: whether somebody else owns what it is made of.
+        low_rank: whether W = −VVᵀ, and Ux + b stands for β.
+        named: the parametrizations that are added from outside this file, by name (`name=` of the class).
     """
 
     symmetric: bool | None
+    given: bool = False
+    low_rank: bool = False
+    named: ClassVar[dict[str, type[Weight]]] = {}
+
+    def __init_subclass__(cls, name: str | None = None) -> None:
+        if name is not None:
+            Weight.named[name] = cls
 
     def reset_parameters(self) -> None:
         """Draw the parameters anew."""
+
+    def dense(self) -> Float[Tensor, "d d"]:
+        """W itself."""
+        weight: Tensor = self()
+        return weight
+
+    def offset(self, inner: Float[Tensor, "*batch r"]) -> Float[Tensor, "*batch d"]:
+        """c, for what `affine` gives."""
+        return inner
+
+    def affine(self, x: Float[Tensor, "*batch n"], u: Tensor | None, b: Tensor | None) -> Float[Tensor, "*batch r"]:
+        """Ux + b, where None stands for the identity and for 0."""
+        return affine(x, u, b)
+
+    def spectrum(self) -> Spectrum | None:
+        """The ends of the spectrum of −W, where they are found without W; else None."""
+        return None
+
+    def bind(self, x: Float[Tensor, "batch n"], inner: Callable[[Tensor], Tensor]) -> BoundEnergy | None:
+        """The energy at the input x where it is not that of a matrix W; else None.
+
+        Args:
+            x: the input.
+            inner: x ↦ what `affine` gives, hooks and all.
+        """
+        return None
 
 
 class ConvexWeight(Weight):
@@ -136,52 +174,6 @@ class GeneralWeight(Weight):
         return self.entries
 
 
-class LowRankWeight(Weight):
-    """W = −V Vᵀ, of rank r at most: the weight of f = ½‖Vᵀz − β‖².
-
-    Args:
-        features: d.
-        rank: r, the number of columns of V.
-        softening: what the energy's `softening` is.
-    """
-
-    symmetric = True
-
-    def __init__(
-        self,
-        features: int,
-        rank: int | None,
-        softening: float,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
-    ) -> None:
-        super().__init__()
-        if rank is None or not is_number(rank, numbers.Integral) or not 1 <= rank <= features:
-            raise ValueError(
-                f'weight="low_rank" needs rank, the number of columns of V: a whole number from 1 to features = '
-                f"{features}, got {rank!r}"
-            )
-        check_positive("softening", softening)
-        self.rank = int(rank)
-        self.softening = float(softening)
-        self.vectors = nn.Parameter(torch.empty(features, self.rank, device=device, dtype=dtype))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Orthonormal columns: every system Vᵀz = β is then well conditioned, and the step τ = 1 within reach."""
-        with torch.no_grad():
-            wide = self.vectors.to(torch.promote_types(self.vectors.dtype, torch.float32))  # no QR in half precision
-            self.vectors.copy_(torch.linalg.qr(torch.randn_like(wide)).Q)
-
-    def forward(self) -> Float[Tensor, "d r"]:
-        """V, (d, r)."""
-        return self.vectors
-
-    def extra_repr(self) -> str:
-        """Sizes and softening, for `print(module)`."""
-        return f"features={self.vectors.shape[0]}, rank={self.rank}, softening={self.softening:g}"
-
-
 #: The name of `GeneralWeight` in layers that were pickled before.
 FreeWeight = GeneralWeight
 
@@ -194,6 +186,7 @@ class GivenWeight(Weight):
     """
 
     symmetric = None
+    given = True
     matrix: Tensor
 
     def __init__(self, matrix: Float[Tensor, "d d"]) -> None:
@@ -203,6 +196,27 @@ class GivenWeight(Weight):
     def forward(self) -> Float[Tensor, "d d"]:
         """W, (d, d)."""
         return self.matrix
+
+
+def affine(x: Tensor, u: Tensor | None, b: Tensor | None) -> Tensor:
+    """Ux + b, where None stands for the identity and for 0."""
+    if u is not None:
+        return nn.functional.linear(x, u, b)
+    return x if b is None else x + b
+
+
+def check_shared(name: str, matrix: Tensor) -> Tensor:
+    """A matrix that is one for all samples.
+
+    Raises:
+        ValueError: for a batch of matrices.
+    """
+    if matrix.dim() > 2:
+        raise ValueError(
+            f"{name} must be one matrix for all samples, got shape {tuple(matrix.shape)}: one matrix per sample is not "
+            "supported yet; solve sample by sample, or write the energy as a subclass of Energy"
+        )
+    return matrix
 
 
 def at_least_single(tensor: Tensor) -> Tensor:

@@ -11,17 +11,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from implicit_bregman.adjoints import Adjoint, Unrolled, adjoint_named
+from implicit_bregman.adjoints import Adjoint, adjoint_named
 from implicit_bregman.critical_point import find_critical_point
 from implicit_bregman.energy import QuadraticEnergy
-from implicit_bregman.energy.low_rank import check_projection
-from implicit_bregman.energy.weights import LowRankWeight, present_name
+from implicit_bregman.energy.weights import present_name
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.majorization import Certificate, certify
+from implicit_bregman.projection.methods import check_projection
+from implicit_bregman.projection.weight import middle
 from implicit_bregman.settings import check_choice, check_nonnegative
 from implicit_bregman.solution import Solution
-from implicit_bregman.solvers import Solver, solver_named
+from implicit_bregman.solvers import Solver
 
 INJECTIONS = ("linear", "initial")
 
@@ -35,12 +36,12 @@ class BregmanDEQ(nn.Module):
     With γ = 0 and a convex energy the limit is the solution of a box-constrained quadratic program, in which φ has
     chosen only the box; γ > 0 makes z = ρ((Wz + Ux + b)/γ), the usual weight-tied DEQ.
 
-    With `weight="low_rank"` and γ = 0 it is the *Bregman projection layer*: z minimises D_φ(z, z⁰) subject to
-    Vᵀz = β, r linear equations with a learned V. Then, with `injection="linear"`, β = Ux + b and z⁰ = `initial` or
-    ρ(0): the point nearest to the middle of C (for `exp`, `sigmoid` and others: the one of maximum entropy) with the
-    features β(x). With `injection="initial"`, z⁰ = x and β = b: x is projected onto a learned affine set, and the
-    gradient flows to V, b and x. Where Vᵀz = β has no solution in C, see `QuadraticEnergy`. b starts at Vᵀρ(0), so
-    that there is one. With γ > 0 it is the regularized least squares problem, which no z⁰ changes.
+    With `weight="low_rank"` and γ = 0 it is the *Bregman projection layer*: z minimises D_φ(z, z⁰) subject to Vᵀz = β,
+    r linear equations with a learned V. Then, with `injection="linear"`, β = Ux + b and z⁰ = `initial` or ρ(0): the
+    point nearest to the middle of C (for `exp`, `sigmoid` and others: the one of maximum entropy) with the features
+    β(x). With `injection="initial"`, z⁰ = x and β = b: x is projected onto a learned affine set, and the gradient flows
+    to V, b and x (`BregmanProjection` by its own name). Where Vᵀz = β has no solution in C, see `QuadraticEnergy`. b
+    starts at Vᵀρ(0), so that there is one. With γ > 0 it is the regularized least squares problem, which no z⁰ changes.
 
     Args:
         in_features: n, the width of x.
@@ -108,7 +109,7 @@ class BregmanDEQ(nn.Module):
         self.solver: str | Solver = solver
         self.adjoint: str | Adjoint = adjoint
         self.injection = injection
-        solver_named(solver)
+        adjoint_named(adjoint).solver_for(solver)  # (refuses unknown names)
         self._weight = present_name(weight)
         self._check_injection()
         self._warn_of_linear_map()
@@ -197,14 +198,18 @@ class BregmanDEQ(nn.Module):
         """Copies and pickles leave the last solution behind: it belongs to a call, not to the layer."""
         return {**self.__dict__, "last_solution": None}
 
+    @property
+    def _follows_limit(self) -> bool:
+        return adjoint_named(self.adjoint).follows_limit
+
     def _check_injection(self) -> None:
-        if self._weight == "low_rank" and not isinstance(adjoint_named(self.adjoint), Unrolled):
+        if self._weight == "low_rank" and self._follows_limit:
             check_projection(self.geometry, self.regularization)
         if self.injection == "linear":
             return
         self._check_widths()
         self._refuse_constant()
-        if self._weight != "low_rank" and not isinstance(adjoint_named(self.adjoint), Unrolled):
+        if self._weight != "low_rank" and self._follows_limit:
             warnings.warn(
                 f'injection="initial" with weight="{self._weight}" makes h piecewise constant in x: nothing upstream '
                 'of this layer can train. Use injection="linear" unless that is what you study.',
@@ -213,12 +218,12 @@ class BregmanDEQ(nn.Module):
             )
 
     def _refuse_constant(self) -> None:
-        if self._weight in ("convex", "monotone") and not isinstance(adjoint_named(self.adjoint), Unrolled):
+        if self._weight in ("convex", "monotone") and self._follows_limit:
             raise ValueError(
                 f'injection="initial" with weight="{self._weight}" makes h constant, because the critical point is '
                 'unique: use injection="linear", or adjoint=adjoints.Unrolled(steps=...)'
             )
-        if self._weight == "low_rank" and self.regularization and not isinstance(adjoint_named(self.adjoint), Unrolled):
+        if self._weight == "low_rank" and self.regularization and self._follows_limit:
             raise ValueError(
                 f'injection="initial" with weight="low_rank" and regularization = {self.regularization} makes h '
                 'constant, because the critical point is unique: use regularization=0 or injection="linear"'
@@ -226,11 +231,9 @@ class BregmanDEQ(nn.Module):
 
     def _start_feasible(self) -> None:
         """b = Vᵀρ(0) for a low-rank weight: the middle of C then solves the system for x = 0."""
-        weight = self.energy.weight_map
-        if isinstance(weight, LowRankWeight) and self.energy.bias is not None:
+        if self.energy.low_rank and self.energy.bias is not None:
             with torch.no_grad():
-                vectors = weight.vectors.to(torch.promote_types(weight.vectors.dtype, torch.float32))
-                self.energy.bias.copy_(self.geometry.activation(torch.zeros_like(vectors[:, 0])) @ vectors)
+                self.energy.bias.copy_(middle(self.energy.weight_map(), self.geometry))
 
     def _check_widths(self) -> None:
         if self.in_features != self.out_features:
@@ -241,8 +244,7 @@ class BregmanDEQ(nn.Module):
 
     def _warn_of_linear_map(self) -> None:
         lo, hi = self.geometry.domain
-        unrolled = isinstance(adjoint_named(self.adjoint), Unrolled)
-        if self.regularization == 0 and math.isinf(lo) and math.isinf(hi) and not unrolled:
+        if self.regularization == 0 and math.isinf(lo) and math.isinf(hi) and self._follows_limit:
             warnings.warn(
                 f"with regularization=0 and the unbounded domain of {self.geometry.name} the layer is the linear map "
                 "-W^-1 (Ux + b): use regularization > 0 or a geometry with a bound",

@@ -78,9 +78,9 @@ def polish_projected(
 
 
 def _quadratic(objective: Objective) -> BoundQuadratic:
-    energy = objective.energy
-    if not isinstance(energy, BoundQuadratic):
-        raise TypeError(f"an exact finish needs a quadratic energy, got {type(energy).__name__}")
+    energy = objective.energy.matrix_form
+    if energy is None:
+        raise TypeError(f"an exact finish needs a quadratic energy, got {type(objective.energy).__name__}")
     return energy
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -85,10 +85,17 @@ class Solver(Settings):
         trace: record residual, objective and iterate of every iteration. Polish is then off.
         on_failure: "warn" (once), "raise" or "ignore" when a sample fails.
 
+    Attributes:
+        is_mm: whether it makes MM's own steps, and no others.
+        estimates_inverse: whether it has an estimate of the inverse Jacobian: see `solve_with_inverse`.
+
     Raises:
         TypeError: for an unknown setting.
         ValueError: for an impossible one.
     """
+
+    is_mm: ClassVar[bool] = False
+    estimates_inverse: ClassVar[bool] = False
 
     tol: float | None = None
     max_iter: int = 20_000
@@ -125,6 +132,14 @@ class Solver(Settings):
     @abstractmethod
     def solve(self, objective: Objective, dual: Float[Tensor, "batch d"]) -> Outcome:
         """Go from `dual` to a critical point of `objective`, each sample until its own stop."""
+
+    def solve_with_inverse(self, objective: Objective, dual: Float[Tensor, "batch d"]) -> Outcome:
+        """The same, with the estimate that each sample ended with as the outcome's `inverse`.
+
+        Raises:
+            TypeError: if it has none.
+        """
+        raise TypeError(f"{type(self).__name__} has no estimate of the inverse Jacobian: use Broyden")
 
 
 class Memory(Protocol):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -38,6 +39,8 @@ class Broyden(Solver):
         on_failure: see `Solver`.
     """
 
+    estimates_inverse: ClassVar[bool] = True
+
     memory: int = 30
 
     def __post_init__(self) -> None:
@@ -45,17 +48,14 @@ class Broyden(Solver):
         super().__post_init__()
         check_count("memory", self.memory)
 
-    def solve(self, objective: Objective, dual: Float[Tensor, "batch d"], keep_inverse: bool = False) -> Outcome:
-        """Iterate from `dual` until each sample has stopped.
+    def solve(self, objective: Objective, dual: Float[Tensor, "batch d"]) -> Outcome:
+        """Iterate from `dual` until each sample has stopped."""
+        return run(self, objective, dual, _RankOneUpdates(self.memory))
 
-        Args:
-            objective: F.
-            dual: y⁰.
-            keep_inverse: also return the estimate that each sample ended with, as the outcome's `inverse`. Without
-                `polish`: a sample that is finished exactly leaves its estimate behind.
-        """
+    def solve_with_inverse(self, objective: Objective, dual: Float[Tensor, "batch d"]) -> Outcome:
+        """The same, with the estimates: without `polish`, since what is finished exactly leaves its estimate behind."""
         updates = _RankOneUpdates(self.memory)
-        return run(self, objective, dual, updates, updates.inverse if keep_inverse else None)
+        return run(self, objective, dual, updates, updates.inverse)
 
 
 @dataclass(frozen=True)

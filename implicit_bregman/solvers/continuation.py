@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.linalg.chunks import chunks
 from implicit_bregman.linalg.dense import solve_general
 from implicit_bregman.objective import Objective, RowsOfTensors
@@ -55,8 +54,8 @@ class _Curve(RowsOfTensors):
 
 def can_continue(objective: Objective) -> bool:
     """Whether there is a field without an objective, and its width allows for a factorization per step."""
-    energy = objective.energy
-    return isinstance(energy, BoundQuadratic) and not energy.symmetric and energy.offset.shape[-1] <= _WIDEST
+    energy = objective.energy.matrix_form
+    return energy is not None and not energy.symmetric and energy.offset.shape[-1] <= _WIDEST
 
 
 def follow_curve(
@@ -70,8 +69,8 @@ def follow_curve(
         objective: F, without an objective.
         max_steps: bound on the number of steps.
     """
-    energy, geometry = objective.energy, objective.geometry
-    assert isinstance(energy, BoundQuadratic)
+    energy, geometry = objective.energy.matrix_form, objective.geometry
+    assert energy is not None
     matrix, offset = energy.shared.wide.matrix, energy.offset.detach().double()
     slope = 1 / geometry.strong_convexity if geometry.strong_convexity > 0 else 1.0
     norm = float(torch.linalg.matrix_norm(matrix, 2)) * slope or 1.0

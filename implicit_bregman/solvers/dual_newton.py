@@ -165,12 +165,12 @@ def newton(
         max_steps: bound on the number of steps, and on that of the products with H inside them.
         record: called with the duals and their rows before every step, and at the end.
     """
-    energy = objective.energy
+    energy, quadratic = objective.energy, objective.energy.matrix_form
     # A trace ends where the tolerance is met.
     enough = _CLOSE * tol if _is_well_conditioned(objective) else 0.0
     swept, limit = None, max(_BELOW * tol, enough)
-    if record is None and objective.unique and isinstance(energy, BoundQuadratic) and energy.symmetric:
-        swept = _swept(objective, energy, _unclamped(objective, energy, dual), limit, max_steps)
+    if record is None and objective.unique and quadratic is not None and quadratic.symmetric:
+        swept = _swept(objective, quadratic, _unclamped(objective, energy, dual), limit, max_steps)
         if swept is not None and bool((swept.size <= limit).all()):
             return _finished(objective, swept, tol)
     if energy.affine:
@@ -184,8 +184,8 @@ def newton(
 
 def _is_well_conditioned(objective: Objective) -> bool:
     """Whether an error E is no great error of z: γ is no small part of λ_max."""
-    energy = objective.energy
-    return isinstance(energy, BoundQuadratic) and objective.regularization * energy.gradient_step >= _WELL
+    energy = objective.energy.matrix_form
+    return energy is not None and objective.regularization * energy.gradient_step >= _WELL
 
 
 def _unclamped(objective: Objective, energy: BoundEnergy, dual: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.solvers.active_set import polish, within_rounding
 from implicit_bregman.solvers.base import Outcome, Trace
@@ -86,12 +85,12 @@ def finished_point(objective: Objective, point: Point, found: Finished) -> Point
 
 def _value(objective: Objective, found: Finished) -> Float[Tensor, " batch"] | None:
     """f at what was found, (B,); None for a field."""
-    energy = objective.energy
-    if not energy.symmetric:
+    quadratic = objective.energy.matrix_form
+    if not objective.energy.symmetric:
         return None
-    if isinstance(energy, BoundQuadratic):
-        return 0.5 * torch.linalg.vecdot(found.exact, found.gradient - energy.offset)
-    return energy.evaluate(found.value).value
+    if quadratic is not None:
+        return 0.5 * torch.linalg.vecdot(found.exact, found.gradient - quadratic.offset)
+    return objective.energy.evaluate(found.value).value
 
 
 def finished_status(found: Finished) -> Tensor:

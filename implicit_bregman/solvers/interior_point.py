@@ -65,8 +65,8 @@ def minimise_convex(objective: Objective, start: Float[Tensor, "batch d"], tol: 
         tol: bound on the residual.
         max_steps: bound on the number of steps of both kinds together.
     """
-    energy = objective.energy.double()
-    assert isinstance(energy, BoundQuadratic)
+    energy = objective.energy.double().matrix_form
+    assert energy is not None
     far = _FAR * runaway(energy, objective.unit, torch.finfo(torch.float64).eps)
     if all(math.isinf(end) for end in objective.geometry.domain):
         return projected_newton(objective, start, tol, max_steps, far=far)

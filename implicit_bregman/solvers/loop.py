@@ -15,7 +15,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.solvers.base import Outcome, Solver
 from implicit_bregman.solvers.basin import can_certify, certified_radius
@@ -190,9 +189,9 @@ class _Run:
 
         γ = 0, f quadratic and C a cone: there ⟨∇f, z⟩ = 0 and F = −½⟨c, z⟩, and MM never climbs.
         """
-        energy, ends = self.objective.energy, self.objective.geometry.domain
+        energy, ends = self.objective.energy.matrix_form, self.objective.geometry.domain
         cone = all(end == 0.0 or math.isinf(end) for end in ends)
-        if self.objective.regularization or not (cone and isinstance(energy, BoundQuadratic) and energy.symmetric):
+        if self.objective.regularization or not cone or energy is None or not energy.symmetric:
             return None
         return -0.5 * self.limit * energy.offset.detach().abs().sum(-1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -18,6 +19,8 @@ class MM(Solver):
 
     Its settings are those of every solver: see `Solver`.
     """
+
+    is_mm: ClassVar[bool] = True
 
     def solve(self, objective: Objective, dual: Float[Tensor, "batch d"]) -> Outcome:
         """Iterate from `dual` until each sample has stopped."""

@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.energy.bound import BoundQuadratic
-from implicit_bregman.energy.low_rank import BoundLowRank
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.solvers.active_set import polish, polish_projected
 from implicit_bregman.solvers.anderson import Anderson
@@ -22,7 +21,6 @@ from implicit_bregman.solvers.finished import Finished
 from implicit_bregman.solvers.interior_point import minimise_convex
 from implicit_bregman.solvers.loop import run
 from implicit_bregman.solvers.projected_newton import projected_newton
-from implicit_bregman.solvers.projection import project
 from implicit_bregman.solvers.singular import failure, far_from, limit_of_mm
 from implicit_bregman.solvers.splitting import Splitting, active_set_guess
 from implicit_bregman.status import Status
@@ -90,14 +88,15 @@ class Newton(Solver):
     def solve(self, objective: Objective, dual: Float[Tensor, "batch d"]) -> Outcome:
         """Go from `dual` to a critical point, each sample until its own stop."""
         dual = dual.detach()
-        if isinstance(objective.energy, BoundLowRank):
-            return project(self, objective, dual)
+        own = objective.energy.own
+        if own is not None:
+            return own.solve(objective, dual, self)
         with torch.no_grad():
             if len(dual) == 0 or not objective.energy.symmetric:
                 return self._without_objective(objective, dual)
             if objective.unique:
                 return self._completed(objective, dual, *self._directly(objective, dual))
-            if isinstance(objective.energy, BoundQuadratic) and objective.convex and not self.trace:
+            if objective.energy.matrix_form is not None and objective.convex and not self.trace:
                 found, status = limit_of_mm(objective, dual, self.tolerance(dual.dtype), self.max_iter)
                 return replace(exact_outcome(objective, found, None), status=status)
             if objective.energy.affine or self.trace:
@@ -188,14 +187,14 @@ class Newton(Solver):
 
     def _directly(self, objective: Objective, dual: Tensor) -> tuple[Finished, Trace | None]:
         """One critical point: Newton steps from the start."""
-        tol, energy = self.tolerance(dual.dtype), objective.energy
+        tol, energy = self.tolerance(dual.dtype), objective.energy.matrix_form
         log = _Log(objective, dual) if self.trace else None
         if objective.regularization:
             found = newton(objective, dual, tol, self.max_iter, None if log is None else log.add_duals)
             if not found.complete:
                 # Newton's own test is stricter than the residual, which is what counts in the end.
                 found = replace(found, accepted=found.accepted | (found.residual <= tol))
-        elif log is None and isinstance(energy, BoundQuadratic) and _has_inverse(energy, len(dual)):
+        elif log is None and energy is not None and _has_inverse(energy, len(dual)):
             found = _by_active_set(objective, energy, dual, tol, self.max_iter)
         else:
             start = objective.geometry.activation(dual)

@@ -20,11 +20,11 @@ from torch import Tensor
 from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.linalg.semidefinite import range_basis, same_sets, solve_definite
 from implicit_bregman.objective import Objective
+from implicit_bregman.projection.newton import nearest
 from implicit_bregman.solvers.active_set import within_rounding
 from implicit_bregman.solvers.finished import Finished
 from implicit_bregman.solvers.interior_point import minimise_convex, runaway
 from implicit_bregman.solvers.projected_newton import projected_newton
-from implicit_bregman.solvers.projection import nearest
 from implicit_bregman.status import Status
 
 #: The residual that is asked of the minimiser: where a set is wrong, the conditions may be violated by very little.
@@ -87,8 +87,8 @@ def limit_of_mm(
         max_steps: bound on the number of steps to a minimiser.
     """
     start = objective.geometry.activation(dual)
-    energy, eps = objective.energy, torch.finfo(objective.energy.dtype).eps
-    assert isinstance(energy, BoundQuadratic)
+    energy, eps = objective.energy.matrix_form, torch.finfo(objective.energy.dtype).eps
+    assert energy is not None
     asked, tol = max(_EXACT, _ROUNDING * eps), max(tol, _ROUNDING * eps)
     found = minimise_convex(objective, start, asked, max_steps)
     problem = _Problem(objective, energy.double(), asked, eps)
@@ -131,10 +131,10 @@ def far_from(start: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
 
 def _runs_away(objective: Objective, found: Finished) -> Bool[Tensor, " batch"]:
     z = found.exact
-    if objective.energy.shared is None:
+    energy = objective.energy.matrix_form
+    if energy is None:
         return z.abs().amax(-1) > far_from(torch.zeros_like(found.value))
-    energy = objective.energy.double()
-    assert isinstance(energy, BoundQuadratic)
+    energy = energy.double()
     lo, hi = objective.geometry.domain
     # Far out along z without bounds and curvature, and still downhill.
     ray = z.clamp_min(0.0 if math.isfinite(lo) else -math.inf).clamp_max(0.0 if math.isfinite(hi) else math.inf)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 import implicit_bregman as ib
 from implicit_bregman import ConvergenceWarning, Status
-from implicit_bregman.adjoints.projection import solve_projection_system
-from implicit_bregman.energy.low_rank import Basis
+from implicit_bregman.projection.basis import Basis
+from implicit_bregman.projection.system import solve_projection_system
 from tests.adjoints.helpers import saved_bytes
 
 LEGENDRE = [name for name in ib.geometries() if ib.geometry(name).is_legendre]

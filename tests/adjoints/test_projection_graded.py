@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import implicit_bregman as ib
-from implicit_bregman.adjoints.projection import solve_projection_system
-from implicit_bregman.energy.low_rank import Basis
+from implicit_bregman.projection.basis import Basis
+from implicit_bregman.projection.system import solve_projection_system
 from tests.solvers.test_kept_starts import low_rank
 
 

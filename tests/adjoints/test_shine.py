@@ -71,7 +71,7 @@ def objective_of(problem: Problem, offset: Tensor | None = None) -> Objective:
 def solved(problem: Problem, **settings: object) -> tuple[Objective, Outcome]:
     objective = objective_of(problem)
     solver = replace(BROYDEN, **settings)
-    return objective, solver.solve(objective, torch.zeros_like(problem.offset), keep_inverse=True)
+    return objective, solver.solve_with_inverse(objective, torch.zeros_like(problem.offset))
 
 
 def jacobian(objective: Objective, problem: Problem, outcome: Outcome) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import implicit_bregman as ib
-from implicit_bregman.energy.low_rank import BoundLowRank
+from implicit_bregman.projection.energy import BoundLowRank
 
 D, N, R, B = 6, 4, 3, 5
 

@@ -17,7 +17,7 @@ import implicit_bregman as ib
 from implicit_bregman import ConvergenceWarning, Status
 from implicit_bregman.majorization import automatic_step
 from implicit_bregman.objective import Objective
-from implicit_bregman.solvers.projection import project
+from implicit_bregman.projection.solve import project
 
 LEGENDRE = [name for name in ib.geometries() if ib.geometry(name).is_legendre]
 BOUNDED = [name for name in LEGENDRE if np.isfinite(ib.geometry(name).domain).all()]
@@ -403,10 +403,10 @@ def test_max_iter_and_trace() -> None:
     assert empty.trace is not None
 
 
-def test_only_a_low_rank_energy_has_an_r_dimensional_dual() -> None:
-    objective = Objective(ib.QuadraticEnergy(D).bind(torch.zeros(2, D)), ib.geometry("tanh"), 0.0)
-    with pytest.raises(TypeError, match="only a low-rank energy has an r-dimensional dual, got BoundQuadratic"):
-        project(ib.solvers.Newton(), objective, torch.zeros(2, D))
+def test_an_energy_declares_what_it_brings_along() -> None:
+    problem = system("tanh")
+    assert ib.QuadraticEnergy(D).bind(torch.zeros(2, D)).own is None
+    assert problem.energy.bind(problem.target).own is not None
 
 
 def test_the_function_on_its_own() -> None:
@@ -414,7 +414,7 @@ def test_the_function_on_its_own() -> None:
     problem = system("tanh")
     bound = problem.energy.bind(problem.target)
     objective = Objective(bound, problem.geometry, 0.0, automatic_step(bound.curvature, problem.geometry))
-    found = project(ib.solvers.MM(), objective, problem.geometry.inverse_activation(problem.initial))
+    found = project(bound, objective, problem.geometry.inverse_activation(problem.initial), ib.solvers.MM())
     torch.testing.assert_close(found.point.value, problem.solve().value)
     assert not bool(found.polished.any())
 

@@ -11,20 +11,25 @@ where z is right to all digits.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.adjoints.error import norm, ratio
-from implicit_bregman.energy.low_rank import Basis, BoundLowRank
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.linalg.dense import solve_general
 from implicit_bregman.linalg.gram import weighted_gram
+from implicit_bregman.linalg.norms import norm, ratio
 from implicit_bregman.objective import Objective, RowsOfTensors
-from implicit_bregman.solvers.projection import Minimiser, dual_problem, minimise
+from implicit_bregman.projection.basis import Basis
+from implicit_bregman.projection.newton import Minimiser, minimise
+from implicit_bregman.projection.problem import dual_problem
+from implicit_bregman.projection.system import solve_projection_system
+
+if TYPE_CHECKING:
+    from implicit_bregman.projection.energy import BoundLowRank
 
 #: Newton steps in the dual that go on from where the solver stopped, at most.
 _STEPS = 20
@@ -34,9 +39,6 @@ _ROUNDING, _ROUNDING_OF_NEWTON = 16, 4e3
 _ROUNDING_OF_DUAL = 100
 #: Of p, what is this much smaller than Dg, of which it is the rest, counts as 0.
 _NOTHING = 1e-8
-
-#: From the basis, D, ε and g to w, p, whether the system is singular, and its residual.
-Solve = Callable[[Basis, Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Unsolved(RowsOfTensors):
 
 
 def forward_errors(
+    energy: BoundLowRank,
     objective: Objective,
     start: Float[Tensor, "batch d"],
     dual: Float[Tensor, "batch d"],
@@ -79,8 +82,7 @@ def forward_errors(
     the solver does not tell: next to a bound, what is missing may be large. In the others ρ'(y) is off by what rounding
     the sum y⁰ + Vλ makes of y, and by what one Newton step would still change.
     """
-    energy, geometry = objective.energy, objective.geometry
-    assert isinstance(energy, BoundLowRank)
+    geometry = objective.geometry
     with torch.no_grad():
         basis, eps = energy.basis, torch.finfo(dual.dtype).eps
         y, z = dual.double(), value.double()
@@ -129,7 +131,6 @@ def refined_error(
     g: Float[Tensor, "batch d"],
     w: Float[Tensor, "batch r"],
     p: Float[Tensor, "batch d"],
-    solve: Solve,
 ) -> Float[Tensor, " batch"]:
     """The estimate of the module's docstring without the residual, for the samples of `here`, (b,).
 
@@ -142,11 +143,10 @@ def refined_error(
         g: dL/dz of these samples, (b, d).
         w: what was returned, (b, r).
         p: and this, (b, d).
-        solve: the backward solve.
     """
     dual, soft = _further(here, geometry, basis, softness, tol)
     value, slope = geometry.activation(dual), geometry.slope(dual)
-    w_new, p_new, *_ = solve(basis, slope, softness * soft.double(), g)
+    w_new, p_new, *_ = solve_projection_system(basis, slope, softness * soft.double(), g)
     of_w, of_z = _change(w, w_new, 0.0), _change(here.value, value, 0.0)
     of_p = _change(p, p_new, _NOTHING * norm(slope * g))
     error = torch.maximum(of_w, of_p) + of_z

@@ -1,0 +1,9 @@
+"""The Bregman projection onto {z ∈ C : Vᵀz = β}: the low-rank energy, solved and differentiated in r dimensions.
+
+basis     the range of V
+problem   the dual problem in r unknowns, for which `newton` finds the minimiser
+solve     what MM's limit is, and its status
+adjoint   its derivative, through `system`, and `error`, how far that may be off
+methods   all of it as the energy hands it to solvers and adjoints
+energy    f = ½‖Vᵀz − β‖² at a fixed input, and `weight`, its parametrization
+"""

@@ -1,0 +1,82 @@
+"""The projection's methods, as the energy hands them to solvers and adjoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from implicit_bregman.backward import AdjointReport
+from implicit_bregman.energy.own import OwnMethods
+from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.objective import Objective
+from implicit_bregman.projection.adjoint import attach_projection, record_projection, softness_of
+from implicit_bregman.projection.differentiable import follow
+from implicit_bregman.projection.solve import judge, project
+from implicit_bregman.solvers.base import Outcome, Solver
+
+if TYPE_CHECKING:
+    from implicit_bregman.projection.energy import BoundLowRank
+
+
+@dataclass(frozen=True)
+class ProjectionMethods(OwnMethods):
+    """How a low-rank energy is solved and differentiated: in r dimensions.
+
+    Attributes:
+        energy: f.
+    """
+
+    energy: BoundLowRank
+    name = 'weight="low_rank"'
+
+    def check(self, geometry: LegendreFunction, regularization: float) -> None:
+        check_projection(geometry, regularization)
+
+    def needs_start(self, regularization: float) -> bool:
+        return regularization == 0
+
+    def solve(self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver) -> Outcome:
+        return project(self.energy, objective, dual, solver)
+
+    def judge(self, objective: Objective, outcome: Outcome, tol: float) -> Outcome:
+        return judge(self.energy, objective, outcome, tol)
+
+    def attach(
+        self,
+        objective: Objective,
+        outcome: Outcome,
+        dual: Float[Tensor, "batch d"],
+        method: str,
+        on_failure: str,
+    ) -> tuple[Float[Tensor, "batch d"], AdjointReport]:
+        return attach_projection(self.energy, objective, outcome, dual, method, on_failure)
+
+    def record(self, objective: Objective, outcome: Outcome, dual: Float[Tensor, "batch d"]) -> tuple[Tensor, ...]:
+        return record_projection(self.energy, objective, outcome, dual)
+
+    def replay(
+        self, objective: Objective, record: tuple[Tensor, ...], dual: Float[Tensor, "batch d"]
+    ) -> Float[Tensor, "batch d"]:
+        energy, gamma = self.energy, objective.regularization
+        value, multiplier, soft, known = record
+        start = torch.zeros_like(dual) if gamma else dual
+        of = energy.vectors, energy.target, start, softness_of(energy, gamma)
+        return follow(objective.geometry, (value, multiplier, soft, known), *of)
+
+
+def check_projection(geometry: LegendreFunction, regularization: float) -> None:
+    """Refuse a geometry for which MM's limit is no Bregman projection.
+
+    Raises:
+        ValueError: naming the remedies.
+    """
+    if regularization == 0 and not geometry.is_legendre:
+        raise ValueError(
+            f'{geometry.name} is not Legendre: its dual iterates are clamped, so that with weight="low_rank" and '
+            "regularization=0 the limit of MM is not the Bregman projection and has no gradient here: use another "
+            "geometry (isru and tanh have the same domain), regularization > 0, or adjoint=adjoints.Unrolled(steps=...)"
+        )

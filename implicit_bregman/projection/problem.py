@@ -1,0 +1,169 @@
+"""The Bregman projection as a smooth convex problem in r unknowns.
+
+MM on f = ½‖Vᵀz − β‖² moves y within y⁰ + range(V). Its limit is z = ρ(y⁰ + Vλ), where λ minimises the smooth convex
+function Σφ*(y⁰ + Vλ) − βᵀλ + (ε/2)‖λ‖². Three problems have this form:
+
+* γ = 0, where Vᵀz = β has a solution inside C: ε = 0, the Bregman projection of z⁰ onto {Vᵀz = β}
+  (Bauschke and Borwein, 1997);
+* γ = 0, where it has none: the softened form min D(z, z⁰) + ‖Vᵀz − β‖²/(2ε) with the energy's ε;
+* γ > 0: the critical point of f + γφ, with y⁰ = 0 and ε = γ.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.objective import RowsOfTensors
+from implicit_bregman.projection.basis import Basis, column_lengths
+
+#: Where ρ is cut off, so that nothing computed of it overflows: no solution lies there.
+HUGE = 1e120
+#: No step in the dual is longer.
+FAR = 1e307
+#: How far a step may go beyond saturation, where nothing changes any more: as many times the larger of both duals.
+_GROWTH = 8.0
+#: Part of the tolerance, and of the target, below which a gradient that still halves is followed no further.
+_NOTHING = 1e-9
+
+
+@dataclass(frozen=True)
+class DualProblem(RowsOfTensors):
+    """Σφ*(y⁰ + Qμ) − αᵀμ + ½ε‖λ‖² with λ = Tμ: the problem in the coordinates μ of V's range.
+
+    They make it as well conditioned as the geometry allows, and strictly convex whatever the rank of V.
+
+    Attributes:
+        basis: Q and T.
+        start: y⁰, (B, d).
+        target: α = Eᵀβ, (B, k), so that Vᵀz = β is Qᵀz = α.
+        tolerated: by how much each equation of Vᵀz + ελ = β may be missed, (B, r).
+        nothing: the gradient's norm that counts as 0, (B,).
+        equations: QᵀV, which turns the gradient into what the equations are missed by, (k, r); in a tuple because it
+            has no row per sample.
+        softness: ε.
+        metric: εTᵀT, (k, k); in a tuple, too.
+    """
+
+    geometry: LegendreFunction
+    basis: Basis
+    start: Tensor
+    target: Tensor
+    tolerated: Tensor
+    nothing: Tensor
+    equations: tuple[Tensor]
+    softness: float
+    metric: tuple[Tensor]
+
+    def evaluate(self, mu: Float[Tensor, "batch k"], y: Float[Tensor, "batch d"]) -> At:
+        """The gradient, its rounding error and the curvatures at μ, where y = y⁰ + Qμ."""
+        z = self.geometry.activation(y).clamp(-HUGE, HUGE)
+        slope = self.geometry.slope(y).clamp(max=HUGE)
+        gradient = z @ self.basis.range - self.target
+        noise = (z.abs() + slope * y.abs().clamp(max=FAR)) @ self.basis.range.abs() + self.target.abs()
+        if self.softness:
+            gradient = gradient + mu @ self.metric[0]
+            noise = noise + mu.abs() @ self.metric[0].abs()
+        rounding = 4 * torch.finfo(z.dtype).eps * noise.amax(-1) if mu.shape[1] else z.new_zeros(len(z))
+        return At(mu, y, slope, gradient, torch.linalg.vector_norm(gradient, dim=-1), rounding)
+
+    def most_length(self, at: At, move: Tensor) -> Tensor:
+        """How many times `move` can be made before a y overflows or leaves saturation far behind, (B,)."""
+        direction = move @ self.basis.range.mT
+        size = at.dual.abs()
+        room = torch.full_like(size, FAR)
+        ends = zip(self.geometry.domain, self.geometry.saturated_dual(torch.float64), (-1.0, 1.0), strict=True)
+        for end, saturated, side in ends:
+            if math.isfinite(end):
+                known = _GROWTH * size.clamp_min(abs(saturated))
+                room = torch.where(side * direction > 0, known, room)
+        return (room / direction.abs().clamp_min(1e-300)).amin(-1)
+
+    def holds(self, at: At) -> Tensor:
+        """Whether each equation holds within what is tolerated, (B,)."""
+        return ((at.gradient @ self.equations[0]).abs() <= 0.9 * self.tolerated).all(-1)
+
+    def moved(self, at: At, move: Float[Tensor, "batch k"]) -> At:
+        """The iterate at μ + `move`.
+
+        y is carried, not computed from μ: y⁰ may be so large that the sum would lose its digits.
+        """
+        return self.evaluate(at.mu + move, at.dual + move @ self.basis.range.mT)
+
+    def is_infeasible(self, at: At) -> Tensor:
+        """Whether ε = 0 and a hyperplane proves that no z in C meets all equations within what is tolerated, (B,)."""
+        if self.softness or not at.mu.shape[1]:
+            return torch.zeros_like(at.size, dtype=torch.bool)
+        return self._separated(-at.gradient) | self._separated(at.mu)
+
+    def _separated(self, normal: Tensor) -> Tensor:
+        lo, hi = self.geometry.domain
+        size = normal.abs().amax(-1, keepdim=True)
+        normal = normal / torch.where(size > 0, size, 1.0)
+        direction = normal @ self.basis.range.mT
+        noise = 1e-15 * (normal.abs() @ self.basis.range.abs().mT)
+        # What is 0 up to rounding does not count at an infinite end of C: it refutes all but gigantic z.
+        unbounded = math.isinf(lo) or math.isinf(hi)
+        direction = torch.where(unbounded & (direction.abs() <= 8 * noise), 0.0, direction)
+        # The largest value of ⟨Q·normal, z⟩ on C; 0 · ∞ counts as 0.
+        above = torch.where(direction > 0, direction * hi, 0.0) + torch.where(direction < 0, direction * lo, 0.0)
+        margin = (normal * self.target).sum(-1) - above.sum(-1)
+        doubt = 1e-13 * ((normal * self.target).abs().sum(-1) + above.abs().sum(-1))
+        least = 1e-3 * self.target.abs().amax(-1) if unbounded else 0.0
+        # ⟨normal, α − Qᵀz⟩ = ⟨E·normal, β − Vᵀz⟩
+        tolerated = ((normal @ self.basis.equations.mT).abs() * self.tolerated).sum(-1)
+        return torch.isfinite(margin) & (margin > tolerated + doubt + least) & (size.squeeze(-1) > 0)
+
+
+@dataclass(frozen=True)
+class At(RowsOfTensors):
+    """One iterate of the dual problem: μ, y, ρ'(y), the gradient, its norm and the rounding error of its entries."""
+
+    mu: Tensor
+    dual: Tensor
+    slope: Tensor
+    gradient: Tensor
+    size: Tensor
+    rounding: Tensor
+
+
+def dual_problem(
+    basis: Basis,
+    target: Float[Tensor, "batch r"],
+    geometry: LegendreFunction,
+    start: Float[Tensor, "batch d"],
+    softness: float,
+    tol: float,
+) -> DualProblem:
+    """The problem of projecting ρ(y⁰) onto {Vᵀz + ελ = β}.
+
+    Args:
+        basis: of V's range.
+        target: β.
+        geometry: φ.
+        start: y⁰, in float64.
+        softness: ε ≥ 0.
+        tol: by how much each equation may be missed, relative to its size.
+    """
+    beta, vectors = target.detach().double(), basis.vectors
+    # (where ε > 0 dependent equations may ask for different things: the shortest λ then meets them halfway)
+    target = beta @ (basis.lift if softness else basis.equations)
+    tolerated = tol * (column_lengths(vectors) + beta.abs())
+    size = torch.linalg.vector_norm(target, dim=-1)
+    nothing = _NOTHING * tol * torch.where(size > 0, size, 1.0).clamp_max(1.0)
+    return DualProblem(
+        geometry,
+        basis,
+        start,
+        target,
+        tolerated,
+        nothing,
+        (basis.range.mT @ vectors,),
+        softness,
+        (softness * basis.metric,),
+    )

@@ -1,0 +1,197 @@
+"""The limit of MM on a low-rank energy, found in the r-dimensional dual, and the statuses that it may have."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.linalg.gram import weighted_gram
+from implicit_bregman.objective import Objective, Point
+from implicit_bregman.projection.basis import column_lengths, inconsistency
+from implicit_bregman.projection.newton import Minimiser, minimise
+from implicit_bregman.projection.problem import FAR, HUGE, dual_problem
+from implicit_bregman.solvers.base import Outcome, Solver, Trace
+from implicit_bregman.status import Status
+
+if TYPE_CHECKING:
+    from implicit_bregman.projection.energy import BoundLowRank
+
+#: What every Newton step was at: which samples, and their duals.
+History = list[tuple[Tensor, Tensor]]
+
+
+def project(energy: BoundLowRank, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver) -> Outcome:
+    """The limit of MM from y⁰ = `dual` on a low-rank energy, or the softened projection where that is infeasible.
+
+    Args:
+        energy: f.
+        objective: F, of this f.
+        dual: y⁰, (B, d).
+        solver: `tol` bounds the residual, `max_iter` the Newton steps; with `trace` every step is recorded.
+    """
+    with torch.no_grad():
+        gamma, tol = objective.regularization, solver.tolerance(dual.dtype)
+        history: History | None = [] if solver.trace else None
+        start = torch.zeros_like(dual, dtype=torch.float64) if gamma else dual.detach().double()
+        problem = dual_problem(energy.basis, energy.target, objective.geometry, start, gamma, tol)
+        found = minimise(problem, solver.max_iter, history)
+        if not gamma:
+            found = _soften_infeasible(energy, objective, start, found, solver, history)
+        return _outcome(energy, objective, found, solver, history)
+
+
+def _soften_infeasible(
+    energy: BoundLowRank,
+    objective: Objective,
+    start: Tensor,
+    found: Minimiser,
+    solver: Solver,
+    history: History | None,
+) -> Minimiser:
+    """The samples whose system has no solution, solved once more in the softened form and marked `refuted`.
+
+    That it has none is proved: by a hyperplane, or by dependent columns that ask for different things.
+    """
+    tol = solver.tolerance(energy.dtype)
+    infeasible = found.refuted | ~_is_consistent(energy, tol)
+    rows = infeasible.nonzero().squeeze(-1)
+    if len(rows) == 0:
+        return found
+    part = energy.select(rows)
+    softened = dual_problem(
+        part.basis, part.target, objective.geometry, start[rows], float(energy.softness.detach().double()), tol
+    )
+    inner: History | None = None if history is None else []
+    again = minimise(softened, solver.max_iter, inner)
+    if history is not None and inner is not None:
+        history.extend((rows[index], dual) for index, dual in inner)
+    before = found.select(rows)
+    again = replace(
+        again,
+        steps=again.steps + before.steps,
+        evaluations=again.evaluations + before.evaluations,
+        refuted=~again.limited,
+    )
+    return replace(found, refuted=infeasible).replace_rows(rows, again)
+
+
+def _is_consistent(energy: BoundLowRank, tol: float) -> Tensor:
+    """Whether dependent columns of V ask for the same, (B,), each equation judged by its own size."""
+    if not energy.basis.null.shape[1]:
+        return torch.ones_like(energy.target[:, 0], dtype=torch.bool)
+    return inconsistency(energy.vectors, energy.target) <= tol
+
+
+def _errors(objective: Objective, energy: BoundLowRank, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How far z is from solving Vᵀz = β (γ > 0: from being critical), relative to the terms, in float64.
+
+    Returns:
+        That error, (B,); ∇f, (B, d); and 1 + the size of its terms, (B, d).
+    """
+    vectors, target = energy.vectors.detach().double(), energy.target.detach().double()
+    miss = z @ vectors - target
+    gradient = miss @ vectors.mT
+    terms = torch.maximum(z.abs() @ vectors.abs(), target.abs())
+    scale = 1 + terms @ vectors.abs().mT
+    if objective.regularization:
+        error = ((gradient + objective.regularization * y).abs() / scale).amax(-1)
+    else:
+        error = (miss.abs() / (column_lengths(vectors) + terms)).amax(-1)
+    return error, gradient, scale
+
+
+def _outcome(
+    energy: BoundLowRank, objective: Objective, found: Minimiser, solver: Solver, history: History | None
+) -> Outcome:
+    geometry, dtype, tol = objective.geometry, energy.dtype, solver.tolerance(energy.dtype)
+    exact = geometry.activation(found.dual).clamp(-HUGE, HUGE)
+    error, gradient, scale = _errors(objective, energy, found.dual, exact)
+    point = _point(objective, geometry.project_dual(found.dual), exact, gradient, scale)
+
+    unsolved = torch.where(found.limited, int(Status.MAX_ITER), int(Status.STALLED))
+    status = torch.where(error <= tol, int(Status.CONVERGED), unsolved)
+    status = torch.where(found.refuted, int(Status.INFEASIBLE), status)
+    # (beyond FAR the dual of the solution overflows float64)
+    beyond = (exact.abs() > torch.finfo(dtype).max).any(-1)
+    beyond |= (found.dual.abs() >= FAR).any(-1) & ~found.refuted & (error > tol)
+    status = torch.where(beyond, int(Status.OVERFLOW), status)
+    free = torch.ones_like(point.value, dtype=torch.bool)
+    trace = None if history is None else _trace(objective, history, len(status), dtype)
+    return Outcome(point, status, found.steps, found.evaluations, torch.zeros_like(beyond), free, trace)
+
+
+def _point(objective: Objective, dual: Tensor, exact: Tensor, gradient: Tensor, scale: Tensor) -> Point:
+    """The float64 result rounded once to the samples' precision, with the residual that it has before."""
+    dtype = objective.energy.dtype
+    largest = torch.finfo(dtype).max
+    rounded = dual.clamp(-largest, largest).to(dtype)
+    point = objective.evaluate(rounded, objective.initial_step(rounded))
+    total = gradient + objective.regularization * dual
+    residual = objective.residual(exact, total, scale)
+    low, high = objective.geometry.bounds(dtype)
+    return replace(
+        point,
+        value=exact.clamp(max(low, -largest), min(high, largest)).to(dtype),
+        gradient=gradient.clamp(-largest, largest).to(dtype),
+        residual=residual.to(dtype),
+    )
+
+
+def _is_degenerate(energy: BoundLowRank, geometry: LegendreFunction, z: Tensor, tol: float) -> Tensor:
+    """Whether so many coordinates are on their bounds that β cannot move freely, (B,).
+
+    That is, whether the rows of V that belong to the others have a smaller rank than V.
+    """
+    result = torch.zeros(len(z), dtype=torch.bool, device=z.device)
+    if energy.basis.range.shape[1] == 0:
+        return result
+    lo, hi = geometry.domain
+    inside = torch.minimum(z - lo, hi - z) > 10 * tol
+    rows = (~inside.all(-1)).nonzero().squeeze(-1)
+    if len(rows) == 0:
+        return result
+    least = torch.linalg.eigvalsh(weighted_gram(energy.basis.range, inside[rows].double()))[:, 0]
+    return result.index_copy(0, rows, least <= 1e-12)
+
+
+def _trace(objective: Objective, history: History, batch: int, dtype: torch.dtype) -> Trace:
+    """Residual, objective and dual of every Newton step; NaN where a sample had already stopped."""
+    residuals, objectives, duals = [], [], []
+    for rows, exact in history:
+        dual = objective.geometry.project_dual(exact).to(dtype)
+        part = objective.select(rows)
+        point = part.evaluate(dual, part.initial_step(dual))
+        empty = dual.new_full((batch,), math.nan)
+        assert point.objective is not None
+        residuals.append(empty.index_copy(0, rows, point.residual))
+        objectives.append(empty.index_copy(0, rows, point.objective))
+        duals.append(empty[:, None].expand(batch, dual.shape[-1]).clone().index_copy(0, rows, dual))
+    return Trace(torch.stack(residuals), torch.stack(objectives), torch.stack(duals))
+
+
+def judge(energy: BoundLowRank, objective: Objective, outcome: Outcome, tol: float) -> Outcome:
+    """The outcome of any solver, with the statuses that a low-rank system has for γ = 0.
+
+    INFEASIBLE where it turned out to have no solution: where dependent columns of V ask for different things, and where
+    MM ended at a minimiser of f on C with an active bound, so that the projected residual vanishes and ∇f does not.
+    DEGENERATE by the rank of V, not by multipliers: ∇f is 0 at every solution, however many of its coordinates are next
+    to a bound.
+    """
+    if objective.regularization:
+        return outcome
+    point = outcome.point
+    done = (outcome.status == Status.CONVERGED) | (outcome.status == Status.DEGENERATE)
+    thin = _is_degenerate(energy, objective.geometry, point.value, tol)
+    status = torch.where(thin, int(Status.DEGENERATE), int(Status.CONVERGED))
+    vectors, target = energy.vectors.detach(), energy.target.detach()
+    terms = column_lengths(vectors).to(target.dtype) + torch.maximum(point.value.abs() @ vectors.abs(), target.abs())
+    error = (point.gradient.abs() / (1 + terms @ vectors.abs().mT)).amax(-1)
+    solvable = _is_consistent(energy, 10 * tol) & (error <= 10 * tol)
+    status = torch.where(solvable, status, int(Status.INFEASIBLE))
+    return replace(outcome, status=torch.where(done, status, outcome.status))
