@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -12,18 +11,18 @@ from torch import Tensor
 
 from implicit_bregman.adjoints import Adjoint, AdjointReport, Implicit, Shine, Unrolled, adjoint_named
 from implicit_bregman.adjoints.shine import SHINE_SOLVER
-from implicit_bregman.checks import check_existence, check_input
+from implicit_bregman.batch import Batch, in_front
+from implicit_bregman.checks import check_energy, check_existence
 from implicit_bregman.compilation import uncompiled, without_autocast
 from implicit_bregman.energy.base import Energy
+from implicit_bregman.energy.inputs import Inputs, tensors_of
 from implicit_bregman.energy.low_rank import BoundLowRank, check_projection
-from implicit_bregman.half import round_into
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.objective import Objective
 from implicit_bregman.settings import check_nonnegative
 from implicit_bregman.solution import Envelope, LazyObjective, Solution
 from implicit_bregman.solvers import MM, Outcome, Solver, solver_named
-from implicit_bregman.starts import start_dual
 from implicit_bregman.status import Status, report_failures
 from implicit_bregman.tensors import refuse_transforms
 
@@ -32,12 +31,12 @@ from implicit_bregman.tensors import refuse_transforms
 def find_critical_point(
     energy: Energy,
     geometry: str | LegendreFunction,
-    x: Float[Tensor, "*batch n"],
-    initial: Float[Tensor, "*batch d"] | Solution | None = None,
+    x: Float[Tensor, "*batch n"] | Inputs,
+    initial: Float[Tensor, "*batch *features"] | Solution | None = None,
     regularization: float = 0.0,
     solver: str | Solver = "auto",
     adjoint: str | Adjoint = "implicit",
-    initial_dual: Float[Tensor, "*batch d"] | None = None,
+    initial_dual: Float[Tensor, "*batch *features"] | None = None,
 ) -> Solution:
     """h(x; θ) ∈ crit(f_θ(·; x) + γφ + ι_C), the limit of MM from z⁰ (Problem 2.1), or z_L (Problem 2.2).
 
@@ -48,17 +47,19 @@ def find_critical_point(
     Args:
         energy: f.
         geometry: φ, by name or instance.
-        x: input, (B, n) with any leading shape B.
-        initial: z⁰, (B, d), in int C; or a `Solution` of this shape and device, whose dual is taken in x's precision
-            (and cut to its largest numbers). None: ρ(0). A tensor is used as given. A sample of it with an entry on a
-            bound, to which the precision may have rounded it, or with one that no finite dual stands for, gets the
-            status INVALID_INPUT; so near a bound that ρ⁻¹ overflows, the largest finite dual stands for z⁰ where its ρ
-            differs by less than the smallest normal number.
+        x: input, (B, n) with any leading shape B. Where the energy's `features` are a tuple, a tensor with the batch
+            in front, whatever its shape behind; and in any case a tuple, list or dict of such tensors, nested (a
+            pytree), of which some may be labels or masks. Gradients flow to all that are floating point.
+        initial: z⁰, (B, d), or (B, C, H, W) where states have this shape, in int C; or a `Solution` of this shape and
+            device, whose dual is taken in x's precision (and cut to its largest numbers). None: ρ(0). A tensor is used
+            as given. A sample of it with an entry on a bound, to which the precision may have rounded it, or with one
+            that no finite dual stands for, gets the status INVALID_INPUT; so near a bound that ρ⁻¹ overflows, the
+            largest finite dual stands for z⁰ where its ρ differs by less than the smallest normal number.
         regularization: γ ≥ 0.
         solver: a name ("auto", "newton", "mm", "anderson", "broyden") or an instance.
         adjoint: a name ("implicit", "phantom", "one_step", "shine", "unrolled") or an instance.
-        initial_dual: instead of `initial`, the start's dual y⁰ = ρ⁻¹(z⁰), (B, d): any finite numbers, where z⁰ would be
-            rounded to a bound. For a φ that is not Legendre it is projected by `project_dual`.
+        initial_dual: instead of `initial`, the start's dual y⁰ = ρ⁻¹(z⁰), of the same shape: any finite numbers, where
+            z⁰ would be rounded to a bound. For a φ that is not Legendre it is projected by `project_dual`.
 
     The gradient flows to `initial` or `initial_dual` where the start matters: with a low-rank weight and γ = 0, and
     through the steps of `Unrolled`. Elsewhere it is 0.
@@ -71,48 +72,34 @@ def find_critical_point(
             where the computation is recorded (`torch.jit.trace`, `torch.export`).
     """
     phi, how = lookup(geometry), adjoint_named(adjoint)
-    if not isinstance(energy, Energy):
-        raise TypeError(f"energy must be an Energy, got {type(energy).__name__}: subclass implicit_bregman.Energy")
+    check_energy(energy)
     method = _solver_for(solver, how)
     starts = [start for start in (initial, initial_dual) if isinstance(start, Tensor)]
-    refuse_transforms([x, *starts, *energy.parameters(), *energy.buffers()])
+    refuse_transforms([*tensors_of(x), *starts, *energy.parameters(), *energy.buffers()])
     gamma = check_nonnegative("regularization", regularization)
-    features = check_input(energy, x)
-    batch = x.shape[:-1]
-    # Under autocast a half-precision x is a matter of the layer before; the parameters' precision is what counts.
-    result_dtype = torch.float32 if torch.is_autocast_enabled(x.device.type) else x.dtype
-    with without_autocast(x.device.type):
-        flat = _lift(x, energy).reshape(batch.numel(), x.shape[-1])
-        dual, usable = start_dual(phi, initial, initial_dual, flat, (*batch, features))
-        clean = _clean(flat, usable)
-        if clean is not None:
-            flat, dual = torch.where(clean[:, None], flat, 0.0), torch.where(clean[:, None], dual, 0.0)
-        objective = _objective(energy, phi, flat, gamma)
+    batch = Batch.of(energy, phi, x, initial, initial_dual)
+    with without_autocast(batch.dual.device.type):
+        objective = _objective(energy, phi, batch.x, gamma)
         if isinstance(objective.energy, BoundLowRank) and not isinstance(how, Unrolled):
             check_projection(phi, gamma)
-        outcome, value, report = how.solve(objective, dual, method)
-        report.batch = batch if len(batch) != 1 else None
-        status = outcome.status
-        if clean is not None:
-            status = torch.where(clean, status, int(Status.INVALID_INPUT))
-            value = torch.where(clean[:, None], value, torch.nan)
-        if result_dtype.itemsize == 2:
-            value, status = round_into(phi, value, result_dtype, status)
-        advice = partial(method.advice, dtype=flat.dtype)
-        if not outcome.complete or clean is not None or result_dtype.itemsize == 2:
+        outcome, value, report = how.solve(objective, batch.dual, method)
+        report.batch = None if batch.is_flat else batch.shape
+        value, status = batch.finish(value, outcome.status)
+        advice = partial(method.advice, dtype=batch.dual.dtype)
+        if not outcome.complete or batch.clean is not None or batch.half is not None:
             report_failures("find_critical_point", status, method.on_failure, advice)
-        return _solution(objective, outcome, value, status, clean, report, advice)
+        return _solution(objective, outcome, batch, value, status, report, advice)
 
 
 @uncompiled
 def attach_gradient(
     energy: Energy,
     geometry: str | LegendreFunction,
-    x: Float[Tensor, "*batch n"],
-    dual: Float[Tensor, "*batch d"],
+    x: Float[Tensor, "*batch n"] | Inputs,
+    dual: Float[Tensor, "*batch *features"],
     regularization: float = 0.0,
     adjoint: str | Adjoint = "implicit",
-) -> Float[Tensor, "*batch d"]:
+) -> Float[Tensor, "*batch *features"]:
     """ρ(dual) with the gradient that an adjoint computes at that iterate, converged or not.
 
     It measures how far the gradient is off along the iterations of a solver.
@@ -120,8 +107,8 @@ def attach_gradient(
     Args:
         energy: f.
         geometry: φ, by name or instance.
-        x: input, (B, n).
-        dual: the iterate y, (B, d).
+        x: input, (B, n), or what else the energy takes, as in `find_critical_point`.
+        dual: the iterate y, (B, d), or (B, C, H, W) where states have this shape.
         regularization: γ ≥ 0.
         adjoint: `Implicit`, `Phantom` or `OneStep`, by name or instance.
 
@@ -130,24 +117,24 @@ def attach_gradient(
         ValueError: for shapes or dtypes that do not fit, and for `Implicit` with a low-rank weight and γ = 0,
             whose gradient depends on the start.
     """
-    phi = lookup(geometry)
-    how = adjoint_named(adjoint)
-    refuse_transforms([x, dual, *energy.parameters(), *energy.buffers()])
-    features = check_input(energy, x)
-    if dual.shape != (*x.shape[:-1], features):
-        raise ValueError(f"dual must have shape {(*x.shape[:-1], features)}, got {tuple(dual.shape)}")
-    rows = dual.reshape(-1, features).detach()
-    objective = _objective(energy, phi, x.reshape(-1, x.shape[-1]), check_nonnegative("regularization", regularization))
-    if isinstance(objective.energy, BoundLowRank) and isinstance(how, Implicit) and not objective.regularization:
-        raise ValueError(
-            'with weight="low_rank" and regularization=0 the implicit gradient depends on the start, which a given '
-            "iterate does not tell: use find_critical_point(..., initial=...)"
-        )
-    point = objective.evaluate(rows, objective.initial_step(rows))
-    count = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
-    outcome = Outcome(point, count, count, count + 1, count > 0, torch.ones_like(rows, dtype=torch.bool), None)
-    value, _ = how.attach(objective, outcome, rows)
-    return value.reshape(dual.shape)
+    phi, how = lookup(geometry), adjoint_named(adjoint)
+    check_energy(energy)
+    refuse_transforms([*tensors_of(x), dual, *energy.parameters(), *energy.buffers()])
+    gamma = check_nonnegative("regularization", regularization)
+    batch = Batch.of(energy, phi, x, initial_dual=dual, called="dual")
+    with without_autocast(dual.device.type):
+        objective = _objective(energy, phi, batch.x, gamma)
+        if isinstance(objective.energy, BoundLowRank) and isinstance(how, Implicit) and not gamma:
+            raise ValueError(
+                'with weight="low_rank" and regularization=0 the implicit gradient depends on the start, which a given '
+                "iterate does not tell: use find_critical_point(..., initial=...)"
+            )
+        rows = batch.dual.detach()
+        point = objective.evaluate(rows, objective.initial_step(rows))
+        count = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+        outcome = Outcome(point, count, count, count + 1, count > 0, torch.ones_like(rows, dtype=torch.bool), None)
+        value, _ = how.attach(objective, outcome, rows)
+        return batch.states(batch.finish(value, outcome.status)[0])
 
 
 def _solver_for(solver: str | Solver, adjoint: Adjoint) -> Solver:
@@ -156,26 +143,8 @@ def _solver_for(solver: str | Solver, adjoint: Adjoint) -> Solver:
     return MM() if isinstance(adjoint, Unrolled) and solver == "auto" else solver_named(solver)
 
 
-def _lift(x: Tensor, energy: Energy) -> Tensor:
-    """x in the precision of the solve: the parameters' under autocast, never less than float32."""
-    if x.dtype.itemsize == 2:
-        own = next((p.dtype for p in energy.parameters() if p.is_floating_point()), torch.float32)
-        return x.to(own if own.itemsize > 2 else torch.float32)
-    return x
-
-
-def _clean(flat: Tensor, usable: Tensor | None) -> Tensor | None:
-    """Which samples have a finite input and a usable start, (B,); None: all."""
-    # (the sum of finite entries may overflow: then each is looked at)
-    if usable is None and math.isfinite(float(flat.detach().sum())):
-        return None
-    clean = torch.isfinite(flat).all(-1)
-    clean = clean if usable is None else clean & usable
-    return None if bool(clean.all()) else clean
-
-
-def _objective(energy: Energy, phi: LegendreFunction, flat: Tensor, gamma: float) -> Objective:
-    bound = energy.bind(flat)
+def _objective(energy: Energy, phi: LegendreFunction, x: Inputs, gamma: float) -> Objective:
+    bound = energy.bind(x)
     check_existence(bound, phi, gamma)
     return Objective(bound, phi, gamma)
 
@@ -183,34 +152,28 @@ def _objective(energy: Energy, phi: LegendreFunction, flat: Tensor, gamma: float
 def _solution(
     objective: Objective,
     outcome: Outcome,
+    batch: Batch,
     value: Tensor,
     status: Tensor,
-    clean: Tensor | None,
     report: AdjointReport,
     advice: Callable[[Status], str],
 ) -> Solution:
-    point = outcome.point
-
-    def shaped(rows: Tensor) -> Tensor:
-        return rows if report.batch is None else rows.reshape((*report.batch, *rows.shape[1:]))
-
-    residual = point.residual if clean is None else torch.where(clean, point.residual, torch.nan)
-    dual = shaped(point.dual.detach())
-    known = None if point.objective is None else shaped(point.objective)
+    point, dual = outcome.point, outcome.point.dual.detach()
+    known = None if point.objective is None else batch.samples(point.objective)
     left_out = objective.regularization if outcome.without_potential else 0.0
-    envelope = _envelope(objective, outcome, value, shaped)
+    envelope = _envelope(objective, outcome, value, partial(in_front, batch.shape))
     return Solution(
-        value=shaped(value),
-        dual=dual,
-        residual=shaped(residual),
-        iterations=shaped(outcome.iterations),
-        evaluations=shaped(outcome.evaluations),
-        status=shaped(status),
-        polished=shaped(outcome.polished),
-        step=shaped(point.step.squeeze(-1)),
-        trace=outcome.trace,
+        value=batch.states(value),
+        dual=batch.states(dual),
+        residual=batch.samples(batch.masked(point.residual)),
+        iterations=batch.samples(outcome.iterations),
+        evaluations=batch.samples(outcome.evaluations),
+        status=batch.samples(status),
+        polished=batch.samples(outcome.polished),
+        step=batch.samples(point.step.squeeze(-1)),
+        trace=batch.trace(outcome.trace),
         adjoint=report,
-        _objective=LazyObjective(known, objective.geometry, left_out, dual, envelope),
+        _objective=LazyObjective(known, objective.geometry, left_out, batch.samples(dual), envelope),
         _advice=advice,
     )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -125,11 +124,3 @@ class Solver(Settings):
     @abstractmethod
     def solve(self, objective: Objective, dual: Float[Tensor, "batch d"]) -> Outcome:
         """Go from `dual` to a critical point of `objective`, each sample until its own stop."""
-
-
-class Memory(Protocol):
-    """What an accelerated method remembers of the past, one row per sample."""
-
-    def select(self, index: Int[Tensor, " kept"]) -> Memory:
-        """The memory of some of the samples."""
-        ...
