@@ -6,7 +6,7 @@ from implicit_bregman.critical_point import attach_gradient, find_critical_point
 from implicit_bregman.energy import Energy, QuadraticEnergy
 from implicit_bregman.legendre import LegendreFunction, geometries, geometry
 from implicit_bregman.majorization import Certificate, certify
-from implicit_bregman.nn import BregmanDEQ, BregmanLinear, EuclideanLinear, FeedForward, StandardLinear
+from implicit_bregman.nn import BregmanDEQ, BregmanLinear, CriticalPoint, EuclideanLinear, FeedForward, StandardLinear
 from implicit_bregman.solution import Solution
 from implicit_bregman.status import ConvergenceWarning, Status
 
@@ -18,6 +18,7 @@ __all__ = [
     "BregmanLinear",
     "Certificate",
     "ConvergenceWarning",
+    "CriticalPoint",
     "Energy",
     "EuclideanLinear",
     "FeedForward",
