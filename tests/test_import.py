@@ -14,6 +14,7 @@ HEAVY += ("PIL", "lightning_fabric", "tensorboardX")
 NAMES = (
     "BregmanDEQ",
     "BregmanLinear",
+    "CriticalPoint",
     "Energy",
     "EuclideanLinear",
     "FeedForward",
