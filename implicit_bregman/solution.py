@@ -109,8 +109,9 @@ class Solution:
     """A batch of critical points, and how they were found.
 
     Attributes:
-        value: z, (B, d), in C. It and `objective` alone carry gradient. NaN for samples with the status INVALID_INPUT.
-        dual: y with z = ρ(y), (B, d); always finite.
+        value: z, (B, d), or (B, C, H, W) where states have this shape, in C. It and `objective` alone carry gradient.
+            NaN for samples with the status INVALID_INPUT.
+        dual: y with z = ρ(y), of the shape of `value`; always finite.
         residual: how far z is from critical in the coordinate where it is farthest, each relative to its own terms,
             (B,): see "When to stop" in the documentation's mathematics.
         iterations: steps of the solver, (B,).
@@ -122,8 +123,8 @@ class Solution:
         adjoint: how the backward solve went; filled in by `backward()`.
     """
 
-    value: Float[Tensor, "*batch d"]
-    dual: Float[Tensor, "*batch d"]
+    value: Float[Tensor, "*batch *features"]
+    dual: Float[Tensor, "*batch *features"]
     residual: Float[Tensor, "*batch"]
     iterations: Int[Tensor, "*batch"]
     evaluations: Int[Tensor, "*batch"]

@@ -26,12 +26,12 @@ class Trace:
     Attributes:
         residual: (K, B).
         objective: F, (K, B); NaN where there is no objective.
-        dual: y, (K, B, d).
+        dual: y, (K, B, d), or (K, B, C, H, W) where states have this shape.
     """
 
-    residual: Float[Tensor, "steps batch"]
-    objective: Float[Tensor, "steps batch"]
-    dual: Float[Tensor, "steps batch d"]
+    residual: Float[Tensor, "steps *batch"]
+    objective: Float[Tensor, "steps *batch"]
+    dual: Float[Tensor, "steps *batch *features"]
 
 
 @dataclass(frozen=True)
