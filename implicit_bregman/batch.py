@@ -20,6 +20,9 @@ from implicit_bregman.starts import Start, from_dual, from_point, from_solution
 from implicit_bregman.status import Status
 from implicit_bregman.tensors import check_dense, check_numbers
 
+Leaves = list[tuple[str, Tensor]]
+"""The tensors of x, each with its name in messages."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -70,12 +73,14 @@ class Batch:
             TypeError: for what is no tensor, or not floating point where it has to be.
             ValueError: for shapes, dtypes, layouts or devices that do not fit, two starts, and points outside C.
         """
-        shape, event = _shapes(energy, x)
-        like = _check_tensors(energy, x)
-        x = map_tensors(partial(_lifted, _precision(energy, x, like)), x)
+        leaves = _leaves(energy, x)
+        shape, event = _shapes(energy, x, leaves)
+        like = _check_tensors(energy, leaves)
+        count, dtype = shape.numel(), _precision(energy, x, like)
+        x = map_tensors(partial(_lifted, dtype), x)
         if not _is_batch_first(energy, x):
-            x = x.reshape(shape.numel(), x.shape[-1])
-        origin = like.new_zeros(shape.numel(), math.prod(event), dtype=_precision(energy, x, like))
+            x = x.reshape(count, x.shape[-1])
+        origin = like.new_zeros(count, math.prod(event), dtype=dtype)
         start = _start(geometry, initial, initial_dual, called, (*shape, *event), origin)
         x, dual, clean = _cleaned(x, start)
         half = like.dtype if like.dtype.itemsize == 2 and not _is_lifted(like) else None
@@ -129,10 +134,9 @@ def _is_batch_first(energy: Energy, x: Inputs) -> bool:
     return isinstance(energy.features, tuple) or not isinstance(x, Tensor)
 
 
-def _shapes(energy: Energy, x: Inputs) -> tuple[torch.Size, tuple[int, ...]]:
-    """The leading shape of an input that fits, and the shape of a state."""
-    width, features = energy.input_width, energy.features
-    if width is not None:
+def _leaves(energy: Energy, x: Inputs) -> Leaves:
+    """The tensors of x and what they are called in messages, after checking that they are tensors."""
+    if energy.input_width is not None:
         check_dense("x", x)
     leaves = named_tensors(x)
     if not leaves:
@@ -141,6 +145,12 @@ def _shapes(energy: Energy, x: Inputs) -> tuple[torch.Size, tuple[int, ...]]:
         check_dense(name, leaf)
     if isinstance(x, Tensor) and not x.is_floating_point():
         raise TypeError(f"x must be a floating-point tensor, got {x.dtype}: call x.float()")
+    return leaves
+
+
+def _shapes(energy: Energy, x: Inputs, leaves: Leaves) -> tuple[torch.Size, tuple[int, ...]]:
+    """The leading shape of an input that fits, and the shape of a state."""
+    width, features = energy.input_width, energy.features
     if not _is_batch_first(energy, x):
         assert not isinstance(features, tuple)
         if x.dim() == 0:
@@ -158,13 +168,11 @@ def _shapes(energy: Energy, x: Inputs) -> tuple[torch.Size, tuple[int, ...]]:
     return leaves[0][1].shape[:1], event
 
 
-def _check_batch_first(x: Inputs, leaves: list[tuple[str, Tensor]], event: tuple[int, ...]) -> None:
+def _check_batch_first(x: Inputs, leaves: Leaves, event: tuple[int, ...]) -> None:
     first, like = leaves[0]
     for name, leaf in leaves:
         if leaf.dim() == 0:
-            raise ValueError(
-                f"{name} must have the batch as its first dimension, got a 0-d tensor: give one entry each"
-            )
+            raise ValueError(f"{name} must have the batch as its first dimension, got a 0-d tensor: one entry each")
         if len(leaf) != len(like):
             raise ValueError(
                 f"{name} must have the batch as its first dimension, as {first} of shape {tuple(like.shape)} has; got "
@@ -177,14 +185,13 @@ def _check_batch_first(x: Inputs, leaves: list[tuple[str, Tensor]], event: tuple
         )
 
 
-def _check_tensors(energy: Energy, x: Inputs) -> Tensor:
+def _check_tensors(energy: Energy, leaves: Leaves) -> Tensor:
     """The tensor of x that says where and in which precision to solve, after checking that all others go with it."""
-    leaves = named_tensors(x)
     name, like = next((pair for pair in leaves if pair[1].is_floating_point()), leaves[0])
     if not like.is_floating_point():
         own = next(floating_tensors(energy, ()), None)
         like = like.new_empty((), dtype=torch.get_default_dtype() if own is None else own.dtype)
-    for other, tensor in leaves[1:]:
+    for other, tensor in leaves:
         _check_alike(name, like, other, tensor, _is_lifted(like) or _is_lifted(tensor))
     for other, tensor in [*energy.named_parameters(), *energy.named_buffers()]:
         if not tensor.is_floating_point():

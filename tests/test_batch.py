@@ -512,12 +512,14 @@ def test_tensors_of_x_that_do_not_go_together() -> None:
     refuse(ValueError, message, solve(energy, {**x, "more": (torch.zeros(4), x["more"][1])}))
     message = r"x\['image'\] is on cpu, but x\['label'\] is on meta: move one of them"
     refuse(ValueError, message, solve(energy, {**x, "label": x["label"].to("meta")}))
+    message = r"x\[1\] is on cpu, but x\[0\] is on meta: move one of them"
+    refuse(ValueError, message, solve(energy, [x["label"].to("meta"), x["image"]]))
     message = r"x\['label'\] must be a tensor, got NoneType"
     refuse(TypeError, message, solve(energy, {**x, "label": None}))
     message = r"x\['image'\] has the layout torch.sparse_coo: give a dense tensor"
     refuse(ValueError, message, solve(energy, {**x, "image": x["image"].to_sparse()}))
     refuse(TypeError, r"x must be a tensor, or contain one, got \{\}", solve(energy, {}))
-    message = r"x\['image'\] is torch.float32, but classes.weight of the energy is|x\['image'\] is torch.float32, but"
+    message = r"x\['image'\] is torch.float32, but stiffness of the energy is torch.float64: convert one of them"
     refuse(ValueError, message, solve(energy, {**x, "image": x["image"].float(), "more": (x["label"], x["more"][1])}))
 
 
