@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from implicit_bregman.energy.base import BoundEnergy
+from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.majorization import automatic_step, mm_step
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from implicit_bregman.backward import AdjointReport
 from implicit_bregman.solvers.base import Trace
 from implicit_bregman.status import Status, no_advice
-from implicit_bregman.valuation import Valuation
+from implicit_bregman.valuation import Values
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Solution:
     """A batch of critical points, and how they were found.
 
     Attributes:
-        value: z, (B, d), in C. It, `objective` and `multiplier` carry gradient. NaN for samples with the status
-            INVALID_INPUT.
-        dual: y with z = ρ(y), (B, d); always finite.
+        value: z, (B, d), or (B, C, H, W) where states have this shape, in C. It, `objective` and `multiplier` carry
+            gradient. NaN for samples with the status INVALID_INPUT.
+        dual: y with z = ρ(y), of the shape of `value`; always finite.
         residual: how far z is from critical in the coordinate where it is farthest, each relative to its own terms,
             (B,): see "When to stop" in the documentation's mathematics.
         iterations: steps of the solver, (B,).
@@ -34,8 +34,8 @@ class Solution:
         adjoint: how the backward solve went; filled in by `backward()`.
     """
 
-    value: Float[Tensor, "*batch d"]
-    dual: Float[Tensor, "*batch d"]
+    value: Float[Tensor, "*batch *features"]
+    dual: Float[Tensor, "*batch *features"]
     residual: Float[Tensor, "*batch"]
     iterations: Int[Tensor, "*batch"]
     evaluations: Int[Tensor, "*batch"]
@@ -44,7 +44,7 @@ class Solution:
     step: Float[Tensor, "*batch"]
     trace: Trace | None
     adjoint: AdjointReport
-    _valuation: Valuation
+    _valuation: Values
     _advice: Callable[[Status], str] = no_advice
 
     @property

@@ -2,67 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.checks import check_initial
 from implicit_bregman.legendre import LegendreFunction
-from implicit_bregman.solution import Solution
 
 #: A start for each sample, and which samples have a usable one; None: all.
-Start = tuple[Float[Tensor, "batch d"], Bool[Tensor, " batch"] | None]
+Start = tuple[Float[Tensor, "N d"], Bool[Tensor, " N"] | None]
 
 
-def start_dual(
-    phi: LegendreFunction,
-    initial: Tensor | Solution | None,
-    initial_dual: Tensor | None,
-    flat: Float[Tensor, "batch n"],
-    shape: Sequence[int],
-) -> Start:
-    """y⁰, (B, d), in the precision of `flat`, and which samples have a usable start, (B,); None: all.
-
-    A start is kept as it is or refused, never moved: see `find_critical_point`.
-
-    Args:
-        phi: φ.
-        initial: z⁰, or a `Solution`.
-        initial_dual: y⁰.
-        flat: the inputs.
-        shape: what the start has to have.
-
-    Raises:
-        TypeError: unless it is a floating-point tensor (or a `Solution`).
-        ValueError: if two starts are given, for a shape or device that does not fit, and for points outside C.
-    """
-    if initial is not None and initial_dual is not None:
-        raise ValueError("initial and initial_dual both give the start: give one of them")
-    size = (len(flat), shape[-1])
-    if initial_dual is not None:
-        check_initial(initial_dual, shape, flat, "initial_dual")
-        return _from_dual(phi, initial_dual.reshape(size).to(flat.dtype))
-    if initial is None:
-        return flat.new_zeros(size), None
-    if isinstance(initial, Solution):
-        check_initial(initial.dual, shape, flat)
-        # A dual far beyond saturation in float64 must not become infinite in float32.
-        largest = torch.finfo(flat.dtype).max
-        return initial.dual.detach().reshape(size).double().clamp_(-largest, largest).to(flat.dtype), None
-    check_initial(initial, shape, flat)
-    return _from_point(phi, initial.reshape(size), flat.dtype)
-
-
-def _from_dual(phi: LegendreFunction, dual: Tensor) -> Start:
+def from_dual(phi: LegendreFunction, dual: Float[Tensor, "N d"], dtype: torch.dtype) -> Start:
+    """y⁰ in another precision; for a φ that is not Legendre, projected."""
+    dual = dual.to(dtype)
     usable = torch.isfinite(dual).all(-1)
     return phi.project_dual(torch.where(usable[:, None], dual, 0.0)), usable
 
 
-def _from_point(phi: LegendreFunction, rows: Tensor, dtype: torch.dtype) -> Start:
-    """ρ⁻¹(z⁰), computed in float64: next to a bound, and where it is tiny, z⁰ keeps its digits."""
+def from_solution(dual: Float[Tensor, "N d"], dtype: torch.dtype) -> Start:
+    """A solution's dual, without gradient."""
+    # One far beyond saturation in float64 must not become infinite in float32.
+    largest = torch.finfo(dtype).max
+    return dual.detach().double().clamp_(-largest, largest).to(dtype), None
+
+
+def from_point(phi: LegendreFunction, rows: Float[Tensor, "N d"], dtype: torch.dtype) -> Start:
+    """ρ⁻¹(z⁰), computed in float64: next to a bound, and where it is tiny, z⁰ keeps its digits.
+
+    A start is kept as it is or refused, never moved: see `find_critical_point`.
+
+    Raises:
+        ValueError: for points outside C.
+    """
     eps, z = torch.finfo(rows.dtype).eps, rows.double()
     _refuse_outside(phi, z.detach(), eps)
     usable = (torch.isfinite(z) & phi.is_interior(z)).all(-1)

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from implicit_bregman.adjoints.base import Adjoint
 from implicit_bregman.backward import AdjointReport
-from implicit_bregman.energy.base import BoundEnergy, Energy
+from implicit_bregman.energy.base import Energy
+from implicit_bregman.energy.contract import BoundEnergy
+from implicit_bregman.energy.inputs import Inputs, pack
 from implicit_bregman.energy.snapshot import Place, Snapshot
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre.known_dual import dual_at
-from implicit_bregman.objective import potential
+from implicit_bregman.objective import Objective, potential
 from implicit_bregman.solution import Solution
 from implicit_bregman.solvers.base import Outcome, Solver
 from implicit_bregman.transforms import map_over_samples, on_numbers
@@ -46,35 +48,41 @@ Solve = Callable[..., tuple[Solution, tuple[Tensor, ...]]]
 """From x and the start, plain tensors each, to a solution without gradient and what the adjoint recorded."""
 
 
-def solve_numbers(energy: Energy, solve: Solve, x: Tensor, start: Tensor | None) -> Numbers:
+def solve_numbers(energy: Energy, solve: Solve, x: Inputs, start: Tensor | None) -> Numbers:
     """`solve` on the numbers of x, the start and all tensors of the energy, sample by sample as outside.
 
     Args:
         energy: the module, which holds its tensors as they are inside the transform.
         solve: what to do.
-        x: the inputs, (B, n).
+        x: the inputs, with B samples in front.
         start: z⁰ or y⁰, (B, d), or None.
     """
-    snapshot = Snapshot.of(energy)
-    found = _Numbers.apply(_Call(solve, snapshot.places, energy.samples is None), x, start, *snapshot.tensors)
-    return Numbers(*found[:8], found[8:])
+    snapshot, (inputs, rebuild) = Snapshot.of(energy), pack(x)
+    call = _Call(solve, snapshot.places, rebuild, len(inputs), energy.samples is None)
+    found = _Numbers.apply(call, start, *inputs, *snapshot.tensors)
+    fields = len(Numbers._fields) - 1
+    return Numbers(**dict(zip(Numbers._fields, (*found[:fields], found[fields:]), strict=True)))
 
 
 @dataclass(frozen=True)
 class _Call:
     solve: Solve
     places: tuple[Place, ...]
+    rebuild: Callable[..., Inputs]
+    inputs: int
     takes_more_samples: bool
 
 
 class _Numbers(torch.autograd.Function):
     @staticmethod
-    def forward(call: _Call, x: Tensor, start: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(call: _Call, start: Tensor | None, *tensors: Tensor) -> tuple[Tensor, ...]:
         tensors = tuple(tensor.detach() for tensor in tensors)
-        with Snapshot(call.places, tensors).restored(), on_numbers():
-            solution, record = call.solve(x.detach(), None if start is None else start.detach())
-        fields = [getattr(solution, name) for name in Numbers._fields[:-1]]
-        return tuple(tensor.clone() for tensor in (*fields, *record))
+        inputs, own = tensors[: call.inputs], tensors[call.inputs :]
+        with Snapshot(call.places, own).restored(), on_numbers():
+            solution, record = call.solve(call.rebuild(*inputs), None if start is None else start.detach())
+        value, dual, *rest = (getattr(solution, name) for name in Numbers._fields[:-1])
+        states = (rows.reshape(len(rows), -1) if len(rows) else rows.flatten(1) for rows in (value, dual))
+        return tuple(tensor.clone() for tensor in (*states, *rest, *record))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -92,7 +100,7 @@ class _Numbers(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], call: _Call, *tensors: Any) -> tuple[Any, Any]:
-        rows = (False, *[call.takes_more_samples] * 2, *(False for _ in tensors[2:]))
+        rows = (False, *[call.takes_more_samples] * (1 + call.inputs), *(False for _ in tensors[1 + call.inputs :]))
         return map_over_samples(_Numbers.apply, info.batch_size, in_dims, (call, *tensors), rows)
 
 
@@ -107,6 +115,7 @@ class Followed:
         value: z with its derivatives, (B, d).
         dual: y, (B, d).
         shaped: to the leading shape of the batch.
+        states: to that and the shape of the states.
     """
 
     energy: BoundEnergy
@@ -115,6 +124,7 @@ class Followed:
     value: Float[Tensor, "batch d"]
     dual: Float[Tensor, "batch d"]
     shaped: Callable[[Tensor], Tensor]
+    states: Callable[[Tensor], Tensor]
 
     def objective(self) -> Float[Tensor, "*batch"] | None:
         """F, (B,)."""
@@ -130,7 +140,7 @@ class Followed:
         total = self.energy.gradient(self.value)
         if self.regularization:
             total = total + self.regularization * self.geometry.project_dual(self._y)
-        return self.shaped(multiplier(self.geometry, self.regularization, self.value, total))
+        return self.states(multiplier(self.geometry, self.regularization, self.value, total))
 
     @property
     def _y(self) -> Tensor:

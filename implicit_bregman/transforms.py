@@ -124,26 +124,27 @@ def batched_again(rule: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(rule)
     def wrapper(ctx: Any, *arguments: Tensor | None) -> Any:
-        old = [torch._C._functorch.is_legacy_batchedtensor(a) if isinstance(a, Tensor) else False for a in arguments]
-        if not any(old):
+        old = {n for n, a in enumerate(arguments) if a is not None and torch._C._functorch.is_legacy_batchedtensor(a)}
+        if not old:
             return rule(ctx, *arguments)
         level = torch._C._vmapmode_increment_nesting() - 1
         torch._C._vmapmode_decrement_nesting()
         plain = [
-            torch._remove_batch_dim(argument, level, 0, 0) if is_old else argument
-            for argument, is_old in zip(arguments, old, strict=True)
+            torch._remove_batch_dim(argument, level, 0, 0)
+            for number, argument in enumerate(arguments)
+            if argument is not None and number in old
         ]
-        places: list[int | None] = []
+        is_there: list[bool] = []
 
         def found(*given: Tensor) -> tuple[Tensor, ...]:
             rest = iter(given)
-            result = rule(ctx, *(next(rest) if is_old else a for a, is_old in zip(plain, old, strict=True)))
+            result = rule(ctx, *(next(rest) if number in old else a for number, a in enumerate(arguments)))
             parts = (result,) if isinstance(result, Tensor) else result
-            places.extend(None if part is None else 0 for part in parts)
+            is_there.extend(part is not None for part in parts)
             return tuple(part for part in parts if part is not None)
 
-        values = iter(torch.func.vmap(found)(*(p for p, is_old in zip(plain, old, strict=True) if is_old)))
-        packed = tuple(None if at is None else torch._add_batch_dim(next(values), 0, level) for at in places)
+        values = iter(torch.func.vmap(found)(*plain))
+        packed = tuple(torch._add_batch_dim(next(values), 0, level) if there else None for there in is_there)
         return packed if len(packed) > 1 else packed[0]
 
     return wrapper
@@ -167,8 +168,8 @@ def push(function: Callable[..., Tensor], at: Sequence[Tensor], tangents: Sequen
         for t, tangent in zip(at, tangents, strict=True)
         if t.is_floating_point()
     ]
-    value, back = torch.func.vjp(whole, *real)
-    product: Tensor = torch.func.vjp(back, torch.zeros_like(value))[1](tuple(along))[0]
+    at_real = torch.func.vjp(whole, *real)
+    product: Tensor = torch.func.vjp(at_real[1], torch.zeros_like(at_real[0]))[1](tuple(along))[0]
     return product
 
 

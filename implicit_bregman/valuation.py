@@ -9,17 +9,33 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.energy.base import Packed
+from implicit_bregman.energy.contract import Packed
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre.known_dual import dual_at
 from implicit_bregman.objective import potential
 from implicit_bregman.transforms import pull, refuse_unknown
+
+
+class Values(Protocol):
+    """What a solution knows of F and μ."""
+
+    def objective(self) -> Float[Tensor, "*batch"] | None:
+        """F, or None where there is no objective."""
+        ...
+
+    def multiplier(self) -> Float[Tensor, "*batch d"]:
+        """μ."""
+        ...
+
+    def detach(self) -> Values:
+        """The same, without gradient."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -52,6 +68,7 @@ class Valuation:
         known: F, (B,), without the part that is left out; None where there is no objective.
         left_out: γ, if γΣφ(z) is still to be added to it, else 0.
         shaped: to the leading shape of the batch.
+        states: to that and the shape of the states.
         dependence: where anybody can ask for derivatives.
     """
 
@@ -63,6 +80,7 @@ class Valuation:
     known: Float[Tensor, " batch"] | None
     left_out: float
     shaped: Callable[[Tensor], Tensor]
+    states: Callable[[Tensor], Tensor]
     dependence: Dependence | None = None
 
     def objective(self) -> Float[Tensor, "*batch"] | None:
@@ -90,12 +108,12 @@ class Valuation:
             total = self._total(self.gradient, self.geometry.project_dual(self.dual))
             known = multiplier(self.geometry, self.regularization, self.point, total)
         if how is None or not torch.is_grad_enabled():
-            return self.shaped(known)
+            return self.states(known)
         y = dual_at(self.geometry, how.solution, self.dual) if self.regularization else self.dual
         total = self._total(how.packed.rebuild(*how.packed.tensors).gradient(how.solution), y)
         followed = multiplier(self.geometry, self.regularization, self.point, total)
         # (the numbers are those of the solve, whatever the parameters hold by now)
-        return self.shaped(known + (followed - followed.detach()))
+        return self.states(known + (followed - followed.detach()))
 
     def _total(self, gradient: Tensor, dual: Tensor) -> Tensor:
         return gradient + self.regularization * dual if self.regularization else gradient

@@ -15,6 +15,7 @@ NAMES = (
     "BregmanDEQ",
     "BregmanLinear",
     "BregmanProjection",
+    "CriticalPoint",
     "Energy",
     "EuclideanLinear",
     "FeedForward",

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from implicit_bregman.backward import AdjointReport
-from implicit_bregman.energy.base import BoundEnergy
+from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.objective import Objective
 from implicit_bregman.settings import Settings
 from implicit_bregman.solvers import Solver, solver_named

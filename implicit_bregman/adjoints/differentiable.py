@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.adjoints.system import AdjointSolution, solve_adjoint_system
-from implicit_bregman.energy.base import BoundEnergy
+from implicit_bregman.adjoints.system import solve_adjoint_system
+from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre.known_dual import dual_at, moves
 from implicit_bregman.linearization import Linearization
@@ -57,9 +57,8 @@ class Jacobian(Invertible):
     def rows(self) -> tuple[bool, ...] | None:  # type: ignore[override]
         return None if self.energy_rows is None else (True, True, True, True, *self.energy_rows)
 
-    def product(
-        self, v: Tensor, slope: Tensor, shift: Tensor, z: Tensor, y: Tensor, *tensors: Tensor
-    ) -> Float[Tensor, "batch d"]:
+    def product(self, v: Float[Tensor, "batch d"], *tensors: Tensor) -> Float[Tensor, "batch d"]:
+        slope, _, z, y, *tensors = tensors  # type: ignore[assignment]
         image = self.rebuild(*tensors).hessian(z).product(v, self.adjoint)
         if not self.regularization:
             # (what the linearization adds for coordinates that leave for a bound does not depend on anything)
@@ -68,18 +67,13 @@ class Jacobian(Invertible):
         inside = moves(slope)
         return image + torch.where(inside, self.regularization * v / torch.where(inside, steep, 1.0), 0.0)
 
-    def solve(
-        self, right: Tensor, slope: Tensor, shift: Tensor, z: Tensor, y: Tensor, *tensors: Tensor
-    ) -> Float[Tensor, "batch d"]:
+    def solve(self, right: Float[Tensor, "batch d"], *tensors: Tensor) -> Float[Tensor, "batch d"]:
         if self.known is not None:
             return self.known
-        return self.solution(right, slope, shift, z, *tensors)[0]
-
-    def solution(self, right: Tensor, slope: Tensor, shift: Tensor, z: Tensor, *tensors: Tensor) -> AdjointSolution:
-        """M⁻¹ g and how it was found."""
+        slope, shift, z, _, *tensors = tensors  # type: ignore[assignment]
         hessian = self.rebuild(*tensors).hessian(z)
         system = Linearization(hessian if self.adjoint else hessian.transposed(), slope, shift)
-        return solve_adjoint_system(system, right, self.method, self.tol, self.max_iter)
+        return solve_adjoint_system(system, right, self.method, self.tol, self.max_iter)[0]
 
     def transposed(self) -> Jacobian:
         return replace(self, adjoint=not self.adjoint, known=None)

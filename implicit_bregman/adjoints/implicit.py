@@ -16,7 +16,7 @@ from implicit_bregman.adjoints.system import METHODS, AdjointSolution, check_met
 from implicit_bregman.adjoints.transforms import is_batched
 from implicit_bregman.backward import AdjointReport, differentiable, report_backward
 from implicit_bregman.compilation import without_autocast
-from implicit_bregman.energy.base import Packed, PullBack
+from implicit_bregman.energy.contract import Packed, PullBack
 from implicit_bregman.linalg.norms import norm, ratio
 from implicit_bregman.linearization import Linearization, linearize, linearize_on_free_set
 from implicit_bregman.objective import Objective, Point

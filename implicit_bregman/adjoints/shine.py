@@ -15,7 +15,7 @@ from implicit_bregman.adjoints.implicit import linearize_outcome, relative_resid
 from implicit_bregman.adjoints.system import DEFAULT_TOL
 from implicit_bregman.adjoints.transforms import refuse_batched, refuse_higher_order
 from implicit_bregman.backward import AdjointReport, differentiable, report_backward
-from implicit_bregman.energy.base import BoundEnergy
+from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient, normalized
 from implicit_bregman.linalg.gmres import gmres
 from implicit_bregman.linearization import Linearization

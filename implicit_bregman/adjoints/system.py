@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from implicit_bregman.energy.base import BoundEnergy
+from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.linalg.cg import normalized
 from implicit_bregman.linalg.chunks import chunks
 from implicit_bregman.linalg.dense import solve_general

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from implicit_bregman.adjoints.base import Adjoint
 from implicit_bregman.backward import AdjointReport
-from implicit_bregman.energy.base import BoundEnergy
+from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.objective import Objective
 from implicit_bregman.settings import check_count
 from implicit_bregman.solvers.base import Outcome, Solver

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from implicit_bregman.energy.base import BoundEnergy, Energy
+from implicit_bregman.energy.base import Energy
 from implicit_bregman.energy.bound import BoundQuadratic
+from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.energy.weights import (
     WEIGHTS,
     ConvexWeight,
@@ -72,9 +73,11 @@ class QuadraticEnergy(Energy):
             that does not fit, or `rank` or `softening` without `weight="low_rank"`.
     """
 
+    features: int
     input_weight: Tensor | None
     bias: Tensor | None
-    lifts_half = True
+    in_features: int | None
+    takes_half = True
     _held: _Held | None = None
 
     def __init__(
@@ -90,6 +93,11 @@ class QuadraticEnergy(Energy):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        if isinstance(features, (tuple, list)):
+            raise TypeError(
+                f"features of a QuadraticEnergy must be a whole number, got {features}: flatten the states, or "
+                "subclass Energy"
+            )
         weight = present_name(weight)
         super().__init__(features, convex=weight in ("convex", "low_rank"))
         n = features if in_features is None else in_features
@@ -191,6 +199,10 @@ class QuadraticEnergy(Energy):
         from implicit_bregman.energy.structured import OperatorEnergy  # which is a QuadraticEnergy
 
         return OperatorEnergy(operator, offset, convex)
+
+    @property
+    def input_width(self) -> int | None:
+        return self.in_features
 
     def _declare_convex(self) -> None:
         if not self.symmetric:

@@ -10,8 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from implicit_bregman.energy.base import BoundEnergy, Energy, Packed
+from implicit_bregman.energy.base import Energy
 from implicit_bregman.energy.bound import BoundAffine, BoundQuadratic
+from implicit_bregman.energy.contract import BoundEnergy, Packed
+from implicit_bregman.energy.inputs import Inputs
 from implicit_bregman.energy.quadratic import QuadraticEnergy
 from implicit_bregman.energy.snapshot import Again
 from implicit_bregman.energy.weights import Weight, affine, hold
@@ -71,24 +73,24 @@ class OperatorEnergy(QuadraticEnergy):
     def symmetric(self) -> bool:
         return self.operator.symmetric
 
-    def linear(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
+    def linear(self, x: Inputs) -> Float[Tensor, "*batch d"]:
         """c(x), (B, d)."""
         return x if self.offset is None else self.offset(x)
 
-    def forward(self, z: Tensor, x: Tensor | None = None) -> Tensor:
+    def forward(self, z: Inputs, x: Inputs | None = None) -> Tensor:
         """f(z; x), (B,), as `value`; of x alone, what a solver asks for once: c, (B, d)."""
         return self.linear(z) if x is None else self.value(z, x)
 
-    def value(self, z: Float[Tensor, "*batch d"], x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
+    def value(self, z: Float[Tensor, "*batch d"], x: Inputs) -> Float[Tensor, "*batch"]:
         if not self.symmetric:
             raise TypeError("an operator that is not symmetric has no objective: use gradient(z, x)")
         return torch.linalg.vecdot(z, 0.5 * self.hessian_product(z, x, z) - self.linear(x))
 
-    def gradient(self, z: Float[Tensor, "*batch d"], x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
+    def gradient(self, z: Float[Tensor, "*batch d"], x: Inputs) -> Float[Tensor, "*batch d"]:
         return self.hessian_product(z, x, z) - self.linear(x)
 
     def hessian_product(
-        self, z: Float[Tensor, "*batch d"], x: Tensor, v: Float[Tensor, "*batch d"]
+        self, z: Float[Tensor, "*batch d"], x: Inputs, v: Float[Tensor, "*batch d"]
     ) -> Float[Tensor, "*batch d"]:
         """Hv, (B, d)."""
         return self.operator.product(v.reshape(-1, v.shape[-1])).reshape(v.shape)
@@ -105,13 +107,19 @@ class OperatorEnergy(QuadraticEnergy):
         operator = self.operator
         return operator.to(torch.float32) if operator.dtype.itemsize == 2 else operator
 
-    def bind(self, x: Float[Tensor, "batch n"]) -> BoundEnergy:
+    def bind(self, x: Inputs) -> BoundEnergy:
         operator: LinearOperator = self._held.operator(self) if self._held is not None else self._operator()
-        if operator.batch not in (None, len(x)):
+        offset = self(x)
+        if offset.shape[1:] != (operator.size,):
             raise ValueError(
-                f"x has {len(x)} samples, but there is one matrix for each of {operator.batch}: give as many of both"
+                f"the offset c(x) must have shape (B, {operator.size}), as wide as H, got {tuple(offset.shape)} for a "
+                "batch of B samples"
             )
-        offset = self(x.to(operator.dtype))
+        if operator.batch not in (None, len(offset)):
+            raise ValueError(
+                f"x has {len(offset)} samples, but there is one matrix for each of {operator.batch}: give as many of "
+                "both"
+            )
         if operator.shared is not None:
             return BoundQuadratic(self._declared(operator.shared), offset)
         return BoundStructured(operator, offset, None if transformed() else _ends(operator), self.convex)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from implicit_bregman.energy.base import BoundEnergy
+from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.linalg.spectrum import Spectrum
 
 #: The kinds of W, by name.

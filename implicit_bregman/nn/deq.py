@@ -5,29 +5,26 @@ from __future__ import annotations
 import math
 import warnings
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from implicit_bregman.adjoints import Adjoint, adjoint_named
-from implicit_bregman.critical_point import find_critical_point
 from implicit_bregman.energy import QuadraticEnergy
 from implicit_bregman.energy.weights import present_name
 from implicit_bregman.legendre import LegendreFunction
-from implicit_bregman.legendre import geometry as lookup
-from implicit_bregman.majorization import Certificate, certify
+from implicit_bregman.nn.critical_point import CriticalPoint
 from implicit_bregman.projection.methods import check_projection
 from implicit_bregman.projection.weight import middle
-from implicit_bregman.settings import check_choice, check_nonnegative
+from implicit_bregman.settings import check_choice
 from implicit_bregman.solution import Solution
 from implicit_bregman.solvers import Solver
 
 INJECTIONS = ("linear", "initial")
 
 
-class BregmanDEQ(nn.Module):
+class BregmanDEQ(CriticalPoint):
     """The deep-equilibrium layer z = h(x; θ), a critical point of −½ zᵀWz − (Ux + b)ᵀz + γφ(z) on C.
 
     It is a weight-tied Bregman network of infinite depth (Problem 2.1), or of depth L with
@@ -67,9 +64,7 @@ class BregmanDEQ(nn.Module):
 
     Attributes:
         energy: the `QuadraticEnergy`.
-        solver: may be assigned at any time.
-        adjoint: may be assigned at any time.
-        regularization: may be assigned at any time.
+        solver: may be assigned at any time, as may `adjoint` and `regularization`; see `CriticalPoint`.
         last_solution: the `Solution` of the last call, detached; None before the first.
 
     Shape:
@@ -78,6 +73,8 @@ class BregmanDEQ(nn.Module):
     Raises:
         ValueError: for unknown names, widths below 1, γ < 0, or an injection that cannot work.
     """
+
+    energy: QuadraticEnergy
 
     def __init__(
         self,
@@ -97,23 +94,11 @@ class BregmanDEQ(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         for name, width in (("in_features", in_features), ("out_features", out_features)):
             if width < 1:
                 raise ValueError(f"{name} must be at least 1, got {width}")
         check_choice("injection", injection, INJECTIONS)
-        self.in_features = in_features
-        self.out_features = out_features
-        self.geometry = lookup(geometry)
-        self.regularization = check_nonnegative("regularization", regularization)
-        self.solver: str | Solver = solver
-        self.adjoint: str | Adjoint = adjoint
-        self.injection = injection
-        adjoint_named(adjoint).solver_for(solver)  # (refuses unknown names)
-        self._weight = present_name(weight)
-        self._check_injection()
-        self._warn_of_linear_map()
-        self.energy = QuadraticEnergy(
+        energy = QuadraticEnergy(
             out_features,
             in_features,
             weight,
@@ -124,14 +109,16 @@ class BregmanDEQ(nn.Module):
             device=device,
             dtype=dtype,
         )
+        super().__init__(energy, geometry, regularization, solver, adjoint)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.injection = injection
+        self._weight = present_name(weight)
+        self._check_injection()
+        self._warn_of_linear_map()
         self._start_feasible()  # (the energy has drawn its parameters)
         if injection == "initial":
             self.energy.input_weight = None
-        self.last_solution: Solution | None = None
-
-    def forward(self, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
-        """z = h(x; θ)."""
-        return self.solve(x).value
 
     def solve(
         self,
@@ -162,11 +149,7 @@ class BregmanDEQ(nn.Module):
             x = None if given is None else torch.zeros_like(given)
         if x is None:
             raise ValueError('x must be given, or initial_dual instead of it with injection="initial"')
-        solution = find_critical_point(
-            self.energy, self.geometry, x, initial, self.regularization, self.solver, self.adjoint, initial_dual
-        )
-        self.last_solution = solution.detach()
-        return solution
+        return super().solve(x, initial, initial_dual)
 
     def reset_parameters(self) -> None:
         """Draw all parameters anew, as the constructor does.
@@ -182,21 +165,12 @@ class BregmanDEQ(nn.Module):
         """A context for inference in which W's factorization is kept over calls; see `QuadraticEnergy.frozen`."""
         return self.energy.frozen()
 
-    def certificate(self) -> Certificate:
-        """What is guaranteed of MM at the present weights; see `certify`."""
-        return certify(self.energy, self.geometry, self.regularization)
-
     def extra_repr(self) -> str:
         """Everything that is not a submodule."""
         return (
-            f"in_features={self.in_features}, out_features={self.out_features}, geometry={self.geometry!r}, "
-            f"regularization={self.regularization}, solver={self.solver!r}, adjoint={self.adjoint!r}, "
+            f"in_features={self.in_features}, out_features={self.out_features}, {super().extra_repr()}, "
             f"injection={self.injection!r}"
         )
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles leave the last solution behind: it belongs to a call, not to the layer."""
-        return {**self.__dict__, "last_solution": None}
 
     @property
     def _follows_limit(self) -> bool:

@@ -128,7 +128,7 @@ class Blocks(LinearOperator):
     def solve(self, v: Float[Tensor, "batch d"], shift: float = 0.0, adjoint: bool = False) -> Float[Tensor, "batch d"]:
         return self._iterated(v, shift, adjoint, self._preconditioner(shift, len(v)))
 
-    def inverted(self, shift: float) -> Callable[[Tensor], Tensor]:
+    def inverted(self, shift: float, adjoint: bool = False) -> Callable[[Tensor], Tensor]:
         known: dict[int, Callable[[Tensor], Tensor]] = {}
 
         def apply(v: Tensor) -> Tensor:

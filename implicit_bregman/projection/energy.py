@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from implicit_bregman.energy.base import BoundEnergy, Evaluation, Packed
+from implicit_bregman.energy.contract import BoundEnergy, Evaluation, Packed
 from implicit_bregman.energy.snapshot import Again
 from implicit_bregman.linalg.spectrum import Spectrum, spectrum
 from implicit_bregman.operators import LowRank

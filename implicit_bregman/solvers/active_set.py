@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.energy.base import BoundEnergy
 from implicit_bregman.energy.bound import BoundQuadratic
+from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.linalg.masked import solve_on_free_set
 from implicit_bregman.objective import Objective
 from implicit_bregman.operators.free import FreeBlocks, free_blocks, solve_free_blocks

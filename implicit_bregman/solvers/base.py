@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -27,12 +27,12 @@ class Trace:
     Attributes:
         residual: (K, B).
         objective: F, (K, B); NaN where there is no objective.
-        dual: y, (K, B, d).
+        dual: y, (K, B, d), or (K, B, C, H, W) where states have this shape.
     """
 
-    residual: Float[Tensor, "steps batch"]
-    objective: Float[Tensor, "steps batch"]
-    dual: Float[Tensor, "steps batch d"]
+    residual: Float[Tensor, "steps *batch"]
+    objective: Float[Tensor, "steps *batch"]
+    dual: Float[Tensor, "steps *batch *features"]
 
 
 @dataclass(frozen=True)
@@ -140,11 +140,3 @@ class Solver(Settings):
             TypeError: if it has none.
         """
         raise TypeError(f"{type(self).__name__} has no estimate of the inverse Jacobian: use Broyden")
-
-
-class Memory(Protocol):
-    """What an accelerated method remembers of the past, one row per sample."""
-
-    def select(self, index: Int[Tensor, " kept"]) -> Memory:
-        """The memory of some of the samples."""
-        ...

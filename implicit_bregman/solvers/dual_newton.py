@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.energy.base import BoundEnergy
 from implicit_bregman.energy.bound import BoundQuadratic
+from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.linalg.chunks import chunks
 from implicit_bregman.linalg.dense import solve_general
 from implicit_bregman.linearization import Linearization

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.energy.base import BoundEnergy, Evaluation
+from implicit_bregman.energy.contract import BoundEnergy, Evaluation
 from implicit_bregman.linalg.cg import conjugate_gradient
 from implicit_bregman.linalg.semidefinite import solve_damped
 from implicit_bregman.objective import Objective, RowsOfTensors

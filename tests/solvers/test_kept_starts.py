@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import implicit_bregman as ib
-from implicit_bregman.starts import start_dual
+from implicit_bregman.starts import from_dual, from_point
 from tests.legendre.conftest import CASES, Case
 
 DOUBLE = torch.float64
@@ -103,7 +103,7 @@ def test_every_start_inside_is_kept(case: Case, dtype: torch.dtype) -> None:
         points = [lo + width * o for o in offsets] + [hi - width * o for o in offsets]
     z = torch.tensor(points, dtype=dtype)
     z = z[phi.is_interior(z.double())][None]
-    dual, usable = start_dual(phi, z, None, z[:, :1], z.shape)
+    dual, usable = from_point(phi, z, z.dtype)
     assert usable is not None
     assert bool(usable.all())
     with mpmath.workdps(60):
@@ -170,7 +170,7 @@ def test_a_start_for_which_there_is_no_finite_dual() -> None:
 def test_so_near_a_bound_that_the_dual_overflows_the_largest_one_stands_for_the_start() -> None:
     phi = ib.geometry("bent")
     z = torch.tensor([[1e-310, 1e-300]], dtype=DOUBLE)
-    dual, usable = start_dual(phi, z, None, z, z.shape)
+    dual, usable = from_point(phi, z, z.dtype)
     assert usable is not None
     assert bool(usable.all())
     assert dual[0, 0].item() == -torch.finfo(DOUBLE).max
@@ -236,7 +236,7 @@ def test_a_dual_decides_the_basin_as_its_point_does() -> None:
 
 def test_the_dual_of_a_function_that_is_not_legendre_is_projected() -> None:
     phi = ib.geometry("sin")
-    dual, _ = start_dual(phi, None, torch.tensor([[9.0, -0.5]]), torch.zeros(1, 2), (1, 2))
+    dual, _ = from_dual(phi, torch.tensor([[9.0, -0.5]]), torch.float32)
     torch.testing.assert_close(dual, torch.tensor([[math.pi / 2, -0.5]]))
     energy = ib.QuadraticEnergy.from_matrices(-torch.eye(2))
     found = ib.find_critical_point(energy, phi, torch.tensor([[0.3, 0.1]]), initial_dual=torch.tensor([[9.0, -0.5]]))

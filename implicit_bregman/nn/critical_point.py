@@ -1,0 +1,112 @@
+"""The critical point of any energy, as a module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from implicit_bregman.adjoints import Adjoint, adjoint_named
+from implicit_bregman.checks import check_energy
+from implicit_bregman.critical_point import find_critical_point
+from implicit_bregman.energy import Energy
+from implicit_bregman.energy.inputs import Inputs
+from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import geometry as lookup
+from implicit_bregman.majorization import Certificate, certify
+from implicit_bregman.settings import check_nonnegative
+from implicit_bregman.solution import Solution
+from implicit_bregman.solvers import Solver, solver_named
+
+
+class CriticalPoint(nn.Module):
+    """The layer z = h(x; θ) ∈ crit(f_θ(·; x) + γφ + ι_C) of any energy f: `find_critical_point` as a module.
+
+    Args:
+        energy: f, whose parameters are the layer's.
+        geometry: φ, by name or instance.
+        regularization: γ ≥ 0.
+        solver: a name or an instance from `implicit_bregman.solvers`.
+        adjoint: a name or an instance from `implicit_bregman.adjoints`.
+
+    Attributes:
+        energy: f.
+        geometry: φ.
+        regularization: may be assigned at any time.
+        solver: may be assigned at any time.
+        adjoint: may be assigned at any time.
+        last_solution: the `Solution` of the last call, detached; None before the first.
+
+    Shape:
+        What `find_critical_point` takes → `(*batch, *features)`.
+
+    Raises:
+        TypeError: for arguments of the wrong kind.
+        ValueError: for unknown names, or γ < 0.
+    """
+
+    energy: Energy
+
+    def __init__(
+        self,
+        energy: Energy,
+        geometry: str | LegendreFunction,
+        regularization: float = 0.0,
+        solver: str | Solver = "auto",
+        adjoint: str | Adjoint = "implicit",
+    ) -> None:
+        super().__init__()
+        self.energy = check_energy(energy)
+        self.geometry = lookup(geometry)
+        self.regularization = check_nonnegative("regularization", regularization)
+        self.solver: str | Solver = solver
+        self.adjoint: str | Adjoint = adjoint
+        solver_named(solver)
+        adjoint_named(adjoint)
+        self.last_solution: Solution | None = None
+
+    def forward(
+        self,
+        x: Float[Tensor, "*batch n"] | Inputs,
+        initial: Float[Tensor, "*batch *features"] | Solution | None = None,
+    ) -> Float[Tensor, "*batch *features"]:
+        """z = h(x; θ), from z⁰ = `initial`."""
+        return self.solve(x, initial).value
+
+    def solve(
+        self,
+        x: Float[Tensor, "*batch n"] | Inputs,
+        initial: Float[Tensor, "*batch *features"] | Solution | None = None,
+        initial_dual: Float[Tensor, "*batch *features"] | None = None,
+    ) -> Solution:
+        """The same as calling the layer, with everything known about the solve.
+
+        Args:
+            x: input; see `find_critical_point`.
+            initial: z⁰ in int C, or a `Solution` to start from; default ρ(0).
+            initial_dual: y⁰ = ρ⁻¹(z⁰) instead of `initial`.
+
+        Raises:
+            ValueError: for an input that does not fit, or a start that is given twice.
+        """
+        solution = find_critical_point(
+            self.energy, self.geometry, x, initial, self.regularization, self.solver, self.adjoint, initial_dual
+        )
+        self.last_solution = solution.detach()
+        return solution
+
+    def certificate(self) -> Certificate:
+        """What is guaranteed of MM at the present parameters; see `certify`."""
+        return certify(self.energy, self.geometry, self.regularization)
+
+    def extra_repr(self) -> str:
+        """Everything that is not a submodule."""
+        return (
+            f"geometry={self.geometry!r}, regularization={self.regularization}, solver={self.solver!r}, "
+            f"adjoint={self.adjoint!r}"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave the last solution behind: it belongs to a call, not to the layer."""
+        return {**self.__dict__, "last_solution": None}
