@@ -96,25 +96,31 @@ class LinearOperator(ABC):
 
         Here: by iteration. What a structure that allows better overrides.
         """
+        known: dict[int, Callable[[Tensor], Tensor]] = {}
 
         def solve(v: Tensor) -> Tensor:
-            return self._iterate(v, shift, adjoint)
+            if len(v) not in known:
+                known[len(v)] = self._preconditioner(shift, v)
+            return self._iterate(v, shift, adjoint, known[len(v)])
 
         return solve
 
-    def _iterate(self, v: Tensor, shift: float, adjoint: bool) -> Tensor:
-        """By conjugate gradients, or GMRES where H is not symmetric, preconditioned by the diagonal."""
+    def _preconditioner(self, shift: float, like: Float[Tensor, "batch d"]) -> Callable[[Tensor], Tensor]:
+        """About (shift·I + H)⁻¹, for `_iterate`. Here: that of the diagonal."""
+        diagonal = self.diagonal()
+        scale = torch.ones_like(like) if diagonal is None else shift + diagonal.expand_as(like)
+        return torch.where(scale > 0, scale, 1.0).reciprocal().detach().mul
+
+    def _iterate(self, v: Tensor, shift: float, adjoint: bool, precondition: Callable[[Tensor], Tensor]) -> Tensor:
+        """By conjugate gradients, or GMRES where H is not symmetric."""
         with torch.no_grad():
-            diagonal = self.diagonal()
-            scale = torch.ones_like(v) if diagonal is None else shift + diagonal.expand_as(v)
-            scale = torch.where(scale > 0, scale, 1.0).reciprocal()
             tol, most = _SOLVED * torch.finfo(v.dtype).eps, 50 + _PRODUCTS * v.shape[-1]
 
             def operator(u: Tensor) -> Tensor:
                 return torch.add(self.product(u, adjoint), u, alpha=shift)
 
             method = conjugate_gradient if self.symmetric else gmres
-            found = method(operator, v, scale.mul, tol, most)
+            found = method(operator, v, precondition, tol, most)
             # (what rounding leaves of an ill-conditioned system is a solution too)
             near = found.residual <= torch.finfo(v.dtype).eps ** 0.5
             return torch.where((found.converged | near)[:, None], found.value, torch.nan)

@@ -10,8 +10,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from implicit_bregman.linalg.cg import conjugate_gradient
-from implicit_bregman.linalg.gmres import gmres
 from implicit_bregman.operators.base import ROUNDING_ERRORS, LinearOperator, Rebuild
 from implicit_bregman.operators.dense import Dense
 from implicit_bregman.tensors import check_dense
@@ -125,38 +123,12 @@ class Blocks(LinearOperator):
         above = torch.linalg.eigvalsh(largest.diag() + off + off.mT)
         return float(below[0]), float(above[-1])
 
-    def solve(self, v: Float[Tensor, "batch d"], shift: float = 0.0, adjoint: bool = False) -> Float[Tensor, "batch d"]:
-        return self._iterated(v, shift, adjoint, self._preconditioner(shift, len(v)))
-
-    def inverted(self, shift: float, adjoint: bool = False) -> Callable[[Tensor], Tensor]:
-        known: dict[int, Callable[[Tensor], Tensor]] = {}
-
-        def apply(v: Tensor) -> Tensor:
-            if len(v) not in known:
-                known[len(v)] = self._preconditioner(shift, len(v))
-            return self._iterated(v, shift, False, known[len(v)])
-
-        return apply
-
-    def _iterated(self, v: Tensor, shift: float, adjoint: bool, precondition: Callable[[Tensor], Tensor]) -> Tensor:
-        with torch.no_grad():
-
-            def operator(u: Tensor) -> Tensor:
-                return torch.add(self.product(u, adjoint), u, alpha=shift)
-
-            eps, most = torch.finfo(v.dtype).eps, _PRODUCTS + 10 * v.shape[-1]
-            method = conjugate_gradient if self.symmetric else gmres
-            found = method(operator, v, precondition, _SOLVED * eps, most)
-            # (what rounding leaves of an ill-conditioned system is a solution too)
-            near = found.residual <= eps**0.5
-            return torch.where((found.converged | near)[:, None], found.value, torch.nan)
-
-    def _preconditioner(self, shift: float, batch: int) -> Callable[[Tensor], Tensor]:
+    def _preconditioner(self, shift: float, like: Float[Tensor, "batch d"]) -> Callable[[Tensor], Tensor]:
         """(shift·I + H_ii)⁻¹ of each part i, by division by the diagonal where it is not to be had cheaply."""
         with torch.no_grad():
             # (without symmetry, a diagonal block alone may be singular)
             exact = self.symmetric or shift > 0
-            return self._by_parts([_inverse_of(part, shift, batch, exact) for part in self._diagonal_parts])
+            return self._by_parts([_inverse_of(part, shift, len(like), exact) for part in self._diagonal_parts])
 
     def _by_parts(self, maps: list[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
         def apply(r: Tensor) -> Tensor:

@@ -28,15 +28,6 @@ class Quartic(ib.Energy):
         return (z**4 / 4 + z**2 / 2 - self.scale * x * z).sum(-1)
 
 
-class _Layer(nn.Module):
-    def __init__(self, energy: ib.Energy, gamma: float) -> None:
-        super().__init__()
-        self.energy, self.gamma = energy, gamma
-
-    def forward(self, x: Tensor) -> Tensor:
-        return ib.find_critical_point(self.energy, "tanh", x, regularization=self.gamma).value
-
-
 def definite(generator: torch.Generator, *shape: int) -> Tensor:
     root = torch.randn(*shape, shape[-1], generator=generator, dtype=F64)
     return root @ root.mT / shape[-1] + torch.eye(shape[-1], dtype=F64)
@@ -63,6 +54,9 @@ OPERATORS: dict[str, Callable[[Tensor], ib.Energy]] = {
     ),
     "sparse": lambda w: ib.QuadraticEnergy.from_operator(
         ib.operators.Sparse.of(torch.arange(4).expand(2, 4), w.diagonal(), 4, symmetric=True)
+    ),
+    "blocks": lambda w: ib.QuadraticEnergy.from_operator(
+        ib.operators.Blocks([[ib.operators.Dense(w[:2, :2]), 0.1 * w[:2, 2:]], [0.1 * w[2:, :2], w[2:, 2:]]])
     ),
     "stacked": lambda w: ib.QuadraticEnergy.from_operator(ib.operators.Stacked(torch.stack([w, 2 * w]))),
 }
@@ -117,11 +111,80 @@ def test_an_own_energy(gamma: float, c: Tensor) -> None:
     energy = Quartic(4)
 
     def solve(scale: Tensor, x: Tensor) -> Tensor:
-        return functional_call(_Layer(energy, gamma), {"energy.scale": scale}, (x,))
+        return functional_call(ib.CriticalPoint(energy, "tanh", gamma), {"energy.scale": scale}, (x,))
 
     leaves = (1 + 0.1 * torch.arange(4, dtype=F64)).requires_grad_(), c.requires_grad_()
     assert gradcheck(solve, leaves, **OUT)
     assert gradgradcheck(solve, leaves, check_fwd_over_rev=True)
+
+
+class Image(ib.Energy):
+    """Pixels that are drawn to their mean over the channels, from an input of two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__((2, 1, 2), convex=True)
+
+    def value(self, z: Tensor, x: dict[str, Tensor]) -> Tensor:
+        image, weight = x["image"], x["weight"]
+        pulled = (z - z.mean(1, keepdim=True)).square().sum((1, 2, 3))
+        return 0.5 * (z - image).square().sum((1, 2, 3)) + weight * pulled + 0.05 * (z**4).sum((1, 2, 3))
+
+
+@REGULARIZED
+def test_states_with_a_shape_and_inputs_of_several_tensors(gamma: float, generator: torch.Generator) -> None:
+    layer = ib.CriticalPoint(Image(), "tanh", gamma)
+
+    def solve(image: Tensor, weight: Tensor) -> Tensor:
+        return layer({"image": image, "weight": weight})
+
+    leaves = torch.randn(2, 2, 1, 2, generator=generator, dtype=F64), torch.tensor([0.2, 0.7], dtype=F64)
+    leaves = leaves[0].requires_grad_(), leaves[1].requires_grad_()
+    assert gradcheck(solve, leaves, **OUT)
+    assert gradgradcheck(solve, leaves, check_fwd_over_rev=True)
+    image, weight = (leaf.detach() for leaf in leaves)
+    many = vmap(solve, (0, None))(torch.stack([image, -image]), weight)
+    torch.testing.assert_close(many, torch.stack([solve(image, weight), solve(-image, weight)]))
+
+
+@pytest.mark.parametrize("reach", [1.0, 30.0], ids=["feasible", "infeasible"])
+@pytest.mark.parametrize("start", ["initial", "initial_dual"])
+@pytest.mark.parametrize("geometry", ["sigmoid", "exp"])
+def test_projections(geometry: str, start: str, reach: float, generator: torch.Generator) -> None:
+    """Of V, β and the start, where the system has a solution and where it is softened."""
+    solver = ib.solvers.Newton(on_failure="ignore")
+
+    def solve(V: Tensor, beta: Tensor, at: Tensor) -> Tensor:
+        layer = ib.BregmanProjection.from_matrix(V, beta, geometry=geometry, solver=solver)
+        return layer.solve(**{start: at}).value
+
+    V = torch.randn(4, 2, generator=generator, dtype=F64).requires_grad_()
+    beta = (reach * torch.tensor([[0.3, -0.2], [0.1, 0.4]], dtype=F64)).requires_grad_()
+    at = (0.1 + 0.8 * torch.rand(2, 4, generator=generator, dtype=F64)).requires_grad_()
+    assert gradcheck(solve, (V, beta, at), **OUT)
+    assert gradgradcheck(solve, (V, beta, at), check_fwd_over_rev=True)
+    V, beta, at = (leaf.detach() for leaf in (V, beta, at))
+    many = vmap(solve, (None, None, 0))(V, beta, torch.stack([at, 1 - at]))
+    torch.testing.assert_close(many, torch.stack([solve(V, beta, at), solve(V, beta, 1 - at)]))
+
+
+def test_a_projection_with_dependent_equations(generator: torch.Generator) -> None:
+    V = torch.randn(4, 2, generator=generator, dtype=F64)
+    V, beta = torch.cat([V, V[:, :1]], 1), torch.tensor([[0.3, -0.2, 0.3]], dtype=F64)
+
+    def solve(at: Tensor) -> Tensor:
+        return ib.BregmanProjection.from_matrix(V, beta, geometry="exp").solve(initial=at).value
+
+    at = 0.1 + torch.rand(1, 4, generator=generator, dtype=F64)
+    assert gradgradcheck(solve, (at.requires_grad_(),), check_fwd_over_rev=True)
+
+
+@REGULARIZED
+def test_a_layer_of_low_rank(gamma: float) -> None:
+    layer = ib.BregmanDEQ(3, 4, weight="low_rank", rank=2, regularization=gamma, dtype=F64)
+    x = torch.linspace(-1, 1, 6, dtype=F64).reshape(2, 3)
+    assert gradgradcheck(layer, (x.requires_grad_(),), check_fwd_over_rev=True)
+    x = x.detach()
+    torch.testing.assert_close(jacfwd(layer)(x), jacrev(layer)(x), rtol=1e-9, atol=1e-11)
 
 
 MODES: dict[str, Callable[[Callable[[Tensor], Tensor]], Callable[[Tensor], Tensor]]] = {
@@ -209,7 +272,7 @@ def test_vmap_over_samples_and_ensembles() -> None:
 
 @REGULARIZED
 def test_jvp_and_vjp_are_adjoint(gamma: float, generator: torch.Generator) -> None:
-    layer = ib.BregmanDEQ(3, 4, weight="free", regularization=gamma, dtype=F64)
+    layer = ib.BregmanDEQ(3, 4, weight="general", regularization=gamma, dtype=F64)
     x, tangent = torch.randn(2, 2, 3, generator=generator, dtype=F64)
     value, moved = jvp(layer, (x,), (tangent,))
     again, pull = vjp(layer, x)
