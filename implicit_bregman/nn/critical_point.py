@@ -72,7 +72,17 @@ class CriticalPoint(nn.Module):
         initial: Float[Tensor, "*batch *features"] | Solution | None = None,
     ) -> Float[Tensor, "*batch *features"]:
         """z = h(x; θ), from z⁰ = `initial`."""
+        if torch.compiler.is_compiling() and initial is None and is_traceable(self):
+            return solve_traced(self, x)
         return self.solve(x, initial).value
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Keep the settings as a string besides, where a recording finds them."""
+        super().__setattr__(name, value)
+        if name in _SETTINGS and all(hasattr(self, other) for other in _SETTINGS):
+            super().__setattr__(
+                "settings", encoded(self.geometry, self.solver, self.adjoint, self.regularization)
+            )
 
     def solve(
         self,
