@@ -240,7 +240,7 @@ class _AttachImplicit(torch.autograd.Function):
         tensors, ctx.rebuild = backward.system.pack()
         iterate, ctx.rebuild_iterate = ((), None) if backward.iterate is None else backward.iterate.pack()
         ctx.count = len(iterate)
-        ctx.count_system = len(tensors)
+        ctx.count_system, ctx.place = len(tensors), point.data_ptr()
         made_of = leaves[backward.leaves :]
         z = value.clone()
         # (where all samples have a derivative, the point is z itself)
@@ -284,7 +284,7 @@ class _AttachImplicit(torch.autograd.Function):
         if not again:
             return None, None, initial, None, *leaves, *(None for _ in made_of)
         # (listed for tensors alone, of which the leaves are the fourth and following)
-        refuse_unknown(ctx.next_functions[3 : 3 + ctx.leaves], made_of, point)
+        refuse_unknown(ctx.next_functions[3 : 3 + ctx.leaves], made_of, ctx.place)
         z = z if usable is None else torch.where(usable[:, None], z, point)
         jacobian = replace(ctx.jacobian, known=v)
         with without_autocast(gradient.device.type):
