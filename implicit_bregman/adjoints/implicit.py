@@ -257,7 +257,7 @@ class _AttachImplicit(torch.autograd.Function):
         point = z.detach() if point is None else point
         dual = point if dual is None else dual
         system: Linearization = ctx.rebuild(*tensors[ctx.count :])
-        iterate: Iterate | None = ctx.rebuild_iterate and ctx.rebuild_iterate(*tensors[: ctx.count])
+        iterate: Iterate | None = ctx.rebuild_iterate and ctx.rebuild_iterate(point, *tensors[: ctx.count])
         adjoint: Implicit = ctx.adjoint
         g = gradient if usable is None else torch.where(usable[:, None], gradient, 0.0)
         none = [None] * ctx.leaves
