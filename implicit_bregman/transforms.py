@@ -183,13 +183,13 @@ def _real(function: Callable[..., Tensor], at: Sequence[Tensor]) -> tuple[list[T
     return [tensor for tensor in at if tensor.is_floating_point()], whole
 
 
-def refuse_unknown(sources: Sequence[tuple[Any, int]], known: Sequence[Tensor], z: Tensor) -> None:
+def refuse_unknown(sources: Sequence[tuple[Any, int]], known: Sequence[Tensor], place: int) -> None:
     """Refuse to differentiate a second time what depends on tensors that are out of sight.
 
     Args:
         sources: nodes of the graph, as `next_functions` lists them.
         known: the tensors that they may depend on.
-        z: the point, which ∇f was taken at.
+        place: the memory of the point z, at which ∇f was taken by making it a leaf.
 
     Raises:
         RuntimeError: naming what to do instead.
@@ -203,7 +203,7 @@ def refuse_unknown(sources: Sequence[tuple[Any, int]], known: Sequence[Tensor], 
             continue
         seen.add(node)
         variable = getattr(node, "variable", None)
-        if variable is not None and id(variable) not in variables and variable.data_ptr() != z.data_ptr():
+        if variable is not None and id(variable) not in variables and variable.data_ptr() != place:
             raise RuntimeError(
                 f"the energy depends on a tensor of shape {tuple(variable.shape)} that is no parameter, buffer or "
                 "attribute of it, so that its gradient cannot be differentiated again: assign it to the module"

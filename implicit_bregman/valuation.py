@@ -169,6 +169,6 @@ class _Objective(torch.autograd.Function):
             by_z = torch.where(moves[:, None], gradient[:, None] * slope, 0.0)
         if not torch.is_grad_enabled():
             return None, gradient, None, by_z, None, *(None for _ in tensors)
-        refuse_unknown(ctx.next_functions[1:2], tensors, z)
+        refuse_unknown(ctx.next_functions[1:2], tensors, of.point.data_ptr())
         parts = pull(lambda *t: rebuild(*t).value(z), tensors, gradient)
         return None, None, None, by_z, None, *parts

@@ -119,9 +119,9 @@ class Iterate:
         )
 
     def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Iterate]]:
-        """Its tensors, and a function that makes the same of them and holds none itself."""
-        tensors = (self.dual, self.value, self.gradient, self.step, self.exact, self.solved)
-        return tensors, partial(Iterate, self.geometry, self.regularization)
+        """Its tensors but for z, and a function that makes the same of z and them and holds none itself."""
+        tensors = (self.dual, self.gradient, self.step, self.exact, self.solved)
+        return tensors, partial(_rebuild, self.geometry, self.regularization)
 
     @property
     def error(self) -> Float[Tensor, "batch d"]:
@@ -258,3 +258,7 @@ def _newton_step(system: Linearization, error: Float[Tensor, "batch d"]) -> Floa
             _PRODUCTS,
         ).value
     return unit * torch.where(torch.isfinite(step.sum(-1))[:, None], step, 0.0)
+
+
+def _rebuild(geometry: LegendreFunction, regularization: float, value: Tensor, dual: Tensor, *rest: Tensor) -> Iterate:
+    return Iterate(geometry, regularization, dual, value, *rest)

@@ -103,7 +103,7 @@ class Implicit(Adjoint):
             report,
             energy.pull_back,
             len(leaves),
-            kept.point.dual if objective.regularization else kept.point.value,
+            kept.point.dual if objective.regularization else None,
         )
         value: Tensor = _AttachImplicit.apply(z, kept.point.value, dual, backward, *leaves, *packed.tensors)
         return value, report
@@ -212,7 +212,7 @@ class _Backward:
     pull_back: PullBack
     leaves: int
     """The number of tensors through which −∇f depends on x and θ; those that the energy is made of follow them."""
-    dual: Tensor
+    dual: Tensor | None
     """y, where the Jacobian depends on it: for γ > 0."""
 
 
@@ -240,10 +240,12 @@ class _AttachImplicit(torch.autograd.Function):
         tensors, ctx.rebuild = backward.system.pack()
         iterate, ctx.rebuild_iterate = ((), None) if backward.iterate is None else backward.iterate.pack()
         ctx.count = len(iterate)
-        ctx.count_system = len(tensors)
+        ctx.count_system, ctx.place = len(tensors), point.data_ptr()
         made_of = leaves[backward.leaves :]
         z = value.clone()
-        ctx.save_for_backward(point, backward.leftover, backward.usable, *iterate, *tensors, z, backward.dual, *made_of)
+        # (where all samples have a derivative, the point is z itself)
+        apart = None if backward.usable is None else point
+        ctx.save_for_backward(apart, backward.leftover, backward.usable, *iterate, *tensors, z, backward.dual, *made_of)
         return z
 
     @staticmethod
@@ -252,8 +254,10 @@ class _AttachImplicit(torch.autograd.Function):
         point, leftover, usable, *tensors = ctx.saved_tensors
         end = ctx.count + ctx.count_system
         (z, dual, *made_of), tensors = tensors[end:], tensors[:end]
+        point = z.detach() if point is None else point
+        dual = point if dual is None else dual
         system: Linearization = ctx.rebuild(*tensors[ctx.count :])
-        iterate: Iterate | None = ctx.rebuild_iterate and ctx.rebuild_iterate(*tensors[: ctx.count])
+        iterate: Iterate | None = ctx.rebuild_iterate and ctx.rebuild_iterate(point, *tensors[: ctx.count])
         adjoint: Implicit = ctx.adjoint
         g = gradient if usable is None else torch.where(usable[:, None], gradient, 0.0)
         none = [None] * ctx.leaves
@@ -280,7 +284,7 @@ class _AttachImplicit(torch.autograd.Function):
         if not again:
             return None, None, initial, None, *leaves, *(None for _ in made_of)
         # (listed for tensors alone, of which the leaves are the fourth and following)
-        refuse_unknown(ctx.next_functions[3 : 3 + ctx.leaves], made_of, point)
+        refuse_unknown(ctx.next_functions[3 : 3 + ctx.leaves], made_of, ctx.place)
         z = z if usable is None else torch.where(usable[:, None], z, point)
         jacobian = replace(ctx.jacobian, known=v)
         with without_autocast(gradient.device.type):

@@ -13,6 +13,7 @@ from torch import Tensor
 from implicit_bregman.operators.base import ROUNDING_ERRORS, LinearOperator, Rebuild
 from implicit_bregman.operators.dense import Dense
 from implicit_bregman.tensors import check_dense
+from implicit_bregman.transforms import numbers
 
 #: The relative residual of `solve` in rounding errors, and its products besides ten for each coordinate.
 _SOLVED, _PRODUCTS = 16, 50
@@ -298,6 +299,7 @@ def _are_adjoint(one: Part | None, other: Part | None) -> bool:
         return one is other
     if one.shared is not None and other.shared is not None:
         a, b = one.shared.matrix, other.shared.matrix.mT
+        a, b = numbers(a), numbers(b)
         return torch.equal(a, b) or bool((a - b).abs().max() <= 4 * torch.finfo(a.dtype).eps * a.abs().max())
     return one is other and not isinstance(one, _Matrix) and one.symmetric
 

@@ -169,7 +169,8 @@ def test_projections(geometry: str, start: str, reach: float, generator: torch.G
 
 def test_a_projection_with_dependent_equations(generator: torch.Generator) -> None:
     V = torch.randn(4, 2, generator=generator, dtype=F64)
-    V, beta = torch.cat([V, V[:, :1]], 1), torch.tensor([[0.3, -0.2, 0.3]], dtype=F64)
+    V = torch.cat([V, V[:, :1]], 1)
+    beta = torch.tensor([[0.3, 0.6, 0.2, 0.5]], dtype=F64) @ V
 
     def solve(at: Tensor) -> Tensor:
         return ib.BregmanProjection.from_matrix(V, beta, geometry="exp").solve(initial=at).value

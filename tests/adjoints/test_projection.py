@@ -262,21 +262,6 @@ def test_methods() -> None:
             learned.gradients(ib.adjoints.Implicit(method=method))
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.2])
-def test_higher_derivatives_and_transforms_are_refused(gamma: float) -> None:
-    learned = Learned("tanh", gamma)
-    value = learned.solve().value
-    with pytest.raises(RuntimeError, match="cannot be differentiated twice"):
-        torch.autograd.grad(value.sum(), learned.x, create_graph=True)
-    value = learned.solve().value
-    with pytest.raises(RuntimeError, match="no batched backward"):
-        torch.autograd.grad(value, learned.x, torch.ones(2, *value.shape), is_grads_batched=True)
-    with torch.autograd.forward_ad.dual_level():
-        dual = torch.autograd.forward_ad.make_dual(learned.x.detach(), torch.ones_like(learned.x))
-        with pytest.raises(RuntimeError, match="no forward mode"):
-            ib.find_critical_point(learned.energy, "tanh", dual, learned.initial.detach(), gamma)
-
-
 def test_an_iterate_without_its_start_has_no_gradient() -> None:
     learned = Learned("tanh")
     dual = learned.solve().dual
