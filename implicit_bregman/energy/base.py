@@ -76,6 +76,11 @@ class Energy(nn.Module):
         return True
 
     @property
+    def has_matrix(self) -> bool:
+        """Whether H is one matrix for all samples whatever x is, and x enters through an offset alone."""
+        return False
+
+    @property
     def samples(self) -> int | None:
         """The number of samples that it is for, where each has an operator of its own; None: any."""
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -199,6 +200,17 @@ class QuadraticEnergy(Energy):
         from implicit_bregman.energy.structured import OperatorEnergy  # which is a QuadraticEnergy
 
         return OperatorEnergy(operator, offset, convex)
+
+    @property
+    def has_matrix(self) -> bool:
+        return not self.low_rank
+
+    def matrix_to_trace(self) -> tuple[Float[Tensor, "d d"], tuple[int, float, bool]]:
+        """H, and what is known of it: whether it is symmetric (1, 0, or -1: not known), λ_min or NaN, and convex."""
+        weight, known = check_shared("W", self.weight_map()), self.weight_map.symmetric
+        least = getattr(self.weight_map, "margin", None)
+        of = -1 if known is None else int(known), math.nan if least is None else least, self.convex
+        return -at_least_single(weight), of
 
     @property
     def input_width(self) -> int | None:

@@ -58,6 +58,10 @@ class OperatorEnergy(QuadraticEnergy):
         return self._rebuild(*(getattr(self.weight_map, str(number)) for number in range(self._count)))
 
     @property
+    def has_matrix(self) -> bool:
+        return False
+
+    @property
     def samples(self) -> int | None:
         return self.operator.batch
 

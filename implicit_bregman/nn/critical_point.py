@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -15,9 +16,13 @@ from implicit_bregman.energy.inputs import Inputs
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.majorization import Certificate, certify
+from implicit_bregman.nn.traced import encoded, is_traceable, solve_traced
 from implicit_bregman.settings import check_nonnegative
 from implicit_bregman.solution import Solution
 from implicit_bregman.solvers import Solver, solver_named
+
+#: What of a layer is recorded as a string.
+_SETTINGS = ("geometry", "regularization", "solver", "adjoint")
 
 
 class CriticalPoint(nn.Module):
@@ -47,6 +52,7 @@ class CriticalPoint(nn.Module):
     """
 
     energy: Energy
+    settings: str
 
     def __init__(
         self,
@@ -76,13 +82,11 @@ class CriticalPoint(nn.Module):
             return solve_traced(self, x)
         return self.solve(x, initial).value
 
-    def __setattr__(self, name: str, value: object) -> None:
+    def __setattr__(self, name: str, value: Any) -> None:
         """Keep the settings as a string besides, where a recording finds them."""
         super().__setattr__(name, value)
-        if name in _SETTINGS and all(hasattr(self, other) for other in _SETTINGS):
-            super().__setattr__(
-                "settings", encoded(self.geometry, self.solver, self.adjoint, self.regularization)
-            )
+        if name in _SETTINGS and all(other in self.__dict__ for other in _SETTINGS):
+            self.settings = encoded(self.geometry, self.solver, self.adjoint, self.regularization)
 
     def solve(
         self,

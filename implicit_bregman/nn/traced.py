@@ -32,20 +32,26 @@ from implicit_bregman.transformed import Recording
 if TYPE_CHECKING:
     from implicit_bregman.nn.critical_point import CriticalPoint
 
+NOT_TO_BE_RECORDED = ""
 Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 """The value, the point at which it is differentiated, D₊ and the shift there, and which samples have a derivative."""
 
 
 def encoded(geometry: LegendreFunction, solver: str | Solver, adjoint: str | Adjoint, regularization: float) -> str:
-    """The settings of a layer as a string, which is what an operator can be given."""
+    """The settings of a layer as a string, which is what an operator can be given; "" where that is not possible."""
     how = adjoint_named(adjoint)
+    if not isinstance(how, Implicit):
+        return NOT_TO_BE_RECORDED
     parts = (geometry, how.solver_for(solver), how)
-    return json.dumps([*(_fields_of(part) for part in parts), regularization])
+    try:
+        return json.dumps([*(_fields_of(part) for part in parts), regularization])
+    except TypeError:
+        return NOT_TO_BE_RECORDED
 
 
 def is_traceable(layer: CriticalPoint) -> bool:
     """Whether a layer can be recorded as an operator: one matrix for all samples, and the implicit gradient."""
-    return layer.energy.has_matrix and isinstance(adjoint_named(layer.adjoint), Implicit)
+    return layer.settings != NOT_TO_BE_RECORDED and layer.energy.has_matrix
 
 
 def solve_traced(layer: CriticalPoint, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
@@ -54,8 +60,11 @@ def solve_traced(layer: CriticalPoint, x: Float[Tensor, "*batch n"]) -> Float[Te
     assert isinstance(energy, QuadraticEnergy)
     with torch.autocast(x.device.type, enabled=False):
         matrix, known = energy.matrix_to_trace()
-        offset = energy(x.reshape(-1, x.shape[-1]).to(matrix.dtype))
+        rows = x.reshape(-1, x.shape[-1]).to(matrix.dtype)
+        clean = torch.isfinite(rows).all(-1, keepdim=True)
+        offset = energy(torch.where(clean, rows, 0.0))
         value = torch.ops.implicit_bregman.critical_point(matrix, offset, *known, layer.settings)[0]
+        value = torch.where(clean, value, torch.nan)
         return value.reshape(*x.shape[:-1], matrix.shape[-1]).to(x.dtype)
 
 
@@ -76,7 +85,7 @@ def _critical_point(
 @_critical_point.register_fake
 def _(matrix: Tensor, offset: Tensor, symmetric: int, least: float, convex: bool, settings: str) -> Results:
     like = torch.empty_like(offset)
-    usable = offset.new_empty(len(offset), dtype=torch.bool)
+    usable = offset.new_empty(offset.shape[0], dtype=torch.bool)
     return like, torch.empty_like(offset), torch.empty_like(offset), torch.empty_like(offset), usable
 
 
@@ -121,11 +130,12 @@ _critical_point.register_autograd(_backward, setup_context=_setup)
 
 
 def _operator(matrix: Tensor, symmetric: int, least: float, convex: bool) -> Dense:
-    return Dense(matrix, None if symmetric < 0 else bool(symmetric), None if math.isnan(least) else least, convex=convex)
+    known = None if symmetric < 0 else bool(symmetric)
+    return Dense(matrix, known, None if math.isnan(least) else least, convex=convex)
 
 
 def _fields_of(settings: Settings | LegendreFunction) -> list[Any]:
-    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    values = {field.name: getattr(settings, field.name) for field in fields(settings) if field.init}
     return [type(settings).__name__, values]
 
 
