@@ -134,7 +134,7 @@ class Batch:
 
     def states(self, rows: Float[Tensor, "N d"]) -> Tensor:
         """States in the leading shape and their own."""
-        return self.samples(rows if len(self.event) == 1 else rows.reshape((len(rows), *self.event)))
+        return as_states(self.shape, self.event, rows)
 
     def trace(self, trace: Trace | None) -> Trace | None:
         """A trace in the leading shape and that of the states, behind the iterations."""
@@ -164,6 +164,11 @@ def only_start(initial: Tensor | Solution | None, initial_dual: Tensor | None) -
 def in_front(shape: torch.Size, rows: Float[Tensor, "N *of_each"]) -> Tensor:
     """Something of each sample, with this leading shape in place of N."""
     return rows if len(shape) == 1 else rows.reshape((*shape, *rows.shape[1:]))
+
+
+def as_states(shape: torch.Size, event: tuple[int, ...], rows: Float[Tensor, "N d"]) -> Tensor:
+    """States, with this leading shape and this one of their own."""
+    return in_front(shape, rows if len(event) == 1 else rows.reshape((len(rows), *event)))
 
 
 def _is_batch_first(energy: Energy, x: Inputs) -> bool:

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from implicit_bregman.adjoints import Adjoint, AdjointReport, adjoint_named
-from implicit_bregman.batch import Batch, in_front, only_start
+from implicit_bregman.batch import Batch, as_states, in_front, only_start
 from implicit_bregman.checks import check_energy, check_existence
 from implicit_bregman.compilation import uncompiled, without_autocast
 from implicit_bregman.energy.base import Energy
@@ -170,7 +170,9 @@ def _inside_transforms(
         dual=batch.states(at.dual),
         trace=None,
         adjoint=AdjointReport(),
-        _valuation=Followed(objective.energy, phi, gamma, value, at.dual, shaped, batch.states),
+        _valuation=Followed(
+            objective.energy, phi, gamma, value, at.dual, shaped, partial(as_states, batch.shape, batch.event)
+        ),
         _advice=partial(method.advice, dtype=batch.dual.dtype),
     )
 
@@ -201,7 +203,7 @@ def _solution(
         known=point.objective,
         left_out=objective.regularization if outcome.without_potential else 0.0,
         shaped=partial(in_front, batch.shape),
-        states=batch.states,
+        states=partial(as_states, batch.shape, batch.event),
         dependence=_dependence(objective, outcome, value) if torch.is_grad_enabled() else None,
     )
     return Solution(

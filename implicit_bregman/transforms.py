@@ -115,6 +115,11 @@ def _unfold(value: Tensor, size: int) -> Tensor:
     return value.reshape(size, len(value) // size, *value.shape[1:])
 
 
+def is_batched(gradient: Tensor) -> bool:
+    """Whether it is a whole batch of cotangents at once: of `vmap`, `is_grads_batched=True` or `vectorize=True`."""
+    return torch._C._functorch.is_batchedtensor(gradient) or torch._C._functorch.is_legacy_batchedtensor(gradient)
+
+
 def batched_again(rule: Callable[..., Any]) -> Callable[..., Any]:
     """A rule for `backward` or `jvp` that knows torch.func's vmap, for the older one that torch.autograd still uses.
 

@@ -28,8 +28,10 @@ class Adjoint(Settings):
         default_solver: what solver="auto" means with it, a name or an instance.
         follows_limit: whether it differentiates the limit of MM, which does not change where the critical point is
             unique; else the path, a number of steps from the start (`Unrolled`).
+        is_one_solve: whether its backward pass is the solve of one linear system at the limit, and nothing else.
     """
 
+    is_one_solve: ClassVar[bool] = False
     default_solver: ClassVar[str | Solver] = "auto"
     follows_limit: ClassVar[bool] = True
 

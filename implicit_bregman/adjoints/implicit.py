@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,7 +13,6 @@ from implicit_bregman.adjoints.base import Adjoint
 from implicit_bregman.adjoints.differentiable import Jacobian, attach, pull_back
 from implicit_bregman.adjoints.error import Iterate, is_worth_refining, quick_estimate, refined_estimate
 from implicit_bregman.adjoints.system import METHODS, AdjointSolution, check_method, solve_adjoint_system
-from implicit_bregman.adjoints.transforms import is_batched
 from implicit_bregman.backward import AdjointReport, differentiable, report_backward
 from implicit_bregman.compilation import without_autocast
 from implicit_bregman.energy.contract import Packed, PullBack
@@ -23,7 +22,7 @@ from implicit_bregman.objective import Objective, Point
 from implicit_bregman.settings import FAILURE_MODES, check_choice, check_count, check_positive
 from implicit_bregman.solvers.base import DEFAULT_TOL, Outcome, Solver
 from implicit_bregman.status import Status
-from implicit_bregman.transforms import batched_again, refuse_unknown
+from implicit_bregman.transforms import batched_again, is_batched, refuse_unknown
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,7 @@ class Implicit(Adjoint):
         ValueError: for an impossible one.
     """
 
+    is_one_solve: ClassVar[bool] = True
     method: str = "auto"
     tol: float | None = None
     max_iter: int = 5000

@@ -36,11 +36,6 @@ def refuse_higher_order(adjoint: str) -> None:
         )
 
 
-def is_batched(gradient: Tensor) -> bool:
-    """Whether it is a whole batch of cotangents at once: of `vmap`, `is_grads_batched=True` or `vectorize=True`."""
-    return torch._C._functorch.is_batchedtensor(gradient) or torch._C._functorch.is_legacy_batchedtensor(gradient)
-
-
 def refuse_batched(adjoint: str, gradient: Tensor) -> None:
     """To be called in a custom backward: refuse a whole batch of cotangents at once.
 

@@ -10,7 +10,7 @@ import json
 import math
 from dataclasses import fields
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Float
@@ -40,7 +40,7 @@ Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 def encoded(geometry: LegendreFunction, solver: str | Solver, adjoint: str | Adjoint, regularization: float) -> str:
     """The settings of a layer as a string, which is what an operator can be given; "" where that is not possible."""
     how = adjoint_named(adjoint)
-    if not isinstance(how, Implicit):
+    if not how.is_one_solve:
         return NOT_TO_BE_RECORDED
     parts = (geometry, how.solver_for(solver), how)
     try:
@@ -56,8 +56,7 @@ def is_traceable(layer: CriticalPoint) -> bool:
 
 def solve_traced(layer: CriticalPoint, x: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
     """h(x; θ), recorded as an operator."""
-    energy = layer.energy
-    assert isinstance(energy, QuadraticEnergy)
+    energy = cast("QuadraticEnergy", layer.energy)  # (which alone has a matrix)
     with torch.autocast(x.device.type, enabled=False):
         matrix, known = energy.matrix_to_trace()
         rows = x.reshape(-1, x.shape[-1]).to(matrix.dtype)

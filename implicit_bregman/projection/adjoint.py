@@ -18,7 +18,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.adjoints.transforms import is_batched
 from implicit_bregman.backward import AdjointReport, differentiable, report_backward
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.linalg.norms import norm, ratio
@@ -29,7 +28,7 @@ from implicit_bregman.projection.error import Unsolved, forward_errors, refined_
 from implicit_bregman.projection.system import solve_projection_system
 from implicit_bregman.solvers.base import DEFAULT_TOL, Outcome
 from implicit_bregman.status import Status
-from implicit_bregman.transforms import batched_again, pull
+from implicit_bregman.transforms import batched_again, is_batched, pull
 
 if TYPE_CHECKING:
     from implicit_bregman.projection.energy import BoundLowRank
