@@ -299,6 +299,10 @@ class Objective:
         thin = gap <= margin * self.unit
         return (thin & (multiplier.abs() <= margin * point.scale)).any(-1)
 
+    def double(self) -> Objective:
+        """The same objective in float64, of a quadratic f."""
+        return Objective(self.energy.double(), self.geometry, self.regularization, self.unique)
+
     def select(self, index: Int[Tensor, " kept"]) -> Objective:
         """The objective of some of the samples."""
         part = Objective(self.energy.select(index), self.geometry, self.regularization, self.unique)

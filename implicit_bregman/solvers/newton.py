@@ -14,6 +14,7 @@ from implicit_bregman.objective import Objective, Point
 from implicit_bregman.solvers.active_set import polish, polish_projected
 from implicit_bregman.solvers.anderson import Anderson
 from implicit_bregman.solvers.base import Outcome, Solver, Trace
+from implicit_bregman.solvers.chord import chord_steps
 from implicit_bregman.solvers.continuation import can_continue, follow_curve
 from implicit_bregman.solvers.dual_newton import newton
 from implicit_bregman.solvers.finish import exact_outcome, finish, rounding_accepted
@@ -29,6 +30,8 @@ from implicit_bregman.status import Status
 _FIELD_STEPS, _FIELD_NEAR = 300, 1e-3
 #: Iterations of the splitting on a monotone field with γ > 0, after which Newton's method goes on from the start.
 _MONOTONE_STEPS = 50
+#: What steps with one Jacobian for all samples aim at, relative to the tolerance.
+_CHORD_AIM = 0.01
 #: Projected gradient steps that guess the active set.
 _GUESSES = 6
 #: Where more than this share of the coordinates are then at a bound, others than one step before, and there is a sample
@@ -116,11 +119,28 @@ class Newton(Solver):
         """A field: operator splitting where it is monotone, then Newton's method; others as `_field` says."""
         if self.trace or len(dual) == 0 or not (objective.unique and objective.energy.affine):
             return self._field(objective, dual)
+        direct = self._by_chords(objective, dual)
+        if direct is not None:
+            return direct
         most = min(self.max_iter, _MONOTONE_STEPS) if objective.regularization else self.max_iter
         outcome = Splitting(tol=self.tol, max_iter=most, polish=False).solve(objective, dual)
         if objective.regularization:
             outcome = self._from_start(objective, outcome, dual)
         return self._rest(objective, outcome, dual, lambda left: replace(self, max_iter=left)._field)
+
+    def _by_chords(self, objective: Objective, dual: Tensor) -> Outcome | None:
+        """γ > 0: steps with one Jacobian for all samples, where they solve every one."""
+        if not objective.regularization:
+            return None
+        tol = self.tolerance(dual.dtype)
+        found = chord_steps(objective.double(), dual.double(), _CHORD_AIM * tol, self.max_iter)
+        if found is None:
+            return None
+        near, count = found
+        judged = rounding_accepted(objective, newton(objective, near, tol, 1), tol)
+        if not judged.complete:
+            return None
+        return exact_outcome(objective, replace(judged, steps=judged.steps + count, tries=judged.tries + count + 1), None)
 
     def _field(self, objective: Objective, dual: Tensor) -> Outcome:
         """Fixed-point steps, Newton's from near an equilibrium, and the continuation in γ from elsewhere."""

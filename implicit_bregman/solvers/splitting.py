@@ -81,7 +81,7 @@ class Splitting(Solver):
     def _outcome(self, objective: Objective, dual: Tensor) -> Outcome:
         tol, dtype = self.tolerance(dual.dtype), dual.dtype
         # In float64 rounding neither stops the iteration nor decides which bounds are active.
-        wide = Objective(objective.energy.double(), objective.geometry, objective.regularization, objective.unique)
+        wide = objective.double()
         ends, dual = objective.energy.hessian(dual).bounds_guess(), dual.double()
         finishes = self.polishes and can_finish(objective)
         levels = [*(level for level in _STAGES if level > tol and finishes), tol]
