@@ -16,6 +16,8 @@ from implicit_bregman.projection.problem import At, DualProblem, dual_problem
 
 #: Newton steps after which a sample is given up, and those within which its smallest gradient has to halve.
 _STEPS, _PATIENCE = 300, 150
+#: So many steps are made before it is asked whether the system has no solution.
+_HOPEFUL = 2
 #: A Newton step with the ridge c‖gradient‖ is at most 1/c long; so long is the first one.
 _FIRST_REACH = 10.0
 #: Bounds of that length: below, no step is worth trying any more; above, it overflows.
@@ -83,7 +85,8 @@ def minimise(problem: DualProblem, max_iter: int, history: list[tuple[Tensor, Te
     for step in range(min(max_iter, _STEPS) + 1):
         if history is not None:
             history.append((state.rows, at.dual))
-        refuted = problem.is_infeasible(at)
+        # (which takes as much as a step, and most samples are solved in a few)
+        refuted = problem.is_infeasible(at) if step >= _HOPEFUL else none[state.rows]
         near = (at.size <= _NEAR_ROUNDING * at.rounding) | problem.holds(at)
         flat = (at.size <= torch.maximum(at.rounding, problem.nothing)) | (near & state.stuck)
         stopped = flat | refuted | (state.reach < _LEAST_REACH) | ~torch.isfinite(at.size)

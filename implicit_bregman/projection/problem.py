@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from implicit_bregman.legendre import LegendreFunction
@@ -99,22 +99,25 @@ class DualProblem(RowsOfTensors):
         """Whether ε = 0 and a hyperplane proves that no z in C meets all equations within what is tolerated, (B,)."""
         if self.softness or not at.mu.shape[1]:
             return torch.zeros_like(at.size, dtype=torch.bool)
-        return self._separated(-at.gradient) | self._separated(at.mu)
+        return self._separated(torch.stack((-at.gradient, at.mu))).any(0)
 
-    def _separated(self, normal: Tensor) -> Tensor:
+    def _separated(self, normal: Float[Tensor, "normals batch r"]) -> Bool[Tensor, "normals batch"]:
         lo, hi = self.geometry.domain
         size = normal.abs().amax(-1, keepdim=True)
         normal = normal / torch.where(size > 0, size, 1.0)
-        direction = normal @ self.basis.range.mT
-        noise = 1e-15 * (normal.abs() @ self.basis.range.abs().mT)
-        # What is 0 up to rounding does not count at an infinite end of C: it refutes all but gigantic z.
-        unbounded = math.isinf(lo) or math.isinf(hi)
-        direction = torch.where(unbounded & (direction.abs() <= 8 * noise), 0.0, direction)
-        # The largest value of ⟨Q·normal, z⟩ on C; 0 · ∞ counts as 0.
-        above = torch.where(direction > 0, direction * hi, 0.0) + torch.where(direction < 0, direction * lo, 0.0)
-        margin = (normal * self.target).sum(-1) - above.sum(-1)
-        doubt = 1e-13 * ((normal * self.target).abs().sum(-1) + above.abs().sum(-1))
-        least = 1e-3 * self.target.abs().amax(-1) if unbounded else 0.0
+        direction, least = normal @ self.basis.range.mT, torch.zeros_like(size[..., 0])
+        if math.isinf(lo) or math.isinf(hi):
+            # What is 0 up to rounding does not count at an infinite end of C: it refutes all but gigantic z.
+            noise = 1e-15 * (normal.abs() @ self.basis.range.abs().mT)
+            direction = torch.where(direction.abs() <= 8 * noise, 0.0, direction)
+            least = 1e-3 * self.target.abs().amax(-1)
+            # The largest value of ⟨Q·normal, z⟩ on C; 0 · ∞ counts as 0.
+            above = torch.where(direction > 0, direction * hi, 0.0) + torch.where(direction < 0, direction * lo, 0.0)
+        else:
+            above = torch.maximum(direction * hi, direction * lo)
+        terms = normal * self.target
+        margin = terms.sum(-1) - above.sum(-1)
+        doubt = 1e-13 * (terms.abs().sum(-1) + above.abs().sum(-1))
         # ⟨normal, α − Qᵀz⟩ = ⟨E·normal, β − Vᵀz⟩
         tolerated = ((normal @ self.basis.equations.mT).abs() * self.tolerated).sum(-1)
         return torch.isfinite(margin) & (margin > tolerated + doubt + least) & (size.squeeze(-1) > 0)

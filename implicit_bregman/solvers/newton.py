@@ -140,7 +140,9 @@ class Newton(Solver):
         judged = rounding_accepted(objective, newton(objective, near, tol, 1), tol)
         if not judged.complete:
             return None
-        return exact_outcome(objective, replace(judged, steps=judged.steps + count, tries=judged.tries + count + 1), None)
+        return exact_outcome(
+            objective, replace(judged, steps=judged.steps + count, tries=judged.tries + count + 1), None
+        )
 
     def _field(self, objective: Objective, dual: Tensor) -> Outcome:
         """Fixed-point steps, Newton's from near an equilibrium, and the continuation in γ from elsewhere."""
