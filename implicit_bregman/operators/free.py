@@ -33,6 +33,9 @@ _REFINEMENTS = 8
 _CONTRACTION = 0.5
 #: Relative residual beyond which a solve has failed, whatever was asked.
 _EXACT = 1e-10
+#: Padding all blocks of a batch to the largest may cost so many operations, before it is asked what two groups would
+#: cost, and they are made if that is less than this share.
+_WORTH_SPLITTING, _SPLIT = 1e7, 0.5
 #: Factors are small enough to be kept for the backward pass if a block has at most this many entries per coordinate.
 _SMALL = 2
 
@@ -131,6 +134,7 @@ class FreeBlocks:
         valid: which of these are not padding, (B, m).
         factor: Cholesky factors of the blocks, the identity on padding, (B, m, m).
         iterates: whether the systems are solved by iteration.
+        groups: where the sizes of the blocks differ much, the samples of like size, each with blocks of its own.
     """
 
     free: Bool[Tensor, "batch d"]
@@ -140,6 +144,7 @@ class FreeBlocks:
     index: Int[Tensor, "batch m"] | None = None
     valid: Bool[Tensor, "batch m"] | None = None
     factor: Float[Tensor, "batch m m"] | None = None
+    groups: tuple[tuple[Int[Tensor, " some"], FreeBlocks], ...] = ()
 
     def dtype(self, shared: Dense) -> torch.dtype:
         """The precision of the solves, which is that of the inverse."""
@@ -149,6 +154,11 @@ class FreeBlocks:
         """z with z_A = target_A (None: 0) and (H z)_F ≈ b_F, in the inverse's precision; b is 0 on A, target on F."""
         if self.interior:
             return b @ _inverse(shared)
+        if self.groups:
+            z = torch.empty_like(b)
+            for rows, blocks in self.groups:
+                z[rows] = blocks.solve(shared, b[rows], None if target is None else target[rows])
+            return z
         if self.iterates:
             return self._iterate(shared, b, target)
         if self.index is None or self.valid is None or self.factor is None:
@@ -183,6 +193,8 @@ class FreeBlocks:
 
         Where the factors are large they are not kept, and the function returns None.
         """
+        if self.groups:
+            return (), _nothing
         if self.index is None or self.valid is None or self.factor is None:
             return (), partial(_without_factors, self.interior, self.on_active, self.iterates)
         if self.index.shape[-1] ** 2 > _SMALL * self.free.shape[-1]:
@@ -200,6 +212,10 @@ def free_blocks(shared: Dense, free: Bool[Tensor, "batch d"]) -> FreeBlocks:
     # (the smallest active set leaves the largest free one)
     on_active = most <= d - least
     size = most if on_active else d - least
+    groups = _groups(active if on_active else free, size)
+    if groups:
+        parts = tuple((rows, free_blocks(shared, free[rows])) for rows in groups)
+        return FreeBlocks(free, False, on_active, groups=parts)
     if size == 0 or size**3 > _LARGEST_BLOCK * d * d:
         return FreeBlocks(free, False, on_active, iterates=size > 0)
     inverse = _inverse(shared)
@@ -207,6 +223,23 @@ def free_blocks(shared: Dense, free: Bool[Tensor, "batch d"]) -> FreeBlocks:
     index, valid = members(active if on_active else free, size)
     factor = _factorize(matrix, index, None if least == most else valid)
     return FreeBlocks(free, False, on_active, False, index, valid, factor)
+
+
+def _groups(sets: Bool[Tensor, "batch d"], size: int) -> tuple[Int[Tensor, " some"], ...]:
+    """The samples with small sets and those with large ones, where padding all to the largest costs much more."""
+    (batch, d), most = sets.shape, _LARGEST_BLOCK * sets.shape[-1] ** 2
+    together = batch * min(size**3, most)
+    if together < _WORTH_SPLITTING or batch < 2:
+        return ()
+    sizes, order = sets.sum(-1).sort()
+    count = torch.arange(1, batch + 1, device=sets.device)
+    # (beyond `most` a sample costs no more, because it is iterated)
+    apart = count * sizes.double().pow(3).clamp_max(most) + (batch - count) * min(size**3, most)
+    cost, place = apart.min(0)
+    few = int(place) + 1
+    if few == batch or float(cost) > _SPLIT * together:
+        return ()
+    return order[:few], order[few:]
 
 
 def _without_factors(interior: bool, on_active: bool, iterates: bool, free: Tensor) -> FreeBlocks:
