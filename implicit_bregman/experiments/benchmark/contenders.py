@@ -1,4 +1,4 @@
-"""What a contender is, and the two that need no package: this library and plain PyTorch unrolled."""
+"""What a contender is, and two that need no package: this library and plain PyTorch unrolled."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ class Contender:
         run: The work.
         accuracies: The levels that it is meant to reach.
         estimate: Seconds that a run is expected to take.
+        in_torch: Whether the work is calls of PyTorch, which can be counted.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Contender:
     run: Run = field(repr=False)
     accuracies: tuple[float, ...]
     estimate: float
+    in_torch: bool = True
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,16 @@ def differentiated(prepared: Prepared, value: Value) -> Run:
     return run
 
 
+def without_gradient(value: Value) -> Run:
+    """z alone."""
+
+    def run() -> tuple[Tensor, Tensor | None]:
+        with torch.no_grad():
+            return value(), None
+
+    return run
+
+
 def library_value(prepared: Prepared, tol: float | None = None, solver: str | Solver = "auto") -> Value:
     """This library: factorizations are inside, as W changes at every training step.
 
@@ -153,14 +165,7 @@ def library_value(prepared: Prepared, tol: float | None = None, solver: str | So
 def library(prepared: Prepared, tol: float | None = None, task: str = BOTH) -> Run:
     """This library as a contender."""
     value = library_value(prepared, tol)
-    if task == BOTH:
-        return differentiated(prepared, value)
-
-    def forward() -> tuple[Tensor, Tensor | None]:
-        with torch.no_grad():
-            return value(), None
-
-    return forward
+    return differentiated(prepared, value) if task == BOTH else without_gradient(value)
 
 
 def our_contenders(prepared: Prepared, accuracies: Sequence[float], task: str, tuning: float) -> Found:
