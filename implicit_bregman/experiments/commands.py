@@ -177,7 +177,7 @@ def benchmark(
         str | None, typer.Option(help="Cells, separated by commas, see --list; default: all, or those of --quick.")
     ] = None,
     list_cells: Annotated[bool, typer.Option("--list", help="List the cells and stop.")] = False,
-    cap: Annotated[float | None, typer.Option(help="Seconds per cell; default: 45, with --quick 14.")] = None,
+    cap: Annotated[float | None, typer.Option(help="Seconds per cell; default: 48, with --quick 15.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of every contender; default: all cores.")] = None,
     repeats: Annotated[int | None, typer.Option(help="Timed repeats; default: 15, with --quick 7.")] = None,
     accuracy: Annotated[str, typer.Option(help="Relative errors to be reached, separated by commas.")] = "1e-3,1e-6",

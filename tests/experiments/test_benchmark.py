@@ -320,7 +320,7 @@ def result() -> Benchmark:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cells_module, "catalogue", lambda: (TINY, REGULAR, LAYER))
         settings = BenchmarkSettings(
-            cells=("tiny", "regular", "layer"), quick=True, cap=2.0, threads=1, repeats=2, scaling=False, others=False
+            cells=("tiny", "regular", "layer"), quick=True, cap=4.0, threads=1, repeats=2, scaling=False, others=False
         )
         seen: list[float] = []
         found = run_benchmark(settings, lambda share, text: seen.append(share), NO_PEERS)
@@ -333,7 +333,7 @@ def test_the_benchmark_without_peers(result: Benchmark) -> None:
     assert [cell.name for cell in result.cells] == ["tiny", "regular", "layer"]
     assert result.missing == NO_PEERS
     assert result.command == (
-        "implicit-bregman benchmark --quick --cells tiny,regular,layer --cap 2 --threads 1 --repeats 2"
+        "implicit-bregman benchmark --quick --cells tiny,regular,layer --cap 4 --threads 1 --repeats 2"
         " --no-scaling --no-others"
     )
     for cell in result.cells:

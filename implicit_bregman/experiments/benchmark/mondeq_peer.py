@@ -1,9 +1,10 @@
 """monDEQ's layer as a contender: z = relu(Wz + c) by either of its splittings, in its conventions.
 
-Written from the paper: Winston and Kolter, "Monotone operator equilibrium networks" (2020). Its W is I plus ours. The forward pass iterates without a graph until ‖z⁺ − z‖ / ‖z⁺‖ over the batch is below a
-tolerance, is followed by one application of the layer with a graph, and the backward pass iterates on the adjoint
-equation v = J(Wᵀv + g), J = relu'(Wz + c), with the same step and tolerance. The step is halved from 1 for as long as
-that takes no more iterations.
+Written from the paper: Winston and Kolter, "Monotone operator equilibrium networks" (2020). Its W is I plus ours. The
+forward pass iterates without a graph until ‖z⁺ − z‖ / ‖z⁺‖ over the batch is below a tolerance and is followed by one
+application of the layer with a graph. The backward pass iterates on the adjoint equation v = J(Wᵀv + g),
+J = relu'(Wz + c), with the same step and tolerance. The step is halved from 1 for as long as that takes no more
+iterations.
 """
 
 from __future__ import annotations

@@ -48,8 +48,8 @@ Progress = Callable[[float, str], None]
 """Called with the share of all the work that is done, in 0 … 1, and what is being done."""
 
 # Shares of a cell's cap. What the searches leave goes to the timing.
-_TORCHDEQ_SHARE, _PROXQP_SHARE, _UNROLLED_SHARE, _TIMING_SHARE = 0.4, 0.11, 0.06, 0.22
-_SPLITTING_SHARE, _MONDEQ_SHARE, _OSQP_SHARE, _TUNING_SHARE = 0.08, 0.05, 0.02, 0.04
+_TORCHDEQ_SHARE, _PROXQP_SHARE, _UNROLLED_SHARE, _TIMING_SHARE = 0.38, 0.1, 0.06, 0.2
+_SPLITTING_SHARE, _MONDEQ_SHARE, _OSQP_SHARE, _TUNING_SHARE = 0.13, 0.08, 0.02, 0.035
 _LIMIT_SAMPLES, _QUICK_LIMIT_SAMPLES = 100, 24
 _QUICK_POOLS = 3
 _SIZES = (Size(), Size(512, 512))

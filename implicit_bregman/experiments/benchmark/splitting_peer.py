@@ -41,7 +41,15 @@ _COARSE = 2**0.5  # between neighbouring α
 _REACH = range(-10, 5)  # α from 2⁻⁵ to 4 times 1/√(mL)
 _FINE = 2**0.25  # the neighbours of the best α that are tried last
 _WORTH = 2.0  # times the fastest kind of prox up to which another one is timed
-_LATER = (1.0, 1.05, 1.15, 1.3, 1.6)  # forward iterations, relative to the least, from which the adjoint is tried
+_LATER = (
+    1.0,
+    1.05,
+    1.15,
+    1.3,
+    1.6,
+    2.0,
+    2.5,
+)  # forward iterations, relative to the least, from which the adjoint is tried
 
 
 def unique(prepared: Prepared) -> bool:
@@ -192,8 +200,10 @@ class _Search:
         return LONGEST if known is None else known.total
 
     def keep(self, task: str, level: float, candidate: _Best) -> None:
-        if candidate.total < self.least(candidate.setup.newton, task, level):
-            self.best[candidate.setup.newton, task, level] = candidate
+        newton = candidate.setup.newton
+        for looser in self.accuracies:  # what reaches a level reaches the looser ones too
+            if looser >= level and candidate.total < self.least(newton, task, looser):
+                self.best[newton, task, looser] = candidate
 
     def missed(self, task: str, level: float, text: str, value: float, gradient: float | None) -> None:
         old = self.misses.get((task, level))
