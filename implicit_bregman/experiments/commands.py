@@ -174,7 +174,8 @@ def convergence(
 def benchmark(
     quick: Annotated[bool, typer.Option("--quick", help="A subset, in less than five minutes on two cores.")] = False,
     cells: Annotated[
-        str | None, typer.Option(help="Cells, separated by commas, see --list; default: all, or those of --quick.")
+        str | None,
+        typer.Option(help="Cells, separated by commas, see --list; 'mondeq*' is several; default: all, or of --quick."),
     ] = None,
     list_cells: Annotated[bool, typer.Option("--list", help="List the cells and stop.")] = False,
     cap: Annotated[float | None, typer.Option(help="Seconds per cell; default: 48, with --quick 15.")] = None,

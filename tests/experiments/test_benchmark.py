@@ -433,6 +433,15 @@ def test_bad_input_is_refused_before_any_work(
     assert message in error
 
 
+def test_a_pattern_stands_for_the_cells_it_matches() -> None:
+    assert chosen(("t*", "regular"), quick=False) == (TINY, REGULAR)
+    assert BenchmarkSettings(cells=("t*",)).command == "implicit-bregman benchmark --cells 't*'"
+    with pytest.raises(ValueError, match="'tiny' twice"):
+        chosen(("*", "tiny"), quick=False)
+    with pytest.raises(ValueError, match=r"'z\*', which is unknown; use tiny, regular"):
+        chosen(("z*",), quick=False)
+
+
 def test_names_of_cells_are_checked() -> None:
     with pytest.raises(ValueError, match="empty"):
         chosen((), quick=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -124,6 +125,8 @@ def _mondeq_cells() -> list[Cell]:
 def chosen(names: Sequence[str] | None, quick: bool) -> tuple[Cell, ...]:
     """The cells of these names, in their order; None: all, or with `quick` a few of each kind.
 
+    A name with `*` or `?` stands for all that it matches.
+
     Raises:
         ValueError: For an unknown or repeated name, or none at all.
     """
@@ -132,6 +135,7 @@ def chosen(names: Sequence[str] | None, quick: bool) -> tuple[Cell, ...]:
         return tuple(known[name] for name in QUICK) if quick else tuple(known.values())
     if not names:
         raise ValueError(f"cells is empty, name at least one of {', '.join(known)}")
+    names = [match for name in names for match in fnmatch.filter(known, name) or [name]]
     for number, name in enumerate(names):
         if name not in known:
             raise ValueError(f"cells has {name!r}, which is unknown; use {', '.join(known)}")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +34,9 @@ _LOOKS: dict[str, tuple[str, str]] = {
     f"{MONDEQ} forward–backward": (SKY, "<"),
     OSQP: (BLACK, ">"),
 }
-_PER_CELL = 0.17  # inches
+_PER_CELL = 0.17  # inches, also of a line of the legend
+_LEGEND_COLUMNS = 3
+_COMMAND_WIDTH = 130  # characters
 _AXIS_LABELS = {"d": "features d", "B": "batch B", "condition": "condition number", "L": "iterations L"}
 
 
@@ -77,7 +81,7 @@ def _ratios(benchmark: Benchmark) -> bytes | None:
     series = [item for item in series if any(ratio is not None for ratio in item[1])]
     if not series:
         return None
-    with figure_of(1, _height(benchmark.cells), columns=2) as (figure, (axis,)):
+    with figure_of(1, _height(benchmark.cells, len(series)), columns=2) as (figure, (axis,)):
         for label, values, (color, marker), filled in series:
             points = [(ratio, row) for row, ratio in enumerate(values) if ratio is not None]
             axis.plot(
@@ -101,7 +105,7 @@ def _times(benchmark: Benchmark, accuracy: float, task: str) -> bytes | None:
     names = [n for n in contender_order(cells) if any(cell.entry(n, accuracy, task) for cell in cells)]
     if not names:
         return None
-    with figure_of(1, _height(cells), columns=2) as (figure, (axis,)):
+    with figure_of(1, _height(cells, len(names)), columns=2) as (figure, (axis,)):
         for number, name in enumerate(names):
             color, marker = _LOOKS.get(name, (BLACK, "."))
             # A little apart within a row, so that no mark hides another.
@@ -141,7 +145,7 @@ def _calls(benchmark: Benchmark, accuracy: float, task: str) -> bytes | None:
     if not counted:
         return None
     names = dict.fromkeys(name for _, name in counted)
-    with figure_of(1, _height(benchmark.cells), columns=2) as (figure, (axis,)):
+    with figure_of(1, _height(benchmark.cells, len(names)), columns=2) as (figure, (axis,)):
         for name in names:
             color, marker = _LOOKS.get(name, (BLACK, "."))
             found = [(row, e) for row, cell in enumerate(benchmark.cells) if (e := counted.get((cell.name, name)))]
@@ -209,8 +213,8 @@ def _scaling_look(contender: str) -> tuple[str, str, str, str]:
     return "torchdeq Anderson (100 + 100 iterations, right: L + L)", PURPLE, "X", ":"
 
 
-def _height(cells: Sequence[CellResult]) -> float:
-    return 1.3 + _PER_CELL * max(4, len(cells))
+def _height(cells: Sequence[CellResult], labels: int) -> float:
+    return 1.0 + _PER_CELL * (max(4, len(cells)) + math.ceil(labels / _LEGEND_COLUMNS))
 
 
 def _rows(axis: Axes, cells: Sequence[CellResult]) -> None:
@@ -226,9 +230,9 @@ def _plain(axis: Axes) -> None:
 
 def _legend(figure: Figure, axis: Axes, command: str) -> None:
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    figure.legend(handles, labels, loc="outside lower center", ncols=_LEGEND_COLUMNS)
     _command(figure, command)
 
 
 def _command(figure: Figure, command: str) -> None:
-    figure.suptitle(command, fontsize=6, family="monospace", wrap=True)
+    figure.suptitle(textwrap.fill(command, _COMMAND_WIDTH), fontsize=6, family="monospace")
