@@ -33,6 +33,7 @@ from implicit_bregman.experiments.benchmark.contenders import (
     reaches,
     settled,
     unrolled_contenders,
+    worth_timing,
 )
 from implicit_bregman.experiments.benchmark.limits import Pool, share_on_limit
 from implicit_bregman.experiments.benchmark.mondeq_peer import METHODS
@@ -264,6 +265,14 @@ def test_repeats_are_interleaved_and_slow_runs_repeated_less() -> None:
     order.clear()
     interleaved(runs, [1e-6, 1e-6], 2, 2.0)
     assert order == ["a", "b", "a", "b"]
+
+
+def test_settings_that_are_much_slower_are_not_timed() -> None:
+    run = library(prepare(TINY), task=FORWARD)
+    seconds = {"fast": 1.0, "close": 1.9, "slow": 2.1}
+    found = [Contender("a", FORWARD, text, run, (1e-3,), estimate) for text, estimate in seconds.items()]
+    other = Contender("b", FORWARD, "another peer", run, (1e-3,), 50.0)
+    assert [c.settings for c in worth_timing([*found, other])] == ["fast", "close", "another peer"]
 
 
 def test_what_is_not_reached_when_it_is_checked_gets_no_time() -> None:

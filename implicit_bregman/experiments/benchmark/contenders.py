@@ -24,6 +24,7 @@ _DEFAULTS = "solver='auto', adjoint='implicit'"
 SLOW = 2.0  # seconds from which a run needs no other one to warm up
 LONGEST = 1000  # iterations that a sweep goes up to
 _UNCHANGED = 6  # looks at a run over which its error does not change: it will not change any more
+_WORTH = 2.0  # times the fastest setting's estimate up to which another one may turn out to be faster
 _LOOSER = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 _UNROLLED_BYTES = 2**30  # graph of the longest unrolled run
 _TENSORS_PER_STEP = 4  # that autograd keeps of one unrolled step
@@ -100,6 +101,15 @@ def settled(found: Sequence[float]) -> bool:
 def raised(error: RuntimeError) -> str:
     """What to say of a run that ended with an error."""
     return f"raised {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:100]}"
+
+
+def worth_timing(contenders: Sequence[Contender]) -> list[Contender]:
+    """Those that are expected to take at most `_WORTH` times as long as the fastest of their name, task and levels."""
+    fastest: dict[tuple[str, str, tuple[float, ...]], float] = {}
+    for contender in contenders:
+        key = contender.name, contender.task, contender.accuracies
+        fastest[key] = min(contender.estimate, fastest.get(key, math.inf))
+    return [c for c in contenders if c.estimate <= _WORTH * fastest[c.name, c.task, c.accuracies]]
 
 
 def timed(run: Run) -> tuple[float, Tensor, Tensor | None]:

@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from implicit_bregman.experiments.benchmark.contenders import FORWARD, Contender, Failure, Found, Run, timed
+from implicit_bregman.experiments.benchmark.contenders import (
+    FORWARD,
+    Contender,
+    Failure,
+    Found,
+    Run,
+    timed,
+    worth_timing,
+)
 from implicit_bregman.experiments.benchmark.truth import Prepared
 from implicit_bregman.experiments.optimality import on_host
 
@@ -149,7 +157,7 @@ def proxqp_contenders(prepared: Prepared, accuracies: Sequence[float], cap: floa
             run = proxqp(prepared, layout, eps, threads)
             found.append(Contender(NAME, FORWARD, text, run, (level,), errors[index][1], in_torch=False))
     reached = {level for contender in found for level in contender.accuracies}
-    return found, [failure for level, failure in nearest.items() if level not in reached]
+    return worth_timing(found), [failure for level, failure in nearest.items() if level not in reached]
 
 
 def loosest(error: Callable[[int], float], level: float, deadline: float) -> int | None:

@@ -31,6 +31,7 @@ from implicit_bregman.experiments.benchmark.contenders import (
     settled,
     timed,
     without_gradient,
+    worth_timing,
 )
 from implicit_bregman.experiments.benchmark.truth import Prepared
 from implicit_bregman.experiments.optimality import on_host
@@ -40,7 +41,6 @@ NAME = "Peaceman–Rachford"
 _COARSE = 2**0.5  # between neighbouring α
 _REACH = range(-10, 5)  # α from 2⁻⁵ to 4 times 1/√(mL)
 _FINE = 2**0.25  # the neighbours of the best α that are tried last
-_WORTH = 2.0  # times the fastest kind of prox up to which another one is timed
 _LATER = (
     1.0,
     1.05,
@@ -240,12 +240,7 @@ def splitting_contenders(prepared: Prepared, accuracies: Sequence[float], cap: f
         for factor in (1 / _FINE, _FINE):
             _examine(search, Setup(known.step * factor, known.newton))
     every = [_contender(prepared, task, level, best) for (_, task, level), best in search.best.items()]
-    fastest: dict[tuple[str, float], float] = {}
-    for contender in every:
-        key = contender.task, contender.accuracies[0]
-        fastest[key] = min(contender.estimate, fastest.get(key, math.inf))
-    found = [c for c in every if c.estimate <= _WORTH * fastest[c.task, c.accuracies[0]]]
-    reached = set(fastest)
+    reached = {(contender.task, contender.accuracies[0]) for contender in every}
     nothing = "cap reached before its first run"
     failures = [
         search.misses.get((task, level), Failure(NAME, task, level, nothing, None, None))
@@ -253,7 +248,7 @@ def splitting_contenders(prepared: Prepared, accuracies: Sequence[float], cap: f
         for level in accuracies
         if (task, level) not in reached
     ]
-    return found, failures
+    return worth_timing(every), failures
 
 
 def _middle_step(prepared: Prepared) -> float:
