@@ -25,8 +25,8 @@ START, END = "<!-- benchmark -->\n", "<!-- end of benchmark -->\n"
 PAGE = f"""\
 # Benchmarks
 
-How long it takes to an accuracy, next to torchdeq, ProxQP, bregmanet and plain PyTorch. `implicit-bregman benchmark`
-measures it, and `python docs/scripts/benchmarks.py FOLDER` writes what follows.
+How long it takes to an accuracy, next to torchdeq, monDEQ, plain loops in PyTorch, ProxQP, OSQP and bregmanet.
+`implicit-bregman benchmark` measures it, and `python docs/scripts/benchmarks.py FOLDER` writes what follows.
 
 {START}{END}"""
 

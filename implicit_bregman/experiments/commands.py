@@ -174,10 +174,11 @@ def convergence(
 def benchmark(
     quick: Annotated[bool, typer.Option("--quick", help="A subset, in less than five minutes on two cores.")] = False,
     cells: Annotated[
-        str | None, typer.Option(help="Cells, separated by commas, see --list; default: all, or those of --quick.")
+        str | None,
+        typer.Option(help="Cells, separated by commas, see --list; 'mondeq*' is several; default: all, or of --quick."),
     ] = None,
     list_cells: Annotated[bool, typer.Option("--list", help="List the cells and stop.")] = False,
-    cap: Annotated[float | None, typer.Option(help="Seconds per cell; default: 40, with --quick 12.")] = None,
+    cap: Annotated[float | None, typer.Option(help="Seconds per cell; default: 48, with --quick 15.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of every contender; default: all cores.")] = None,
     repeats: Annotated[int | None, typer.Option(help="Timed repeats; default: 15, with --quick 7.")] = None,
     accuracy: Annotated[str, typer.Option(help="Relative errors to be reached, separated by commas.")] = "1e-3,1e-6",
@@ -186,7 +187,7 @@ def benchmark(
     seed: Annotated[int, typer.Option(help="Seed of the problems.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("benchmark-results"),
 ) -> None:
-    """Time to accuracy, side by side with torchdeq, ProxQP, bregmanet and plain PyTorch unrolled."""
+    """Time to accuracy, side by side with torchdeq, monDEQ, plain loops in PyTorch, ProxQP, OSQP and bregmanet."""
     from implicit_bregman.experiments.benchmark.cells import QUICK, catalogue
     from implicit_bregman.experiments.benchmark.figures import benchmark_figures
     from implicit_bregman.experiments.benchmark.report import to_csv, to_markdown, to_tables

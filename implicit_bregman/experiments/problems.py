@@ -41,9 +41,10 @@ class Problem:
             symmetric part of -W positive definite).
         condition: Ratio of the largest to the smallest |eigenvalue| of the symmetric part of W.
         active_share: Share of the coordinates that are at a bound of C. For "indefinite" it is a lower bound:
-            with γ = 0 no strict minimum has fewer active coordinates than W has positive eigenvalues.
-        solution: The designed solution, `(B, d)`, the only one there is; None for "indefinite".
-        active: Which of its coordinates are at a bound, `(B, d)`; None for "indefinite".
+            with γ = 0 no strict minimum has fewer active coordinates than W has positive eigenvalues. For monDEQ's
+            it is what is expected.
+        solution: The designed solution, `(B, d)`, the only one there is; None for "indefinite" and for monDEQ's.
+        active: Which of its coordinates are at a bound, `(B, d)`; None where `solution` is.
     """
 
     name: str
@@ -168,6 +169,48 @@ def make_problem(
     offset = force - solution @ weight.T
     share = count / dim
     return Problem(label, phi, weight, offset, regularization, kind, condition, share, solution, mask)
+
+
+def make_monotone_problem(
+    geometry: str | LegendreFunction = "softplus",
+    dim: int = 87,
+    batch: int = 128,
+    margin: float = 1.0,
+    symmetric: bool = False,
+    seed: int = 0,
+    name: str | None = None,
+) -> Problem:
+    """Draw a layer of monDEQ in float64: W = −(mI + AᵀA + Bᵀ − B), c Gaussian, γ = 0, no designed solution.
+
+    A and B have Gaussian entries of variance 1/d, so that λ_max(AᵀA) is about 4 and ‖B − Bᵀ‖ about 2.8; of the
+    network that Winston and Kolter published for MNIST they are 4.4 and 2.1. On z ≥ 0 about half of the coordinates
+    are at the bound, some of them with a multiplier near 0.
+
+    Args:
+        geometry: Legendre function or its name.
+        dim: Features d ≥ 2.
+        batch: Samples B ≥ 0.
+        margin: m > 0.
+        symmetric: Whether B is 0.
+        seed: Everything random comes from it.
+        name: Defaults to a description of the arguments.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+    if not 0 < margin < math.inf:
+        raise ValueError(f"margin={margin} is out of range, use a finite number > 0")
+    phi, kind = find_geometry(geometry), "convex" if symmetric else "general"
+    _check(kind, dim, batch, condition=1.0, active=0.5, regularization=0.0, stiffness=1.0)
+    random = torch.Generator().manual_seed(seed)
+    factor, skew = torch.randn(2, dim, dim, generator=random, dtype=torch.float64) * dim**-0.5
+    weight = -(margin * torch.eye(dim, dtype=torch.float64) + factor.T @ factor)
+    eigenvalues = torch.linalg.eigvalsh(-weight)
+    if not symmetric:
+        weight = weight + skew - skew.T
+    offset = torch.randn(batch, dim, generator=random, dtype=torch.float64)
+    label = name or f"{kind}-{phi.name}-d{dim}-margin{margin:g}"
+    return Problem(label, phi, weight, offset, 0.0, kind, float(eigenvalues[-1] / eigenvalues[0]), 0.5)
 
 
 def collection() -> tuple[Problem, ...]:

@@ -4,7 +4,9 @@ import csv
 import io
 import itertools
 import json
+import math
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import implicit_bregman as ib
 from implicit_bregman.cli import main
 from implicit_bregman.experiments.benchmark import cells as cells_module
 from implicit_bregman.experiments.benchmark import run as run_module
+from implicit_bregman.experiments.benchmark.calls import Calls, count_calls
 from implicit_bregman.experiments.benchmark.cells import QUICK, Cell, catalogue, chosen
 from implicit_bregman.experiments.benchmark.contenders import (
     BOTH,
@@ -30,20 +33,26 @@ from implicit_bregman.experiments.benchmark.contenders import (
     reaches,
     settled,
     unrolled_contenders,
+    worth_timing,
 )
 from implicit_bregman.experiments.benchmark.limits import Pool, share_on_limit
+from implicit_bregman.experiments.benchmark.mondeq_peer import METHODS
 from implicit_bregman.experiments.benchmark.report import to_markdown
 from implicit_bregman.experiments.benchmark.results import Benchmark
 from implicit_bregman.experiments.benchmark.run import run_benchmark
 from implicit_bregman.experiments.benchmark.scaling import scaling_points
 from implicit_bregman.experiments.benchmark.settings import BenchmarkSettings
+from implicit_bregman.experiments.benchmark.splitting_peer import NAME as SPLITTING
 from implicit_bregman.experiments.benchmark.timing import interleaved, measure
 from implicit_bregman.experiments.benchmark.truth import designed_truth, prepare
 from implicit_bregman.experiments.oracle import reference_gradient, reference_solution
+from implicit_bregman.experiments.problems import make_monotone_problem
 
 TINY = Cell("tiny", dim=8, batch=2, condition=10.0, active=0.25)
+LAYER = Cell("layer", "general", "softplus", 12, 6, active=0.5, margin=1.0)
 REGULAR = replace(TINY, name="regular", active=0.0, regularization=0.3, dtype="float64")
-NO_PEERS = {name: "left out by the test" for name in ("torchdeq", "proxsuite", "bregmanet")}
+MONDEQ = {f"monDEQ {method}" for method in METHODS}
+NO_PEERS = {name: "left out by the test" for name in ("torchdeq", "proxsuite", "osqp", "bregmanet")}
 LEVELS = (1e-3, 1e-6)
 
 
@@ -65,11 +74,45 @@ def test_the_catalogue_changes_one_factor_at_a_time() -> None:
     assert {cell.geometry for cell in cells.values() if cell.regularization == 0} == set(ib.geometries())
     assert {cell.geometry for cell in cells.values() if cell.regularization == 0.1} == set(ib.geometries())
     for cell in cells.values():
-        if cell.kind == "convex" and cell.geometry == "tanh":
+        if cell.margin is None and cell.kind == "convex" and cell.geometry == "tanh":
             changed = {
                 key for key in ("dim", "batch", "condition", "dtype") if getattr(cell, key) != getattr(base, key)
             }
             assert len(changed) <= 1
+
+
+def test_the_layers_of_mondeq_are_its_parametrization() -> None:
+    cells = [cell for cell in catalogue() if cell.margin is not None]
+    assert {(c.kind, c.margin, c.batch) for c in cells} == {
+        (kind, margin, batch) for kind in ("convex", "general") for margin in (1.0, 0.1) for batch in (128, 1024)
+    }
+    for cell in cells:
+        assert (cell.dim, cell.geometry, cell.regularization, cell.dtype) == (87, "softplus", 0.0, "float32")
+        assert f"m = {cell.margin:g}" in cell.text
+        problem = cell.problem()
+        ends = torch.linalg.eigvalsh(-0.5 * (problem.weight + problem.weight.T).double())
+        assert float(ends[0]) == pytest.approx(cell.margin, rel=0.02)
+        assert float(ends[-1]) == pytest.approx(cell.margin * cell.condition, rel=0.2)
+        assert torch.equal(problem.weight, problem.weight.T) == (cell.kind == "convex")
+
+
+@pytest.mark.parametrize("kind", ["convex", "general"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_truth_of_a_layer_of_mondeq(kind: str, dtype: str) -> None:
+    prepared = prepare(replace(LAYER, kind=kind, dtype=dtype))
+    assert 0.3 < (prepared.value == 0).double().mean() < 0.7
+    force = prepared.value @ prepared.weight.detach().double().T + prepared.offset.double()
+    assert torch.allclose((prepared.value + force).clamp_min(0), prepared.value, rtol=0, atol=1e-12)
+    assert math.isnan(prepared.step) == (kind == "general")
+    value_error, gradient_error = errors(prepared, *library(prepared)())
+    assert value_error <= 1e-5
+    assert gradient_error is not None
+    assert gradient_error <= 1e-4
+
+
+def test_a_margin_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"margin=0.0 is out of range, use a finite number > 0"):
+        make_monotone_problem(margin=0.0)
 
 
 @pytest.mark.parametrize("geometry", ["tanh", "arctan", "softplus", "exp", "identity"])
@@ -110,6 +153,59 @@ def test_what_is_not_finite_has_an_infinite_error() -> None:
     prepared = prepare(TINY)
     assert prepared.value_error(torch.full_like(prepared.value, torch.nan)) == torch.inf
     assert prepared.value_error(prepared.value) == 0
+
+
+# counting
+
+
+def test_calls_of_a_toy_are_counted_exactly() -> None:
+    x = torch.arange(4.0).requires_grad_()
+
+    def toy() -> None:
+        y = x * x  # 1
+        (gradient,) = torch.autograd.grad(y, x, torch.ones(4))  # ones; two products and their sum
+        assert float(gradient.sum()) == 12.0  # sum, and the value: 1 synchronisation
+
+    assert count_calls(toy) == Calls(operators=7, synchronisations=1)
+
+
+@pytest.mark.parametrize(
+    ("work", "synchronisations"),
+    [
+        (lambda x: x + x, 0),
+        (lambda x: x.item(), 1),
+        (lambda x: bool(x > 0), 1),
+        (lambda x: x.reshape(1).tolist(), 1),
+        (lambda x: x.reshape(1).nonzero(), 1),
+        (lambda x: torch.equal(x, x), 1),
+        (lambda x: torch.allclose(x, x), 1),
+        (lambda x: x.reshape(1)[torch.tensor([True])], 1),
+        (lambda x: x.reshape(1)[torch.tensor([0])], 0),
+        (lambda x: torch.linalg.inv(x.reshape(1, 1)), 1),
+        (lambda x: torch.linalg.inv_ex(x.reshape(1, 1)), 0),
+    ],
+)
+def test_what_waits_for_a_value_is_a_synchronisation(
+    work: Callable[[torch.Tensor], object], synchronisations: int
+) -> None:
+    x = torch.tensor(2.0)
+    assert count_calls(lambda: work(x)).synchronisations == synchronisations
+
+
+def test_counts_come_with_the_times() -> None:
+    prepared = prepare(TINY)
+    exact = prepared.value.float()
+
+    def run() -> tuple[torch.Tensor, None]:
+        return exact * 1.0, None
+
+    contenders = [
+        Contender("torch", FORWARD, "", run, (1e-3,), 1e-6),
+        Contender("other", FORWARD, "", run, (1e-3,), 1e-6, in_torch=False),
+    ]
+    mine, other = measure(prepared, contenders, 2, 1.0)
+    assert (mine.operator_calls, mine.synchronisations) == (1, 0)
+    assert (other.operator_calls, other.synchronisations) == (None, None)
 
 
 # searches and timing
@@ -171,6 +267,14 @@ def test_repeats_are_interleaved_and_slow_runs_repeated_less() -> None:
     assert order == ["a", "b", "a", "b"]
 
 
+def test_settings_that_are_much_slower_are_not_timed() -> None:
+    run = library(prepare(TINY), task=FORWARD)
+    seconds = {"fast": 1.0, "close": 1.9, "slow": 2.1}
+    found = [Contender("a", FORWARD, text, run, (1e-3,), estimate) for text, estimate in seconds.items()]
+    other = Contender("b", FORWARD, "another peer", run, (1e-3,), 50.0)
+    assert [c.settings for c in worth_timing([*found, other])] == ["fast", "close", "another peer"]
+
+
 def test_what_is_not_reached_when_it_is_checked_gets_no_time() -> None:
     prepared = prepare(TINY)
     wrong = prepared.value.float() * 1.01
@@ -223,9 +327,9 @@ def test_a_cell_without_a_truth_is_left_out(monkeypatch: pytest.MonkeyPatch) -> 
 def result() -> Benchmark:
     """Without peers, on tiny cells."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cells_module, "catalogue", lambda: (TINY, REGULAR))
+        patch.setattr(cells_module, "catalogue", lambda: (TINY, REGULAR, LAYER))
         settings = BenchmarkSettings(
-            cells=("tiny", "regular"), quick=True, cap=2.0, threads=1, repeats=2, scaling=False, others=False
+            cells=("tiny", "regular", "layer"), quick=True, cap=4.0, threads=1, repeats=2, scaling=False, others=False
         )
         seen: list[float] = []
         found = run_benchmark(settings, lambda share, text: seen.append(share), NO_PEERS)
@@ -235,10 +339,10 @@ def result() -> Benchmark:
 
 
 def test_the_benchmark_without_peers(result: Benchmark) -> None:
-    assert [cell.name for cell in result.cells] == ["tiny", "regular"]
+    assert [cell.name for cell in result.cells] == ["tiny", "regular", "layer"]
     assert result.missing == NO_PEERS
     assert result.command == (
-        "implicit-bregman benchmark --quick --cells tiny,regular --cap 2 --threads 1 --repeats 2"
+        "implicit-bregman benchmark --quick --cells tiny,regular,layer --cap 4 --threads 1 --repeats 2"
         " --no-scaling --no-others"
     )
     for cell in result.cells:
@@ -248,7 +352,15 @@ def test_the_benchmark_without_peers(result: Benchmark) -> None:
         assert ours is not None
         assert ours.seconds
         assert cell.best("torchdeq", 1e-3) is None
-        assert {entry.contender for entry in cell.entries} <= {OURS, TUNED, UNROLLED}
+        names = {entry.contender for entry in cell.entries}
+        assert names - {TUNED} == {OURS, SPLITTING} | (MONDEQ if cell.name == "layer" else {UNROLLED})
+        for task in (BOTH, FORWARD):
+            for name in (OURS, SPLITTING):
+                found = cell.entry(name, 1e-3, task)
+                assert found is not None
+                assert found.operator_calls is not None
+                assert found.operator_calls > 0
+            assert found.synchronisations == 0  # the plain loop tests nothing
         for entry in cell.entries:
             assert bool(entry.seconds) == entry.reached
 
@@ -328,6 +440,15 @@ def test_bad_input_is_refused_before_any_work(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert message in error
+
+
+def test_a_pattern_stands_for_the_cells_it_matches() -> None:
+    assert chosen(("t*", "regular"), quick=False) == (TINY, REGULAR)
+    assert BenchmarkSettings(cells=("t*",)).command == "implicit-bregman benchmark --cells 't*'"
+    with pytest.raises(ValueError, match="'tiny' twice"):
+        chosen(("*", "tiny"), quick=False)
+    with pytest.raises(ValueError, match=r"'z\*', which is unknown; use tiny, regular"):
+        chosen(("z*",), quick=False)
 
 
 def test_names_of_cells_are_checked() -> None:

@@ -1,5 +1,6 @@
 """Ratios, verdicts, tables and figures of a made-up benchmark."""
 
+import csv
 import io
 import math
 import runpy
@@ -28,7 +29,9 @@ COMMAND = "implicit-bregman benchmark --quick"
 def entry(contender: str, seconds: float | None, accuracy: float = 1e-3, task: str = BOTH) -> Entry:
     times = () if seconds is None else (seconds, 0.9 * seconds, 1.2 * seconds)
     error = accuracy / 2 if seconds is not None else 3 * accuracy
-    return Entry(contender, task, accuracy, seconds is not None, f"settings of {contender}", error, error, times)
+    calls = (None, None) if seconds is None or contender in ("ProxQP", "OSQP") else (round(1e5 * seconds), 7)
+    text = f"settings of {contender}"
+    return Entry(contender, task, accuracy, seconds is not None, text, error, error, times, *calls)
 
 
 def cell(name: str, *entries: Entry, **facts: object) -> CellResult:
@@ -42,6 +45,7 @@ def cell(name: str, *entries: Entry, **facts: object) -> CellResult:
         "active": 0.05,
         "regularization": 0.0,
         "dtype": "float32",
+        "margin": None,
     }
     return CellResult(name, f"text of {name}", usual | facts, "oracle", 0.0, 1e-7, 1e-6, 50, 100, 1.0, entries)
 
@@ -67,10 +71,19 @@ def full() -> Benchmark:
     )
     hard = cell("hard", entry(OURS, 0.002), entry("torchdeq Anderson", None), dtype="float64")
     regular = cell("regular", entry(OURS, 0.002), entry("torchdeq fixed point", 0.001), regularization=0.1)
+    layer = cell(
+        "layer",
+        *(entry(OURS, seconds, 1e-6, task) for task, seconds in ((BOTH, 0.003), (FORWARD, 0.001))),
+        *(entry("Peaceman–Rachford", seconds, 1e-6, task) for task, seconds in ((BOTH, 0.001), (FORWARD, 0.002))),
+        entry("monDEQ Peaceman–Rachford", 0.006, 1e-6),
+        kind="general",
+        margin=1.0,
+    )
     return benchmark(
         plain,
         hard,
         regular,
+        layer,
         feedforward=(
             FeedForwardRow("tanh", "tanh", "4 layers of width 8, B = 2", (0.001, 0.002, 0.001), (0.002,), 1e-7),
             FeedForwardRow("bent", "relu", "4 layers of width 8, B = 2", reason="its inverse is wrong"),
@@ -98,13 +111,15 @@ def test_median_and_quartiles() -> None:
 
 
 def test_ratios_are_of_the_best_peer_that_gets_there(full: Benchmark) -> None:
-    plain, hard, regular = full.cells
+    plain, hard, regular, layer = full.cells
     assert plain.ratio("torchdeq", 1e-3) == pytest.approx(30)
     assert plain.ratio("torchdeq", 1e-6) is None
     assert plain.ratio("ProxQP", 1e-6, FORWARD) == pytest.approx(4)
     assert plain.ratio(UNROLLED, 1e-3) is None
     assert hard.ratio("torchdeq", 1e-3) is None
     assert regular.ratio("torchdeq", 1e-3) == pytest.approx(0.5)
+    assert layer.ratio("monDEQ", 1e-6) == pytest.approx(2)
+    assert layer.ratio("Peaceman–Rachford", 1e-6, FORWARD) == pytest.approx(2)
 
 
 def test_targets_are_met_or_missed_by_how_much(full: Benchmark) -> None:
@@ -122,6 +137,9 @@ def test_targets_are_met_or_missed_by_how_much(full: Benchmark) -> None:
     assert found["bytes held for backward beyond parameters, float32"] == (MET, "")
     assert found["feed-forward layers against bregmanet, same result"] == (MET, "")
     assert found["the same on a GPU"] == (UNKNOWN, "")
+    assert found["layers like monDEQ's, forward to 1e-6 against Peaceman–Rachford"] == (MET, "")
+    verdict, margin = found["layers like monDEQ's, forward+backward to 1e-6 against Peaceman–Rachford"]
+    assert (verdict, margin) == (MISSED, "the median by a factor of 3; too slow in layer")
 
 
 def test_a_cell_that_only_the_peer_solves_is_a_slower_one() -> None:
@@ -167,6 +185,24 @@ def test_not_reached_is_listed_apart_and_without_a_time(full: Benchmark) -> None
     assert shown["torchdeq Broyden"] == "–"
 
 
+def test_calls_have_tables_and_columns(full: Benchmark) -> None:
+    tables = {title: (heading, rows) for title, heading, rows in sections(full)}
+    heading, rows = tables["Operator calls / host synchronisations, forward to 1e-06"]
+    assert heading == ["cell", OURS, "Peaceman–Rachford"]  # ProxQP's are not counted
+    assert rows == [["plain", "100 / 7", "–"], ["layer", "100 / 7", "200 / 7"]]
+    lines = list(csv.DictReader(io.StringIO(to_csv(full))))
+    assert [(line["operator_calls"], line["synchronisations"]) for line in lines if line["contender"] == "ProxQP"] == [
+        ("", "")
+    ]
+    assert {line["margin"] for line in lines if line["cell"] == "layer"} == {"1.0"}
+    assert [line["operator_calls"] for line in lines if line["cell"] == "layer"] == ["300", "100", "100", "200", "600"]
+    heading, rows = tables["Times of the best peer over those of implicit-bregman's defaults"]
+    shown = dict(zip(heading, rows[-1], strict=True))
+    assert shown["Peaceman–Rachford, 1e-06"] == "0.333×"
+    assert shown["Peaceman–Rachford, forward, 1e-06"] == "2×"
+    assert shown["monDEQ, 1e-06"] == "2×"
+
+
 def test_everything_names_the_command(full: Benchmark) -> None:
     figures = {name: caption for name, (_, caption) in benchmark_figures(full).items()}
     text = to_markdown(full, figures)
@@ -199,6 +235,7 @@ def test_missing_peers_are_named(full: Benchmark) -> None:
 def test_figures_show_something(full: Benchmark) -> None:
     figures = benchmark_figures(full)
     assert {"ratios.png", "scaling.png", "time-forward-backward-1e-03.png", "time-forward-1e-06.png"} <= set(figures)
+    assert {"calls-forward.png", "calls-forward-backward.png"} <= set(figures)
     for png, caption in figures.values():
         pixels = imread(io.BytesIO(png))
         assert pixels.shape[1] == 2100  # 7 inches at 300 dots per inch

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from implicit_bregman.experiments.problems import Problem, make_problem
+from implicit_bregman.experiments.problems import Problem, make_monotone_problem, make_problem
 from implicit_bregman.legendre import geometries
 from implicit_bregman.legendre import geometry as find_geometry
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 UNBOUNDED = ("arcsinh", "identity")  # no bound to be active at
-QUICK = ("base", "d32", "B1", "active40", "gamma0.1", "gamma1", "float64", "sigmoid")
+QUICK = ("base", "d32", "B1", "active40", "gamma0.1", "gamma1", "float64", "sigmoid", "mondeq-m0.1-skew-B128")
+_FEATURES = 87  # of the layer that monDEQ's authors published for MNIST
+_REACH = 4.0  # λ_max(AᵀA) of such a layer
 
 
 @dataclass(frozen=True)
@@ -22,14 +25,15 @@ class Cell:
 
     Attributes:
         name: Name, as `--cells` takes it.
-        kind: "convex" or "indefinite".
+        kind: "convex", "indefinite" or "general" (monotone and not symmetric).
         geometry: Name of φ.
         dim: d.
         batch: B.
-        condition: Condition number of W.
-        active: Share of the coordinates at a bound.
+        condition: Condition number of W; what is expected of (the symmetric part of) monDEQ's.
+        active: Share of the coordinates at a bound; of monDEQ's about.
         regularization: γ.
         dtype: "float32" or "float64".
+        margin: m of a layer like monDEQ's, W = −(mI + AᵀA + Bᵀ − B); None for the other cells.
     """
 
     name: str
@@ -41,9 +45,16 @@ class Cell:
     active: float = 0.05
     regularization: float = 0.0
     dtype: str = "float32"
+    margin: float | None = None
 
     def problem(self, seed: int = 0) -> Problem:
         """The problem, rounded to the cell's precision."""
+        if self.margin is not None:
+            symmetric = self.kind == "convex"
+            made = make_monotone_problem(
+                self.geometry, self.dim, self.batch, self.margin, symmetric, seed=seed, name=self.name
+            )
+            return made.to(DTYPES[self.dtype])
         made = make_problem(
             self.kind,
             self.geometry,
@@ -60,14 +71,17 @@ class Cell:
     @property
     def text(self) -> str:
         """What it is, in one line."""
+        shape = (
+            f"condition {self.condition:g}, " if self.margin is None else f"like monDEQ, m = {self.margin:g}, about "
+        )
         return (
-            f"{self.kind}, {self.geometry}, d = {self.dim}, B = {self.batch}, condition {self.condition:g}, "
-            f"{self.active:.0%} active, γ = {self.regularization:g}, {self.dtype}"
+            f"{self.kind}, {self.geometry}, d = {self.dim}, B = {self.batch}, {shape}{self.active:.0%} active, "
+            f"γ = {self.regularization:g}, {self.dtype}"
         )
 
 
 def catalogue() -> tuple[Cell, ...]:
-    """All cells: the base point, one factor at a time, every geometry with γ = 0 and with γ = 0.1."""
+    """All cells: the base point, one factor at a time, every geometry with γ = 0 and with γ = 0.1, monDEQ's layers."""
     base = Cell("base")
     cells = [
         base,
@@ -86,11 +100,32 @@ def catalogue() -> tuple[Cell, ...]:
         # sin is not Legendre: γφ does not keep the solution off the bounds.
         active = base.active if not find_geometry(name).is_legendre else 0.0
         cells.append(replace(base, name=f"{name}-gamma0.1", geometry=name, active=active, regularization=0.1))
-    return tuple(cells)
+    return (*cells, *_mondeq_cells())
+
+
+def _mondeq_cells() -> list[Cell]:
+    """Layers like monDEQ's: z ≥ 0, γ = 0, about half of the units active, symmetric and not."""
+    return [
+        Cell(
+            f"mondeq-m{margin:g}{suffix}-B{batch}",
+            kind,
+            "softplus",
+            _FEATURES,
+            batch,
+            condition=1 + _REACH / margin,
+            active=0.5,
+            margin=margin,
+        )
+        for kind, suffix in (("convex", ""), ("general", "-skew"))
+        for margin in (1.0, 0.1)
+        for batch in (128, 1024)
+    ]
 
 
 def chosen(names: Sequence[str] | None, quick: bool) -> tuple[Cell, ...]:
     """The cells of these names, in their order; None: all, or with `quick` a few of each kind.
+
+    A name with `*` or `?` stands for all that it matches.
 
     Raises:
         ValueError: For an unknown or repeated name, or none at all.
@@ -100,6 +135,7 @@ def chosen(names: Sequence[str] | None, quick: bool) -> tuple[Cell, ...]:
         return tuple(known[name] for name in QUICK) if quick else tuple(known.values())
     if not names:
         raise ValueError(f"cells is empty, name at least one of {', '.join(known)}")
+    names = [match for name in names for match in fnmatch.filter(known, name) or [name]]
     for number, name in enumerate(names):
         if name not in known:
             raise ValueError(f"cells has {name!r}, which is unknown; use {', '.join(known)}")

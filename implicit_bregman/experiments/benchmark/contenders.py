@@ -1,4 +1,4 @@
-"""What a contender is, and the two that need no package: this library and plain PyTorch unrolled."""
+"""What a contender is, and two that need no package: this library and plain PyTorch unrolled."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ _DEFAULTS = "solver='auto', adjoint='implicit'"
 SLOW = 2.0  # seconds from which a run needs no other one to warm up
 LONGEST = 1000  # iterations that a sweep goes up to
 _UNCHANGED = 6  # looks at a run over which its error does not change: it will not change any more
+_WORTH = 2.0  # times the fastest setting's estimate up to which another one may turn out to be faster
 _LOOSER = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 _UNROLLED_BYTES = 2**30  # graph of the longest unrolled run
 _TENSORS_PER_STEP = 4  # that autograd keeps of one unrolled step
@@ -46,6 +47,7 @@ class Contender:
         run: The work.
         accuracies: The levels that it is meant to reach.
         estimate: Seconds that a run is expected to take.
+        in_torch: Whether the work is calls of PyTorch, which can be counted.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Contender:
     run: Run = field(repr=False)
     accuracies: tuple[float, ...]
     estimate: float
+    in_torch: bool = True
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,15 @@ def raised(error: RuntimeError) -> str:
     return f"raised {type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:100]}"
 
 
+def worth_timing(contenders: Sequence[Contender]) -> list[Contender]:
+    """Those that are expected to take at most `_WORTH` times as long as the fastest of their name, task and levels."""
+    fastest: dict[tuple[str, str, tuple[float, ...]], float] = {}
+    for contender in contenders:
+        key = contender.name, contender.task, contender.accuracies
+        fastest[key] = min(contender.estimate, fastest.get(key, math.inf))
+    return [c for c in contenders if c.estimate <= _WORTH * fastest[c.name, c.task, c.accuracies]]
+
+
 def timed(run: Run) -> tuple[float, Tensor, Tensor | None]:
     """Seconds, z and dL/dW of one run."""
     start = time.perf_counter()
@@ -129,6 +141,16 @@ def differentiated(prepared: Prepared, value: Value) -> Run:
     return run
 
 
+def without_gradient(value: Value) -> Run:
+    """z alone."""
+
+    def run() -> tuple[Tensor, Tensor | None]:
+        with torch.no_grad():
+            return value(), None
+
+    return run
+
+
 def library_value(prepared: Prepared, tol: float | None = None, solver: str | Solver = "auto") -> Value:
     """This library: factorizations are inside, as W changes at every training step.
 
@@ -153,14 +175,7 @@ def library_value(prepared: Prepared, tol: float | None = None, solver: str | So
 def library(prepared: Prepared, tol: float | None = None, task: str = BOTH) -> Run:
     """This library as a contender."""
     value = library_value(prepared, tol)
-    if task == BOTH:
-        return differentiated(prepared, value)
-
-    def forward() -> tuple[Tensor, Tensor | None]:
-        with torch.no_grad():
-            return value(), None
-
-    return forward
+    return differentiated(prepared, value) if task == BOTH else without_gradient(value)
 
 
 def our_contenders(prepared: Prepared, accuracies: Sequence[float], task: str, tuning: float) -> Found:

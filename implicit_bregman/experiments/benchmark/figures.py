@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from implicit_bregman.experiments.benchmark.contenders import BOTH, FORWARD, OURS, TUNED, UNROLLED
+from implicit_bregman.experiments.benchmark.mondeq_peer import PREFIX as MONDEQ
+from implicit_bregman.experiments.benchmark.osqp_peer import NAME as OSQP
 from implicit_bregman.experiments.benchmark.qp_peer import NAME as PROXQP
 from implicit_bregman.experiments.benchmark.results import TORCHDEQ, Benchmark, CellResult, contender_order
 from implicit_bregman.experiments.benchmark.scaling import AXES, IMPLICIT_MM
+from implicit_bregman.experiments.benchmark.splitting_peer import NAME as SPLITTING
 from implicit_bregman.experiments.plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, figure_of, png
 
 _LOOKS: dict[str, tuple[str, str]] = {
@@ -24,8 +29,14 @@ _LOOKS: dict[str, tuple[str, str]] = {
     "torchdeq fixed point": (GREEN, "^"),
     UNROLLED: (BLUE, "o"),
     PROXQP: (BLACK, "v"),
+    SPLITTING: (GREEN, "D"),
+    f"{MONDEQ} Peaceman–Rachford": (SKY, "o"),
+    f"{MONDEQ} forward–backward": (SKY, "<"),
+    OSQP: (BLACK, ">"),
 }
-_PER_CELL = 0.17  # inches
+_PER_CELL = 0.17  # inches, also of a line of the legend
+_LEGEND_COLUMNS = 3
+_COMMAND_WIDTH = 130  # characters
 _AXIS_LABELS = {"d": "features d", "B": "batch B", "condition": "condition number", "L": "iterations L"}
 
 
@@ -40,6 +51,11 @@ def benchmark_figures(benchmark: Benchmark) -> dict[str, tuple[bytes, str]]:
         if times is not None:
             name = f"time-{task.replace('+', '-')}-{accuracy:.0e}.png"
             figures[name] = (times, f"Time to a relative error of {accuracy:.0e}, {task}, median and quartiles")
+    for task in (BOTH, FORWARD):
+        calls = _calls(benchmark, min(benchmark.accuracies), task)
+        if calls is not None:
+            caption = f"Operator calls (filled) and host synchronisations (open) of one run, {task}"
+            figures[f"calls-{task.replace('+', '-')}.png"] = (calls, caption)
     if benchmark.scaling:
         caption = "Time of forward and backward, and memory held for the backward pass, in float32 from the base point"
         figures["scaling.png"] = (_scaling(benchmark), caption)
@@ -49,21 +65,25 @@ def benchmark_figures(benchmark: Benchmark) -> dict[str, tuple[bytes, str]]:
 def _ratios(benchmark: Benchmark) -> bytes | None:
     """One point per cell, peer and level."""
     series = [
-        (f"{label}, {accuracy:.0e}", [cell.ratio(prefix, accuracy, task) for cell in benchmark.cells], color, filled)
-        for label, prefix, task, color in (
-            ("torchdeq's best", TORCHDEQ, BOTH, PURPLE),
-            ("unrolled", UNROLLED, BOTH, BLUE),
-            ("ProxQP, forward", PROXQP, FORWARD, BLACK),
+        (f"{label}, {accuracy:.0e}", [cell.ratio(prefix, accuracy, task) for cell in benchmark.cells], look, filled)
+        for label, prefix, task, look in (
+            ("torchdeq's best", TORCHDEQ, BOTH, (PURPLE, "X")),
+            ("unrolled", UNROLLED, BOTH, (BLUE, "o")),
+            (SPLITTING, SPLITTING, BOTH, (GREEN, "D")),
+            (f"{SPLITTING}, forward", SPLITTING, FORWARD, (GREEN, "^")),
+            ("monDEQ's best", MONDEQ, BOTH, (SKY, "o")),
+            ("monDEQ's best, forward", MONDEQ, FORWARD, (SKY, "<")),
+            ("ProxQP, forward", PROXQP, FORWARD, (BLACK, "v")),
+            ("OSQP, forward", OSQP, FORWARD, (BLACK, ">")),
         )
         for accuracy, filled in zip(benchmark.accuracies, (True, *(False for _ in benchmark.accuracies)), strict=False)
     ]
     series = [item for item in series if any(ratio is not None for ratio in item[1])]
     if not series:
         return None
-    with figure_of(1, _height(benchmark.cells), columns=2) as (figure, (axis,)):
-        for label, values, color, filled in series:
+    with figure_of(1, _height(benchmark.cells, len(series)), columns=2) as (figure, (axis,)):
+        for label, values, (color, marker), filled in series:
             points = [(ratio, row) for row, ratio in enumerate(values) if ratio is not None]
-            marker = {PURPLE: "X", BLUE: "o", BLACK: "v"}[color]
             axis.plot(
                 *zip(*points, strict=True),
                 linestyle="",
@@ -85,7 +105,7 @@ def _times(benchmark: Benchmark, accuracy: float, task: str) -> bytes | None:
     names = [n for n in contender_order(cells) if any(cell.entry(n, accuracy, task) for cell in cells)]
     if not names:
         return None
-    with figure_of(1, _height(cells), columns=2) as (figure, (axis,)):
+    with figure_of(1, _height(cells, len(names)), columns=2) as (figure, (axis,)):
         for number, name in enumerate(names):
             color, marker = _LOOKS.get(name, (BLACK, "."))
             # A little apart within a row, so that no mark hides another.
@@ -110,6 +130,35 @@ def _times(benchmark: Benchmark, accuracy: float, task: str) -> bytes | None:
         _rows(axis, cells)
         axis.set(xscale="log", xlabel=f"time to a relative error of {accuracy:.0e}, {task} [ms]")
         _plain(axis)
+        _legend(figure, axis, benchmark.command)
+        return png(figure)
+
+
+def _calls(benchmark: Benchmark, accuracy: float, task: str) -> bytes | None:
+    """Calls and synchronisations of what reaches the accuracy, one row per cell."""
+    counted = {
+        (cell.name, name): entry
+        for cell in benchmark.cells
+        for name in contender_order(benchmark.cells)
+        if (entry := cell.entry(name, accuracy, task)) is not None and entry.operator_calls is not None
+    }
+    if not counted:
+        return None
+    names = dict.fromkeys(name for _, name in counted)
+    with figure_of(1, _height(benchmark.cells, len(names)), columns=2) as (figure, (axis,)):
+        for name in names:
+            color, marker = _LOOKS.get(name, (BLACK, "."))
+            found = [(row, e) for row, cell in enumerate(benchmark.cells) if (e := counted.get((cell.name, name)))]
+            rows = [row for row, _ in found]
+            calls = [entry.operator_calls or 0 for _, entry in found]
+            axis.plot(calls, rows, linestyle="", marker=marker, color=color, label=name)
+            waits = [entry.synchronisations or 0 for _, entry in found]
+            axis.plot(waits, rows, linestyle="", marker=marker, color=color, markerfacecolor="white")
+        _rows(axis, benchmark.cells)
+        axis.set_xscale("symlog", linthresh=1)
+        axis.set_xlabel(f"operator calls (filled) and host synchronisations (open), {task} to {accuracy:.0e}")
+        axis.set_xlim(left=-0.5)
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         _legend(figure, axis, benchmark.command)
         return png(figure)
 
@@ -164,8 +213,8 @@ def _scaling_look(contender: str) -> tuple[str, str, str, str]:
     return "torchdeq Anderson (100 + 100 iterations, right: L + L)", PURPLE, "X", ":"
 
 
-def _height(cells: Sequence[CellResult]) -> float:
-    return 1.3 + _PER_CELL * max(4, len(cells))
+def _height(cells: Sequence[CellResult], labels: int) -> float:
+    return 1.0 + _PER_CELL * (max(4, len(cells)) + math.ceil(labels / _LEGEND_COLUMNS))
 
 
 def _rows(axis: Axes, cells: Sequence[CellResult]) -> None:
@@ -181,9 +230,9 @@ def _plain(axis: Axes) -> None:
 
 def _legend(figure: Figure, axis: Axes, command: str) -> None:
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    figure.legend(handles, labels, loc="outside lower center", ncols=_LEGEND_COLUMNS)
     _command(figure, command)
 
 
 def _command(figure: Figure, command: str) -> None:
-    figure.suptitle(command, fontsize=6, family="monospace", wrap=True)
+    figure.suptitle(textwrap.fill(command, _COMMAND_WIDTH), fontsize=6, family="monospace")

@@ -13,7 +13,7 @@ import torch
 import implicit_bregman
 from implicit_bregman.experiments.benchmark.settings import available_cores
 
-PEERS = ("torchdeq", "proxsuite", "bregmanet")
+PEERS = ("torchdeq", "proxsuite", "osqp", "bregmanet")
 INSTALL = "pip install 'implicit-bregman[benchmark]'"
 
 

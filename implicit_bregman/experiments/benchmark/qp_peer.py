@@ -10,13 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from implicit_bregman.experiments.benchmark.contenders import FORWARD, Contender, Failure, Found, Run, timed
+from implicit_bregman.experiments.benchmark.contenders import (
+    FORWARD,
+    Contender,
+    Failure,
+    Found,
+    Run,
+    timed,
+    worth_timing,
+)
 from implicit_bregman.experiments.benchmark.truth import Prepared
 from implicit_bregman.experiments.optimality import on_host
 
 NAME = "ProxQP"
 LAYOUTS = ("rows", "box, PrimalLDLT", "box")
-_TOLERANCES = tuple(10.0**-power for power in range(2, 12))
+TOLERANCES = tuple(10.0**-power for power in range(2, 12))
 _INFINITE = 1e20  # ProxQP's word for no bound
 
 
@@ -117,7 +125,7 @@ def proxqp_contenders(prepared: Prepared, accuracies: Sequence[float], cap: floa
     nearest: dict[float, Failure] = {}
     for layout in LAYOUTS:
         start = time.perf_counter()
-        one = Batch(prepared, layout, _TOLERANCES[0], threads, samples=1)
+        one = Batch(prepared, layout, TOLERANCES[0], threads, samples=1)
         one.setup()
         one.solve()
         expected = (time.perf_counter() - start) * len(prepared.offset) / threads
@@ -130,34 +138,34 @@ def proxqp_contenders(prepared: Prepared, accuracies: Sequence[float], cap: floa
 
         def error(index: int, layout: str = layout, errors: dict[int, tuple[float, float]] = errors) -> float:
             if index not in errors:
-                seconds, z, _ = timed(proxqp(prepared, layout, _TOLERANCES[index], threads))
+                seconds, z, _ = timed(proxqp(prepared, layout, TOLERANCES[index], threads))
                 errors[index] = (prepared.value_error(z), seconds)
             return errors[index][0]
 
         for level in accuracies:
-            index = _loosest(error, level, deadline)
+            index = loosest(error, level, deadline)
             if index is None:
                 index = min(errors, key=lambda known: errors[known][0])
-                text = f"{layout}, eps_abs = {_TOLERANCES[index]:g}"
+                text = f"{layout}, eps_abs = {TOLERANCES[index]:g}"
                 old = nearest.get(level)
                 if old is None or old.value_error is None or errors[index][0] < old.value_error:
                     nearest[level] = Failure(NAME, FORWARD, level, text, errors[index][0], None)
                 continue
-            eps = _TOLERANCES[index]
+            eps = TOLERANCES[index]
             alone = 1e3 * solve_only(prepared, layout, eps, threads)
             text = f"{layout}, eps_abs = {eps:g} (solve only: {alone:.3g} ms)"
             run = proxqp(prepared, layout, eps, threads)
-            found.append(Contender(NAME, FORWARD, text, run, (level,), errors[index][1]))
+            found.append(Contender(NAME, FORWARD, text, run, (level,), errors[index][1], in_torch=False))
     reached = {level for contender in found for level in contender.accuracies}
-    return found, [failure for level, failure in nearest.items() if level not in reached]
+    return worth_timing(found), [failure for level, failure in nearest.items() if level not in reached]
 
 
-def _loosest(error: Callable[[int], float], level: float, deadline: float) -> int | None:
-    """The first of `_TOLERANCES` with which the error is at most `level`, from a guess in the middle."""
-    index = max(0, min(len(_TOLERANCES) - 1, round(-math.log10(level)) - 1))
+def loosest(error: Callable[[int], float], level: float, deadline: float) -> int | None:
+    """The first of `TOLERANCES` with which the error is at most `level`, from a guess in the middle."""
+    index = max(0, min(len(TOLERANCES) - 1, round(-math.log10(level)) - 1))
     while error(index) > level:
         index += 1
-        if index == len(_TOLERANCES) or time.perf_counter() > deadline:
+        if index == len(TOLERANCES) or time.perf_counter() > deadline:
             return None
     while index > 0 and time.perf_counter() <= deadline and error(index - 1) <= level:
         index -= 1

@@ -13,8 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from implicit_bregman.experiments.benchmark.contenders import BOTH, FORWARD, OURS
+from implicit_bregman.experiments.benchmark.mondeq_peer import PREFIX as MONDEQ
+from implicit_bregman.experiments.benchmark.osqp_peer import NAME as OSQP
 from implicit_bregman.experiments.benchmark.qp_peer import NAME as PROXQP
 from implicit_bregman.experiments.benchmark.results import TORCHDEQ, Benchmark, Entry, contender_order
+from implicit_bregman.experiments.benchmark.splitting_peer import NAME as SPLITTING
 from implicit_bregman.experiments.benchmark.targets import MISSED, Target, targets
 
 Rows = list[list[str]]
@@ -32,6 +35,7 @@ _CSV = (
     "active",
     "regularization",
     "dtype",
+    "margin",
     "contender",
     "task",
     "accuracy",
@@ -40,6 +44,8 @@ _CSV = (
     "first_quartile_seconds",
     "third_quartile_seconds",
     "repeats",
+    "operator_calls",
+    "synchronisations",
     "value_error",
     "gradient_error",
     "settings",
@@ -59,8 +65,20 @@ _METHOD = """\
   cheapest that reach the level are timed, the best counts. The step τ is given to it free of charge, and it makes no
   iteration more than it needs. Where φ has no strong convexity (exp), that τ comes from the true solution.
 * **unrolled**: MM steps in plain PyTorch, differentiated by autograd, the least number L that reaches the level.
+* **Peaceman–Rachford**: the plain loop of this splitting in PyTorch, one resolvent (I + αH)⁻¹ for the batch, no test on
+  the way, the adjoint equation by the same iteration; where γ > 0 the prox by one or three Newton steps from the last
+  dual, or to rounding. α and the iterations of both passes are swept, the least that reach the level are timed. The
+  inverse is inside the time; the search for α is not.
+* **monDEQ**: its layer written from the paper, where z ≥ 0 and γ = 0: Peaceman–Rachford and forward–backward splitting,
+  its stop on the change of the whole batch, one application of the layer with a graph, its adjoint iteration with the
+  same α and tolerance; α halved from 1 for as long as that takes no more iterations, the loosest tolerance that reaches
+  the level.
 * **ProxQP**: forward only, γ = 0 and convex; its parallel batch, set-up included, its box constraints or rows of a
   constraint matrix, the loosest eps_abs that reaches the level.
+* **OSQP**: the same where there is one problem, with and without its polishing.
+* **Calls**: operators that reach PyTorch's dispatcher in one run, views and the backward pass included, and how many of
+  them would make the host wait for a GPU, since a value is read or decides on a shape. They were counted apart from the
+  timing, on the CPU; ProxQP and OSQP do not work in PyTorch.
 """
 
 
@@ -70,7 +88,7 @@ def to_csv(benchmark: Benchmark) -> str:
     writer = csv.writer(target, lineterminator="\n")
     writer.writerow(_CSV)
     for cell in benchmark.cells:
-        facts = [cell.facts[key] for key in _CSV[1:9]]
+        facts = [cell.facts[key] for key in _CSV[1:10]]
         for entry in cell.entries:
             numbers = (entry.median, *entry.quartiles)
             writer.writerow(
@@ -83,6 +101,8 @@ def to_csv(benchmark: Benchmark) -> str:
                     entry.reached,
                     *(repr(number) if math.isfinite(number) else "" for number in numbers),
                     len(entry.seconds),
+                    entry.operator_calls,
+                    entry.synchronisations,
                     *("" if error is None else repr(error) for error in (entry.value_error, entry.gradient_error)),
                     entry.settings,
                 ]
@@ -138,6 +158,14 @@ def sections(benchmark: Benchmark) -> list[tuple[str, list[str], Rows]]:
         ("Targets", ["target", "goal", "measured", "verdict", "missed by"], _target_rows(targets(benchmark))),
         *(
             (f"Time to {accuracy:.0e}, {task} [ms]", *_time_rows(benchmark, accuracy, task))
+            for task in (BOTH, FORWARD)
+            for accuracy in benchmark.accuracies
+        ),
+        *(
+            (
+                f"Operator calls / host synchronisations, {task} to {accuracy:.0e}",
+                *_call_rows(benchmark, accuracy, task),
+            )
             for task in (BOTH, FORWARD)
             for accuracy in benchmark.accuracies
         ),
@@ -211,10 +239,32 @@ def _time_rows(benchmark: Benchmark, accuracy: float, task: str) -> tuple[list[s
     return ["cell", *names], rows if names else []
 
 
+def _call_rows(benchmark: Benchmark, accuracy: float, task: str) -> tuple[list[str], Rows]:
+    found = {
+        (cell.name, name): f"{entry.operator_calls} / {entry.synchronisations}"
+        for cell in benchmark.cells
+        for name in contender_order(benchmark.cells)
+        if (entry := cell.entry(name, accuracy, task)) is not None and entry.operator_calls is not None
+    }
+    names = [name for name in contender_order(benchmark.cells) if any(name == known for _, known in found)]
+    cells = [cell.name for cell in benchmark.cells if any(cell.name == known for known, _ in found)]
+    rows = [[cell, *(found.get((cell, name), NOTHING) for name in names)] for cell in cells]
+    return ["cell", *names], rows
+
+
 def _ratio_rows(benchmark: Benchmark) -> tuple[list[str], Rows]:
     columns: list[tuple[str, str, float, str]] = [
-        (f"{peer}, {accuracy:.0e}", peer, accuracy, task)
-        for peer, task in ((TORCHDEQ, BOTH), ("unrolled", BOTH), (PROXQP, FORWARD))
+        (f"{peer}, {label}{accuracy:.0e}", peer, accuracy, task)
+        for peer, task, label in (
+            (TORCHDEQ, BOTH, ""),
+            ("unrolled", BOTH, ""),
+            (SPLITTING, BOTH, ""),
+            (MONDEQ, BOTH, ""),
+            (SPLITTING, FORWARD, "forward, "),
+            (MONDEQ, FORWARD, "forward, "),
+            (PROXQP, FORWARD, ""),
+            (OSQP, FORWARD, ""),
+        )
         for accuracy in benchmark.accuracies
     ]
     columns = [c for c in columns if any(cell.ratio(*c[1:]) is not None for cell in benchmark.cells)]

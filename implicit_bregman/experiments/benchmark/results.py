@@ -12,7 +12,7 @@ from typing import Any
 from implicit_bregman.experiments.benchmark.contenders import BOTH, OURS, UNROLLED
 from implicit_bregman.experiments.results import finite
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TORCHDEQ = "torchdeq"
 
 
@@ -29,6 +29,8 @@ class Entry:
         value_error: Relative error of z.
         gradient_error: Relative error of dL/dW; None if not computed.
         seconds: Of every repeat.
+        operator_calls: Calls of PyTorch's operators in one run; None where they were not counted.
+        synchronisations: How many of them make the host wait on a GPU.
     """
 
     contender: str
@@ -39,6 +41,8 @@ class Entry:
     value_error: float | None
     gradient_error: float | None
     seconds: tuple[float, ...] = ()
+    operator_calls: int | None = None
+    synchronisations: int | None = None
 
     @property
     def median(self) -> float:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 
+from implicit_bregman.experiments.benchmark import mondeq_peer, osqp_peer, qp_peer
 from implicit_bregman.experiments.benchmark.contenders import (
     BOTH,
     FORWARD,
@@ -24,7 +25,9 @@ from implicit_bregman.experiments.benchmark.contenders import (
 from implicit_bregman.experiments.benchmark.feedforward import ACTIVATIONS, Size, compare_layers
 from implicit_bregman.experiments.benchmark.limits import POOLS, share_on_limit
 from implicit_bregman.experiments.benchmark.machine import environment, missing_peers
-from implicit_bregman.experiments.benchmark.qp_peer import applies, proxqp_contenders
+from implicit_bregman.experiments.benchmark.mondeq_peer import mondeq_contenders
+from implicit_bregman.experiments.benchmark.osqp_peer import osqp_contenders
+from implicit_bregman.experiments.benchmark.qp_peer import proxqp_contenders
 from implicit_bregman.experiments.benchmark.results import (
     Benchmark,
     CellResult,
@@ -35,6 +38,7 @@ from implicit_bregman.experiments.benchmark.results import (
 )
 from implicit_bregman.experiments.benchmark.scaling import held_bytes, places, scaling_points
 from implicit_bregman.experiments.benchmark.settings import BenchmarkSettings
+from implicit_bregman.experiments.benchmark.splitting_peer import splitting_contenders, unique
 from implicit_bregman.experiments.benchmark.timing import measure
 from implicit_bregman.experiments.benchmark.torchdeq_sweep import torchdeq_contenders
 from implicit_bregman.experiments.benchmark.truth import Prepared, prepare
@@ -44,8 +48,8 @@ Progress = Callable[[float, str], None]
 """Called with the share of all the work that is done, in 0 … 1, and what is being done."""
 
 # Shares of a cell's cap. What the searches leave goes to the timing.
-_TORCHDEQ_SHARE, _PROXQP_SHARE, _UNROLLED_SHARE, _TIMING_SHARE = 0.45, 0.12, 0.07, 0.25
-_TUNING_SHARE = 0.05
+_TORCHDEQ_SHARE, _PROXQP_SHARE, _UNROLLED_SHARE, _TIMING_SHARE = 0.38, 0.1, 0.06, 0.2
+_SPLITTING_SHARE, _MONDEQ_SHARE, _OSQP_SHARE, _TUNING_SHARE = 0.13, 0.08, 0.02, 0.035
 _LIMIT_SAMPLES, _QUICK_LIMIT_SAMPLES = 100, 24
 _QUICK_POOLS = 3
 _SIZES = (Size(), Size(512, 512))
@@ -168,17 +172,23 @@ def run_cell(prepared: Prepared, settings: BenchmarkSettings, missing: dict[str,
 
 def _contenders(prepared: Prepared, settings: BenchmarkSettings, missing: dict[str, str]) -> Found:
     cap, levels = settings.seconds_per_cell, settings.accuracies
-    parts = [
-        our_contenders(prepared, levels, BOTH, _TUNING_SHARE * cap),
-        unrolled_contenders(prepared, levels, _UNROLLED_SHARE * cap),
-    ]
-    if "torchdeq" not in missing:
+    symmetric = prepared.cell.kind != "general"  # the others have no MM: neither unrolled nor torchdeq's maps
+    parts = [our_contenders(prepared, levels, BOTH, _TUNING_SHARE * cap)]
+    if symmetric:
+        parts.append(unrolled_contenders(prepared, levels, _UNROLLED_SHARE * cap))
+    if symmetric and "torchdeq" not in missing:
         parts.append(
             torchdeq_contenders(prepared, levels, _TORCHDEQ_SHARE * cap, settings.quick, 2 if settings.quick else 3)
         )
-    if "proxsuite" not in missing and applies(prepared):
-        parts.append(our_contenders(prepared, levels, FORWARD, 0.0))
+    if unique(prepared):
+        parts.append(our_contenders(prepared, levels, FORWARD, _TUNING_SHARE * cap))
+        parts.append(splitting_contenders(prepared, levels, _SPLITTING_SHARE * cap))
+    if mondeq_peer.applies(prepared):
+        parts.append(mondeq_contenders(prepared, levels, _MONDEQ_SHARE * cap))
+    if "proxsuite" not in missing and qp_peer.applies(prepared):
         parts.append(proxqp_contenders(prepared, levels, _PROXQP_SHARE * cap, settings.used_threads))
+    if "osqp" not in missing and osqp_peer.applies(prepared):
+        parts.append(osqp_contenders(prepared, levels, _OSQP_SHARE * cap))
     contenders: list[Contender] = []
     failures: list[Failure] = []
     for found, failed in parts:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from dataclasses import dataclass
 
 from implicit_bregman.experiments.benchmark.cells import Cell, chosen
 
-CAP, QUICK_CAP = 40.0, 12.0
+CAP, QUICK_CAP = 48.0, 15.0
 REPEATS, QUICK_REPEATS = 15, 7
 ACCURACIES = (1e-3, 1e-6)
 
@@ -23,9 +24,9 @@ class BenchmarkSettings:
     """Everything that a benchmark depends on. The defaults are those of `implicit-bregman benchmark`.
 
     Attributes:
-        cells: Names of the cells; None: all, with `quick` a few.
+        cells: Names of the cells, `*` and `?` as in file names; None: all, with `quick` a few.
         quick: Fewer cells, settings and repeats: under five minutes.
-        cap: Seconds per cell, for sweeps and timing together; default 40, with `quick` 12.
+        cap: Seconds per cell, for sweeps and timing together; default 48, with `quick` 15.
         threads: CPU threads of every contender; None: one per core.
         repeats: Timed repeats; default 15, with `quick` 7.
         accuracies: Relative errors of z and of dL/dW to be reached.
@@ -88,7 +89,7 @@ class BenchmarkSettings:
         if self.quick:
             words.append("--quick")
         if self.cells is not None:
-            words.append(f"--cells {','.join(self.cells)}")
+            words.append(f"--cells {shlex.quote(','.join(self.cells))}")
         if self.cap is not None:
             words.append(f"--cap {self.cap:g}")
         if self.threads is not None:

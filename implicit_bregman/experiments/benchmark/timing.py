@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from implicit_bregman.experiments.benchmark.calls import Calls, count_calls
 from implicit_bregman.experiments.benchmark.contenders import SLOW, Contender, errors, raised, reaches, timed
 from implicit_bregman.experiments.benchmark.results import Entry
 from implicit_bregman.experiments.benchmark.truth import Prepared
@@ -67,12 +68,16 @@ def measure(prepared: Prepared, contenders: Sequence[Contender], repeats: int, b
     """
     begin, share = time.perf_counter(), budget / max(1, len(contenders))
     checked: list[tuple[Contender, float | None, float | None]] = []
+    counted: dict[int, Calls] = {}
     once: dict[int, tuple[float, ...]] = {}
     for number, contender in enumerate(contenders):
         try:
             taken, z, gradient = timed(contender.run)
             if contender.estimate < SLOW:
-                contender.run()  # the one above has loaded everything, this one finds the caches warm
+                # The one above has loaded everything, this one finds the caches warm.
+                calls = count_calls(contender.run)
+                if contender.in_torch:
+                    counted[number] = calls
         except RuntimeError as error:
             checked.append((replace(contender, settings=f"{contender.settings}: {raised(error)}"), None, None))
             once[number] = ()
@@ -86,7 +91,7 @@ def measure(prepared: Prepared, contenders: Sequence[Contender], repeats: int, b
     times_of = once | dict(zip(rest, interleaved(runs, estimates, repeats, left), strict=True))
     best: dict[tuple[str, str, float], Entry] = {}
     for number, (contender, value_error, gradient_error) in enumerate(checked):
-        times = times_of[number]
+        times, calls_of = times_of[number], counted.get(number)
         for level in contender.accuracies:
             reached = reaches(level, value_error, gradient_error, contender.task)
             entry = Entry(
@@ -98,6 +103,8 @@ def measure(prepared: Prepared, contenders: Sequence[Contender], repeats: int, b
                 value_error,
                 gradient_error,
                 times if reached else (),
+                None if calls_of is None else calls_of.operators,
+                None if calls_of is None else calls_of.synchronisations,
             )
             key = (contender.name, contender.task, level)
             old = best.get(key)

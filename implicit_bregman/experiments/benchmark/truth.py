@@ -29,7 +29,8 @@ class Prepared:
         geometry: φ.
         regularization: γ.
         step: MM's automatic τ, or where φ has none (σ = 0) the largest one at which MM converges near the
-            truth. Peers are given it; its computation is not charged to them.
+            truth; NaN where W is not symmetric, for which there is no MM. Peers are given it; its computation
+            is not charged to them.
         cotangent: G = dL/dz, `(B, d)`.
         value: The true z in float64.
         gradient: The true dL/dW in float64, every entry of W a parameter of its own.
@@ -68,7 +69,7 @@ def prepare(cell: Cell, seed: int = 0) -> Prepared:
     generator = torch.Generator().manual_seed(seed + 1)
     cotangent = torch.randn(problem.offset.shape, generator=generator, dtype=torch.float64).to(problem.dtype)
     phi, gamma = problem.geometry, problem.regularization
-    if problem.kind == "convex" and gamma == 0:
+    if problem.kind == "convex" and gamma == 0 and problem.solution is not None:
         value, adjoint = designed_truth(problem, cotangent)
         offset, method, excluded = problem.offset, "designed active set", 0.0
     else:
@@ -87,7 +88,7 @@ def prepare(cell: Cell, seed: int = 0) -> Prepared:
         method, excluded = found.method, found.excluded
     weight = problem.weight.clone().requires_grad_()
     gradient = weight_gradient(adjoint, value)
-    step = problem.step or _local_step(problem, value)
+    step = math.nan if problem.kind == "general" else problem.step or _local_step(problem, value)
     return Prepared(cell, weight, offset, phi, gamma, step, cotangent, value, gradient, method, excluded)
 
 
