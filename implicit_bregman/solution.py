@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -97,6 +98,10 @@ class Solution:
     def detach(self) -> Solution:
         """The same, without gradient."""
         return replace(self, value=self.value.detach(), _valuation=self._valuation.detach())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Read pickles that say `polished` too."""
+        self.__dict__.update({"exact" if name == "polished" else name: value for name, value in state.items()})
 
     def __repr__(self) -> str:
         counts = Counter(self.status.flatten().tolist())

@@ -157,3 +157,7 @@ def test_a_solution_has_its_old_name_too(exact: bool) -> None:
     assert "polished" not in {field.name for field in fields(solution)}
     with pytest.raises(AttributeError):
         solution.polished = solution.exact  # type: ignore[misc]
+    old = ib.Solution.__new__(ib.Solution)
+    old.__setstate__({{"exact": "polished"}.get(name, name): value for name, value in vars(solution).items()})
+    assert vars(old) == vars(solution)
+    assert torch.equal(pickle.loads(pickle.dumps(solution.detach())).exact, solution.exact)

@@ -56,7 +56,7 @@ def cell(problem: Problem, solver: Solver) -> str:
 def table() -> str:
     """The table in Markdown."""
     lines = [
-        '| problem | width | condition | exact solve | `MM` | `Anderson` | `Broyden` | `Newton` | `TorchDEQ("anderson")` |',
+        '| problem | width | condition | exact | `MM` | `Anderson` | `Broyden` | `Newton` | `TorchDEQ("anderson")` |',
         "| --- |" + " --- |" * 8,
     ]
     for title, problem in chosen_problems():
