@@ -67,7 +67,7 @@ def test_the_solution_itself_costs_least(case: str, name: str, exactly: bool, dt
     warm = solve(problem, name, cold, exact=exactly)
     assert bool(cold.converged.all())
     assert bool(warm.converged.all())
-    if counts_plainly(case, name, exact=False):
+    if counts_plainly(case, name, exactly=False):
         assert bool((warm.evaluations < cold.evaluations).all())
     assert bool((warm.evaluations <= cold.evaluations).all())
     assert float(relative_error(warm.value, cold.value.double()).max()) <= (1e-9 if dtype == torch.float64 else 1e-5)
