@@ -1,7 +1,7 @@
 """How fast the solvers converge: MM, Anderson, Broyden and Newton on one convex problem.
 
 The problem has 40 unknowns in [-1, 1], the condition number 100 and bounds that are active at the solution. All solvers
-look for the same point and are measured by the same residual. `trace=True` records every iteration; the exact finish
+look for the same point and are measured by the same residual. `trace=True` records every iteration; the exact solve
 is then off, so that the table shows the methods themselves. `--plot FILE` draws the residuals (it needs matplotlib).
 """
 

@@ -213,7 +213,7 @@ def _solution(
         iterations=batch.samples(outcome.iterations),
         evaluations=batch.samples(outcome.evaluations),
         status=batch.samples(status),
-        polished=batch.samples(outcome.polished),
+        exact=batch.samples(outcome.exact),
         step=batch.samples(point.step.squeeze(-1)),
         trace=batch.trace(outcome.trace),
         adjoint=report,

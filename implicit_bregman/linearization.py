@@ -54,7 +54,7 @@ class Linearization:
         [ diag((1 + τγ)(1 − r)/τ) + Hᵀ D₊ ] u = g,    v = D₊ u.
 
     Inside C and at a fixed point the first term is γ D₊⁻¹ D₊ = γ; on an active bound D₊ → 0, so that v → 0 by
-    itself. At a polished point D₊ is 1 on the free set and 0 elsewhere, and the first term the reverse.
+    itself. At an exact point D₊ is 1 on the free set and 0 elsewhere, and the first term the reverse.
 
     Attributes:
         hessian: H.
@@ -316,6 +316,6 @@ def linearize(
 def linearize_on_free_set(
     hessian: LinearOperator, free: Bool[Tensor, "batch d"], dtype: torch.dtype, blocks: FreeBlocks | None = None
 ) -> Linearization:
-    """The second-order model at polished points: the Hessian's free block, the identity on active coordinates."""
+    """The second-order model at exact points: the Hessian's free block, the identity on active coordinates."""
     inside = free.to(dtype)
     return Linearization(hessian, inside, 1 - inside, on_free_sets=True, blocks=blocks)

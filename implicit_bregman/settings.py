@@ -2,19 +2,60 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 FAILURE_MODES = ("warn", "raise", "ignore")
 
 
+class _TakesOldNames(type):
+    """Constructors take renamed settings by their old names as well: an `__init__` could not, without more fields."""
+
+    aliases: Mapping[str, str]
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        for old in [name for name in kwargs if name in cls.aliases]:
+            new, value = cls.aliases[old], kwargs.pop(old)
+            if kwargs.setdefault(new, value) != value:
+                raise ValueError(
+                    f"{new}={kwargs[new]!r} and {old}={value!r} contradict each other: "
+                    f"{old} is the old name of the setting, give {new} alone"
+                )
+            _warn(f"{cls.__name__}({old}=...)", f"the setting is now called {new}")
+        return super().__call__(*args, **kwargs)
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """That of `__init__`, which `__call__` would hide."""
+        own = inspect.signature(cls.__init__)  # type: ignore[misc]
+        return own.replace(parameters=list(own.parameters.values())[1:])
+
+
 @dataclass(frozen=True)
-class Settings:
-    """A frozen dataclass of settings that names the valid ones when it is given an unknown one."""
+class Settings(metaclass=_TakesOldNames):
+    """A frozen dataclass of settings that names the valid ones when it is given an unknown one.
+
+    Attributes:
+        aliases: old names of settings, with the present ones. They are accepted, with a `DeprecationWarning`.
+    """
+
+    aliases: ClassVar[Mapping[str, str]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Make the old names attributes that can be read."""
+        super().__init_subclass__(**kwargs)
+        for old, new in cls.aliases.items():
+            if old in vars(cls):
+                raise TypeError(f"{cls.__name__} cannot define {old!r}: it is the old name of the setting {new!r}")
+            if not hasattr(cls, old):
+                setattr(cls, old, renamed(old, new))
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Settings:
         """Refuse unknown settings by name, with the list of the known ones."""
@@ -24,6 +65,10 @@ class Settings:
                 raise TypeError(f"{cls.__name__} has no setting {name!r}; its settings are {', '.join(known)}")
         return super().__new__(cls)
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Read pickles that have old names too."""
+        self.__dict__.update({self.aliases.get(name, name): value for name, value in state.items()})
+
     def __post_init__(self) -> None:
         """Keep numbers as Python's own: NumPy's compute by rules of their own, also with tensors."""
         for field in fields(self):
@@ -31,6 +76,21 @@ class Settings:
             if is_number(value, numbers.Real):
                 plain = int(value) if is_number(value, numbers.Integral) else float(value)
                 object.__setattr__(self, field.name, plain)
+
+
+def renamed(old: str, new: str) -> property:
+    """A deprecated attribute `old`, which is the attribute `new`."""
+
+    def read(self: object) -> Any:
+        _warn(f"{type(self).__name__}.{old}", f"it is now called {new}")
+        return getattr(self, new)
+
+    return property(read, doc=f"Deprecated: the old name of `{new}`.")
+
+
+def _warn(name: str, remedy: str) -> None:
+    """Warn whoever has called the caller."""
+    warnings.warn(f"{name} is deprecated: {remedy}", DeprecationWarning, stacklevel=3)
 
 
 def check_count(name: str, value: object, least: int = 1) -> None:

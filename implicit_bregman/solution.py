@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.backward import AdjointReport
+from implicit_bregman.settings import renamed
 from implicit_bregman.solvers.base import Trace
 from implicit_bregman.status import Status, no_advice
 from implicit_bregman.valuation import Values
@@ -26,9 +28,9 @@ class Solution:
         residual: how far z is from critical in the coordinate where it is farthest, each relative to its own terms,
             (B,): see "When to stop" in the documentation's mathematics.
         iterations: steps of the solver, (B,).
-        evaluations: evaluations of ∇f, the polish's included, (B,).
+        evaluations: evaluations of ∇f, the exact solve's included, (B,).
         status: `Status` values, (B,).
-        polished: whether the point was found exactly by the KKT polish, (B,).
+        exact: whether the point was found by the exact solve on its free coordinates (γ = 0), (B,).
         step: τ, (B,); NaN where the solver made no MM steps.
         trace: residual, objective and dual per iteration, if the solver was asked for it.
         adjoint: how the backward solve went; filled in by `backward()`.
@@ -40,7 +42,7 @@ class Solution:
     iterations: Int[Tensor, "*batch"]
     evaluations: Int[Tensor, "*batch"]
     status: Int[Tensor, "*batch"]
-    polished: Bool[Tensor, "*batch"]
+    exact: Bool[Tensor, "*batch"]
     step: Float[Tensor, "*batch"]
     trace: Trace | None
     adjoint: AdjointReport
@@ -63,6 +65,8 @@ class Solution:
         Positive at an upper bound and negative at a lower one: how much F falls if the bound gives way.
         """
         return self._valuation.multiplier()
+
+    polished = renamed("polished", "exact")
 
     @property
     def converged(self) -> Bool[Tensor, "*batch"]:
@@ -94,6 +98,10 @@ class Solution:
     def detach(self) -> Solution:
         """The same, without gradient."""
         return replace(self, value=self.value.detach(), _valuation=self._valuation.detach())
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Read pickles that say `polished` too."""
+        self.__dict__.update({"exact" if name == "polished" else name: value for name, value in state.items()})
 
     def __repr__(self) -> str:
         counts = Counter(self.status.flatten().tolist())

@@ -39,7 +39,7 @@ class Numbers(NamedTuple):
     iterations: Int[Tensor, " batch"]
     evaluations: Int[Tensor, " batch"]
     status: Int[Tensor, " batch"]
-    polished: Tensor
+    exact: Tensor
     step: Float[Tensor, " batch"]
     record: tuple[Tensor, ...]
 

@@ -106,7 +106,7 @@ def test_an_image_is_its_flattened_twin(geometry: str, gamma: float, adjoint: An
     for name in ("value", "dual"):
         assert getattr(found, name).shape == x.shape
         assert torch.equal(getattr(found, name).flatten(1), getattr(twin, name))
-    for name in ("residual", "objective", "status", "iterations", "evaluations", "polished", "step", "converged"):
+    for name in ("residual", "objective", "status", "iterations", "evaluations", "exact", "step", "converged"):
         torch.testing.assert_close(getattr(found, name), getattr(twin, name), rtol=0, atol=0, equal_nan=True)
     weights = torch.linspace(-1, 1, SIZE, dtype=dtype)
     found.value.backward(weights.reshape(SHAPE).expand_as(x))

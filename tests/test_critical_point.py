@@ -255,7 +255,7 @@ def test_regularization_is_not_learned(energy: ib.Energy, x: Tensor) -> None:
         ({"max_iter": -3}, ValueError, "max_iter must be a whole number of at least 1, got -3"),
         ({"max_iter": 10.0}, ValueError, "max_iter must be a whole number of at least 1, got 10.0"),
         ({"max_iter": True}, ValueError, "max_iter must be a whole number of at least 1, got True"),
-        ({"polish": 1}, ValueError, "polish must be True or False, got 1"),
+        ({"exact": 1}, ValueError, "exact must be True or False, got 1"),
         ({"trace": "yes"}, ValueError, "trace must be True or False, got 'yes'"),
         ({"on_failure": "log"}, ValueError, "on_failure must be one of warn, raise, ignore, got 'log'"),
         ({"maxiter": 3}, TypeError, "has no setting 'maxiter'; its settings are tol, max_iter"),

@@ -21,6 +21,7 @@ LEVELS = (
     "energy",
     "objective",
     *(f"projection.{name}" for name in ("basis", "problem", "newton")),
+    *(f"solvers.{name}" for name in ("inverse", "base", "exact")),
     "solvers",
     "backward",
     "projection",

@@ -179,7 +179,7 @@ def test_descent_is_sharp_beyond_twice_the_strong_convexity() -> None:
     assert float(mm_step(phi, y, gradient(W, c, phi.activation(y)), torch.tensor(1.0), 0.0)) == pytest.approx(-float(y))
 
     start = torch.full((1, 1), 0.1, dtype=torch.float64)
-    found = ib.find_critical_point(energy, phi, c, initial=start, solver=ib.solvers.MM(polish=False))
+    found = ib.find_critical_point(energy, phi, c, initial=start, solver=ib.solvers.MM(exact=False))
     assert bool(found.converged.all())
     assert float(found.step) == pytest.approx(1 / 2.2)
     assert float(found.value) == pytest.approx(0.0, abs=1e-10)

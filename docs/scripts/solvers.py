@@ -56,19 +56,19 @@ def cell(problem: Problem, solver: Solver) -> str:
 def table() -> str:
     """The table in Markdown."""
     lines = [
-        '| problem | width | condition | polish | `MM` | `Anderson` | `Broyden` | `Newton` | `TorchDEQ("anderson")` |',
+        '| problem | width | condition | exact | `MM` | `Anderson` | `Broyden` | `Newton` | `TorchDEQ("anderson")` |',
         "| --- |" + " --- |" * 8,
     ]
     for title, problem in chosen_problems():
-        for polish in (False, True):
+        for exact in (False, True):
             solvers = (
-                MM(max_iter=MAX_ITER, polish=polish),
-                Anderson(max_iter=MAX_ITER, polish=polish),
-                Broyden(max_iter=MAX_ITER, polish=polish),
-                Newton(max_iter=MAX_ITER, polish=polish),
-                TorchDEQ("anderson", max_iter=MAX_ITER, polish=polish),
+                MM(max_iter=MAX_ITER, exact=exact),
+                Anderson(max_iter=MAX_ITER, exact=exact),
+                Broyden(max_iter=MAX_ITER, exact=exact),
+                Newton(max_iter=MAX_ITER, exact=exact),
+                TorchDEQ("anderson", max_iter=MAX_ITER, exact=exact),
             )
-            facts = [title, str(problem.weight.shape[0]), f"{problem.condition:g}", "on" if polish else "off"]
+            facts = [title, str(problem.weight.shape[0]), f"{problem.condition:g}", "on" if exact else "off"]
             lines.append(f"| {' | '.join(facts + [cell(problem, solver) for solver in solvers])} |")
     return "\n".join(lines)
 

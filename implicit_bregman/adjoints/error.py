@@ -91,7 +91,7 @@ class Iterate:
         geometry, regularization: φ and γ.
         dual, value, gradient: y, z and ∇f(z), (B, d).
         step: τ, (B, 1).
-        exact: the samples at a polished point, whose system is that of their free set, (B, 1).
+        exact: the samples at an exact point, whose system is that of their free set, (B, 1).
         solved: whether the residual is as small as it is asked to be by default, (B,).
     """
 

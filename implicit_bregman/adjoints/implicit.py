@@ -36,7 +36,7 @@ class Implicit(Adjoint):
 
     Args:
         method: "cg" (symmetric W), "gmres" (any W), "dense" (one factorization per sample or per free set), or
-            "auto": dense for small d and at polished points; else Chebyshev steps where γ > 0 makes them few, CG, or
+            "auto": dense for small d and at exact points; else Chebyshev steps where γ > 0 makes them few, CG, or
             GMRES where W is not symmetric.
         tol: relative residual of the adjoint system. Default 1e-12 in float64, 1e-6 in float32.
         max_iter: bound on products with the operator.
@@ -120,7 +120,7 @@ class Implicit(Adjoint):
         usable = differentiable(outcome)
         kept = outcome if usable is None else without_diverged(objective, outcome, usable)
         system = linearize_outcome(objective, kept)
-        every = torch.ones_like(outcome.polished) if usable is None else usable
+        every = torch.ones_like(outcome.exact) if usable is None else usable
         return outcome, (kept.point.value, kept.point.dual, system.slope, system.shift, every)
 
     def replay(
@@ -149,7 +149,7 @@ class Implicit(Adjoint):
 
 
 def linearize_outcome(objective: Objective, outcome: Outcome) -> Linearization:
-    """The adjoint system where a solver stopped: exact on the free set of polished samples, scaled elsewhere."""
+    """The adjoint system where a solver stopped: that of the free set of exact samples, scaled elsewhere."""
     point = outcome.point
     hessian = objective.energy.hessian(point.value)
     if outcome.without_steps:
@@ -159,12 +159,12 @@ def linearize_outcome(objective: Objective, outcome: Outcome) -> Linearization:
         slope, gamma = objective.geometry.slope(point.dual), objective.regularization
         return Linearization(hessian, slope, torch.full_like(slope, gamma), damping=gamma)
     scaled = linearize(hessian, objective.geometry, objective.regularization, point)
-    exact = linearize_on_free_set(hessian, outcome.free, point.value.dtype)
-    polished = outcome.polished[:, None]
+    on_free_set = linearize_on_free_set(hessian, outcome.free, point.value.dtype)
+    exact = outcome.exact[:, None]
     return Linearization(
         hessian,
-        torch.where(polished, exact.slope, scaled.slope),
-        torch.where(polished, exact.shift, scaled.shift),
+        torch.where(exact, on_free_set.slope, scaled.slope),
+        torch.where(exact, on_free_set.shift, scaled.shift),
     )
 
 
@@ -189,12 +189,12 @@ def without_diverged(objective: Objective, outcome: Outcome, usable: Bool[Tensor
 def _error_state(objective: Objective, outcome: Outcome) -> tuple[Iterate | None, Tensor]:
     """The iterate, where more than the residual is needed to judge the gradient, and that residual relative to z."""
     point, gamma = outcome.point, objective.regularization
-    exact = outcome.without_steps and not gamma
-    if exact and outcome.complete and objective.energy.shared is not None:
+    all_exact = outcome.without_steps and not gamma
+    if all_exact and outcome.complete and objective.energy.shared is not None:
         return None, point.residual
-    polished = torch.ones_like(outcome.polished) if exact else outcome.polished & (gamma == 0)
+    exact = torch.ones_like(outcome.exact) if all_exact else outcome.exact & (gamma == 0)
     tol = DEFAULT_TOL[point.value.dtype]
-    return Iterate.of(objective, point, polished, tol), relative_residual(objective, point)
+    return Iterate.of(objective, point, exact, tol), relative_residual(objective, point)
 
 
 @dataclass(frozen=True)

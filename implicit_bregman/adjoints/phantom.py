@@ -123,7 +123,7 @@ def attach_steps(
 def record_steps(objective: Objective, outcome: Outcome) -> tuple[Tensor, ...]:
     """z, the iterate to start from, τ, and which samples have a derivative."""
     dual, step, usable = _place(objective, outcome)
-    every = torch.ones_like(outcome.polished) if usable is None else usable
+    every = torch.ones_like(outcome.exact) if usable is None else usable
     return outcome.point.value, dual, step.expand(len(dual), 1), every
 
 

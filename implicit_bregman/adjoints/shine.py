@@ -64,8 +64,8 @@ class Shine(Adjoint):
     operator that a comparison would cost, makes ⟨v, g⟩ > 0 where the operator is positive, and where the estimate is
     useless or not finite a multiple of `OneStep` is left.
 
-    Only `Broyden` without `polish` has an estimate at the point where it stops. solver="auto" and "broyden" mean
-    Broyden(memory=100, polish=False, max_iter=1000): a memory that is full starts anew and takes what was learned with
+    Only `Broyden` without `exact` has an estimate at the point where it stops. solver="auto" and "broyden" mean
+    Broyden(memory=100, exact=False, max_iter=1000): a memory that is full starts anew and takes what was learned with
     it. A sample that starts at its solution has learned nothing, nor has one that was held to MM steps, as `Broyden` is
     where an energy of your own is not declared convex.
 
@@ -82,7 +82,7 @@ class Shine(Adjoint):
         ValueError: for an impossible one.
     """
 
-    default_solver: ClassVar[str | Solver] = Broyden(memory=100, polish=False, max_iter=1000)
+    default_solver: ClassVar[str | Solver] = Broyden(memory=100, exact=False, max_iter=1000)
 
     refine: int = 0
     on_failure: str = "warn"
@@ -101,12 +101,12 @@ class Shine(Adjoint):
         if not solver.estimates_inverse:
             raise ValueError(
                 "adjoint Shine uses the inverse estimate of Broyden: "
-                f'use solver="auto" or Broyden(polish=False), got {type(solver).__name__}'
+                f'use solver="auto" or Broyden(exact=False), got {type(solver).__name__}'
             )
-        if solver.polishes:
+        if solver.ends_exactly:
             raise ValueError(
-                "adjoint Shine needs the estimate at the point where Broyden stops, which an exact finish leaves "
-                'behind: use solver="auto" or Broyden(polish=False)'
+                "adjoint Shine needs the estimate at the point where Broyden stops, which an exact solve leaves "
+                'behind: use solver="auto" or Broyden(exact=False)'
             )
         if energy.own is not None:
             raise ValueError(f'adjoint Shine has no form for {energy.own.name}: use adjoint="implicit"')

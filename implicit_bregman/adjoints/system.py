@@ -107,7 +107,7 @@ def _is_cheap(system: Linearization) -> bool:
 
 
 def _on_free_sets(system: Linearization) -> bool:
-    """Whether every sample's system is the free block of H and the identity (all samples are polished)."""
+    """Whether every sample's system is the free block of H and the identity (all samples are exact)."""
     if system.on_free_sets:
         return True
     slope, shift = system.slope, system.shift
@@ -115,7 +115,7 @@ def _on_free_sets(system: Linearization) -> bool:
 
 
 def _direct(system: Linearization, g: Tensor, tol: float) -> AdjointSolution:
-    """Direct solves: through the shared factor where all samples are polished, else one factorization per sample."""
+    """Direct solves: through the shared factor where all samples are exact, else one factorization per sample."""
     none = torch.zeros(len(g), dtype=torch.int64, device=g.device)
     shared = system.hessian.shared
     limit = _SINGULAR[torch.float64 if shared is None else shared.matrix.dtype]

@@ -58,14 +58,14 @@ class BoundEnergy(ABC):
         affine: whether the gradient is affine in z (a quadratic energy), so that one linear solve on the free
             block of coordinates gives a critical point exactly.
         shared: the Hessian, where it is one constant matrix for all samples; else None.
-        has_finish: whether, without such a matrix, Newton's method makes an iterate exact.
+        exact_by_newton: whether, without such a matrix, Newton's method makes an iterate exact.
     """
 
     dtype: torch.dtype
     symmetric: bool
     affine: bool
     shared: Dense | None = None
-    has_finish: bool = False
+    exact_by_newton: bool = False
 
     @property
     def matrix_form(self) -> BoundQuadratic | None:

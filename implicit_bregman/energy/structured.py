@@ -187,7 +187,7 @@ class BoundStructured(BoundAffine):
         convex: whether H is declared to be positive definite.
     """
 
-    has_finish = True
+    exact_by_newton = True
 
     def __init__(self, operator: LinearOperator, offset: Tensor, ends: Spectrum | None, convex: bool = False) -> None:
         self.operator = operator

@@ -134,7 +134,7 @@ def run_convergence(
     problem: Problem | None = None,
     progress: Callable[[float, str], None] = lambda share, text: None,
 ) -> Convergence:
-    """Run every solver on the problem, in float64 and with the finishing polish off, and follow it.
+    """Run every solver on the problem, in float64 and without the exact solve, and follow it.
 
     Args:
         settings: What to run.

@@ -68,9 +68,9 @@ def make_methods(names: Sequence[str], tol: float | None = None, max_iter: int |
 
     Args:
         names: "implicit" (the layer's own choice of solver), "implicit-newton", "implicit-mm",
-            "implicit-anderson", "implicit-broyden", "implicit-torchdeq" (torchdeq's Anderson, without polish and by
-            default within torchdeq's own 50 iterations), "one-step", "phantom", "unrolled-L" or "truncated-K-of-L"
-            with whole numbers K ≤ L.
+            "implicit-anderson", "implicit-broyden", "implicit-torchdeq" (torchdeq's Anderson, without an exact
+            solve and by default within torchdeq's own 50 iterations), "one-step", "phantom", "unrolled-L" or
+            "truncated-K-of-L" with whole numbers K ≤ L.
         tol: Tolerance of the named solvers; None: the solvers' default.
         max_iter: Largest number of iterations of the named solvers; None: the solvers' default.
 
@@ -98,9 +98,9 @@ def _make(name: str, settings: dict[str, Any]) -> Method:
     if name == "implicit-torchdeq":
         if not torchdeq_installed():
             raise ValueError("row 'implicit-torchdeq' needs the package torchdeq: pip install torchdeq")
-        # As torchdeq runs it: within its own number of iterations, without this library's finish.
+        # As torchdeq runs it: within its own number of iterations, without this library's exact solve.
         settings = {"max_iter": TORCHDEQ_MAX_ITER, **settings}
-        return Method(name, "implicit", TorchDEQ(method="anderson", polish=False, **settings), Implicit())
+        return Method(name, "implicit", TorchDEQ(method="anderson", exact=False, **settings), Implicit())
     if name == "one-step":
         return Method(name, "one-step", "auto", OneStep())
     if name == "phantom":

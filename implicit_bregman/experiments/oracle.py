@@ -22,7 +22,7 @@ from implicit_bregman.experiments.basin import in_basin
 from implicit_bregman.experiments.optimality import Conditions, on_host
 from implicit_bregman.legendre import LegendreFunction
 
-EXACT = 2e-12  # largest relative residual of a solution that was finished by Newton or on its active set
+EXACT = 2e-12  # largest relative residual of a solution found by Newton or on its active set
 REACHED = 1e-10  # largest relative residual of an MM run that counts as arrived
 
 
@@ -269,7 +269,7 @@ def _bvls(problem: Conditions) -> Reference:
     raw = torch.stack(values)
     worst = float(problem.residual(raw, raw).max())
     if not worst <= REACHED:
-        raise RuntimeError(f"bvls: relative residual {worst:.2g} before the polish exceeds {REACHED:g}")
+        raise RuntimeError(f"bvls: relative residual {worst:.2g} before the exact solve exceeds {REACHED:g}")
     side = torch.stack(sides)
     value, residual = problem.solve_active(side < 0, side > 0)
     return _asserted(value, side != 0, residual, "bvls")

@@ -46,7 +46,7 @@ _METHOD = """\
 
 _TORCHDEQ = (
     f"* **implicit-torchdeq**: torchdeq's Anderson method on the same dual map, with torchdeq's own settings "
-    f"(at most {TORCHDEQ_MAX_ITER} iterations unless asked for more) and without this library's exact finish."
+    f"(at most {TORCHDEQ_MAX_ITER} iterations unless asked for more) and without this library's exact solve."
 )
 
 

@@ -22,7 +22,7 @@ class BoundLowRank(BoundEnergy):
     """f(z) = ½‖Vᵀz‖² − βᵀVᵀz for a batch of targets β, (B, r), and one shared V.
 
     Its Hessian VVᵀ is singular where V has fewer than d independent columns; then the critical points are not
-    isolated, and the start z⁰ chooses one of them. It is not a `shared` matrix: what asks for one (the exact finish)
+    isolated, and the start z⁰ chooses one of them. It is not a `shared` matrix: what asks for one (the exact solve)
     needs isolated critical points.
 
     Args:

@@ -28,7 +28,7 @@ class Anderson(Solver):
         ridge: λ, relative to the mean squared residual; keeps a singular Gram matrix harmless.
         tol: see `Solver`.
         max_iter: see `Solver`.
-        polish: see `Solver`.
+        exact: see `Solver`.
         trace: see `Solver`.
         on_failure: see `Solver`.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -43,9 +44,9 @@ class Outcome:
         point: the last accepted iterate.
         status: `Status` values, (B,).
         iterations: steps of the solver, (B,).
-        evaluations: evaluations of ∇f, the polish's included, (B,).
-        polished: whether the result is a polished point, (B,).
-        free: for polished samples, which coordinates are not at a bound, (B, d).
+        evaluations: evaluations of ∇f, the exact solve's included, (B,).
+        exact: whether the result was found by the exact solve on its free coordinates (γ = 0), (B,).
+        free: for exact samples, which coordinates are not at a bound, (B, d).
         trace: if the solver was asked for it.
         without_steps: whether no sample's result comes from MM steps: all points are exact, and τ is not known.
         complete: whether it is known that no sample has failed.
@@ -58,7 +59,7 @@ class Outcome:
     status: Int[Tensor, " batch"]
     iterations: Int[Tensor, " batch"]
     evaluations: Int[Tensor, " batch"]
-    polished: Bool[Tensor, " batch"]
+    exact: Bool[Tensor, " batch"]
     free: Bool[Tensor, "batch d"]
     trace: Trace | None
     without_steps: bool = False
@@ -78,11 +79,11 @@ class Solver(Settings):
             in float64 and 1e-6 in float32.
         max_iter: bound on the number of iterations. The default is generous because only samples that need them
             make them: MM may take thousands of steps past a saddle where W is indefinite.
-        polish: for quadratic f, finish exactly: for γ = 0 by a solve on the free coordinates once the active set
-            has been identified (the KKT polish), for γ > 0 by Newton's method in the dual. Without it, geometries
+        exact: for quadratic f, end with an exact solve: for γ = 0 on the free coordinates once the active set has
+            been identified, for γ > 0 by Newton's method in the dual. Without it, geometries
             whose iterates approach an active bound slowly (arctan, bent, isru) do not reach small residuals. Where
             there are several critical points, stretches over which MM hardly moves z are taken in one step as well.
-        trace: record residual, objective and iterate of every iteration. Polish is then off.
+        trace: record residual, objective and iterate of every iteration. There is then no exact solve.
         on_failure: "warn" (once), "raise" or "ignore" when a sample fails.
 
     Attributes:
@@ -94,12 +95,13 @@ class Solver(Settings):
         ValueError: for an impossible one.
     """
 
+    aliases: ClassVar[Mapping[str, str]] = {"polish": "exact"}
     is_mm: ClassVar[bool] = False
     estimates_inverse: ClassVar[bool] = False
 
     tol: float | None = None
     max_iter: int = 20_000
-    polish: bool = True
+    exact: bool = True
     trace: bool = False
     on_failure: str = "warn"
 
@@ -110,7 +112,7 @@ class Solver(Settings):
             check_positive("tol", self.tol)
         check_count("max_iter", self.max_iter)
         check_choice("on_failure", self.on_failure, FAILURE_MODES)
-        for name in ("polish", "trace"):
+        for name in ("exact", "trace"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
 
@@ -121,13 +123,13 @@ class Solver(Settings):
     def advice(self, status: Status, dtype: torch.dtype) -> str:
         """What to add to the text of a status: a remedy that helps with this solver, in this precision."""
         if status == Status.MAX_ITER:
-            return ("" if self.polishes else ", polish=True") + ', or use solver="auto"'
+            return ("" if self.ends_exactly else ", exact=True") + ', or use solver="auto"'
         return ", or compute in float64" if status == Status.STALLED and dtype == torch.float32 else ""
 
     @property
-    def polishes(self) -> bool:
-        """Whether a polish may be tried."""
-        return self.polish and not self.trace
+    def ends_exactly(self) -> bool:
+        """Whether an exact solve may be tried."""
+        return self.exact and not self.trace
 
     @abstractmethod
     def solve(self, objective: Objective, dual: Float[Tensor, "batch d"]) -> Outcome:

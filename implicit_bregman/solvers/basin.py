@@ -17,7 +17,7 @@ from torch import Tensor
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.linalg.chunks import chunks
 from implicit_bregman.objective import Objective, Point
-from implicit_bregman.solvers.finished import Finished
+from implicit_bregman.solvers.exact.result import ExactResult
 
 #: Radii that are tried, as multiples of the distance between iterate and limit.
 _RADII = (1.05, 1.6, 2.5, 4.0, 8.0, 20.0, 100.0)
@@ -28,7 +28,7 @@ def can_certify(objective: Objective) -> bool:
     return objective.energy.symmetric and objective.energy.shared is not None and not objective.backtracks
 
 
-def certified_radius(objective: Objective, point: Point, limit: Finished) -> Float[Tensor, " batch"]:
+def certified_radius(objective: Objective, point: Point, limit: ExactResult) -> Float[Tensor, " batch"]:
     """The radius of a ball round `limit` that holds MM for ever and no other critical point, (B,); 0 if unproven.
 
     Write d = z − limit, H = ∇²f, m for the multipliers at the limit and κ for a lower bound of γφ'' in the ball of
@@ -46,13 +46,13 @@ def certified_radius(objective: Objective, point: Point, limit: Finished) -> Flo
     assert shared is not None  # can_certify
     matrix = shared.wide.matrix
     dual = point.dual.double()
-    shift = geometry.activation(dual) - limit.exact
+    shift = geometry.activation(dual) - limit.unrounded
     distance = torch.linalg.vector_norm(shift, dim=-1)
-    multiplier = limit.gradient + gamma * limit.exact_dual
+    multiplier = limit.gradient + gamma * limit.unrounded_dual
     multiplier = torch.where(limit.free, 0.0, multiplier.abs())
     excess = 0.5 * (shift * (shift @ matrix)).sum(-1) + (multiplier * shift.abs()).sum(-1)
     if gamma:
-        excess = excess + gamma * geometry.dual_divergence(dual, limit.exact_dual)
+        excess = excess + gamma * geometry.dual_divergence(dual, limit.unrounded_dual)
 
     radius = torch.zeros_like(distance)
     open_ = limit.accepted & torch.isfinite(excess)
@@ -63,7 +63,7 @@ def certified_radius(objective: Objective, point: Point, limit: Finished) -> Flo
         reach = factor * distance[rows].clamp_min(1e-8)
         diagonal = multiplier[rows] / reach[:, None]
         if gamma:
-            diagonal = diagonal + gamma * _least_curvature(geometry, limit.exact[rows], reach[:, None])
+            diagonal = diagonal + gamma * _least_curvature(geometry, limit.unrounded[rows], reach[:, None])
         # A margin keeps rounding from proving anything.
         mu = (2 * excess[rows] / reach.square()).clamp_min(0) * 1.01 + 1e-12
         held = _positive_definite(matrix, diagonal - mu[:, None])

@@ -34,7 +34,7 @@ class Broyden(Solver):
         memory: number of updates kept; when it is full the updates start anew.
         tol: see `Solver`.
         max_iter: see `Solver`.
-        polish: see `Solver`.
+        exact: see `Solver`.
         trace: see `Solver`.
         on_failure: see `Solver`.
     """
@@ -53,7 +53,7 @@ class Broyden(Solver):
         return run(self, objective, dual, _RankOneUpdates(self.memory))
 
     def solve_with_inverse(self, objective: Objective, dual: Float[Tensor, "batch d"]) -> Outcome:
-        """The same, with the estimates: without `polish`, since what is finished exactly leaves its estimate behind."""
+        """The same, with the estimates: without `exact`, since what is solved exactly leaves its estimate behind."""
         updates = _RankOneUpdates(self.memory)
         return run(self, objective, dual, updates, updates.inverse)
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.solvers.base import Outcome, Solver
 from implicit_bregman.solvers.basin import can_certify, certified_radius
-from implicit_bregman.solvers.finish import can_finish, finish, finished_point, finished_status
-from implicit_bregman.solvers.finished import Finished
+from implicit_bregman.solvers.exact.result import ExactResult, exact_point, exact_status
+from implicit_bregman.solvers.exact.solve import can_solve_exactly, solve_exactly
 from implicit_bregman.solvers.inverse import InverseEstimate
 from implicit_bregman.solvers.motion import drifts, leap, moves, returns
 from implicit_bregman.solvers.progress import Progress
@@ -38,16 +38,16 @@ _SHARE, _CLEARLY = 0.5, 0.9
 #: Without an objective, the residual of an accelerated iterate may exceed the least so far by this factor.
 _RESIDUAL_GROWTH = 2.0
 #: The critical point ahead is looked for every so many iterations at most; the intervals grow with the iteration.
-_FINISH_EVERY = 3
+_EXACT_EVERY = 3
 #: ... and with the width: a factorization costs as much as d/6 iterations, and a try needs several.
-_FINISH_WIDTH = 16
+_EXACT_WIDTH = 16
 #: The residual from which on Newton's method takes over where γ > 0 and there is one critical point,
 _NEWTON_FROM = 1e-4
 #: up to the width at which its factorizations cost more than the iterations that are left.
 _NEWTON_WIDTH = 128
 #: The residual from which on a field without objective is accelerated, where it may have several zeros.
 _NEAR = 1e-3
-#: Plain steps made first where an exact finish is to follow: they halve the number of active sets it has to try.
+#: Plain steps made first where an exact solve is to follow: they halve the number of active sets it has to try.
 _WALK = 24
 #: MM steps after which, where only MM's own may be made, some are made at a time before one is looked at.
 _MANY, _UNSEEN = 40, 8
@@ -123,20 +123,22 @@ class _Run:
         self.progress = self._start(self.point)
         self.memory = None if accelerator is None else accelerator.start(objective, self.point)
         self.stale = False
-        self.finishes = solver.polishes and can_finish(objective) and (objective.unique or can_certify(objective))
         self.certifies = not objective.unique and can_certify(objective)
-        self.finish_every = max(_FINISH_EVERY, dual.shape[-1] // _FINISH_WIDTH)
-        self.finish_at = self.finish_every
+        self.ends_exactly = (
+            solver.ends_exactly and can_solve_exactly(objective) and (objective.unique or self.certifies)
+        )
+        self.exact_every = max(_EXACT_EVERY, dual.shape[-1] // _EXACT_WIDTH)
+        self.exact_at = self.exact_every
         # Where one exact solve ends it all, plain steps are the cheapest way to the right active set.
-        self.walks = self.finishes and objective.unique and not (objective.backtracks or objective.regularization)
+        self.walks = self.ends_exactly and objective.unique and not (objective.backtracks or objective.regularization)
         self.recorder = Recorder(self.point, trace=solver.trace, inverse=read_inverse is not None)
 
     def result(self) -> Outcome:
         iteration = 0
         while len(self.progress.index):
             self.recorder.record(self.progress.index, self.point)
-            if iteration >= self.finish_at:
-                self.finish_at = iteration + max(self.finish_every, iteration // 2)
+            if iteration >= self.exact_at:
+                self.exact_at = iteration + max(self.exact_every, iteration // 2)
                 self._look_ahead(torch.ones_like(self.progress.restart), iteration)
             self._stop(iteration)
             if len(self.progress.index) == 0:
@@ -212,7 +214,7 @@ class _Run:
             self.memory, dual = self.accelerator.propose(self.objective, self.memory, point, fresh)
             proposed = ~fresh & torch.isfinite(dual.sum(-1))
             candidate = torch.where(proposed[:, None], dual, candidate)
-        if self.finishes and self.certifies and not self.objective.regularization:
+        if self.ends_exactly and self.certifies and not self.objective.regularization:
             # A step of MM's own, or many of them at once where z stands still.
             far, still = leap(self.objective, point, progress.stride)
             still = still & ~proposed
@@ -348,15 +350,15 @@ class _Run:
         plain = self.objective.majorized(old, new) if self.objective.backtracks else torch.ones_like(proposed)
         return merit, torch.where(proposed, accepted, plain) & new.finite
 
-    # Finishing ------------------------------------------------------------------------------------------------
+    # The exact solve ------------------------------------------------------------------------------------------
 
     def _look_ahead(self, due: Bool[Tensor, " batch"], iteration: int) -> None:
         """Find the critical points that the iterates point to.
 
-        Where such a point passes its test and is certain to be MM's limit, the sample is finished there, or, if
-        the solver does not polish, set free to run towards it.
+        Where such a point passes its test and is certain to be MM's limit, the sample ends there, or, if
+        the solver makes no exact solve, is set free to run towards it.
         """
-        if not self.finishes and not self.certifies:
+        if not self.ends_exactly and not self.certifies:
             if not self.objective.energy.symmetric:
                 self._free_near_equilibrium()
             return
@@ -368,7 +370,7 @@ class _Run:
         if len(rows) == 0:
             return
         objective, point = self.objective.select(rows), self.point.select(rows)
-        found = finish(objective, point, self.tol)
+        found = solve_exactly(objective, point, self.tol)
         sure = found.accepted
         self.progress = replace(self.progress, evaluations=self.progress.evaluations.index_add(0, rows, found.tries))
         if self.certifies:
@@ -382,22 +384,22 @@ class _Run:
                 anchor=progress.anchor.index_copy(0, known, found.value[sure]),
                 radius=progress.radius.index_copy(0, known, radius[sure]),
             )
-        if self.finishes:
-            self._finish(rows[sure], found.select(sure.nonzero().squeeze(-1)), iteration)
+        if self.ends_exactly:
+            self._end_exactly(rows[sure], found.select(sure.nonzero().squeeze(-1)), iteration)
 
     def _free_near_equilibrium(self) -> None:
         """Without an objective nothing can be proved: let the proposals start once MM is near an equilibrium."""
         near = self.point.residual <= _NEAR
         self.progress = replace(self.progress, free_to_run=self.progress.free_to_run | near)
 
-    def _finish(self, rows: Int[Tensor, " done"], found: Finished, iteration: int) -> None:
+    def _end_exactly(self, rows: Int[Tensor, " done"], found: ExactResult, iteration: int) -> None:
         if len(rows) == 0:
             return
         objective = self.objective.select(rows)
-        final = finished_point(objective, self.point.select(rows), found)
-        status = finished_status(found)
+        final = exact_point(objective, self.point.select(rows), found)
+        status = exact_status(found)
         free = None if objective.regularization else found.free
-        self.recorder.finish(self.progress.select(rows), final, status, iteration, free)
+        self.recorder.write(self.progress.select(rows), final, status, iteration, free)
         self._keep(torch.ones_like(self.progress.restart).index_fill(0, rows, False))
 
     # Stop -----------------------------------------------------------------------------------------------------
@@ -429,7 +431,7 @@ class _Run:
         running_away = running_away | ((status >= 0) & ~converged & drifts(self.objective, point, progress.opening))
         status = torch.where(running_away, int(Status.DIVERGED), status)
         status = torch.where(converged, int(Status.CONVERGED), status)
-        if self.finishes:
+        if self.ends_exactly:
             before = progress.index
             self._look_ahead(done & ~converged & ~running_away, iteration)
             left = torch.isin(before, self.progress.index)
@@ -442,7 +444,7 @@ class _Run:
         degenerate = (status == int(Status.CONVERGED)) & self.objective.select(rows).degenerate(final, 10 * self.tol)
         status = torch.where(degenerate, int(Status.DEGENERATE), status)
         who = self.progress.select(rows)
-        self.recorder.finish(who, final, status, iteration, None)
+        self.recorder.write(who, final, status, iteration, None)
         if self.read_inverse is not None:
             part = self.objective.select(rows)
             memory = None if self.memory is None else self.memory.select(rows)

@@ -11,18 +11,18 @@ from torch import Tensor
 
 from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.objective import Objective, Point
-from implicit_bregman.solvers.active_set import polish, polish_projected
 from implicit_bregman.solvers.anderson import Anderson
 from implicit_bregman.solvers.base import Outcome, Solver, Trace
 from implicit_bregman.solvers.chord import chord_steps
 from implicit_bregman.solvers.continuation import can_continue, follow_curve
-from implicit_bregman.solvers.dual_newton import newton
-from implicit_bregman.solvers.finish import exact_outcome, finish, rounding_accepted
-from implicit_bregman.solvers.finished import Finished
-from implicit_bregman.solvers.interior_point import minimise_convex
+from implicit_bregman.solvers.exact.active_set import solve_active_set, solve_projected_active_set
+from implicit_bregman.solvers.exact.dual_newton import newton
+from implicit_bregman.solvers.exact.interior_point import minimise_convex
+from implicit_bregman.solvers.exact.projected_newton import projected_newton
+from implicit_bregman.solvers.exact.result import ExactResult, exact_outcome
+from implicit_bregman.solvers.exact.singular import failure, far_from, limit_of_mm
+from implicit_bregman.solvers.exact.solve import rounding_accepted, solve_exactly
 from implicit_bregman.solvers.loop import run
-from implicit_bregman.solvers.projected_newton import projected_newton
-from implicit_bregman.solvers.singular import failure, far_from, limit_of_mm
 from implicit_bregman.solvers.splitting import Splitting, active_set_guess
 from implicit_bregman.status import Status
 
@@ -73,7 +73,7 @@ class Newton(Solver):
       else 300 steps of `solvers.Anderson`, then Newton's method from near an equilibrium. Where the steps come near
       none, a curve of equilibria is followed from a large γ down to the γ that is asked for.
 
-    Quadratic problems in float32 are finished in float64, so that the result does not lose digits to the condition
+    Quadratic problems in float32 end with steps in float64, so that the result does not lose digits to the condition
     number.
 
     Args:
@@ -81,9 +81,9 @@ class Newton(Solver):
         max_iter: bound on the number of steps of all kinds together: active sets solved for, Newton, interior-point
             and MM steps. One of them costs at most a factorization per sample, or 3d + 20 products with the Hessian,
             and 25 evaluations of f, so that max_iter bounds the work. For γ > 0 it also bounds the products inside
-            all Newton steps together. (Only the finish of a minimiser that is not unique is not counted in: at most
+            all Newton steps together. (Only the end at a minimiser that is not unique is not counted in: at most
             300 steps of its own.)
-        polish: see `Solver`; it matters where MM steps are made.
+        exact: see `Solver`; it matters where MM steps are made.
         trace: see `Solver`. For γ = 0 the steps traced are projected Newton steps.
         on_failure: see `Solver`.
     """
@@ -112,7 +112,7 @@ class Newton(Solver):
     def _accelerated(self) -> Anderson:
         """What is used where second-order steps are not: it makes MM's own steps until their limit is certain."""
         return Anderson(
-            tol=self.tol, max_iter=self.max_iter, polish=self.polish, trace=self.trace, on_failure=self.on_failure
+            tol=self.tol, max_iter=self.max_iter, exact=self.exact, trace=self.trace, on_failure=self.on_failure
         )
 
     def _without_objective(self, objective: Objective, dual: Tensor) -> Outcome:
@@ -123,7 +123,7 @@ class Newton(Solver):
         if direct is not None:
             return direct
         most = min(self.max_iter, _MONOTONE_STEPS) if objective.regularization else self.max_iter
-        outcome = Splitting(tol=self.tol, max_iter=most, polish=False).solve(objective, dual)
+        outcome = Splitting(tol=self.tol, max_iter=most, exact=False).solve(objective, dual)
         if objective.regularization:
             outcome = self._from_start(objective, outcome, dual)
         return self._rest(objective, outcome, dual, lambda left: replace(self, max_iter=left)._field)
@@ -184,7 +184,7 @@ class Newton(Solver):
         if len(rows) == 0:
             return outcome
         part, point = objective.select(rows), outcome.point.select(rows)
-        found = finish(part, point, self.tolerance(point.dual.dtype))
+        found = solve_exactly(part, point, self.tolerance(point.dual.dtype))
         moved = (found.value - point.value).abs().amax(-1)
         reach = _REACH * (1 + point.value.abs().amax(-1))
         good = (found.accepted & (moved <= reach)).nonzero().squeeze(-1)
@@ -203,11 +203,11 @@ class Newton(Solver):
         )
         kept = reached.nonzero().squeeze(-1)
         part, start = part.select(kept), objective.geometry.project_dual(start[kept]).to(outcome.point.dual.dtype)
-        found = finish(part, part.evaluate(start, part.initial_step(start)), tol)
+        found = solve_exactly(part, part.evaluate(start, part.initial_step(start)), tol)
         good = found.accepted.nonzero().squeeze(-1)
         return _merged(objective, outcome, rows[kept[good]], exact_outcome(part.select(good), found.select(good), None))
 
-    def _directly(self, objective: Objective, dual: Tensor) -> tuple[Finished, Trace | None]:
+    def _directly(self, objective: Objective, dual: Tensor) -> tuple[ExactResult, Trace | None]:
         """One critical point: Newton steps from the start."""
         tol, energy = self.tolerance(dual.dtype), objective.energy.matrix_form
         log = _Log(objective, dual) if self.trace else None
@@ -230,7 +230,7 @@ class Newton(Solver):
         point = objective.evaluate(dual, torch.ones_like(dual[:, :1]))
         return replace(found, dual=dual, value=point.value, residual=point.residual), trace
 
-    def _completed(self, objective: Objective, dual: Tensor, found: Finished, trace: Trace | None) -> Outcome:
+    def _completed(self, objective: Objective, dual: Tensor, found: ExactResult, trace: Trace | None) -> Outcome:
         """The outcome, with the samples that Newton gave up left to MM, where its steps may lead further."""
         outcome = exact_outcome(objective, found, trace)
         if found.complete or (objective.regularization and objective.energy.affine):
@@ -246,14 +246,14 @@ class Newton(Solver):
         rest = run(replace(self, trace=False, max_iter=left), objective.select(rows), dual[rows], None)
         return _merged(objective, outcome, rows, rest)
 
-    def _is_final(self, objective: Objective, dual: Tensor, found: Finished) -> Bool[Tensor, " batch"]:
+    def _is_final(self, objective: Objective, dual: Tensor, found: ExactResult) -> Bool[Tensor, " batch"]:
         """The failures that MM would not mend: γ = 0 and a quadratic f, or a sample that runs away, (B,)."""
-        failed = ~found.accepted & torch.isfinite(found.exact.sum(-1))
+        failed = ~found.accepted & torch.isfinite(found.unrounded.sum(-1))
         if objective.regularization:
             return torch.zeros_like(failed)
         if objective.energy.affine:
             return failed
-        return failed & (found.exact.abs().amax(-1) > far_from(objective.geometry.activation(dual)))
+        return failed & (found.unrounded.abs().amax(-1) > far_from(objective.geometry.activation(dual)))
 
     def _after_mm(self, objective: Objective, dual: Tensor) -> Outcome:
         """An energy that may have several critical points, and no certificate: Newton only from nearby."""
@@ -291,7 +291,9 @@ class Newton(Solver):
         """How many steps may still be made by some of the samples."""
         return self.max_iter if outcome is None else max(0, self.max_iter - int(outcome.iterations[rows].max()))
 
-    def _from_nearby(self, objective: Objective, point: Point, tol: float, max_steps: int) -> tuple[Finished, Tensor]:
+    def _from_nearby(
+        self, objective: Objective, point: Point, tol: float, max_steps: int
+    ) -> tuple[ExactResult, Tensor]:
         """Newton steps from MM's iterates, and whether their end is near them and not higher, (B,)."""
         if objective.regularization:
             found = newton(objective, point.dual, tol, max_steps)
@@ -323,7 +325,9 @@ def _is_unsettled(before: Tensor, target: Tensor, lo: float, hi: float) -> bool:
     return bool(changed.sum() > 0.5 * len(changed))
 
 
-def _by_active_set(objective: Objective, energy: BoundQuadratic, dual: Tensor, tol: float, max_iter: int) -> Finished:
+def _by_active_set(
+    objective: Objective, energy: BoundQuadratic, dual: Tensor, tol: float, max_iter: int
+) -> ExactResult:
     """γ = 0: guess the active set by a few projected gradient steps, correct it, and search on where it turns round."""
     geometry, (lo, hi) = objective.geometry, objective.geometry.bounds(dual.dtype)
     descent = energy.descent(energy.gradient_step)
@@ -337,7 +341,7 @@ def _by_active_set(objective: Objective, energy: BoundQuadratic, dual: Tensor, t
         # Each set that is not the right one costs as much as many iterations.
         target = active_set_guess(objective, geometry.finite_dual(target.clamp(lo, hi), dual.dtype), _SPLITTINGS)
         looks += _SPLITTINGS
-    found = polish_projected(objective, target, tol, min(_CORRECTIONS, max_iter - 1))
+    found = solve_projected_active_set(objective, target, tol, min(_CORRECTIONS, max_iter - 1))
     found.tries.add_(looks)
     if found.complete:
         return found
@@ -349,7 +353,9 @@ def _by_active_set(objective: Objective, energy: BoundQuadratic, dual: Tensor, t
     searched = minimise_convex(part, target[rows].clamp(lo, hi), tol, left - 1)
     # The set is right now: solve for its point once more, exactly.
     left -= int(searched.steps.max())
-    exact = polish(part, searched.value, searched.gradient.to(dual.dtype), tol, min(_LAST_CORRECTIONS, left - 1))
+    exact = solve_active_set(
+        part, searched.value, searched.gradient.to(dual.dtype), tol, min(_LAST_CORRECTIONS, left - 1)
+    )
     steps = found.steps[rows] + searched.steps + exact.steps
     tries = found.tries[rows] + searched.tries + exact.tries
     return found.replace_rows(rows, replace(exact, steps=steps, tries=tries))
@@ -380,7 +386,7 @@ def _merged(objective: Objective, first: Outcome, rows: Int[Tensor, " some"], se
         status=put(first.status, second.status),
         iterations=put(first.iterations, first.iterations[rows] + second.iterations),
         evaluations=put(first.evaluations, first.evaluations[rows] + second.evaluations),
-        polished=put(first.polished, second.polished),
+        exact=put(first.exact, second.exact),
         free=put(first.free, second.free),
     )
 

@@ -29,7 +29,7 @@ class Counted(Protocol):
 
 
 class Recorder:
-    """Collects finished samples, and the trace if one is wanted.
+    """Collects samples that have stopped, and the trace if one is wanted.
 
     Args:
         start: the first iterates of the whole batch.
@@ -46,7 +46,7 @@ class Recorder:
         self._status = torch.zeros(batch, dtype=torch.int64, device=device)
         self._iterations = torch.zeros_like(self._status)
         self._evaluations = torch.zeros_like(self._status)
-        self._polished = torch.zeros(batch, dtype=torch.bool, device=device)
+        self._exact = torch.zeros(batch, dtype=torch.bool, device=device)
         self._free = torch.ones(start.value.shape, dtype=torch.bool, device=device)
         self._batch = batch
         self._dtype = start.value.dtype
@@ -66,7 +66,7 @@ class Recorder:
         dual[index] = point.dual
         self._trace.append((residual, objective, dual))
 
-    def finish(
+    def write(
         self,
         who: Counted,
         point: Point,
@@ -74,7 +74,7 @@ class Recorder:
         iterations: int,
         free: Bool[Tensor, "done d"] | None,
     ) -> None:
-        """Write out samples that have stopped; `free` is given for polished ones."""
+        """Write out samples that have stopped; `free` is given for exact ones."""
         index = who.index
         for name, rows in self._rows.items():
             if rows is not None:
@@ -83,7 +83,7 @@ class Recorder:
         self._iterations[index] = iterations
         self._evaluations[index] = who.evaluations
         if free is not None:
-            self._polished[index] = True
+            self._exact[index] = True
             self._free[index] = free
 
     def keep(self, index: Int[Tensor, " done"], inverse: InverseEstimate) -> None:
@@ -101,7 +101,7 @@ class Recorder:
             self._status,
             self._iterations,
             self._evaluations,
-            self._polished,
+            self._exact,
             self._free,
             trace,
             inverse=None if self._inverses is None else self._assembled(self._inverses),

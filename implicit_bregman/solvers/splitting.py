@@ -20,11 +20,11 @@ from implicit_bregman.legendre.prox import prox_dual
 from implicit_bregman.objective import Objective
 from implicit_bregman.settings import check_positive
 from implicit_bregman.solvers.base import Outcome, Solver
-from implicit_bregman.solvers.finish import can_finish, exact_outcome, finish, rounding_accepted
-from implicit_bregman.solvers.finished import Finished
+from implicit_bregman.solvers.exact.result import ExactResult, exact_outcome
+from implicit_bregman.solvers.exact.solve import can_solve_exactly, rounding_accepted, solve_exactly
 from implicit_bregman.status import Status
 
-#: Residuals at which an exact finish is tried, before the tolerance itself.
+#: Residuals at which an exact solve is tried, before the tolerance itself.
 _STAGES = (1e-3, 1e-6)
 #: Iterations between two looks at the residual.
 _LOOK = 6
@@ -40,13 +40,13 @@ _BELOW = 0.01
 class Splitting(Solver):
     """Peaceman–Rachford splitting for problems with one critical point and a quadratic f, H symmetric or not.
 
-    The iterations of a sample end where its residual is small; then, with `polish`, an exact solve is tried.
+    The iterations of a sample end where its residual is small; then, with `exact`, an exact solve is tried.
 
     Args:
         step: α. None: from the ends of the spectrum.
         tol: see `Solver`.
         max_iter: see `Solver`.
-        polish: see `Solver`.
+        exact: see `Solver`.
         trace: there is none of this solver.
         on_failure: see `Solver`.
 
@@ -83,8 +83,8 @@ class Splitting(Solver):
         # In float64 rounding neither stops the iteration nor decides which bounds are active.
         wide = objective.double()
         ends, dual = objective.energy.hessian(dual).bounds_guess(), dual.double()
-        finishes = self.polishes and can_finish(objective)
-        levels = [*(level for level in _STAGES if level > tol and finishes), tol]
+        ends_exactly = self.ends_exactly and can_solve_exactly(objective)
+        levels = [*(level for level in _STAGES if level > tol and ends_exactly), tol]
         steps = torch.zeros(len(dual), dtype=torch.int64, device=dual.device)
         calls = torch.zeros_like(steps)
         rows, result = torch.arange(len(dual), device=dual.device), None
@@ -93,9 +93,9 @@ class Splitting(Solver):
             reached, value = run.until(_BELOW * level, level, self.max_iter - steps[rows])
             dual = dual.index_copy(0, rows, reached)
             steps = steps.index_add(0, rows, run.steps)
-            if finishes:
+            if ends_exactly:
                 part, near = objective.select(rows), _rounded(reached, dtype)
-                found = finish(part, part.evaluate(near, torch.ones_like(near[:, :1])), tol)
+                found = solve_exactly(part, part.evaluate(near, torch.ones_like(near[:, :1])), tol)
             else:
                 found = run.found(reached, value, tol, dtype)
             calls = calls.index_add(0, rows, run.calls + 1 + found.tries)
@@ -208,7 +208,7 @@ class _Run:
 
     def found(
         self, dual: Float[Tensor, "batch d"], value: Float[Tensor, "batch d"], tol: float, dtype: torch.dtype
-    ) -> Finished:
+    ) -> ExactResult:
         """The iterates themselves in the samples' precision, accepted where their residual is small."""
         objective, (lo, hi) = self.objective, self.objective.geometry.bounds(dtype)
         point = objective.evaluate(dual, torch.ones_like(dual[:, :1]))
@@ -221,11 +221,11 @@ class _Run:
         ends = objective.geometry.bounds(value.dtype)
         free = (value > ends[0]) & (value < ends[1]) | bool(objective.regularization)
         none = torch.zeros(len(value), dtype=torch.int64, device=value.device)
-        found = Finished(
+        found = ExactResult(
             value=value.clamp(lo, hi).to(dtype),
             dual=_rounded(dual, dtype),
-            exact=value,
-            exact_dual=dual,
+            unrounded=value,
+            unrounded_dual=dual,
             free=free,
             gradient=point.gradient,
             scale=point.scale,

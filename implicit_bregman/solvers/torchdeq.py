@@ -15,7 +15,8 @@ from torch import Tensor
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.settings import check_choice
 from implicit_bregman.solvers.base import Outcome, Solver, Trace
-from implicit_bregman.solvers.finish import can_finish, finish, finished_point
+from implicit_bregman.solvers.exact.result import exact_point
+from implicit_bregman.solvers.exact.solve import can_solve_exactly, solve_exactly
 from implicit_bregman.status import Status
 
 METHODS = ("anderson", "broyden", "fixed_point_iter")
@@ -38,7 +39,7 @@ class TorchDEQ(Solver):
             "anderson".
         max_iter: bound on torchdeq's iterations.
         tol: see `Solver`.
-        polish: see `Solver`.
+        exact: see `Solver`.
         trace: see `Solver`.
         on_failure: see `Solver`.
 
@@ -71,8 +72,8 @@ class TorchDEQ(Solver):
             with suppress(_AllDone, torch.linalg.LinAlgError):
                 # tol = 0: torchdeq's own test, which is not per sample, never ends the run.
                 _torchdeq(self.method)(watch, dual.detach(), max_iter=self.max_iter, tol=0.0, **self.options)
-            if self.polishes and can_finish(objective) and objective.unique:
-                watch.finish()
+            if self.ends_exactly and can_solve_exactly(objective) and objective.unique:
+                watch.solve_exactly()
         return watch.outcome()
 
 
@@ -108,8 +109,8 @@ class _Watch:
         self.at = torch.zeros(len(dual), dtype=torch.int64, device=dual.device)
         self.done = torch.zeros(len(dual), dtype=torch.bool, device=dual.device)
         self.extra = torch.zeros_like(self.at)
-        self.polished = torch.zeros_like(self.done)
-        self.finished = torch.zeros_like(self.done)
+        self.exact = torch.zeros_like(self.done)
+        self.solved = torch.zeros_like(self.done)
         self.degenerate = torch.zeros_like(self.done)
         self.free = torch.ones_like(dual, dtype=torch.bool)
         self.rows: list[tuple[Tensor, Tensor, Tensor]] | None = [] if trace else None
@@ -149,16 +150,16 @@ class _Watch:
                 )
             )
 
-    def finish(self) -> None:
-        """Finish exactly, where the active set of the best iterate is right."""
+    def solve_exactly(self) -> None:
+        """Solve exactly, where the active set of the best iterate is right."""
         assert self.best is not None
-        found = finish(self.objective, self.best, self.tol)
+        found = solve_exactly(self.objective, self.best, self.tol)
         ok = found.accepted
-        changed = finished_point(self.objective, self.best, found)
+        changed = exact_point(self.objective, self.best, found)
         self.best = changed.where(ok, self.best)
         self.done = self.done | ok
-        self.finished = ok
-        self.polished = ok & (self.objective.regularization == 0)
+        self.solved = ok
+        self.exact = ok & (self.objective.regularization == 0)
         self.free = torch.where(ok[:, None], found.free, self.free)
         self.degenerate = found.degenerate
         self.extra = found.tries
@@ -167,12 +168,12 @@ class _Watch:
         """Everything, after torchdeq has returned."""
         point = self.best if self.best is not None else self.objective.evaluate(self.start, self.step)
         status = torch.where(self.done, int(Status.CONVERGED), int(Status.MAX_ITER))
-        at_bound = self.done & ~self.finished & self.objective.degenerate(point, 10 * self.tol)
+        at_bound = self.done & ~self.solved & self.objective.degenerate(point, 10 * self.tol)
         status = torch.where(self.degenerate | at_bound, int(Status.DEGENERATE), status)
-        iterations = torch.where(self.done & ~self.finished, self.at, max(self.calls - 1, 0))
+        iterations = torch.where(self.done & ~self.solved, self.at, max(self.calls - 1, 0))
         trace = None
         if self.rows:
             residual, objective, dual = (torch.stack(column) for column in zip(*self.rows, strict=True))
             trace = Trace(residual, objective, dual)
         calls = torch.full_like(self.at, self.calls)
-        return Outcome(point, status, iterations, calls + self.extra, self.polished, self.free, trace)
+        return Outcome(point, status, iterations, calls + self.extra, self.exact, self.free, trace)

@@ -33,10 +33,10 @@ def test_the_value_does_not_depend_on_the_adjoint(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-@pytest.mark.parametrize("polish", [True, False])
-def test_one_step_is_one_differentiated_mm_step(case: Case, polish: bool) -> None:
+@pytest.mark.parametrize("exactly", [True, False])
+def test_one_step_is_one_differentiated_mm_step(case: Case, exactly: bool) -> None:
     learned, _ = learned_case(case)
-    solver = ib.solvers.Anderson(polish=polish, tol=1e-9)
+    solver = ib.solvers.Anderson(exact=exactly, tol=1e-9)
     solution = learned.solve(ib.adjoints.OneStep(), solver)
     by_hand = mm_by_hand(learned, 1, float(solution.step[0]), solution.dual)
     attached = solution.value.detach() + (by_hand - by_hand.detach())
@@ -93,7 +93,7 @@ def test_impossible_settings_are_refused(settings: dict[str, object], message: s
 @pytest.mark.parametrize("adjoint", EXACT)
 def test_attach_gradient_is_the_adjoint_at_a_given_iterate(adjoint: str) -> None:
     learned, _ = learned_case(Case("tanh", active=0.34))
-    solution = learned.solve(adjoint, ib.solvers.Anderson(polish=False))
+    solution = learned.solve(adjoint, ib.solvers.Anderson(exact=False))
     value = ib.attach_gradient(
         learned.energy, learned.geometry, learned.x, solution.dual, learned.regularization, adjoint
     )

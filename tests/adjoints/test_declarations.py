@@ -19,7 +19,7 @@ DECLARED = {
     "implicit": (Newton(), True),
     "phantom": (Newton(), True),
     "one_step": (Newton(), True),
-    "shine": (Broyden(memory=100, polish=False, max_iter=1000), True),
+    "shine": (Broyden(memory=100, exact=False, max_iter=1000), True),
     "unrolled": (MM(), False),
 }
 

@@ -47,7 +47,7 @@ def estimate_and_error(
 )
 def test_the_order_of_magnitude_of_an_early_stop(settings: dict[str, object], tol: float) -> None:
     problem = make_problem(**{"dim": 16, "batch": 12, "condition": 30.0, "seed": 2, **settings})
-    solver = ib.solvers.MM(tol=tol, polish=False, on_failure="ignore")
+    solver = ib.solvers.MM(tol=tol, exact=False, on_failure="ignore")
     estimate, error = estimate_and_error(problem, solver, SILENT)
     ratio = (estimate / error).log10().abs()
     assert float(ratio.median()) <= 1.0, f"median {ratio.median():.2f}"
@@ -114,18 +114,18 @@ def test_a_derivative_that_is_infinite_is_flagged() -> None:
         found.value.sum().backward()
     assert found.adjoint.status.tolist() == [ib.Status.SINGULAR]
     assert float(found.gradient_error) >= 0.3
-    solver = ib.solvers.MM(tol=1e-4, max_iter=300, polish=False, on_failure="ignore")
+    solver = ib.solvers.MM(tol=1e-4, max_iter=300, exact=False, on_failure="ignore")
     early = ib.find_critical_point(Cubic(1, convex=True), "bent", x, solver=solver)
     early.value.sum().backward()
     assert float(early.gradient_error) >= 0.3
 
 
 @pytest.mark.parametrize("scale", [1e-25, 1e25])
-@pytest.mark.parametrize("polish", [True, False])
-def test_the_size_of_the_loss_does_not_matter(scale: float, polish: bool) -> None:
+@pytest.mark.parametrize("exactly", [True, False])
+def test_the_size_of_the_loss_does_not_matter(scale: float, exactly: bool) -> None:
     problem = make_problem(dim=16, batch=4, condition=30.0, active=0.3, seed=2).to(torch.float32)
     x = problem.offset.clone().requires_grad_()
-    solver = ib.solvers.MM(tol=1e-3, polish=polish)
+    solver = ib.solvers.MM(tol=1e-3, exact=exactly)
     energy = ib.QuadraticEnergy.from_matrices(problem.weight)
     found = ib.find_critical_point(energy, problem.geometry, x, None, 0.0, solver, SILENT)
     found.value.sum().backward(retain_graph=True)
@@ -168,7 +168,7 @@ def test_within_a_factor_of_thirty() -> None:
             x = x.requires_grad_()
             energy = ib.QuadraticEnergy.from_matrices(weight)
             outer = []
-            for how in (method(tol=tol, polish=False, max_iter=1000, on_failure="ignore"), ib.solvers.Newton()):
+            for how in (method(tol=tol, exact=False, max_iter=1000, on_failure="ignore"), ib.solvers.Newton()):
                 found = ib.find_critical_point(energy, geometry, x, None, gamma, how, SILENT)
                 (v,) = torch.autograd.grad(found.value, x, g)
                 outer.append((v[:, :, None] * found.value.detach()[:, None, :], found.gradient_error))

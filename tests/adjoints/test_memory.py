@@ -39,7 +39,7 @@ def test_memory_does_not_grow_with_the_iterations(adjoint: str) -> None:
     x = 3 * torch.randn(B, N)
     counts, sizes = [], []
     for tol in (1e-1, 1e-3):
-        layer.solver = ib.solvers.MM(tol=tol, polish=False)
+        layer.solver = ib.solvers.MM(tol=tol, exact=False)
         sizes.append(held(layer, x))
         assert layer.last_solution is not None
         counts.append(int(layer.last_solution.iterations.max()))

@@ -32,8 +32,8 @@ CASES = [
     Case("sigmoid", "general", regularization=0.2, weight="general"),
     Case("arctan", "general", active=0.34, weight="general"),
 ]
-#: Solvers that reach every case without the polish.
-UNPOLISHED = [case for case in ALL_CASES if not case.slow]
+#: Solvers that reach every case without the exact solve.
+STEPWISE = [case for case in ALL_CASES if not case.slow]
 
 
 @pytest.mark.parametrize(
@@ -112,50 +112,50 @@ def test_chebyshev_steps_give_the_dense_gradient(
         assert int(counts[1].min()) == int(counts[1].max()) > 0
 
 
-@pytest.mark.parametrize("case", UNPOLISHED, ids=str)
+@pytest.mark.parametrize("case", STEPWISE, ids=str)
 @pytest.mark.parametrize("solver", [ib.solvers.MM, ib.solvers.Anderson, ib.solvers.Broyden], ids=lambda s: s.__name__)
-def test_without_polish(case: Case, solver: type[ib.solvers.MM], dtype: torch.dtype) -> None:
+def test_without_exact_solve(case: Case, solver: type[ib.solvers.MM], dtype: torch.dtype) -> None:
     """Then the scaled system at the iterate and its next MM iterate does the work."""
     learned, exact = _in(case, dtype)
-    solution = learned.solve(solver=solver(polish=False))
+    solution = learned.solve(solver=solver(exact=False))
     assert bool(solution.converged.all())
-    assert not bool(solution.polished.any())
+    assert not bool(solution.exact.any())
     assert worst_error(learned.differentiate(solution.value), exact) <= (1e-6 if dtype == torch.float64 else 1e-3)
 
 
 @pytest.mark.parametrize("case", [case for case in ALL_CASES if case.slow], ids=str)
-def test_without_polish_where_mm_is_slow(case: Case, dtype: torch.dtype) -> None:
+def test_without_exact_solve_where_mm_is_slow(case: Case, dtype: torch.dtype) -> None:
     learned, exact = _in(case, dtype)
-    solution = learned.solve(solver=ib.solvers.Anderson(polish=False, tol=1e-9 if dtype == torch.float64 else 1e-5))
+    solution = learned.solve(solver=ib.solvers.Anderson(exact=False, tol=1e-9 if dtype == torch.float64 else 1e-5))
     assert bool(solution.converged.all())
     assert worst_error(learned.differentiate(solution.value), exact) <= (1e-6 if dtype == torch.float64 else 1e-3)
     # The accelerated solvers overshoot into saturation, where τ∇f is lost beside y: converged must still mean exact.
     for solver in (ib.solvers.Anderson, ib.solvers.Broyden):
-        solution = learned.solve(solver=solver(polish=False, max_iter=1000, on_failure="ignore"))
+        solution = learned.solve(solver=solver(exact=False, max_iter=1000, on_failure="ignore"))
         each = _error_per_sample(learned.differentiate(solution.value)["x"], exact["x"])
         assert bool((each[solution.converged] <= (1e-6 if dtype == torch.float64 else 1e-3)).all())
     # Plain MM does not get there. Its gradient is as far off as its point, not more.
-    solution = learned.solve(solver=ib.solvers.MM(polish=False, max_iter=1000, on_failure="ignore"))
+    solution = learned.solve(solver=ib.solvers.MM(exact=False, max_iter=1000, on_failure="ignore"))
     assert not bool(solution.converged.all())
     assert worst_error(learned.differentiate(solution.value), exact) <= 1e-2
 
 
 @pytest.mark.parametrize(
-    ("method", "polish"),
+    ("method", "exactly"),
     [("anderson", True), ("broyden", True), ("fixed_point_iter", True), ("fixed_point_iter", False)],
 )
-def test_torchdeq_on_the_dual_map_gives_the_same_gradient(method: str, polish: bool) -> None:
+def test_torchdeq_on_the_dual_map_gives_the_same_gradient(method: str, exactly: bool) -> None:
     pytest.importorskip("torchdeq")
     learned, exact = learned_case(Case("tanh", active=0.34))
-    solution = learned.solve(solver=ib.solvers.TorchDEQ(method, tol=1e-9, polish=polish))
+    solution = learned.solve(solver=ib.solvers.TorchDEQ(method, tol=1e-9, exact=exactly))
     assert bool(solution.converged.all())
-    assert worst_error(learned.differentiate(solution.value), exact) <= (1e-12 if polish else 1e-6)
+    assert worst_error(learned.differentiate(solution.value), exact) <= (1e-12 if exactly else 1e-6)
 
 
 @pytest.mark.parametrize("geometry", [*BOUNDED, "softplus", "bent"], ids=str)
 @pytest.mark.parametrize("gamma", [0.0, 1e-2])
-@pytest.mark.parametrize("polish", [True, False])
-def test_far_in_saturation(geometry: str, gamma: float, polish: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("exactly", [True, False])
+def test_far_in_saturation(geometry: str, gamma: float, exactly: bool, dtype: torch.dtype) -> None:
     """x a hundred times too large: most coordinates are saturated, φ'' overflows, and the others still count."""
     learned = copy.copy(learned_case(Case(geometry))[0])
     learned.regularization = gamma
@@ -164,18 +164,18 @@ def test_far_in_saturation(geometry: str, gamma: float, polish: bool, dtype: tor
     learned = learned.to(dtype)
     exact = reference_gradients(learned)
     tol = 1e-9 if dtype == torch.float64 else 1e-5
-    solution = learned.solve(solver=ib.solvers.Anderson(polish=polish, tol=tol))
+    solution = learned.solve(solver=ib.solvers.Anderson(exact=exactly, tol=tol))
     assert bool(solution.converged.all())
     found = learned.differentiate(solution.value)
-    # The residual, and with it the error of an unpolished point, is relative to the size of x.
+    # The residual, and with it the error of a point that is not exact, is relative to the size of x.
     limit = 1e-6 if dtype == torch.float64 else 1e-3
-    assert worst_error(found, exact) <= (limit if polish else 10 * limit)
+    assert worst_error(found, exact) <= (limit if exactly else 10 * limit)
     assert all(bool(gradient.isfinite().all()) for gradient in found.values())
 
 
 @pytest.mark.parametrize("case", [case for case in ALL_CASES if case.active and case.kind != "indefinite"], ids=str)
-@pytest.mark.parametrize("polish", [True, False], ids=["polish", "no-polish"])
-def test_warm_start_at_the_solution(case: Case, polish: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("exactly", [True, False], ids=["exact", "plain"])
+def test_warm_start_at_the_solution(case: Case, exactly: bool, dtype: torch.dtype) -> None:
     """A dual that is so large that y⁺ rounds to y must not make an active coordinate look free."""
     learned, exact = _in(case, dtype)
     first = learned.solve()
@@ -185,7 +185,7 @@ def test_warm_start_at_the_solution(case: Case, polish: bool, dtype: torch.dtype
         learned.x,
         first,
         learned.regularization,
-        ib.solvers.MM(polish=polish, max_iter=50),
+        ib.solvers.MM(exact=exactly, max_iter=50),
     )
     assert bool(again.converged.all())
     assert worst_error(learned.differentiate(again.value), exact) <= (1e-6 if dtype == torch.float64 else 1e-3)
@@ -206,12 +206,12 @@ def test_the_gradient_along_a_trace_tends_to_the_exact_one() -> None:
     assert errors[-1] < 1e-3
 
 
-@pytest.mark.parametrize("polish", [True, False])
-def test_at_a_degenerate_multiplier_the_gradient_is_one_sided(polish: bool) -> None:
+@pytest.mark.parametrize("exactly", [True, False])
+def test_at_a_degenerate_multiplier_the_gradient_is_one_sided(exactly: bool) -> None:
     """W = −I and c = (1, 0.3): z = c, and the first coordinate has just reached its bound, with multiplier 0."""
     x = torch.tensor([[1.0, 0.3], [0.5, 0.3]], dtype=torch.float64, requires_grad=True)
     energy = ib.QuadraticEnergy.from_matrices(-torch.eye(2, dtype=torch.float64))
-    solution = ib.find_critical_point(energy, "tanh", x, solver=ib.solvers.Anderson(polish=polish, tol=1e-8))
+    solution = ib.find_critical_point(energy, "tanh", x, solver=ib.solvers.Anderson(exact=exactly, tol=1e-8))
     assert solution.status.tolist() == [ib.Status.DEGENERATE, ib.Status.CONVERGED]
     assert solution.converged.tolist() == [True, True]
     assert "the gradient is one-sided there" in solution.message

@@ -23,9 +23,9 @@ SHAPES: dict[str, tuple[Function, Function]] = {
     "sigmoid": (lambda y: 1 / (1 + np.exp(-y)), lambda y: 1 / (2 + np.exp(y) + np.exp(-y))),
 }
 EARLY = {
-    "mm": lambda steps: ib.solvers.MM(max_iter=steps, polish=False, on_failure="ignore"),
-    "anderson": lambda steps: ib.solvers.Anderson(max_iter=steps, polish=False, on_failure="ignore"),
-    "broyden": lambda steps: ib.solvers.Broyden(max_iter=steps, polish=False, on_failure="ignore"),
+    "mm": lambda steps: ib.solvers.MM(max_iter=steps, exact=False, on_failure="ignore"),
+    "anderson": lambda steps: ib.solvers.Anderson(max_iter=steps, exact=False, on_failure="ignore"),
+    "broyden": lambda steps: ib.solvers.Broyden(max_iter=steps, exact=False, on_failure="ignore"),
     "newton": lambda steps: ib.solvers.Newton(max_iter=max(1, steps // 4), on_failure="ignore"),
 }
 

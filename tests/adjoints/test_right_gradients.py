@@ -48,7 +48,7 @@ def test_a_small_gamma_next_to_a_large_coordinate(dtype: torch.dtype) -> None:
 # One MM step at the solution, where MM has no fixed step ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", ["auto", ib.solvers.MM(polish=False, on_failure="ignore")], ids=["auto", "mm"])
+@pytest.mark.parametrize("solver", ["auto", ib.solvers.MM(exact=False, on_failure="ignore")], ids=["auto", "mm"])
 @pytest.mark.parametrize(("w", "c"), [(1.0, 100.0), (0.7, 1e5), (1.0, 1e-3), (3.0, 1.0)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_steps_at_the_solution_contract_where_sigma_is_zero(

@@ -17,7 +17,7 @@ from implicit_bregman.solvers.base import Outcome
 from implicit_bregman.solvers.inverse import InverseEstimate
 from tests.adjoints.helpers import Case, learned_case, reference_gradients, saved_bytes, worst_error
 
-BROYDEN = ib.solvers.Broyden(memory=100, polish=False)
+BROYDEN = ib.solvers.Broyden(memory=100, exact=False)
 CASES = {
     "interior": {},
     "active": {"active": 0.34},
@@ -330,24 +330,24 @@ def test_empty_batch_and_leading_shape(generator: torch.Generator) -> None:
 
 @pytest.mark.parametrize("solver", ["mm", "anderson", "newton", ib.solvers.Newton()], ids=str)
 def test_other_solvers_are_refused(solver: str | ib.solvers.Solver) -> None:
-    message = r'uses the inverse estimate of Broyden: use solver="auto" or Broyden\(polish=False\), got '
+    message = r'uses the inverse estimate of Broyden: use solver="auto" or Broyden\(exact=False\), got '
     with pytest.raises(ValueError, match=message):
         derivative(case("gamma"), ib.adjoints.Shine(), solver)  # type: ignore[arg-type]
 
 
-def test_polish_is_refused_where_it_is_asked_for() -> None:
-    with pytest.raises(ValueError, match=r"which an exact finish leaves behind: use .* Broyden\(polish=False\)"):
+def test_an_exact_solve_is_refused_where_it_is_asked_for() -> None:
+    with pytest.raises(ValueError, match=r"which an exact solve leaves behind: use .* Broyden\(exact=False\)"):
         derivative(case("gamma"), ib.adjoints.Shine(), ib.solvers.Broyden())
-    # A trace turns the polish off.
+    # With a trace there is no exact solve.
     derivative(case("gamma"), ib.adjoints.Shine(), ib.solvers.Broyden(trace=True))
 
 
 @pytest.mark.parametrize("solver", ["auto", "broyden"])
-def test_names_mean_broyden_without_polish(solver: str) -> None:
+def test_names_mean_broyden_without_exact_solve(solver: str) -> None:
     found, solution = derivative(case("gamma"), ib.adjoints.Shine(), solver)  # type: ignore[arg-type]
     expected, _ = derivative(case("gamma"), ib.adjoints.Shine(), BROYDEN)
     assert torch.equal(found, expected)
-    assert not bool(solution.polished.any())
+    assert not bool(solution.exact.any())
 
 
 def test_a_given_iterate_has_no_estimate() -> None:
@@ -393,7 +393,7 @@ def test_memory_held_is_what_the_updates_take() -> None:
     x = torch.randn(64, 24)
     sizes, rows = [], []
     for tol in (1e-1, 1e-3):
-        solver = ib.solvers.Broyden(memory=500, polish=False, tol=tol)
+        solver = ib.solvers.Broyden(memory=500, exact=False, tol=tol)
         layer.solver, layer.adjoint = solver, "shine"
         with saved_bytes([*layer.parameters()]) as total:
             layer(x)
@@ -409,7 +409,7 @@ def test_memory_held_is_what_the_updates_take() -> None:
 @pytest.mark.parametrize("weight", ["convex", "general"])
 def test_a_network_trains(weight: str, regularization: float, dtype: torch.dtype, device: torch.device) -> None:
     torch.manual_seed(1)
-    # Without the exact finish Broyden does not reach every bound.
+    # Without the exact solve Broyden does not reach every bound.
     solver = replace(BROYDEN, max_iter=200, on_failure="ignore")
     layer = ib.BregmanDEQ(4, 8, weight=weight, regularization=regularization, solver=solver, adjoint="shine")
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), layer, torch.nn.Linear(8, 1)).to(device, dtype)

@@ -109,12 +109,12 @@ def test_it_is_truncated_not_failed(case: Case) -> None:
     assert solution.status.tolist() == [ib.Status.TRUNCATED] * 3
     assert solution.iterations.tolist() == [3, 3, 3]
     assert not bool(solution.converged.any())
-    assert not bool(solution.polished.any())
+    assert not bool(solution.exact.any())
     torch.testing.assert_close(learned.geometry.activation(solution.dual), solution.value.detach())
     assert float(solution.residual.max()) > 1e-6
 
 
-@pytest.mark.parametrize("solver", ["auto", "mm", ib.solvers.MM(polish=False)], ids=str)
+@pytest.mark.parametrize("solver", ["auto", "mm", ib.solvers.MM(exact=False)], ids=str)
 def test_auto_and_mm_are_accepted(solver: object) -> None:
     learned, _ = learned_case(CASES[0])
     solution = learned.solve(ib.adjoints.Unrolled(steps=4), solver)

@@ -117,7 +117,7 @@ def test_the_logs_agree(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:.*some samples failed")
 def test_what_is_logged_is_what_the_layer_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One batch is the whole epoch, so that the first epoch's means can be computed here."""
-    monkeypatch.setitem(SOLVERS, "mm", partial(MM, polish=False))
+    monkeypatch.setitem(SOLVERS, "mm", partial(MM, exact=False))
     half = {"max_iter": 40, "tol": 1e-3}
     settings = replace(SETTINGS, solver="mm", **half)
     result = run(tmp_path, epochs=1, batch_size=100, solver="mm", **half)

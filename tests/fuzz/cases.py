@@ -77,7 +77,7 @@ class Case:
 
     @property
     def first_order(self) -> bool:
-        """Whether it is solved step by step: SHINE runs Broyden without an exact finish."""
+        """Whether it is solved step by step: SHINE runs Broyden without an exact solve."""
         return self.solver in FIRST_ORDER or self.adjoint == "shine"
 
     def __str__(self) -> str:
@@ -176,7 +176,7 @@ def _user(rng, small: bool) -> Case:
     )
     if solver in FIRST_ORDER and adjoint not in ("unrolled", "shine") and rng.random() < 0.15:
         # Gradients at points that are not quite there, and say so.
-        case = replace(case, settings={"tol": 1e-4, "polish": False, "max_iter": FEW_STEPS})
+        case = replace(case, settings={"tol": 1e-4, "exact": False, "max_iter": FEW_STEPS})
     if rng.random() < 0.12:
         # Columns of x of very different sizes.
         case = replace(case, x=case.x * 10 ** rng.uniform(-8, 8, size=case.x.shape[1]), columns=True)

@@ -55,7 +55,7 @@ for solver in _first_order:
     _add(f"small weight, {solver}", "tanh", -1e-8, 0.0, 1e-8, "float32", solver=solver)
     _add(f"no solution in C, {solver}", "tanh", [[1, 0], [0, 0]], [0.5, 1.0], weight="low_rank", solver=solver)
     _add(f"overflow accepted, {solver}", "exp", [[-1, 0.5], [0.5, -1]], [[100, 1]], 0.0, "float32", solver=solver)
-    _add(f"large softplus, {solver}", "softplus", -1.0, 1e8, 0.0, "float32", solver=solver, settings={"polish": False})
+    _add(f"large softplus, {solver}", "softplus", -1.0, 1e8, 0.0, "float32", solver=solver, settings={"exact": False})
     _add(f"saturated start, {solver}", "sigmoid", -1.0, 0.3, 0.1, initial=0.9933, solver=solver)
 _add("small beside large", "tanh", [[-1, 0.1], [0.1, -1]], [1e6, 0.5], 0.1, "float32")
 _layer("general layer, x of 1e7", "general", 3, 1e7 * _normal(1, 5, 4))
@@ -90,11 +90,11 @@ _add("far start, bent", "bent", [[1], [1]], 1.5, weight="low_rank", initial=[1e6
 _add("large target, arcsinh", "arcsinh", [[1], [1]], 800.0, weight="low_rank")
 _add("empty batch", "tanh", -np.eye(2), np.zeros((0, 2)), adjoint="cg")
 _add("cotangent of 1e20", "tanh", -np.eye(2), [0.3, 0.4], 0.0, "float32", 1e20)
-_add("value of 1e-16", "tanh", [[-1, 0.1], [0.1, -1]], [1e-16, 2e-16], solver="mm", settings={"polish": False})
+_add("value of 1e-16", "tanh", [[-1, 0.1], [0.1, -1]], [1e-16, 2e-16], solver="mm", settings={"exact": False})
 _add("unconverged near a bound", "tanh", [[-1, 0.5], [0.5, -1]], [1.2, 0.3], solver="mm",
-     settings={"tol": 1e-4, "polish": False})  # fmt: skip
+     settings={"tol": 1e-4, "exact": False})  # fmt: skip
 _add("loose tolerance, small γ", "sigmoid", _symmetric(4, 30, 7), 2 * _normal(7, 8, 4), 1e-3, solver="mm",
-     settings={"tol": 1e-4, "polish": False})  # fmt: skip
+     settings={"tol": 1e-4, "exact": False})  # fmt: skip
 _add("value of 1e19", "identity", -1.0, 3e19, 0.0, "float32")
 _add("tiny γ, isru", "isru", -1e-8, 1e9, 1e-30, "float32")
 _add("tiny γ, arcsinh", "arcsinh", -1e-8, 1e9, 1e-30, "float32")

@@ -166,7 +166,7 @@ def test_a_warm_start_costs_nothing_and_changes_nothing(geometry: str, regulariz
 
 
 def test_a_warm_start_from_a_nearby_input_is_shorter(x: Tensor) -> None:
-    layer = ib.BregmanDEQ(4, 5, solver=ib.solvers.MM(polish=False))
+    layer = ib.BregmanDEQ(4, 5, solver=ib.solvers.MM(exact=False))
     cold = layer.solve(x)
     warm = layer.solve(x + 1e-4, initial=layer.last_solution)
     assert int(warm.iterations.sum()) < int(cold.iterations.sum())

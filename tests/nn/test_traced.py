@@ -98,7 +98,7 @@ def test_a_sample_that_is_not_finite_spoils_no_other() -> None:
 
 
 def test_a_failure_is_reported() -> None:
-    solver = ib.solvers.MM(max_iter=1, tol=1e-12, polish=False, on_failure="raise")
+    solver = ib.solvers.MM(max_iter=1, tol=1e-12, exact=False, on_failure="raise")
     layer = ib.BregmanDEQ(3, 4, solver=solver, dtype=F64)
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     with pytest.raises(RuntimeError, match="MAX_ITER"):

@@ -46,7 +46,7 @@ def is_unique(problem: Problem) -> bool:
 
 
 def approaches_bounds_slowly(problem: Problem) -> bool:
-    """Whether no method without polish gets far: an active bound in one of the slow geometries."""
+    """Whether no method without exact solve gets far: an active bound in one of the slow geometries."""
     at_bound = problem.active_share > 0 and problem.regularization == 0
     return at_bound and problem.geometry.name in SLOW_AT_BOUND
 

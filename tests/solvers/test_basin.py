@@ -9,7 +9,7 @@ from torch import Tensor
 import implicit_bregman as ib
 from implicit_bregman.objective import Objective
 from implicit_bregman.solvers.basin import can_certify, certified_radius
-from implicit_bregman.solvers.finish import finish
+from implicit_bregman.solvers.exact.solve import solve_exactly
 
 #: Indefinite W and c with several limits in two dimensions.
 CASES = {
@@ -55,11 +55,11 @@ def test_whatever_is_certified_along_the_way_is_the_limit(case: str, geometry: s
     for k in range(STEPS + 1):
         if k & (k - 1) == 0:  # 0, 1, 2, 4, 8 …
             point = objective.evaluate(dual, tau)
-            found = finish(objective, point, 1e-11)
+            found = solve_exactly(objective, point, 1e-11)
             sure = certified_radius(objective, point, found) > 0
             assert bool(found.accepted[sure].all())
             first = sure & torch.isnan(promised).any(-1)
-            promised[first] = found.exact[first]
+            promised[first] = found.unrounded[first]
         dual = objective.iterate(dual, tau)
     end = phi.activation(dual)
     certified = torch.isfinite(promised).all(-1)
@@ -78,7 +78,7 @@ def test_the_certificate_stops_at_the_edge_of_the_basin() -> None:
     point = objective.evaluate(dual, tau)
     for side in (-1.0, 1.0):
         at = objective.evaluate(torch.full_like(dual, side * 9.0), tau)
-        radius = certified_radius(objective, point, finish(objective, at, 1e-9))
+        radius = certified_radius(objective, point, solve_exactly(objective, at, 1e-9))
         sure = radius > 0
         basin = (z > -0.2 if side > 0 else z < -0.2).squeeze(-1)
         assert bool(sure.any())
@@ -91,7 +91,7 @@ def test_a_rejected_point_certifies_nothing() -> None:
     dual = grid(phi)
     objective = objective_on(*CASES["edges"], phi, 0.0, len(dual))
     point = objective.evaluate(dual, objective.initial_step(dual))
-    found = finish(objective, point, 1e-9)
+    found = solve_exactly(objective, point, 1e-9)
     assert not bool(found.accepted.all())
     assert bool((certified_radius(objective, point, found)[~found.accepted] == 0).all())
 

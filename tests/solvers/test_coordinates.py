@@ -82,13 +82,13 @@ def test_what_overflows_is_not_accepted(solver: str, dtype: torch.dtype) -> None
 
 
 @EVERY
-@pytest.mark.parametrize("polish", [True, False])
-def test_a_far_minimum_of_a_coercive_objective(solver: str, polish: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("exactly", [True, False])
+def test_a_far_minimum_of_a_coercive_objective(solver: str, exactly: bool, dtype: torch.dtype) -> None:
     found = solved(
         -torch.eye(1, dtype=dtype),
         "softplus",
         torch.full((1, 1), 1e8, dtype=dtype),
-        solver=solver_of(solver, polish=polish),
+        solver=solver_of(solver, exact=exactly),
     )
     assert found.status.tolist() == [Status.CONVERGED]
     assert float(found.value) == pytest.approx(1e8)
@@ -119,7 +119,7 @@ def test_accelerated_steps_are_not_lost_in_a_circle(solver: str, geometry: str, 
             torch.tensor([[0.3]]).double(),
             gamma,
             initial=initial,
-            solver=solver_of(name, polish=False),
+            solver=solver_of(name, exact=False),
         )
         assert bool(found.converged.all())
         steps[name] = int(found.iterations)
@@ -129,9 +129,9 @@ def test_accelerated_steps_are_not_lost_in_a_circle(solver: str, geometry: str, 
 def test_the_advice_is_for_this_solver_and_precision() -> None:
     c = torch.linspace(-2.0, 2.0, 4).double()[None]
     weight = -torch.diag(torch.logspace(-3, 0, 4)).double()
-    short = solved(weight, "arctan", c, solver=ib.solvers.MM(max_iter=3, polish=False, on_failure="ignore"))
+    short = solved(weight, "arctan", c, solver=ib.solvers.MM(max_iter=3, exact=False, on_failure="ignore"))
     assert 'solver="auto"' in short.message
-    assert "polish=True" in short.message
+    assert "exact=True" in short.message
     newton = solved(weight, "arctan", c, 0.1, solver=ib.solvers.Newton(max_iter=1, on_failure="ignore"))
     assert newton.status.tolist() == [Status.MAX_ITER]
     assert "raise max_iter" in newton.message

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import implicit_bregman as ib
-from implicit_bregman.solvers.graph import move_along
+from implicit_bregman.solvers.exact.graph import move_along
 
 #: ρ and the range of y in which its digits count, written out again.
 RHO = {
@@ -196,12 +196,12 @@ def test_saturated_and_warm_starts(name: str, gamma: float) -> None:
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
 def test_max_iter_bounds_the_products_too(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from implicit_bregman.solvers import dual_newton
+    from implicit_bregman.solvers.exact import dual_direction
 
     h = random_convex(40, 1e6)
     c = 30 * torch.randn(3, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    monkeypatch.setattr(dual_newton, "_WIDE", 0)  # conjugate gradients only
-    monkeypatch.setattr(dual_newton, "_FEW", 0)
+    monkeypatch.setattr(dual_direction, "_WIDE", 0)  # conjugate gradients only
+    monkeypatch.setattr(dual_direction, "_FEW", 0)
     seen = []
     product = torch.Tensor.__matmul__
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: (seen.append(1), product(a, b))[1])
@@ -213,13 +213,13 @@ def test_max_iter_bounds_the_products_too(limit: int, monkeypatch: pytest.Monkey
 
 
 def test_conjugate_gradients_alone(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    from implicit_bregman.solvers import dual_newton
+    from implicit_bregman.solvers.exact import dual_direction
 
     h = random_convex(24, 100.0).to(dtype)
     c = (3 * torch.randn(8, 24, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).to(dtype)
     expected = found(-h, "tanh", c, 1e-3)
-    monkeypatch.setattr(dual_newton, "_WIDE", 0)
-    monkeypatch.setattr(dual_newton, "_FEW", 0)
+    monkeypatch.setattr(dual_direction, "_WIDE", 0)
+    monkeypatch.setattr(dual_direction, "_FEW", 0)
     solution = found(-h, "tanh", c, 1e-3)
     assert bool(solution.converged.all())
     torch.testing.assert_close(solution.value, expected.value, rtol=1e-5, atol=1e-6)

@@ -39,19 +39,19 @@ def judge(problem: Problem, solver: str, reference: Reference, **settings: objec
 
 
 @pytest.mark.parametrize(
-    ("solver", "polish"),
+    ("solver", "exactly"),
     [("mm", True), ("anderson", True), ("anderson", False), ("broyden", True), ("broyden", False)],
 )
 @pytest.mark.parametrize(
     ("geometry", "gamma"), [("tanh", 0.1), ("sigmoid", 0.0), ("sin", 0.05), ("arctan", 0.1)], ids=str
 )
 def test_share_on_the_limit_of_mm(
-    geometry: str, gamma: float, solver: str, polish: bool, record_property: pytest.FixtureRequest
+    geometry: str, gamma: float, solver: str, exactly: bool, record_property: pytest.FixtureRequest
 ) -> None:
     problem = pool(geometry, 50, dim=12, active=0.4, condition=5.0, regularization=gamma)
     reference = reference_of(problem)
     assert distinct(reference) >= 40
-    share, excluded = judge(problem, solver, reference, polish=polish)
+    share, excluded = judge(problem, solver, reference, exact=exactly)
     record_property("share", share)
     record_property("excluded", excluded)
     assert excluded <= LARGEST_EXCLUDED
@@ -116,10 +116,10 @@ def test_the_side_on_which_mm_leaves_a_saddle(geometry: str, solver: str, genera
     )
     assert distinct(reference) >= 3
     energy = ib.QuadraticEnergy.from_matrices(one.weight)
-    for polish in (True, False):
+    for exactly in (True, False):
         method = getattr(
             ib.solvers, {"mm": "MM", "anderson": "Anderson", "broyden": "Broyden", "newton": "Newton"}[solver]
-        )(polish=polish)
+        )(exact=exactly)
         found = ib.find_critical_point(energy, one.geometry, offset, start, solver=method)
         assert bool(found.converged.all())
         assert share_on_reference_limit(found.value, reference) == (1.0, 0.0)

@@ -11,8 +11,9 @@ from implicit_bregman.experiments.oracle import reference_solution
 from implicit_bregman.experiments.problems import Problem, make_problem
 from implicit_bregman.objective import Objective
 from implicit_bregman.operators import dense
-from implicit_bregman.solvers import active_set, newton
-from implicit_bregman.solvers.projected_newton import projected_newton
+from implicit_bregman.solvers import newton
+from implicit_bregman.solvers.exact import active_set
+from implicit_bregman.solvers.exact.projected_newton import projected_newton
 from tests.solvers.helpers import relative_error, solve
 
 CONVERGED = (ib.Status.CONVERGED, ib.Status.DEGENERATE)
@@ -32,7 +33,7 @@ def test_active_set_in_few_steps(active: float, condition: float, dtype: torch.d
     problem = make_problem(dim=60, batch=20, condition=condition, active=active).to(dtype)
     found = solve(problem, "newton")
     assert bool(found.converged.all())
-    assert bool(found.polished.all())
+    assert bool(found.exact.all())
     assert int(found.iterations.max()) <= 4
     exact = reference_solution(problem.weight.double(), problem.offset.double(), problem.geometry, 0.0)
     assert float(relative_error(found.value, exact.value).max()) <= (1e-5 if dtype == torch.float32 else 1e-9)
@@ -92,7 +93,7 @@ def test_projected_newton_agrees_with_the_active_set(dtype: torch.dtype) -> None
     assert int(found.steps.max()) <= 40
     exact = reference_solution(problem.weight.double(), problem.offset.double(), problem.geometry, 0.0)
     assert torch.equal(~found.free, exact.active)
-    assert float(relative_error(found.exact, exact.value).max()) <= (1e-4 if dtype == torch.float32 else 1e-9)
+    assert float(relative_error(found.unrounded, exact.value).max()) <= (1e-4 if dtype == torch.float32 else 1e-9)
 
 
 def test_wide_problems_with_few_samples_are_not_factorized(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +123,7 @@ def test_what_newton_gives_up_goes_to_mm(monkeypatch: pytest.MonkeyPatch) -> Non
     """Samples 0 and 3 are declared failed; the others keep their result, and these get MM's."""
     problem = make_problem(dim=10, batch=5, condition=10.0)
     expected = solve(problem, "newton")
-    module_function = newton.polish
+    module_function = newton.solve_active_set
 
     def failing(*arguments: object, **settings: object) -> object:
         found = module_function(*arguments, **settings)
@@ -130,7 +131,7 @@ def test_what_newton_gives_up_goes_to_mm(monkeypatch: pytest.MonkeyPatch) -> Non
             found.accepted[[0, 3]] = False
         return found
 
-    monkeypatch.setattr(newton, "polish", failing)
+    monkeypatch.setattr(newton, "solve_active_set", failing)
     monkeypatch.setattr(
         newton, "projected_newton", lambda objective, value, *a: projected_newton(objective, value, 0.5)
     )
@@ -203,7 +204,7 @@ def quartic() -> Quartic:
 @pytest.mark.parametrize("geometry", ["tanh", "sigmoid", "softplus", "arctan"])
 @pytest.mark.parametrize("convex", [True, False])
 def test_matrix_free_newton(convex: bool, geometry: str, gamma: float, quartic: Quartic) -> None:
-    """The cure for energies that have no exact finish: small residuals, and bounds with small multipliers."""
+    """The cure for energies that have no exact solve: small residuals, and bounds with small multipliers."""
     quartic.convex = convex
     x = 2 * torch.randn(24, 8, dtype=torch.float64)
     found = ib.find_critical_point(quartic, geometry, x, regularization=gamma, solver="newton")
@@ -316,6 +317,6 @@ def test_corrections_reach_the_solution_from_any_set() -> None:
     problem = make_problem(dim=24, batch=8, condition=50.0, active=0.25)
     objective = objective_of(problem)
     useless = torch.full_like(problem.offset, 0.5)
-    found = active_set.polish(objective, useless, torch.zeros_like(useless), 1e-11, corrections=20)
+    found = active_set.solve_active_set(objective, useless, torch.zeros_like(useless), 1e-11, corrections=20)
     assert bool(found.accepted.all())
-    assert float(relative_error(found.exact, problem.solution).max()) <= 1e-9
+    assert float(relative_error(found.unrounded, problem.solution).max()) <= 1e-9

@@ -104,11 +104,11 @@ def test_the_iterative_solvers_find_the_same(solver: str, regularization: float)
     torch.testing.assert_close(found.value, expected.value, rtol=0, atol=1e-9)
 
 
-def test_mm_does_not_polish_a_singular_hessian() -> None:
-    """The KKT polish would take any of the many solutions of Vᵀz = β."""
+def test_mm_does_not_solve_a_singular_hessian_exactly() -> None:
+    """The exact solve would take any of the many solutions of Vᵀz = β."""
     problem = system("tanh", spread=0.5)
     found = problem.solve(solver="mm")
-    assert not bool(found.polished.any())
+    assert not bool(found.exact.any())
     y0 = problem.geometry.inverse_activation(problem.initial)
     assert off_range(problem.vectors, found.dual - y0) <= 1e-12
 
@@ -416,7 +416,7 @@ def test_the_function_on_its_own() -> None:
     objective = Objective(bound, problem.geometry, 0.0, automatic_step(bound.curvature, problem.geometry))
     found = project(bound, objective, problem.geometry.inverse_activation(problem.initial), ib.solvers.MM())
     torch.testing.assert_close(found.point.value, problem.solve().value)
-    assert not bool(found.polished.any())
+    assert not bool(found.exact.any())
 
 
 def test_sin_is_refused_where_mm_does_not_project() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import implicit_bregman as ib
-from implicit_bregman.solvers import dual_newton
+from implicit_bregman.solvers.exact import dual_newton
 from implicit_bregman.status import Status
 
 E = ib.QuadraticEnergy.from_matrices

@@ -16,7 +16,7 @@ from implicit_bregman.experiments.problems import Problem, make_problem
 from implicit_bregman.objective import Objective
 from implicit_bregman.operators import Dense
 from implicit_bregman.operators.free import solve_free_blocks
-from implicit_bregman.solvers import active_set
+from implicit_bregman.solvers.exact import active_set
 from tests.solvers.helpers import ALL, ITERATIVE, solve, solver_of, some
 
 CASES = {
@@ -28,7 +28,7 @@ CASES = {
     "several": {"kind": "indefinite", "active": 0.25, "regularization": 0.1, "condition": 5.0},
     "sigma 0": {"geometry": "exp"},
 }
-polish_or_not = pytest.mark.parametrize("polish", [True, False], ids=["polish", "plain"])
+exact_or_not = pytest.mark.parametrize("exactly", [True, False], ids=["exact", "plain"])
 
 
 def case(name: str, batch: int) -> Problem:
@@ -38,12 +38,12 @@ def case(name: str, batch: int) -> Problem:
 # Batch-mates ----------------------------------------------------------------------------------------------------------
 
 
-@polish_or_not
+@exact_or_not
 @pytest.mark.parametrize("solver", ITERATIVE)
 @pytest.mark.parametrize("name", CASES)
-def test_results_do_not_depend_on_batch_mates(name: str, solver: str, polish: bool) -> None:
+def test_results_do_not_depend_on_batch_mates(name: str, solver: str, exactly: bool) -> None:
     problem = case(name, 5)
-    settings = {"polish": polish, "max_iter": 2500}
+    settings = {"exact": exactly, "max_iter": 2500}
     together = solve(problem, solver, **settings)
     assert bool(together.converged.all())
     order = torch.tensor([3, 0, 4, 2, 1])
@@ -62,7 +62,7 @@ def test_results_do_not_depend_on_batch_mates(name: str, solver: str, polish: bo
 def test_an_easy_sample_costs_the_same_beside_a_hard_one() -> None:
     energy = ib.QuadraticEnergy.from_matrices(-torch.diag(torch.tensor([1.0, 0.01]).double()))
     x = torch.tensor([[0.0, 0.0], [0.4, 0.0], [0.4, 5e-3]]).double()
-    found = ib.find_critical_point(energy, "identity", x, solver=solver_of("mm", polish=False))
+    found = ib.find_critical_point(energy, "identity", x, solver=solver_of("mm", exact=False))
     assert found.iterations[0] == 0, "it starts at its solution"
     assert found.iterations[1] == 1, "τ = 1 solves it in one step"
     assert found.iterations[2] > 1000
@@ -157,11 +157,11 @@ class Counting(BoundQuadratic):
         return Counting(self.shared, self.offset[index], calls=self.calls)
 
 
-@polish_or_not
+@exact_or_not
 @pytest.mark.parametrize("solver", ALL)
 @pytest.mark.parametrize("name", CASES)
 def test_evaluations_are_the_calls_really_made(
-    name: str, solver: str, polish: bool, monkeypatch: pytest.MonkeyPatch
+    name: str, solver: str, exactly: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = case(name, 1)
     energy = Counting(Dense(-problem.weight, problem.kind != "general"), problem.offset)
@@ -175,7 +175,7 @@ def test_evaluations_are_the_calls_really_made(
     monkeypatch.setattr(active_set, "solve_free_blocks", counted)
     objective = Objective(energy, problem.geometry, problem.regularization)
     energy.calls.clear()
-    method = solver_of(solver, polish=polish, max_iter=100)
+    method = solver_of(solver, exact=exactly, max_iter=100)
     outcome = method.solve(objective, torch.zeros_like(problem.offset))
     assert int(outcome.evaluations) == energy.calls["gradient"]
     # (an iteration of the splitting multiplies with a resolvent instead)

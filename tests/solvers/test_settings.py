@@ -16,7 +16,7 @@ from tests.solvers.helpers import FIRST_ORDER, own_residual, solve
 
 CLASSES = (MM, Anderson, Broyden, TorchDEQ)
 every_class = pytest.mark.parametrize("kind", CLASSES)
-SHARED = {"tol", "max_iter", "polish", "trace", "on_failure"}
+SHARED = {"tol", "max_iter", "exact", "trace", "on_failure"}
 
 
 @every_class
@@ -40,7 +40,7 @@ def test_an_unknown_setting_is_refused_and_the_known_ones_are_named(kind: type[S
         ({"max_iter": -3}, "max_iter must be a whole number of at least 1, got -3"),
         ({"max_iter": 10.0}, "max_iter must be a whole number of at least 1, got 10.0"),
         ({"max_iter": True}, "max_iter must be a whole number of at least 1, got True"),
-        ({"polish": 1}, "polish must be True or False, got 1"),
+        ({"exact": 1}, "exact must be True or False, got 1"),
         ({"trace": "yes"}, "trace must be True or False, got 'yes'"),
         ({"on_failure": "print"}, "on_failure must be one of warn, raise, ignore, got 'print'"),
     ],
@@ -106,7 +106,7 @@ def test_an_unknown_solver_is_refused_and_the_known_ones_are_named() -> None:
 @pytest.mark.parametrize("solver", FIRST_ORDER)  # Newton asks more than the residual: E itself has to vanish
 def test_tolerance_is_met_and_not_overdone(solver: str, tol: float) -> None:
     problem = make_problem(dim=10, batch=4, condition=10.0, regularization=0.2, seed=3)
-    found = solve(problem, solver, tol=tol, polish=False, trace=True)
+    found = solve(problem, solver, tol=tol, exact=False, trace=True)
     assert bool(found.converged.all())
     assert bool((own_residual(problem, found.dual) <= tol).all())
     before = found.trace.residual.gather(0, (found.iterations - 1)[None])[0]
@@ -125,7 +125,7 @@ def test_default_tolerance_by_precision(dtype: torch.dtype, tol: float) -> None:
 def test_any_memory_works(kind: type[Solver], memory: int, dtype: torch.dtype) -> None:
     """More than there are iterates or dimensions included: the Gram matrix is then singular."""
     problem = make_problem(dim=6, batch=4, condition=10.0, active=0.34, seed=3).to(dtype)
-    found = solve(problem, kind(memory=memory, polish=False))
+    found = solve(problem, kind(memory=memory, exact=False))
     assert bool(found.converged.all())
     tolerance = 1e-8 if dtype == torch.float64 else 1e-3
     assert torch.allclose(found.value, problem.solution, atol=tolerance)
@@ -134,7 +134,7 @@ def test_any_memory_works(kind: type[Solver], memory: int, dtype: torch.dtype) -
 @pytest.mark.parametrize("ridge", [1e-300, 1e-12, 1e-2, 1.0, 1e6])
 def test_any_ridge_works(ridge: float, dtype: torch.dtype) -> None:
     problem = make_problem(dim=6, batch=4, condition=10.0, active=0.34, seed=3).to(dtype)
-    found = solve(problem, Anderson(ridge=ridge, polish=False, max_iter=3000, on_failure="ignore"))
+    found = solve(problem, Anderson(ridge=ridge, exact=False, max_iter=3000, on_failure="ignore"))
     assert bool(torch.isfinite(found.value).all())
     if ridge <= 1e-2:
         assert bool(found.converged.all())
@@ -146,16 +146,16 @@ def test_a_singular_gram_matrix_is_harmless(kind: type[Solver], dtype: torch.dty
     weight = torch.diag(torch.tensor([-0.5, -0.1, -1.0], dtype=dtype))
     energy = ib.QuadraticEnergy.from_matrices(weight)
     x = torch.tensor([[0.0, 0.05, 0.0]], dtype=dtype).expand(3, 3)
-    found = ib.find_critical_point(energy, "tanh", x, solver=kind(memory=20, polish=False))
+    found = ib.find_critical_point(energy, "tanh", x, solver=kind(memory=20, exact=False))
     assert bool(found.converged.all())
     assert torch.allclose(found.value, torch.tensor([0.0, 0.5, 0.0], dtype=dtype).expand(3, 3), atol=1e-4)
 
 
-def test_polish_is_counted_and_can_be_switched_off() -> None:
+def test_the_exact_solve_is_counted_and_can_be_switched_off() -> None:
     problem = make_problem("convex", "arctan", 12, 4, 30.0, 0.25, seed=3)
-    on, off = (solve(problem, "anderson", polish=polish, max_iter=200) for polish in (True, False))
-    assert bool(on.polished.all())
+    on, off = (solve(problem, "anderson", exact=exactly, max_iter=200) for exactly in (True, False))
+    assert bool(on.exact.all())
     assert bool((on.evaluations > on.iterations + 1).all())
-    assert not bool(off.polished.any())
+    assert not bool(off.exact.any())
     assert torch.equal(off.evaluations, off.iterations + 1)
     assert not bool(off.converged.any()), "the iterates approach an active bound like 1/k"

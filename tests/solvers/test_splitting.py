@@ -37,13 +37,13 @@ def test_it_finds_what_the_field_solver_finds(geometry: str, gamma: float, symme
 
 @pytest.mark.parametrize("gamma", [0.0, 0.2])
 @pytest.mark.parametrize("geometry", ["tanh", "softplus"])
-def test_without_polish(geometry: str, gamma: float) -> None:
+def test_without_exact_solve(geometry: str, gamma: float) -> None:
     weight, x, cotangent = problem(True, torch.float64)
     plain, exact = (
         ib.find_critical_point(
             ib.QuadraticEnergy.from_matrices(weight), geometry, x.requires_grad_(), None, gamma, solver
         )
-        for solver in (ib.solvers.Splitting(polish=False), ib.solvers.Newton())
+        for solver in (ib.solvers.Splitting(exact=False), ib.solvers.Newton())
     )
     assert plain.converged.all()
     assert int(plain.iterations.max()) > 6
@@ -54,7 +54,7 @@ def test_without_polish(geometry: str, gamma: float) -> None:
 
 def test_max_iter_is_a_bound() -> None:
     weight, x, _ = problem(False, torch.float64)
-    solver = ib.solvers.Splitting(max_iter=7, polish=False, on_failure="ignore")
+    solver = ib.solvers.Splitting(max_iter=7, exact=False, on_failure="ignore")
     found = ib.find_critical_point(ib.QuadraticEnergy.from_matrices(weight), "tanh", x, solver=solver)
     assert int(found.iterations.max()) == 7
     assert (found.status == ib.Status.MAX_ITER).any()

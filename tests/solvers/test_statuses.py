@@ -19,7 +19,7 @@ NOT_NEWTON = [solver for solver in ALL if solver != "newton"]
 every_solver = pytest.mark.parametrize("solver", ALL)
 every_own_solver = pytest.mark.parametrize("solver", ITERATIVE)
 every_first_order_solver = pytest.mark.parametrize("solver", FIRST_ORDER)
-polish_or_not = pytest.mark.parametrize("polish", [True, False], ids=["polish", "plain"])
+exact_or_not = pytest.mark.parametrize("exactly", [True, False], ids=["exact", "plain"])
 
 
 def small(**settings: object) -> Problem:
@@ -79,7 +79,7 @@ def test_converged(solver: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("solver", NOT_NEWTON)
 def test_max_iter(solver: str, dtype: torch.dtype) -> None:
     problem = small().to(dtype)
-    found = solve(problem, solver, max_iter=3, polish=False)
+    found = solve(problem, solver, max_iter=3, exact=False)
     assert statuses(found) == {Status.MAX_ITER}
     assert not bool(found.converged.any())
     assert bool((found.iterations <= 3).all())
@@ -89,7 +89,7 @@ def test_max_iter(solver: str, dtype: torch.dtype) -> None:
 @every_first_order_solver
 @pytest.mark.parametrize("max_iter", [1, 2, 10])
 def test_max_iter_bounds_the_iterations(solver: str, max_iter: int) -> None:
-    found = solve(small(), solver, max_iter=max_iter, polish=False)
+    found = solve(small(), solver, max_iter=max_iter, exact=False)
     assert found.iterations.tolist() == [max_iter] * 3
     assert found.evaluations.tolist() == [max_iter + 1] * 3
 
@@ -97,7 +97,7 @@ def test_max_iter_bounds_the_iterations(solver: str, max_iter: int) -> None:
 @every_first_order_solver  # Newton ends in float64, and gets there
 def test_stalled_in_single_precision_below_rounding(solver: str) -> None:
     problem = small(active=0.0, condition=5.0, batch=24).to(torch.float32)
-    found = solve(problem, solver, tol=1e-12, polish=False)
+    found = solve(problem, solver, tol=1e-12, exact=False)
     assert Status.STALLED in statuses(found)
     assert statuses(found) <= {Status.STALLED, Status.CONVERGED}, "an exact residual of 0 is not impossible"
     stalled = found.status == Status.STALLED
@@ -113,7 +113,7 @@ def test_slow_progress_is_not_called_stalled(solver: str) -> None:
     for weight in (-slow, -slow + 1e-5 * rotation):
         energy = ib.QuadraticEnergy.from_matrices(weight)
         c = 1e-4 * torch.tensor([[1.0, -2.0, 0.5, 1.5]]).double()
-        method = solver_of(solver, polish=False, max_iter=1500)
+        method = solver_of(solver, exact=False, max_iter=1500)
         found = ib.find_critical_point(energy, "identity", c, solver=method)
         assert statuses(found) <= {Status.CONVERGED, Status.MAX_ITER}
 
@@ -121,7 +121,7 @@ def test_slow_progress_is_not_called_stalled(solver: str) -> None:
 def test_a_residual_that_oscillates_is_not_called_stalled() -> None:
     """Without an objective MM spirals in: its residual rises for more than a hundred steps at a time."""
     problem = make_problem("general", dim=10, batch=1, active=0.2, seed=3)
-    found = solve(problem, "mm", polish=False, max_iter=3000)
+    found = solve(problem, "mm", exact=False, max_iter=3000)
     assert statuses(found) <= {Status.CONVERGED, Status.MAX_ITER}
     assert float(relative_error(found.value, problem.solution)) <= 1e-3
 
@@ -133,7 +133,7 @@ def test_a_coordinate_on_its_way_back_is_not_called_stalled() -> None:
         ib.find_critical_point(energy, "tanh", torch.zeros(1, 1).double()), dual=torch.full((1, 1), 50.0).double()
     )
     c = torch.full((1, 1), 0.05, dtype=torch.float64)
-    found = ib.find_critical_point(energy, "tanh", c, start, solver=solver_of("mm", polish=False))
+    found = ib.find_critical_point(energy, "tanh", c, start, solver=solver_of("mm", exact=False))
     assert statuses(found) == {Status.CONVERGED}
     assert int(found.iterations) > 600
     assert float(found.value) == pytest.approx(0.5)
@@ -160,7 +160,7 @@ def test_a_proposal_that_overflows_is_not_followed(solver: str) -> None:
     """exp: an accelerated dual of a few hundred is a z of 1e100 and more, and F is no number there."""
     for seed in (122057, 813561):
         problem = make_problem(geometry="exp", dim=3, batch=8, active=0.6, condition=1.0, stiffness=0.5, seed=seed)
-        found = solve(problem, solver, polish=False, max_iter=3000)
+        found = solve(problem, solver, exact=False, max_iter=3000)
         assert statuses(found) == {Status.CONVERGED}
         assert float(relative_error(found.value, problem.solution).max()) <= 1e-8
 
@@ -179,19 +179,19 @@ def test_a_proposal_that_overflows_is_not_followed(solver: str) -> None:
 def test_acceleration_of_a_field_does_not_lead_away(solver: str, settings: dict[str, object]) -> None:
     """Without an objective the residual guards: it must not be allowed to grow step by step."""
     problem = make_problem("general", batch=8, **settings)
-    found = solve(problem, solver, polish=False, max_iter=1000)
+    found = solve(problem, solver, exact=False, max_iter=1000)
     assert statuses(found) <= {Status.CONVERGED, Status.MAX_ITER}
     start = own_residual(problem, torch.zeros_like(problem.offset))
     assert bool((found.residual <= start).all()), "never worse than where it began"
     assert float(found.converged.double().mean()) >= 0.5
 
 
-@polish_or_not
+@exact_or_not
 @every_own_solver
-def test_diverged_where_the_regularization_only_balances_the_curvature(solver: str, polish: bool) -> None:
+def test_diverged_where_the_regularization_only_balances_the_curvature(solver: str, exactly: bool) -> None:
     """F = −cᵀz on the line: the relative residual tends to 0 at infinity, which is no convergence."""
     energy = quadratic([[0.5, 0.0], [0.0, 0.5]], torch.float64)
-    method = solver_of(solver, polish=polish, max_iter=500)
+    method = solver_of(solver, exact=exactly, max_iter=500)
     found = ib.find_critical_point(energy, "identity", torch.ones(1, 2).double(), regularization=0.5, solver=method)
     assert statuses(found) == {Status.DIVERGED}
     assert bool(torch.isfinite(found.value).all())
@@ -241,7 +241,7 @@ def test_diverged_by_a_user_energy_without_lower_bound(geometry: str, solver: st
     ids=["far", "late"],
 )
 def test_a_minimum_far_away_is_not_divergence(weight: list[list[float]], x: list[float], geometry: str) -> None:
-    method = solver_of("mm", polish=False, max_iter=200)
+    method = solver_of("mm", exact=False, max_iter=200)
     found = ib.find_critical_point(
         quadratic(weight, torch.float64), geometry, torch.tensor([x]).double(), solver=method
     )
@@ -261,11 +261,11 @@ def test_degenerate(geometry: str, solver: str, dtype: torch.dtype) -> None:
     assert torch.allclose(found.value, wanted, atol=1e-6)
 
 
-def test_degenerate_without_polish() -> None:
+def test_degenerate_without_exact_solve() -> None:
     """A looser tolerance can be met by MM alone; the multiplier is then as far from 0 as the tolerance."""
     energy = quadratic([[-1.0, 0.0], [0.0, -1.0]], torch.float64)
     x = torch.tensor([[1.0, 0.25], [1.5, 0.25]]).double()
-    found = ib.find_critical_point(energy, "tanh", x, solver=solver_of("mm", polish=False, tol=1e-3))
+    found = ib.find_critical_point(energy, "tanh", x, solver=solver_of("mm", exact=False, tol=1e-3))
     assert found.status.tolist() == [Status.DEGENERATE, Status.CONVERGED]
 
 
@@ -309,7 +309,7 @@ def test_truncated_is_not_a_failure() -> None:
 @pytest.mark.parametrize("solver", NOT_NEWTON)
 def test_a_failure_warns_by_default_and_names_the_remedy(solver: str) -> None:
     with pytest.warns(ConvergenceWarning, match=r"some samples failed. MAX_ITER: .*raise max_iter") as caught:
-        solve(small(), solver, max_iter=2, polish=False, on_failure="warn")
+        solve(small(), solver, max_iter=2, exact=False, on_failure="warn")
     assert len(caught) == 1
 
 
@@ -325,21 +325,21 @@ def test_all_kinds_of_failure_are_named_once() -> None:
     energy = quadratic([[-1.0, 0.0], [0.0, -0.01]], torch.float64)
     x = torch.tensor([[0.3, 0.3], [torch.nan, 0.0], [0.2, 0.1]]).double()
     with pytest.warns(ConvergenceWarning, match=r"MAX_ITER: .*; INVALID_INPUT: ") as caught:
-        ib.find_critical_point(energy, "tanh", x, solver=ib.solvers.MM(max_iter=2, polish=False))
+        ib.find_critical_point(energy, "tanh", x, solver=ib.solvers.MM(max_iter=2, exact=False))
     assert len(caught) == 1
 
 
 @pytest.mark.parametrize("solver", NOT_NEWTON)
 def test_a_failure_raises_on_request(solver: str) -> None:
     with pytest.raises(RuntimeError, match=r"3 of 3 samples failed. MAX_ITER: .*raise max_iter"):
-        solve(small(), solver, max_iter=2, polish=False, on_failure="raise")
+        solve(small(), solver, max_iter=2, exact=False, on_failure="raise")
 
 
 @pytest.mark.parametrize("solver", NOT_NEWTON)
 def test_a_failure_is_silent_on_request(solver: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = solve(small(), solver, max_iter=2, polish=False, on_failure="ignore")
+        found = solve(small(), solver, max_iter=2, exact=False, on_failure="ignore")
     assert statuses(found) == {Status.MAX_ITER}
 
 

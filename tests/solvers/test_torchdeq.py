@@ -35,7 +35,7 @@ def test_the_method_is_the_first_argument() -> None:
 )
 def test_options_reach_torchdeq(method: str, options: dict[str, object]) -> None:
     problem = make_problem(dim=6, batch=3, condition=3.0, regularization=0.5, seed=1)
-    settings = {"tol": 1e-6, "polish": False, "max_iter": 200, "trace": True}
+    settings = {"tol": 1e-6, "exact": False, "max_iter": 200, "trace": True}
     plain = solve(problem, TorchDEQ(method, **settings))
     changed = solve(problem, TorchDEQ(method, options=options, **settings))
     assert bool(changed.converged.all())
@@ -73,7 +73,7 @@ def test_without_torchdeq_the_error_says_how_to_get_it(method: str, monkeypatch:
 @every_method
 def test_each_sample_keeps_its_first_good_iterate(method: str) -> None:
     problem = make_problem(dim=8, batch=5, condition=3.0, regularization=0.5, seed=1)
-    found = solve(problem, TorchDEQ(method, tol=1e-4, polish=False, trace=True))
+    found = solve(problem, TorchDEQ(method, tol=1e-4, exact=False, trace=True))
     assert bool(found.converged.all())
     for i, k in enumerate(found.iterations.tolist()):
         assert bool((found.trace.residual[:k, i] > 1e-4).all())
@@ -84,8 +84,8 @@ def test_each_sample_keeps_its_first_good_iterate(method: str) -> None:
 @every_method
 def test_batch_mates_change_no_answer(method: str) -> None:
     problem = make_problem(dim=8, batch=5, condition=3.0, regularization=0.5, seed=1)
-    together = solve(problem, TorchDEQ(method, tol=1e-6, polish=False))
-    alone = [solve(some(problem, [i]), TorchDEQ(method, tol=1e-6, polish=False)).value for i in range(5)]
+    together = solve(problem, TorchDEQ(method, tol=1e-6, exact=False))
+    alone = [solve(some(problem, [i]), TorchDEQ(method, tol=1e-6, exact=False)).value for i in range(5)]
     assert float((together.value - torch.cat(alone)).abs().max()) <= 1e-4
 
 
@@ -94,7 +94,7 @@ def test_a_singular_system_inside_torchdeq_ends_the_run_quietly() -> None:
     problem = make_problem(dim=4, batch=3, condition=2.0, seed=1)
     offset = problem.offset.clone()
     offset[0] = 0
-    solver = TorchDEQ(options={"lam": 0.0}, polish=False, max_iter=50, on_failure="ignore")
+    solver = TorchDEQ(options={"lam": 0.0}, exact=False, max_iter=50, on_failure="ignore")
     found = solve(replace(problem, offset=offset), solver)
     assert bool(torch.isfinite(found.value).all())
     assert bool(found.converged[0])

@@ -38,7 +38,7 @@ def test_trace(name: str, solver: str, dtype: torch.dtype) -> None:
     residual, objective = own_residual(problem, trace.dual), own_objective(problem, trace.dual)
     assert torch.allclose(trace.residual[running], residual[running], rtol=1e-3, atol=64 * eps)
     assert torch.allclose(trace.objective[running], objective[running], rtol=1e-3, atol=256 * eps)
-    assert not bool(found.polished.any()), "polish is off in traces"
+    assert not bool(found.exact.any()), "no exact solve in traces"
 
 
 @pytest.mark.parametrize("solver", ITERATIVE)
@@ -84,9 +84,9 @@ def test_no_trace_unless_asked_for(solver: str) -> None:
 
 
 @pytest.mark.parametrize("solver", FIRST_ORDER)  # a trace of Newton for γ = 0 is one of projected steps
-def test_tracing_changes_nothing_but_the_polish(solver: str) -> None:
+def test_tracing_changes_nothing_but_the_exact_solve(solver: str) -> None:
     problem = make_problem(dim=8, batch=5, condition=10.0, active=0.3, seed=3)
-    traced, plain = (solve(problem, solver, **kw) for kw in ({"trace": True}, {"polish": False}))
+    traced, plain = (solve(problem, solver, **kw) for kw in ({"trace": True}, {"exact": False}))
     assert torch.equal(traced.value, plain.value)
     assert torch.equal(traced.evaluations, plain.evaluations)
 

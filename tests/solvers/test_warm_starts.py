@@ -25,7 +25,7 @@ CASES = {
 }
 every_solver = pytest.mark.parametrize("name", SOLVERS)
 every_case = pytest.mark.parametrize("case", CASES)
-polish_or_not = pytest.mark.parametrize("polish", [True, False], ids=["polish", "plain"])
+exact_or_not = pytest.mark.parametrize("exactly", [True, False], ids=["exact", "plain"])
 
 
 @functools.cache
@@ -49,25 +49,25 @@ def moved(problem: Problem, by: float) -> Problem:
 # What it saves ------------------------------------------------------------------------------------------------------
 
 
-def counts_plainly(case: str, name: str, polish: bool) -> bool:
+def counts_plainly(case: str, name: str, exactly: bool) -> bool:
     """Whether the number of evaluations depends on the start.
 
     For γ = 0, `Newton` guesses the active set by a fixed number of steps, which mostly is enough from any start; and
-    what is finished exactly begins with a fixed number of MM steps, unless the start is the solution.
+    what is solved exactly begins with a fixed number of MM steps, unless the start is the solution.
     """
-    return (name != "newton" and not polish) or "regularization" in CASES[case]
+    return (name != "newton" and not exactly) or "regularization" in CASES[case]
 
 
 @every_solver
 @every_case
-@polish_or_not
-def test_the_solution_itself_costs_least(case: str, name: str, polish: bool, dtype: torch.dtype) -> None:
+@exact_or_not
+def test_the_solution_itself_costs_least(case: str, name: str, exactly: bool, dtype: torch.dtype) -> None:
     problem = problem_of(case).to(dtype)
-    cold = solve(problem, name, polish=polish)
-    warm = solve(problem, name, cold, polish=polish)
+    cold = solve(problem, name, exact=exactly)
+    warm = solve(problem, name, cold, exact=exactly)
     assert bool(cold.converged.all())
     assert bool(warm.converged.all())
-    if counts_plainly(case, name, polish=False):
+    if counts_plainly(case, name, exactly=False):
         assert bool((warm.evaluations < cold.evaluations).all())
     assert bool((warm.evaluations <= cold.evaluations).all())
     assert float(relative_error(warm.value, cold.value.double()).max()) <= (1e-9 if dtype == torch.float64 else 1e-5)
@@ -75,14 +75,14 @@ def test_the_solution_itself_costs_least(case: str, name: str, polish: bool, dty
 
 @every_solver
 @every_case
-@polish_or_not
-def test_a_nearby_solution_saves_evaluations(case: str, name: str, polish: bool, dtype: torch.dtype) -> None:
+@exact_or_not
+def test_a_nearby_solution_saves_evaluations(case: str, name: str, exactly: bool, dtype: torch.dtype) -> None:
     problem = problem_of(case).to(dtype)
     near = moved(problem, 1e-4)
-    cold, warm = (solve(near, name, start, polish=polish) for start in (None, solve(problem, name, polish=polish)))
+    cold, warm = (solve(near, name, start, exact=exactly) for start in (None, solve(problem, name, exact=exactly)))
     assert bool(cold.converged.all())
     assert bool(warm.converged.all())
-    if counts_plainly(case, name, polish):
+    if counts_plainly(case, name, exactly):
         assert int(warm.evaluations.sum()) < int(cold.evaluations.sum())
     assert int(warm.evaluations.sum()) <= int(cold.evaluations.sum())
     assert float(relative_error(warm.value, cold.value.double()).max()) <= (1e-8 if dtype == torch.float64 else 1e-4)
@@ -105,13 +105,13 @@ def test_the_solver_that_gave_it_does_not_matter(case: str, name: str) -> None:
 
 @every_solver
 @pytest.mark.parametrize("case", ["active", "sigmoid, active"])
-@polish_or_not
-def test_an_active_bound_is_left_again(case: str, name: str, polish: bool) -> None:
+@exact_or_not
+def test_an_active_bound_is_left_again(case: str, name: str, exactly: bool) -> None:
     """The new answer has other active bounds than the start, whose duals there may be far out."""
     problem = problem_of(case)
     changed = replace(problem, offset=problem.offset.flip(0))
-    start = solve(problem, name, polish=polish)
-    warm, cold = solve(changed, name, start, polish=polish), solve(changed, name, polish=polish)
+    start = solve(problem, name, exact=exactly)
+    warm, cold = solve(changed, name, start, exact=exactly), solve(changed, name, exact=exactly)
     lo, hi = problem.geometry.domain
     before, after = (torch.minimum(s.value - lo, hi - s.value) <= 1e-6 for s in (start, warm))
     assert bool((before & ~after).any())
@@ -129,8 +129,8 @@ def test_an_active_bound_is_left_again(case: str, name: str, polish: bool) -> No
 def test_a_layer_with_leading_shapes(
     name: str, regularization: float, batch: tuple[int, ...], generator: torch.Generator
 ) -> None:
-    # What does without polish counts plainly; Newton does for γ > 0 only.
-    solver = replace(solver_named(name), polish=False)
+    # What does without exact solve counts plainly; Newton does for γ > 0 only.
+    solver = replace(solver_named(name), exact=False)
     layer = ib.BregmanDEQ(4, 6, regularization=regularization, solver=solver, dtype=torch.float64)
     x = 3 * torch.randn(*batch, 4, generator=generator, dtype=torch.float64)
     cold = layer.solve(x)
@@ -246,7 +246,7 @@ def test_a_start_with_failed_rows(case: str, name: str, dtype: torch.dtype) -> N
 @every_case
 def test_a_start_that_was_stopped_early(case: str, name: str) -> None:
     problem = problem_of(case)
-    early = solve(problem, name, max_iter=1, polish=False, on_failure="ignore")
+    early = solve(problem, name, max_iter=1, exact=False, on_failure="ignore")
     assert bool(torch.isfinite(early.dual).all())
     warm, cold = solve(problem, name, early), solve(problem, name)
     assert bool(warm.converged.all())

@@ -88,8 +88,8 @@ def _contenders(prepared: Prepared, steps: int, varied: bool, torchdeq: bool) ->
     count = "L" if varied else str(steps)
     yield OURS, library_value(prepared)
     if varied:
-        # A tolerance that is never reached: exactly L steps, without the exact finish.
-        plain = ib.solvers.MM(tol=1e-30, max_iter=steps, polish=False, on_failure="ignore")
+        # A tolerance that is never reached: exactly L steps, without the exact solve.
+        plain = ib.solvers.MM(tol=1e-30, max_iter=steps, exact=False, on_failure="ignore")
         yield IMPLICIT_MM, library_value(prepared, solver=plain)
     yield f"unrolled, {count} steps", unrolled_value(prepared, steps)
     if torchdeq:

@@ -44,7 +44,7 @@ class BoxRegime:
         steps: L; None: the limit.
         relative: Whether γ is divided by σ, so that γφ has the same curvature in the middle of the box.
         solver: Name of the solver of the limit. For γ = 0 the default one works on the box alone and cannot see φ; "mm"
-            steps in the geometry of φ, and is finished exactly.
+            steps in the geometry of φ, and ends with an exact solve.
     """
 
     name: str

@@ -175,6 +175,6 @@ def _measured(model: Classifier, data: Dataset, max_steps: int) -> dict[str, Any
 
 @torch.no_grad()
 def plain_mm(layer: BregmanDEQ, x: Float[Tensor, "batch n"], tol: float, max_steps: int) -> Solution:
-    """The layer's critical point by MM steps alone, without finish, to a residual of `tol` or for `max_steps`."""
-    solver = MM(tol=tol, max_iter=max_steps, polish=False, on_failure="ignore")
+    """The layer's critical point by MM steps alone, without exact solve, to a residual of `tol` or for `max_steps`."""
+    solver = MM(tol=tol, max_iter=max_steps, exact=False, on_failure="ignore")
     return find_critical_point(layer.energy, layer.geometry, x, regularization=layer.regularization, solver=solver)

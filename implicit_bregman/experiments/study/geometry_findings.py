@@ -59,7 +59,7 @@ def _plain_mm(measured: Measured) -> str:
     late = [f"{name} {100 * share:.0f} %" for name, share in short.items() if share > 0]
     return (
         "With γ=0 the default solver works on the box alone, so that its 0 says nothing; MM steps in the geometry of "
-        f"φ. Plain MM, without exact finish: the limits that were reached differ by at most "
+        f"φ. Plain MM, without an exact solve: the limits that were reached differ by at most "
         f"{max(gaps, default=math.nan):.1e}; not reached: {', '.join(late) or 'none'}."
     )
 

@@ -151,14 +151,15 @@ def _setting(settings: GeometrySettings) -> tuple[str, ...]:
         "softplus, exp, bent [0, ∞); arcsinh, identity: no bound. Nothing is tuned, γ is the same for all.",
         "γ = 0 on an unbounded domain is the linear map -W⁻¹(Ux + b); the library's warning of it is silenced here.",
         f"MM steps: median over {COUNT_SAMPLES} test images, at the trained parameters and for the limit also where L "
-        f"was finite, to a residual of {COUNT_TOL:g} without finish, at most {settings.max_steps}; median over seeds.",
+        f"was finite, to a residual of {COUNT_TOL:g} without an exact solve, at most {settings.max_steps}; median over "
+        "seeds.",
         "Active: share of the coordinates of the test images within 1e-6 of a bound, relative to 1 + |bound|.",
         "Unsolved: share of the solves of the training that did not converge. A run is given up when the library "
         "refuses the objective as unbounded below, or more than half of a batch is unsolved in five steps in a row.",
         f"One box: the bounded geometries on [-1, 1], in float64, trained side by side. Δz: largest |z − z tanh| over "
         f"{SAMPLES} test images and all seeds, at tanh's last parameters. Δθ: ‖θ − θ tanh‖/‖θ tanh‖ "
         "after training, the largest of the seeds. γσ=0.1: γ = 0.1/σ, the same γφ'' in the middle of the box.",
-        "With γ = 0 the default solver works on the box alone; by MM: the iteration of φ, finished exactly on the "
+        "With γ = 0 the default solver works on the box alone; by MM: the iteration of φ, solved exactly on the "
         "active set that it found.",
         f"Plain MM on one box: to a residual of {MM_TOL:g} in at most {settings.box_steps} steps.",
         f"W indefinite: 16 coordinates, 8 eigenvalues 2 and 8 -2, 64 offsets per seed, MM's limit from the middle of "

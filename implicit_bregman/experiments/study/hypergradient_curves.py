@@ -254,7 +254,7 @@ def _limited(method: str, products: int) -> tuple[str, Adjoint]:
 
 
 def _broyden(steps: int) -> Broyden:
-    return Broyden(memory=MOST_BROYDEN, polish=False, tol=TOL, max_iter=steps, on_failure="ignore")
+    return Broyden(memory=MOST_BROYDEN, exact=False, tol=TOL, max_iter=steps, on_failure="ignore")
 
 
 def _curve() -> Curve:

@@ -56,8 +56,8 @@ def _setting(settings: HypergradientSettings) -> tuple[str, ...]:
         f"{settings.seed} on, float64, loss ½‖z − t‖². The error is ‖g − g*‖/‖g*‖, g the gradient in W and c, g* that "
         "of an independent oracle.",
         "unrolled: through k MM steps; truncated-K: through the last K of them. implicit-mm, -anderson, -newton: exact "
-        "adjoint system at the k-th iterate of that solver, polish off; newton for γ = 0 is the projected one. shine: "
-        "Broyden's inverse estimate after k iterations.",
+        "adjoint system at the k-th iterate of that solver, without an exact solve; newton for γ = 0 is the projected "
+        "one. shine: Broyden's inverse estimate after k iterations.",
         "one-step, phantom-λ (k steps damped by λ), cg, gmres, dense: at the exact solution, found by the library's "
         "own choice of solver; k counts steps or products of the backward pass. shine-refined: k − 2 CG steps from "
         "SHINE's estimate.",

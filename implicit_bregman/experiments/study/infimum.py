@@ -197,7 +197,7 @@ class Search:
         """The lowest values so far, one per depth and the limit's."""
         return [self.best(steps).end.value for steps in self.found]
 
-    def polish(self) -> None:
+    def improve(self) -> None:
         """Start again at the best of each depth and near it."""
         for steps in self.found:
             place = self.best(steps).end.place
@@ -228,7 +228,7 @@ def find_infima(sought: Sought) -> dict[str, Any]:
             search.join(other)
         search.sweep()
         before = search.values()
-        search.polish()
+        search.improve()
     problem, limit = search.problem, search.best(None).end
     best = [search.best(steps) for steps in order]
     return {

@@ -87,7 +87,7 @@ def make_model(settings: TrainSettings, data: Dataset) -> Classifier:
     solver = make_solver(settings.solver, settings.tol, settings.max_iter)
     adjoint = make_adjoint(settings.adjoint)
     if isinstance(adjoint, adjoints.Shine) and isinstance(solver, solvers.Broyden):
-        solver = replace(solver, polish=False)  # Shine needs the estimate at the point where Broyden stops
+        solver = replace(solver, exact=False)  # Shine needs the estimate at the point where Broyden stops
     model.layer.solver, model.layer.adjoint = solver, adjoint
     with torch.no_grad():
         model(data.train_x[:1])

@@ -72,7 +72,7 @@ def test_a_search_ends_where_no_minimiser_is_better_at_another_depth(family: str
     """Also where the last exchange finds a lower limit, which is then to be handed to all depths."""
     search = Search(Sought(family, 0, (1, 4, 16), 6, SETTINGS.effort), 0)
     search.explore()
-    search.polish()
+    search.improve()
     for steps, other in itertools.permutations(search.found, 2):
         assert search.problem.value(search.best(other).end.place, steps) >= search.best(steps).end.value - 2e-14
 

@@ -21,7 +21,7 @@ from implicit_bregman.linalg.cg import conjugate_gradient
 from implicit_bregman.linalg.semidefinite import solve_damped
 from implicit_bregman.objective import Objective, RowsOfTensors
 from implicit_bregman.operators import LinearOperator
-from implicit_bregman.solvers.finished import Finished
+from implicit_bregman.solvers.exact.result import ExactResult
 
 #: Projected Newton steps made before an iterate is given up.
 _STEPS = 200
@@ -71,7 +71,7 @@ def projected_newton(
     max_steps: int = _STEPS,
     record: Callable[[Tensor, Tensor], None] | None = None,
     far: Float[Tensor, " batch"] | None = None,
-) -> Finished:
+) -> ExactResult:
     """Projected Newton steps from z = `value`, each sample until its own stop; a quadratic f in float64.
 
     Args:
@@ -123,7 +123,7 @@ def projected_newton(
             rows, at, energy, length = rows[kept], at.select(kept), energy.select(kept), length[kept]
             best, idle = best[kept], idle[kept]
     final = final.replace_rows(rows, at)
-    return _finished(objective, final, bounds, tol)
+    return _result(objective, final, bounds, tol)
 
 
 def _iterate(
@@ -258,7 +258,7 @@ def _uncertainty(old: Tensor, new: Tensor) -> Tensor:
     return 8 * torch.finfo(old.dtype).eps * (new.abs() + old.abs() + 1)
 
 
-def _finished(objective: Objective, at: _Iterate, bounds: tuple[float, float], tol: float) -> Finished:
+def _result(objective: Objective, at: _Iterate, bounds: tuple[float, float], tol: float) -> ExactResult:
     geometry, dtype = objective.geometry, objective.energy.dtype
     lo, hi = bounds
     at_lo, at_hi = (at.value <= lo) & (at.gradient > 0), (at.value >= hi) & (at.gradient < 0)
@@ -268,11 +268,11 @@ def _finished(objective: Objective, at: _Iterate, bounds: tuple[float, float], t
     near, weak = gap <= 10 * tol * objective.unit, at.gradient.abs() <= 10 * tol * at.scale
     thin = torch.where(free, near, weak).any(-1)
     accepted = at.residual <= tol
-    return Finished(
+    return ExactResult(
         value=at.value.to(dtype),
         dual=dual.to(dtype),
-        exact=at.value,
-        exact_dual=dual,
+        unrounded=at.value,
+        unrounded_dual=dual,
         free=free,
         gradient=at.gradient,
         scale=at.scale,

@@ -1,4 +1,4 @@
-"""The exact finish on its own: it has to refuse what is wrong by little, and the loop what is proved for elsewhere."""
+"""The exact solve on its own: it has to refuse what is wrong by little, and the loop what is proved for elsewhere."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 import implicit_bregman as ib
 from implicit_bregman.objective import Objective, Point
-from implicit_bregman.solvers.active_set import point_with
+from implicit_bregman.solvers.exact.active_set import point_with
 from implicit_bregman.solvers.loop import run
 from implicit_bregman.status import Status
 
@@ -30,7 +30,7 @@ def test_an_active_set_that_is_wrong_by_little_is_refused(violation: float, dtyp
     assert not bool(point_with(objective, objective.energy.double(), lower, upper, 1e-10).accepted)
     right = point_with(objective, objective.energy.double(), lower, lower, 1e-10)
     assert bool(right.accepted)
-    assert torch.allclose(right.exact, offset, rtol=0, atol=1e-14)
+    assert torch.allclose(right.unrounded, offset, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("violation", [1e-2, 1e-4, 1e-6, 1e-8])
@@ -65,7 +65,7 @@ def test_a_lower_minimum_elsewhere_does_not_tempt() -> None:
     objective = objective_of(torch.tensor([[0.5]]).double(), torch.tensor([[0.1]]).double())
     tempter = Tempter(torch.tensor([[4.0]]).double())
     start = torch.atanh(torch.tensor([[-0.5]]).double())
-    outcome = run(ib.solvers.Anderson(polish=False, max_iter=500), objective, start, tempter)
+    outcome = run(ib.solvers.Anderson(exact=False, max_iter=500), objective, start, tempter)
     assert tempter.asked > 0  # MM's limit was certain, and proposals were listened to
     assert int(outcome.status[0]) == Status.CONVERGED
     assert float(outcome.point.value[0, 0]) == pytest.approx(-1.0, abs=1e-9)

@@ -16,8 +16,8 @@ from torch import Tensor
 from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.linalg.chunks import chunks
 from implicit_bregman.objective import Objective, RowsOfTensors
-from implicit_bregman.solvers.finished import Finished
-from implicit_bregman.solvers.projected_newton import projected_newton
+from implicit_bregman.solvers.exact.projected_newton import projected_newton
+from implicit_bregman.solvers.exact.result import ExactResult
 
 #: Residual at which it ends if it is clear which coordinates are held, residual at which it ends anyway, most steps.
 _NEAR, _NEARER, _STEPS = 1e-9, 1e-11, 60
@@ -56,7 +56,7 @@ class _Iterate(RowsOfTensors):
     steps: Tensor
 
 
-def minimise_convex(objective: Objective, start: Float[Tensor, "batch d"], tol: float, max_steps: int) -> Finished:
+def minimise_convex(objective: Objective, start: Float[Tensor, "batch d"], tol: float, max_steps: int) -> ExactResult:
     """A minimiser of f on C, by interior-point steps, and projected Newton steps from where they end.
 
     Args:

@@ -19,23 +19,23 @@ from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.linalg.masked import solve_on_free_set
 from implicit_bregman.objective import Objective
 from implicit_bregman.operators.free import FreeBlocks, free_blocks, solve_free_blocks
-from implicit_bregman.solvers.finished import Finished
+from implicit_bregman.solvers.exact.result import ExactResult
 
-#: How often the active set of a problem with one critical point is corrected within one polish.
+#: How often the active set of a problem with one critical point is corrected within one solve.
 _CORRECTIONS = 8
 #: How many times the tolerance rounding may hide where it is not known that there is a minimiser.
 _HIDDEN = 1e3
-#: How far a polished point may violate the KKT conditions.
+#: How far an exact point may violate the KKT conditions.
 _EXACT = 1e-10
 
 
-def polish(
+def solve_active_set(
     objective: Objective,
     value: Float[Tensor, "batch d"],
     gradient: Float[Tensor, "batch d"],
     tol: float,
     corrections: int = _CORRECTIONS,
-) -> Finished:
+) -> ExactResult:
     """The critical points that have the active sets of z = `value`, tested.
 
     If F has only one critical point, a set that fails is corrected and solved for again, a few times at most:
@@ -50,12 +50,12 @@ def polish(
         corrections: how often a set is corrected.
     """
     step = _quadratic(objective).gradient_step
-    return polish_projected(objective, torch.sub(value, gradient, alpha=step), tol, corrections)
+    return solve_projected_active_set(objective, torch.sub(value, gradient, alpha=step), tol, corrections)
 
 
-def polish_projected(
+def solve_projected_active_set(
     objective: Objective, target: Float[Tensor, "batch d"], tol: float, corrections: int = _CORRECTIONS
-) -> Finished:
+) -> ExactResult:
     """The same for the active sets of Π_C(`target`), where `target` is an iterate after a gradient step."""
     # A wrong active set may violate the conditions by very little, and its gradient be wrong by much: ask in float64
     # for more than the solver's tolerance.
@@ -66,11 +66,11 @@ def polish_projected(
     if found.complete or not objective.unique:
         return found
     for _ in range(corrections):
-        wrong = (~found.accepted & torch.isfinite(found.exact.sum(-1))).nonzero().squeeze(-1)
+        wrong = (~found.accepted & torch.isfinite(found.unrounded.sum(-1))).nonzero().squeeze(-1)
         if len(wrong) == 0:
             break
         part = found.select(wrong)
-        target = torch.sub(part.exact, part.gradient, alpha=energy.gradient_step)
+        target = torch.sub(part.unrounded, part.gradient, alpha=energy.gradient_step)
         retried = point_with(objective, energy.select(wrong), target < lo, target > hi, tol)
         spent = replace(retried, steps=part.steps + retried.steps, tries=part.tries + retried.tries)
         found = found.replace_rows(wrong, spent)
@@ -80,7 +80,7 @@ def polish_projected(
 def _quadratic(objective: Objective) -> BoundQuadratic:
     energy = objective.energy.matrix_form
     if energy is None:
-        raise TypeError(f"an exact finish needs a quadratic energy, got {type(objective.energy).__name__}")
+        raise TypeError(f"an exact solve needs a quadratic energy, got {type(objective.energy).__name__}")
     return energy
 
 
@@ -90,7 +90,7 @@ def point_with(
     at_lo: Bool[Tensor, "batch d"],
     at_hi: Bool[Tensor, "batch d"],
     tol: float,
-) -> Finished:
+) -> ExactResult:
     """The point with the given active set, in float64, and whether the KKT conditions hold there.
 
     Args:
@@ -98,7 +98,7 @@ def point_with(
         energy: f in float64.
         at_lo: the coordinates at their lower bound.
         at_hi: those at their upper bound.
-        tol: see `polish`.
+        tol: see `solve_active_set`.
     """
     geometry, dtype = objective.geometry, objective.energy.dtype
     lo, hi = geometry.bounds(dtype)
@@ -117,11 +117,11 @@ def point_with(
         accepted &= there <= tol
         degenerate &= accepted
     dual = geometry.finite_dual(clamped, dtype)
-    return Finished(
+    return ExactResult(
         value=clamped.to(dtype),
         dual=dual.to(dtype),
-        exact=exact,
-        exact_dual=dual,
+        unrounded=exact,
+        unrounded_dual=dual,
         free=free,
         gradient=gradient,
         scale=scale,
@@ -134,7 +134,9 @@ def point_with(
     )
 
 
-def within_rounding(objective: Objective, energy: BoundEnergy, found: Finished, tol: float) -> Bool[Tensor, " batch"]:
+def within_rounding(
+    objective: Objective, energy: BoundEnergy, found: ExactResult, tol: float
+) -> Bool[Tensor, " batch"]:
     """Whether the rounding of ∇f itself explains what is left of the residual, (B,).
 
     Args:
@@ -143,7 +145,7 @@ def within_rounding(objective: Objective, energy: BoundEnergy, found: Finished, 
         found: the points.
         tol: bound on the residual.
     """
-    z, gamma = found.exact, objective.regularization
+    z, gamma = found.unrounded, objective.regularization
     scale = objective.scale(energy.terms(found.gradient))
     # (where rounding hides far more than the tolerance it may hide that there is no minimiser at all)
     most = torch.inf if objective.unique and energy.affine else _HIDDEN
@@ -151,7 +153,7 @@ def within_rounding(objective: Objective, energy: BoundEnergy, found: Finished, 
     ends = [abs(end) for end in objective.geometry.domain]
     size = z.abs() + (max(ends) if gamma and math.isfinite(max(ends)) else 0.0)
     scale = (energy.hessian(z).rounding(size) / tol).clamp(scale, most * scale)
-    total = torch.add(found.gradient, found.exact_dual, alpha=gamma) if gamma else found.gradient
+    total = torch.add(found.gradient, found.unrounded_dual, alpha=gamma) if gamma else found.gradient
     return objective.residual(z, total, scale, objective.geometry.bounds(objective.energy.dtype)) <= tol
 
 

@@ -21,10 +21,10 @@ from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.linalg.semidefinite import range_basis, same_sets, solve_definite
 from implicit_bregman.objective import Objective
 from implicit_bregman.projection.newton import nearest
-from implicit_bregman.solvers.active_set import within_rounding
-from implicit_bregman.solvers.finished import Finished
-from implicit_bregman.solvers.interior_point import minimise_convex, runaway
-from implicit_bregman.solvers.projected_newton import projected_newton
+from implicit_bregman.solvers.exact.active_set import within_rounding
+from implicit_bregman.solvers.exact.interior_point import minimise_convex, runaway
+from implicit_bregman.solvers.exact.projected_newton import projected_newton
+from implicit_bregman.solvers.exact.result import ExactResult
 from implicit_bregman.status import Status
 
 #: The residual that is asked of the minimiser: where a set is wrong, the conditions may be violated by very little.
@@ -64,11 +64,11 @@ class _Problem:
         scale = self.objective.scale(self.energy.terms(gradient))
         return scale, self.objective.residual(z, gradient, scale, self.bounds)
 
-    def at(self, found: Finished, z: Float[Tensor, "batch d"]) -> Finished:
+    def at(self, found: ExactResult, z: Float[Tensor, "batch d"]) -> ExactResult:
         """What was found, with another point."""
         gradient = self.energy.gradient(z)
         scale, residual = self.judge(z, gradient)
-        return replace(found, exact=z, gradient=gradient, scale=scale, residual=residual, tries=found.tries + 1)
+        return replace(found, unrounded=z, gradient=gradient, scale=scale, residual=residual, tries=found.tries + 1)
 
     def select(self, rows: Tensor) -> _Problem:
         """The problem of some samples."""
@@ -77,7 +77,7 @@ class _Problem:
 
 def limit_of_mm(
     objective: Objective, dual: Float[Tensor, "batch d"], tol: float, max_steps: int
-) -> tuple[Finished, Tensor]:
+) -> tuple[ExactResult, Tensor]:
     """The minimiser of F that MM goes to from y⁰ = `dual`, and its `Status`, (B,).
 
     Args:
@@ -95,7 +95,7 @@ def limit_of_mm(
     free = ~_held(problem, found)
     found, definite = _sharpened(problem, replace(found, residual=found.residual.double()), free)
     found = _closer(problem, found, tol, max_steps)
-    off = free & ~_near_bounds(problem, found.exact)
+    off = free & ~_near_bounds(problem, found.unrounded)
     status = torch.where((off != free).any(-1), int(Status.DEGENERATE), int(Status.CONVERGED))
     found = _with_duals(problem, replace(found, free=free))
     several = found.accepted & ~definite
@@ -111,7 +111,7 @@ def limit_of_mm(
     return replace(found, residual=found.residual.to(energy.dtype), degenerate=status == Status.DEGENERATE), status
 
 
-def failure(objective: Objective, found: Finished, max_steps: int) -> Int[Tensor, " batch"]:
+def failure(objective: Objective, found: ExactResult, max_steps: int) -> Int[Tensor, " batch"]:
     """The status of samples that have not converged, (B,).
 
     Args:
@@ -129,8 +129,8 @@ def far_from(start: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
     return (1 + start.abs().amax(-1)) * torch.finfo(start.dtype).eps ** -0.75
 
 
-def _runs_away(objective: Objective, found: Finished) -> Bool[Tensor, " batch"]:
-    z = found.exact
+def _runs_away(objective: Objective, found: ExactResult) -> Bool[Tensor, " batch"]:
+    z = found.unrounded
     energy = objective.energy.matrix_form
     if energy is None:
         return z.abs().amax(-1) > far_from(torch.zeros_like(found.value))
@@ -144,10 +144,10 @@ def _runs_away(objective: Objective, found: Finished) -> Bool[Tensor, " batch"]:
     return away | (z.abs().amax(-1) > runaway(energy, objective.unit, torch.finfo(objective.energy.dtype).eps))
 
 
-def _held(problem: _Problem, found: Finished) -> Bool[Tensor, "batch d"]:
+def _held(problem: _Problem, found: ExactResult) -> Bool[Tensor, "batch d"]:
     """The coordinates that a multiplier clearly holds at a bound."""
     lo, hi = problem.bounds
-    z, g = found.exact, found.gradient
+    z, g = found.unrounded, found.gradient
     strict = g.abs() > _MARGIN * problem.tol * found.scale
     return strict & (((z <= lo) & (g > 0)) | ((z >= hi) & (g < 0)))
 
@@ -158,17 +158,17 @@ def _near_bounds(problem: _Problem, z: Tensor) -> Bool[Tensor, "batch d"]:
 
 
 def _sharpened(
-    problem: _Problem, found: Finished, free: Bool[Tensor, "batch d"]
-) -> tuple[Finished, Bool[Tensor, " batch"]]:
+    problem: _Problem, found: ExactResult, free: Bool[Tensor, "batch d"]
+) -> tuple[ExactResult, Bool[Tensor, " batch"]]:
     """The minimisers after one exact solve on their free sets, where these are definite, and where they are."""
     matrix = problem.energy.shared.matrix
     step, definite = solve_definite(matrix, free, -found.gradient, problem.eps)
-    moved = problem.at(found, (found.exact + step).clamp(*problem.bounds))
+    moved = problem.at(found, (found.unrounded + step).clamp(*problem.bounds))
     better = definite & found.accepted & (moved.residual <= found.residual)
     return moved.where(better, replace(found, tries=moved.tries)), definite
 
 
-def _closer(problem: _Problem, found: Finished, tol: float, max_steps: int) -> Finished:
+def _closer(problem: _Problem, found: ExactResult, tol: float, max_steps: int) -> ExactResult:
     """The minimisers with a residual of at most `tol`: with more steps where one exact solve did not give that."""
     found = replace(found, accepted=found.residual <= tol)
     left = min(_MORE_STEPS, max_steps - int(found.steps.max()))
@@ -176,25 +176,25 @@ def _closer(problem: _Problem, found: Finished, tol: float, max_steps: int) -> F
     if len(rows) == 0 or left < 1:
         return found
     part = found.select(rows)
-    again = projected_newton(problem.objective.select(rows), part.exact, tol, left)
+    again = projected_newton(problem.objective.select(rows), part.unrounded, tol, left)
     again = replace(again, residual=again.residual.double(), steps=part.steps + again.steps)
     return found.replace_rows(rows, replace(again, tries=part.tries + again.tries))
 
 
-def _with_duals(problem: _Problem, found: Finished, dual: Tensor | None = None) -> Finished:
+def _with_duals(problem: _Problem, found: ExactResult, dual: Tensor | None = None) -> ExactResult:
     """What was found, with `value` and the duals of its point; those of the free coordinates may be given."""
     geometry, dtype = problem.objective.geometry, problem.objective.energy.dtype
-    known = geometry.finite_dual(found.exact, dtype)
+    known = geometry.finite_dual(found.unrounded, dtype)
     if dual is not None:
         most = torch.finfo(dtype).max
         known = torch.where(found.free, dual.clamp(-most, most), known)
-    value = found.exact.to(dtype).clamp(*geometry.bounds(dtype))
-    return replace(found, value=value, dual=known.to(dtype), exact_dual=known)
+    value = found.unrounded.to(dtype).clamp(*geometry.bounds(dtype))
+    return replace(found, value=value, dual=known.to(dtype), unrounded_dual=known)
 
 
 def _nearest_to_start(
-    problem: _Problem, found: Finished, start: Tensor, several: Tensor, alone: Tensor, tol: float
-) -> tuple[Finished, Bool[Tensor, " batch"]]:
+    problem: _Problem, found: ExactResult, start: Tensor, several: Tensor, alone: Tensor, tol: float
+) -> tuple[ExactResult, Bool[Tensor, " batch"]]:
     """The minimisers with the dual y⁰ = `start` + range(H_NN) on N, and which samples have got one, (B,).
 
     Args:
@@ -214,8 +214,8 @@ def _nearest_to_start(
         factor, _ = torch.linalg.cholesky_ex(basis.mT @ block @ basis)
         left = torch.cholesky_solve(basis.mT @ inside.gradient[:, columns].mT, factor).mT
         y = start[rows].double()
-        y[:, columns], steps = nearest(geometry, basis, y[:, columns], inside.exact[:, columns] @ basis - left)
-        z = torch.where(inside.free, geometry.activation(y), inside.exact).clamp(*problem.bounds)
+        y[:, columns], steps = nearest(geometry, basis, y[:, columns], inside.unrounded[:, columns] @ basis - left)
+        z = torch.where(inside.free, geometry.activation(y), inside.unrounded).clamp(*problem.bounds)
         moved = part.at(inside, z)
         # (where it does not exist, or rounding leaves it farther off than the minimiser that is known, that one stays)
         good = moved.residual <= inside.residual.clamp_min(tol)
