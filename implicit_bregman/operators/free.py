@@ -227,7 +227,7 @@ def free_blocks(shared: Dense, free: Bool[Tensor, "batch d"]) -> FreeBlocks:
 
 def _groups(sets: Bool[Tensor, "batch d"], size: int) -> tuple[Int[Tensor, " some"], ...]:
     """The samples with small sets and those with large ones, where padding all to the largest costs much more."""
-    (batch, d), most = sets.shape, _LARGEST_BLOCK * sets.shape[-1] ** 2
+    batch, most = len(sets), _LARGEST_BLOCK * sets.shape[-1] ** 2
     together = batch * min(size**3, most)
     if together < _WORTH_SPLITTING or batch < 2:
         return ()

@@ -2,7 +2,8 @@
 
 The equation is E(y) = γy + ∇f(ρ(y)) = 0, its Jacobian γ + H D with D = ρ'(y), another for each sample. With the middle
 D̄ of all D in its place one inverse serves the batch, and a step shrinks the error by about
-‖(γ + HD̄)⁻¹H(D̄ − D)‖: little where γ is small or ρ bends much, so that it is watched, and given up where it does not pay.
+‖(γ + HD̄)⁻¹H(D̄ − D)‖. That is not enough where γ is small or ρ bends much: the steps are watched, and given up where
+they do not pay.
 """
 
 from __future__ import annotations

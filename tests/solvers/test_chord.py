@@ -45,7 +45,7 @@ def test_they_are_few_where_gamma_is_large() -> None:
     assert found[1] <= 12
 
 
-@pytest.mark.parametrize("gamma, most", [(1e-3, 100), (2.0, 2)])
+@pytest.mark.parametrize(("gamma", "most"), [(1e-3, 100), (2.0, 2)])
 def test_they_are_given_up(gamma: float, most: int) -> None:
     """Where they do not pay, and where they may not be so many."""
     assert chords(gamma, most, size=20.0) is None
