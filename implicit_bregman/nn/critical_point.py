@@ -65,7 +65,7 @@ class CriticalPoint(nn.Module):
         super().__init__()
         self.energy = check_energy(energy)
         self.geometry = lookup(geometry)
-        self.regularization = check_nonnegative("regularization", regularization)
+        self.regularization = regularization
         self.solver: str | Solver = solver
         self.adjoint: str | Adjoint = adjoint
         solver_named(solver)
@@ -83,10 +83,14 @@ class CriticalPoint(nn.Module):
         return self.solve(x, initial).value
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Keep the settings as a string besides, where a recording finds them."""
+        """Refuse impossible settings, and keep them as a string besides, where a recording finds them."""
+        if name == "regularization":
+            value = check_nonnegative(name, value)
+        if name in _SETTINGS:
+            known: dict[str, Any] = {setting: self.__dict__.get(setting) for setting in _SETTINGS} | {name: value}
+            if None not in known.values():
+                self.__dict__["settings"] = encoded(**known)
         super().__setattr__(name, value)
-        if name in _SETTINGS and all(other in self.__dict__ for other in _SETTINGS):
-            self.settings = encoded(self.geometry, self.solver, self.adjoint, self.regularization)
 
     def solve(
         self,

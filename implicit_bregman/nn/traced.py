@@ -40,9 +40,9 @@ Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 def encoded(geometry: LegendreFunction, solver: str | Solver, adjoint: str | Adjoint, regularization: float) -> str:
     """The settings of a layer as a string, which is what an operator can be given; "" where that is not possible."""
     how = adjoint_named(adjoint)
+    parts = (geometry, how.solver_for(solver), how)
     if not how.is_one_solve:
         return NOT_TO_BE_RECORDED
-    parts = (geometry, how.solver_for(solver), how)
     try:
         return json.dumps([*(_fields_of(part) for part in parts), regularization])
     except TypeError:

@@ -206,14 +206,15 @@ def test_solver_adjoint_and_regularization_may_be_assigned(x: Tensor) -> None:
     torch.testing.assert_close(
         layer(x), ib.find_critical_point(layer.energy, layer.geometry, x, regularization=0.7).value
     )
-    layer.regularization = -1.0
     with pytest.raises(ValueError, match=r"regularization must be a finite number >= 0, got -1\.0"):
-        layer(x)
-    layer.regularization, layer.adjoint = 0.0, "exact"
+        layer.regularization = -1.0
+    with pytest.raises(ValueError, match="solver must be one of .*, got 'fast'"):
+        layer.solver = "fast"
     with pytest.raises(
         ValueError, match="adjoint must be one of implicit, unrolled, phantom, one_step, shine, got 'exact'"
     ):
-        layer(x)
+        layer.adjoint = "exact"
+    assert (layer.regularization, layer.adjoint, layer.solver) == (0.7, "one_step", "auto")
 
 
 @pytest.mark.parametrize(
