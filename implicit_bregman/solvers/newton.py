@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.energy.bound import BoundQuadratic
+from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.solvers.active_set import polish, polish_projected
 from implicit_bregman.solvers.anderson import Anderson
@@ -21,7 +22,7 @@ from implicit_bregman.solvers.finished import Finished
 from implicit_bregman.solvers.interior_point import minimise_convex
 from implicit_bregman.solvers.loop import run
 from implicit_bregman.solvers.projected_newton import projected_newton
-from implicit_bregman.solvers.singular import failure, far_from, limit_of_mm
+from implicit_bregman.solvers.singular import failure, far_from, limit_of_mm, with_others
 from implicit_bregman.solvers.splitting import Splitting, active_set_guess
 from implicit_bregman.status import Status
 
@@ -92,6 +93,9 @@ class Newton(Solver):
         if own is not None:
             return own.solve(objective, dual, self)
         with torch.no_grad():
+            parts = None if self.trace or objective.unique else objective.energy.apart()
+            if parts:
+                return self._one_by_one(objective, parts, dual)
             if len(dual) == 0 or not objective.energy.symmetric:
                 return self._without_objective(objective, dual)
             if objective.unique:
@@ -100,7 +104,8 @@ class Newton(Solver):
                 found, status = limit_of_mm(objective, dual, self.tolerance(dual.dtype), self.max_iter)
                 return replace(exact_outcome(objective, found, None), status=status)
             if objective.energy.affine or self.trace:
-                return self._accelerated().solve(objective, dual)
+                outcome = self._accelerated().solve(objective, dual)
+                return outcome if self.trace else self._several(objective, outcome)
             return self._after_mm(objective, dual)
 
     def advice(self, status: Status, dtype: torch.dtype) -> str:
@@ -112,13 +117,31 @@ class Newton(Solver):
             tol=self.tol, max_iter=self.max_iter, polish=self.polish, trace=self.trace, on_failure=self.on_failure
         )
 
+    def _one_by_one(self, objective: Objective, parts: list[BoundEnergy], dual: Tensor) -> Outcome:
+        """Each sample by the matrix that it has for itself: it may have one critical point where others have not."""
+        geometry, gamma = objective.geometry, objective.regularization
+        alone = [Objective(part, geometry, gamma) for part in parts]
+        return _joined([(one, self.solve(one, start)) for one, start in zip(alone, dual.split(1), strict=True)])
+
+    def _several(self, objective: Objective, outcome: Outcome) -> Outcome:
+        """`outcome`, MM's limits, with those that are not the only minimisers made exact and marked as what they are."""
+        tol = self.tolerance(outcome.point.dual.dtype)
+        rows, found = with_others(objective, outcome, tol)
+        if len(rows) == 0:
+            return outcome
+        exact = exact_outcome(objective.select(rows), found, None)
+        exact = replace(exact, status=torch.full_like(exact.status, int(Status.NONUNIQUE)))
+        return _merged(objective, outcome, rows, exact)
+
     def _without_objective(self, objective: Objective, dual: Tensor) -> Outcome:
         """A field: operator splitting where it is monotone, then Newton's method; others as `_field` says."""
         if self.trace or len(dual) == 0 or not (objective.unique and objective.energy.affine):
             return self._field(objective, dual)
-        most = min(self.max_iter, _MONOTONE_STEPS) if objective.regularization else self.max_iter
+        # (Newton's method without symmetry takes a matrix to factorize)
+        goes_on = bool(objective.regularization) and objective.energy.matrix_form is not None
+        most = min(self.max_iter, _MONOTONE_STEPS) if goes_on else self.max_iter
         outcome = Splitting(tol=self.tol, max_iter=most, polish=False).solve(objective, dual)
-        if objective.regularization:
+        if goes_on:
             outcome = self._from_start(objective, outcome, dual)
         return self._rest(objective, outcome, dual, lambda left: replace(self, max_iter=left)._field)
 
@@ -341,16 +364,9 @@ def _merged(objective: Objective, first: Outcome, rows: Int[Tensor, " some"], se
     def put(old: Tensor, new: Tensor) -> Tensor:
         return old.index_copy(0, rows, new.to(old.dtype))
 
-    def stepped(outcome: Outcome) -> Point:
-        # MM steps have been made by some: τ is known, and F is.
-        point = outcome.point
-        if outcome.without_potential and point.objective is not None:
-            point = replace(point, objective=point.objective + objective.potential(point.dual))
-        return replace(point, step=objective.initial_step(point.dual)) if outcome.without_steps else point
-
     return replace(
         first,
-        point=stepped(first).replace_rows(rows, stepped(second)),
+        point=_with_steps(objective, first).point.replace_rows(rows, _with_steps(objective, second).point),
         without_steps=False,
         complete=False,
         without_potential=False,
@@ -360,6 +376,34 @@ def _merged(objective: Objective, first: Outcome, rows: Int[Tensor, " some"], se
         evaluations=put(first.evaluations, first.evaluations[rows] + second.evaluations),
         polished=put(first.polished, second.polished),
         free=put(first.free, second.free),
+    )
+
+
+def _with_steps(objective: Objective, outcome: Outcome) -> Outcome:
+    """The same, to go with outcomes of MM steps: τ is known, and F is."""
+    point = outcome.point
+    if outcome.without_potential and point.objective is not None:
+        point = replace(point, objective=point.objective + objective.potential(point.dual))
+    if outcome.without_steps:
+        point = replace(point, step=objective.initial_step(point.dual))
+    return replace(outcome, point=point, without_steps=False, without_potential=False)
+
+
+def _joined(solved: list[tuple[Objective, Outcome]]) -> Outcome:
+    """The outcomes of several batches as that of one."""
+    exact = all(outcome.without_steps for _, outcome in solved)
+    outcomes = [outcome if exact else _with_steps(part, outcome) for part, outcome in solved]
+
+    def cat(name: str) -> Tensor:
+        return torch.cat([getattr(outcome, name) for outcome in outcomes])
+
+    return Outcome(
+        Point.cat([outcome.point for outcome in outcomes]),
+        *(cat(name) for name in ("status", "iterations", "evaluations", "polished", "free")),
+        trace=None,
+        without_steps=exact,
+        complete=all(outcome.complete for outcome in outcomes),
+        without_potential=outcomes[0].without_potential,
     )
 
 

@@ -18,10 +18,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.energy.bound import BoundQuadratic
+from implicit_bregman.linalg.nullspace import null_part
 from implicit_bregman.linalg.semidefinite import range_basis, same_sets, solve_definite
 from implicit_bregman.objective import Objective
 from implicit_bregman.projection.newton import nearest
 from implicit_bregman.solvers.active_set import within_rounding
+from implicit_bregman.solvers.base import Outcome
 from implicit_bregman.solvers.finished import Finished
 from implicit_bregman.solvers.interior_point import minimise_convex, runaway
 from implicit_bregman.solvers.projected_newton import projected_newton
@@ -35,6 +37,8 @@ _ROUNDING = 4
 _MORE_STEPS = 50
 #: A multiplier or a distance to a bound below so many times this is no more than 0.
 _MARGIN = 10
+#: Products for each coordinate after which a null space that is not found counts as not there.
+_PRODUCTS = 10
 #: A sample is running away if f falls on for so many times the way it has come, and if its slope is so clear.
 _RUNAWAY, _CLEARLY = 100.0, 0.1
 
@@ -109,6 +113,34 @@ def limit_of_mm(
         found = replace(found, accepted=found.accepted | within_rounding(objective, problem.energy, found, tol))
     status = torch.where(found.accepted, status, failure(objective, found, max_steps))
     return replace(found, residual=found.residual.to(energy.dtype), degenerate=status == Status.DEGENERATE), status
+
+
+def with_others(objective: Objective, outcome: Outcome, tol: float) -> tuple[Int[Tensor, " some"], Finished]:
+    """The samples that MM has led to one of many minimisers, and these made exact; of H by its products alone.
+
+    A minimiser is not the only one where H_FF is singular on the coordinates F off the bounds: the way off it along the
+    null space is open in both directions.
+
+    Args:
+        objective: F.
+        outcome: MM's limits.
+        tol: bound on the residual.
+    """
+    solved = (outcome.status == int(Status.CONVERGED)) | (outcome.status == int(Status.DEGENERATE))
+    rows = (solved & objective.convex & (objective.regularization == 0)).nonzero().squeeze(-1)
+    part = objective.select(rows)
+    found = projected_newton(part, outcome.point.value[rows], tol, _MORE_STEPS)
+    if len(rows) == 0:
+        return rows, found
+    off, hessian = found.free, part.energy.double().hessian(found.exact)
+    ends = hessian.bounds()
+    assert ends is not None  # F is known to be convex
+    number = torch.arange(off.numel(), dtype=torch.float64, device=off.device)
+    some = torch.where(off, torch.sin(1.7 * number + 0.3).reshape(off.shape), 0.0)
+    eps, most = torch.finfo(part.energy.dtype).eps, _PRODUCTS * off.shape[-1]
+    null = null_part(lambda v: torch.where(off, hessian.product(torch.where(off, v, 0.0)), 0.0), some, ends[1], eps, most)
+    several = (null[1] & found.accepted).nonzero().squeeze(-1)
+    return rows[several], found.select(several)
 
 
 def failure(objective: Objective, found: Finished, max_steps: int) -> Int[Tensor, " batch"]:
