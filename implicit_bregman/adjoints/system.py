@@ -256,7 +256,7 @@ def _iterate(system: Linearization, g: Tensor, method: str, tol: float, max_iter
     relative = size / torch.where(norm > 0, norm, 1.0)
     solved = done | (part.converged & (relative <= 10 * tol))
     if symmetric and not bool(solved.all()):
-        v, solved, relative = _shortest(system, g, (v, solved, relative), max_iter)
+        v, solved, relative = _shortest(system, g, (v, solved, relative), tol, max_iter)
         positive = positive | solved
     if not bool(positive.all()):
         v, solved, relative = _replace_indefinite(system, g, (v, solved, relative), positive, tol, max_iter)
@@ -326,7 +326,7 @@ def _reach(dtype: torch.dtype) -> float:
 
 
 def _shortest(
-    system: Linearization, g: Tensor, found: tuple[Tensor, Tensor, Tensor], max_iter: int
+    system: Linearization, g: Tensor, found: tuple[Tensor, Tensor, Tensor], tol: float, max_iter: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`found`; where H is semidefinite and its free block proves to be singular, the shortest v as `_minimum_norm`.
 
@@ -346,7 +346,8 @@ def _shortest(
     inside = mask * g[rows]
     rest, null = null_part(product, inside, ends[1], eps, max_iter)
     inside = inside - rest
-    again = conjugate_gradient(product, inside, torch.Tensor.clone, _reach(g.dtype), max_iter)
+    # (what rounding leaves of the null space in the right-hand side cannot be met)
+    again = conjugate_gradient(product, inside, torch.Tensor.clone, max(tol, 16 * _reach(g.dtype)), max_iter)
     left = _relative(product(inside - product(again.value)), product(inside))
     good = null & (left <= _SINGULAR[g.dtype])
     v, relative = v.clone(), relative.clone()

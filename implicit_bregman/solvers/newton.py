@@ -22,7 +22,7 @@ from implicit_bregman.solvers.finished import Finished
 from implicit_bregman.solvers.interior_point import minimise_convex
 from implicit_bregman.solvers.loop import run
 from implicit_bregman.solvers.projected_newton import projected_newton
-from implicit_bregman.solvers.singular import failure, far_from, limit_of_mm, with_others
+from implicit_bregman.solvers.singular import failure, far_from, has_others, limit_of_mm, minimised_by_products, off_bounds
 from implicit_bregman.solvers.splitting import Splitting, active_set_guess
 from implicit_bregman.status import Status
 
@@ -30,6 +30,8 @@ from implicit_bregman.status import Status
 _FIELD_STEPS, _FIELD_NEAR = 300, 1e-3
 #: Iterations of the splitting on a monotone field with γ > 0, after which Newton's method goes on from the start.
 _MONOTONE_STEPS = 50
+#: MM steps on a convex energy without a matrix, before a minimiser is looked for from there.
+_CONVEX_STEPS = 1000
 #: Projected gradient steps that guess the active set.
 _GUESSES = 6
 #: Where more than this share of the coordinates are then at a bound, others than one step before, and there is a sample
@@ -100,12 +102,13 @@ class Newton(Solver):
                 return self._without_objective(objective, dual)
             if objective.unique:
                 return self._completed(objective, dual, *self._directly(objective, dual))
-            if objective.energy.matrix_form is not None and objective.convex and not self.trace:
+            if objective.energy.affine and objective.convex and not self.trace:
+                if objective.energy.matrix_form is None:
+                    return self._convex(objective, dual)
                 found, status = limit_of_mm(objective, dual, self.tolerance(dual.dtype), self.max_iter)
                 return replace(exact_outcome(objective, found, None), status=status)
             if objective.energy.affine or self.trace:
-                outcome = self._accelerated().solve(objective, dual)
-                return outcome if self.trace else self._several(objective, outcome)
+                return self._accelerated().solve(objective, dual)
             return self._after_mm(objective, dual)
 
     def advice(self, status: Status, dtype: torch.dtype) -> str:
@@ -123,15 +126,27 @@ class Newton(Solver):
         alone = [Objective(part, geometry, gamma) for part in parts]
         return _joined([(one, self.solve(one, start)) for one, start in zip(alone, dual.split(1), strict=True)])
 
-    def _several(self, objective: Objective, outcome: Outcome) -> Outcome:
-        """`outcome`, MM's limits, with those that are not the only minimisers made exact and marked as what they are."""
-        tol = self.tolerance(outcome.point.dual.dtype)
-        rows, found = with_others(objective, outcome, tol)
-        if len(rows) == 0:
+    def _convex(self, objective: Objective, dual: Tensor) -> Outcome:
+        """γ = 0 and a convex quadratic f of whose H there is no matrix: MM's limit, or a minimiser near its iterates."""
+        tol, first = self.tolerance(dual.dtype), min(self.max_iter, _CONVEX_STEPS)
+        outcome = replace(self._accelerated(), max_iter=first, polish=False).solve(objective, dual)
+        off = off_bounds(objective, outcome.point.value, tol)
+        limits = (outcome.status == Status.CONVERGED) | (outcome.status == Status.DEGENERATE)
+        several = limits & has_others(objective, off)
+        outcome = replace(
+            outcome,
+            status=torch.where(several, int(Status.NONUNIQUE), outcome.status),
+            polished=several,  # (so that its derivative is that on its free set)
+            free=off,
+        )
+        # (so few steps cannot tell what runs away)
+        rows = (~several & torch.isfinite(outcome.point.value.sum(-1))).nonzero().squeeze(-1)
+        left = self.max_iter - first
+        if len(rows) == 0 or left == 0:
             return outcome
-        exact = exact_outcome(objective.select(rows), found, None)
-        exact = replace(exact, status=torch.full_like(exact.status, int(Status.NONUNIQUE)))
-        return _merged(objective, outcome, rows, exact)
+        part = objective.select(rows)
+        found, status = minimised_by_products(part, outcome.point.value[rows], tol, left)
+        return _merged(objective, outcome, rows, replace(exact_outcome(part, found, None), status=status))
 
     def _without_objective(self, objective: Objective, dual: Tensor) -> Outcome:
         """A field: operator splitting where it is monotone, then Newton's method; others as `_field` says."""

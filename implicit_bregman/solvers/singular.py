@@ -23,7 +23,7 @@ from implicit_bregman.linalg.semidefinite import range_basis, same_sets, solve_d
 from implicit_bregman.objective import Objective
 from implicit_bregman.projection.newton import nearest
 from implicit_bregman.solvers.active_set import within_rounding
-from implicit_bregman.solvers.base import Outcome
+from implicit_bregman.solvers.finish import rounding_accepted
 from implicit_bregman.solvers.finished import Finished
 from implicit_bregman.solvers.interior_point import minimise_convex, runaway
 from implicit_bregman.solvers.projected_newton import projected_newton
@@ -115,32 +115,44 @@ def limit_of_mm(
     return replace(found, residual=found.residual.to(energy.dtype), degenerate=status == Status.DEGENERATE), status
 
 
-def with_others(objective: Objective, outcome: Outcome, tol: float) -> tuple[Int[Tensor, " some"], Finished]:
-    """The samples that MM has led to one of many minimisers, and these made exact; of H by its products alone.
+def minimised_by_products(
+    objective: Objective, value: Float[Tensor, "batch d"], tol: float, max_steps: int
+) -> tuple[Finished, Int[Tensor, " batch"]]:
+    """A minimiser of F by products with H alone, next to where MM has got to, and its `Status`, (B,).
 
-    A minimiser is not the only one where H_FF is singular on the coordinates F off the bounds: the way off it along the
-    null space is open in both directions.
+    Where there are several, it need not be the one that MM would go to.
 
     Args:
-        objective: F.
-        outcome: MM's limits.
+        objective: F with γ = 0 and a quadratic f that is convex.
+        value: z, MM's iterates.
         tol: bound on the residual.
+        max_steps: bound on the number of steps.
     """
-    solved = (outcome.status == int(Status.CONVERGED)) | (outcome.status == int(Status.DEGENERATE))
-    rows = (solved & objective.convex & (objective.regularization == 0)).nonzero().squeeze(-1)
-    part = objective.select(rows)
-    found = projected_newton(part, outcome.point.value[rows], tol, _MORE_STEPS)
-    if len(rows) == 0:
-        return rows, found
-    off, hessian = found.free, part.energy.double().hessian(found.exact)
+    found = projected_newton(objective, value, tol, max_steps, far=far_from(value))
+    found = rounding_accepted(objective, found, tol)
+    status = torch.where(has_others(objective, found.free), int(Status.NONUNIQUE), found.degenerate.long())
+    return found, torch.where(found.accepted, status, failure(objective, found, max_steps))
+
+
+def off_bounds(objective: Objective, value: Float[Tensor, "batch d"], tol: float) -> Bool[Tensor, "batch d"]:
+    """The coordinates of critical points that are farther from their bounds than the tolerance explains."""
+    lo, hi = objective.geometry.bounds(value.dtype)
+    return torch.minimum(value - lo, hi - value) > _MARGIN * tol * objective.unit
+
+
+def has_others(objective: Objective, off: Bool[Tensor, "batch d"]) -> Bool[Tensor, " batch"]:
+    """Whether minimisers with the coordinates `off` their bounds are not the only ones, by products with H, (B,).
+
+    The null space of H_FF, F these coordinates, leads to others.
+    """
+    energy = objective.energy.double()
+    zero, eps = torch.zeros_like(off, dtype=torch.float64), torch.finfo(objective.energy.dtype).eps
+    hessian, mask = energy.hessian(zero), off.double()
     ends = hessian.bounds()
     assert ends is not None  # F is known to be convex
     number = torch.arange(off.numel(), dtype=torch.float64, device=off.device)
-    some = torch.where(off, torch.sin(1.7 * number + 0.3).reshape(off.shape), 0.0)
-    eps, most = torch.finfo(part.energy.dtype).eps, _PRODUCTS * off.shape[-1]
-    null = null_part(lambda v: torch.where(off, hessian.product(torch.where(off, v, 0.0)), 0.0), some, ends[1], eps, most)
-    several = (null[1] & found.accepted).nonzero().squeeze(-1)
-    return rows[several], found.select(several)
+    some = mask * torch.sin(1.7 * number + 0.3).reshape(off.shape)
+    return null_part(lambda v: mask * hessian.product(mask * v), some, ends[1], eps, _PRODUCTS * off.shape[-1])[1]
 
 
 def failure(objective: Objective, found: Finished, max_steps: int) -> Int[Tensor, " batch"]:
