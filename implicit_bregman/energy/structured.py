@@ -21,7 +21,7 @@ from implicit_bregman.linalg.spectrum import Spectrum
 from implicit_bregman.operators import Dense, LinearOperator, Rebuild
 from implicit_bregman.transforms import transformed
 
-#: A norm that was guessed from below is multiplied by this.
+#: A constant that was guessed from below is multiplied by this.
 _CAUTION = 1.1
 
 
@@ -172,15 +172,10 @@ def _ends(operator: LinearOperator) -> Spectrum | None:
 
 
 def _curvature(operator: LinearOperator, ends: Spectrum | None) -> Tensor | None:
-    """What MM's step is made of: λ_max, or without symmetry about ‖H‖²/λ_min of a monotone H, and ‖H‖ of others.
-
-    ‖Hz‖² ≤ (‖H‖²/λ_min)⟨z, Hz⟩: H is cocoercive.
-    """
+    """What MM's step is made of: λ_max, or without symmetry a guess of what stands for it."""
     if operator.symmetric:
         return None if ends is None else ends.curvature
-    norm = _CAUTION * operator.norm_guess()
-    least = 0.0 if ends is None else float(ends.lowest)
-    return operator.pack()[0][0].new_tensor(norm**2 / least if least > 0 else norm)
+    return operator.pack()[0][0].new_tensor(_CAUTION * operator.step_bound_guess())
 
 
 class Affine(nn.Module):

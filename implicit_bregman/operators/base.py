@@ -167,17 +167,30 @@ class LinearOperator(ABC):
         """Whether it is small enough for `dense` and factorizations of it to cost little."""
         return (self.batch or 1) * self.size**2 <= _MATRIX_ENTRIES
 
-    def norm_guess(self) -> float:
-        """About ‖H‖₂, the largest for any sample, by a few steps of the power method on HᵀH: no proof."""
+    def step_bound_guess(self) -> float:
+        """About the constant L by which MM's step σ/L is found without symmetry, the largest for any sample: no proof.
+
+        By the power method. Where the bounds prove H monotone, it is the reciprocal of its cocoercivity constant, the
+        largest ‖Hz‖²/⟨z, Hz⟩; else ‖H‖₂.
+        """
+        ends = self.bounds()
+        monotone = ends is not None and ends[0] > 0
         with torch.no_grad():
             count = torch.arange((self.batch or 1) * self.size, dtype=self.dtype, device=self.pack()[0][0].device)
-            v, size = torch.sin(1.7 * count + 0.3).reshape(-1, self.size), 0.0
-            for _ in range(_POWER_STEPS):
+            v, found = torch.sin(1.7 * count + 0.3).reshape(-1, self.size), count.new_zeros(())
+
+            def twice_symmetric(u: Tensor) -> Tensor:
+                return self.product(u) + self.product(u, adjoint=True)
+
+            for _ in range(_POWER_STEPS if len(v) else 0):
                 v = v / torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
                 image = self.product(v)
-                size = float(torch.linalg.vector_norm(image, dim=-1).amax()) if len(image) else 0.0
+                square = torch.linalg.vecdot(image, image)
+                found = (square / torch.linalg.vecdot(v, image) if monotone else square.sqrt()).amax()
                 v = self.product(image, adjoint=True)
-        return size
+                if monotone:
+                    v = conjugate_gradient(twice_symmetric, v, torch.Tensor.clone, 1e-2, self.size).value
+        return float(found)
 
     def at(self, z: Float[Tensor, "batch d"]) -> LinearOperator:
         """The Hessian at other points: the same, where f is quadratic."""

@@ -22,7 +22,14 @@ from implicit_bregman.solvers.finished import Finished
 from implicit_bregman.solvers.interior_point import minimise_convex
 from implicit_bregman.solvers.loop import run
 from implicit_bregman.solvers.projected_newton import projected_newton
-from implicit_bregman.solvers.singular import failure, far_from, has_others, limit_of_mm, minimised_by_products, off_bounds
+from implicit_bregman.solvers.singular import (
+    failure,
+    far_from,
+    has_others,
+    limit_of_mm,
+    minimised_by_products,
+    off_bounds,
+)
 from implicit_bregman.solvers.splitting import Splitting, active_set_guess
 from implicit_bregman.status import Status
 
@@ -127,7 +134,7 @@ class Newton(Solver):
         return _joined([(one, self.solve(one, start)) for one, start in zip(alone, dual.split(1), strict=True)])
 
     def _convex(self, objective: Objective, dual: Tensor) -> Outcome:
-        """γ = 0 and a convex quadratic f of whose H there is no matrix: MM's limit, or a minimiser near its iterates."""
+        """γ = 0 and a convex f of whose H there is no matrix: MM's limit, or a minimiser near its iterates."""
         tol, first = self.tolerance(dual.dtype), min(self.max_iter, _CONVEX_STEPS)
         outcome = replace(self._accelerated(), max_iter=first, polish=False).solve(objective, dual)
         off = off_bounds(objective, outcome.point.value, tol)
@@ -409,16 +416,16 @@ def _joined(solved: list[tuple[Objective, Outcome]]) -> Outcome:
     exact = all(outcome.without_steps for _, outcome in solved)
     outcomes = [outcome if exact else _with_steps(part, outcome) for part, outcome in solved]
 
-    def cat(name: str) -> Tensor:
-        return torch.cat([getattr(outcome, name) for outcome in outcomes])
-
-    return Outcome(
-        Point.cat([outcome.point for outcome in outcomes]),
-        *(cat(name) for name in ("status", "iterations", "evaluations", "polished", "free")),
-        trace=None,
-        without_steps=exact,
+    return replace(
+        outcomes[0],
+        point=Point.cat([outcome.point for outcome in outcomes]),
+        status=torch.cat([outcome.status for outcome in outcomes]),
+        iterations=torch.cat([outcome.iterations for outcome in outcomes]),
+        evaluations=torch.cat([outcome.evaluations for outcome in outcomes]),
+        polished=torch.cat([outcome.polished for outcome in outcomes]),
+        free=torch.cat([outcome.free for outcome in outcomes]),
         complete=all(outcome.complete for outcome in outcomes),
-        without_potential=outcomes[0].without_potential,
+        blocks=None,
     )
 
 
