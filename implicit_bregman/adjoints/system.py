@@ -42,6 +42,8 @@ _LEAST = 1e-13
 _REFINEMENTS = 4
 #: So many times the smallest normal number, D₊ counts as 0.
 _LEAST_SLOPE = 1e8
+#: Rounds of CG in a singular system, and the relative residual that is asked of each.
+_ROUNDS, _FEW_DIGITS = 3, 1e-4
 #: Rounds of Chebyshev steps.
 _SWEEPS = 3
 
@@ -256,7 +258,7 @@ def _iterate(system: Linearization, g: Tensor, method: str, tol: float, max_iter
     relative = size / torch.where(norm > 0, norm, 1.0)
     solved = done | (part.converged & (relative <= 10 * tol))
     if symmetric and not bool(solved.all()):
-        v, solved, relative = _shortest(system, g, (v, solved, relative), tol, max_iter)
+        v, solved, relative = _shortest(system, g, (v, solved, relative), max_iter)
         positive = positive | solved
     if not bool(positive.all()):
         v, solved, relative = _replace_indefinite(system, g, (v, solved, relative), positive, tol, max_iter)
@@ -326,7 +328,7 @@ def _reach(dtype: torch.dtype) -> float:
 
 
 def _shortest(
-    system: Linearization, g: Tensor, found: tuple[Tensor, Tensor, Tensor], tol: float, max_iter: int
+    system: Linearization, g: Tensor, found: tuple[Tensor, Tensor, Tensor], max_iter: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`found`; where H is semidefinite and its free block proves to be singular, the shortest v as `_minimum_norm`.
 
@@ -346,12 +348,16 @@ def _shortest(
     inside = mask * g[rows]
     rest, null = null_part(product, inside, ends[1], eps, max_iter)
     inside = inside - rest
-    # (what rounding leaves of the null space in the right-hand side cannot be met)
-    again = conjugate_gradient(product, inside, torch.Tensor.clone, max(tol, 16 * _reach(g.dtype)), max_iter)
-    left = _relative(product(inside - product(again.value)), product(inside))
+    shortest, missing = torch.zeros_like(inside), inside
+    for _ in range(_ROUNDS):
+        # (rounding brings the null space back, and more of it the more digits one solve is asked for)
+        step = conjugate_gradient(product, missing, torch.Tensor.clone, _FEW_DIGITS, max_iter).value
+        shortest = shortest + step
+        missing = inside - product(shortest)
+    left = _relative(missing, inside)
     good = null & (left <= _SINGULAR[g.dtype])
     v, relative = v.clone(), relative.clone()
-    v[rows[good]], relative[rows[good]] = again.value[good].to(v.dtype), left[good].to(relative.dtype)
+    v[rows[good]], relative[rows[good]] = shortest[good].to(v.dtype), left[good].to(relative.dtype)
     return v, solved.index_fill(0, rows[good], True), relative
 
 

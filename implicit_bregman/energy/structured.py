@@ -256,7 +256,6 @@ class BoundStructured(BoundAffine):
         return BoundStructured(operator, self.offset.detach().double(), self.ends, self.convex)
 
     def apart(self) -> list[BoundEnergy] | None:
-        operator = self.operator
         if self.operator.batch is None or not self.operator.fits_a_matrix:
             return None
         parts = [Dense(matrix, self.symmetric, convex=self.convex) for matrix in self.operator.detach().dense()]

@@ -21,8 +21,8 @@ _SOLVED, _REFINEMENTS = 64, 3
 class Kronecker(LinearOperator):
     """H = A ⊗ B: of a state that is read as an m × n matrix Z row by row, H z is A Z Bᵀ.
 
-    Two eigendecompositions serve every `solve`, whatever the shift; where the two are not symmetric, with GMRES for what
-    nearly dependent eigenvectors leave.
+    Two eigendecompositions serve every `solve`, whatever the shift. Without symmetry their eigenvectors may be nearly
+    dependent: GMRES then solves.
 
     Args:
         left: A, (m, m).
@@ -82,7 +82,7 @@ class Kronecker(LinearOperator):
 
     @cached_property
     def _complex(self) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-        """Eigenvalues and eigenvectors of A and of B without symmetry, and the inverses of these; NaN where singular."""
+        """Eigenvalues and eigenvectors of A and of B without symmetry, and the inverses of these, NaN if singular."""
         a, b = (self._with_inverse(torch.linalg.eig(matrix)) for matrix in self._wide)
         return a, b
 

@@ -303,7 +303,7 @@ class TestBlocksMonotone(Contract):
     """Skew couplings, which its norms do not count."""
 
     def tensors(self) -> list[Tensor]:
-        coupling = normal(4, 3, seed=2)
+        coupling = 0.3 * normal(4, 3, seed=2)
         return [definite(4) + 0.1 * normal(4, 4, seed=1), coupling, -coupling.mT.clone(), definite(3, seed=3)]
 
     def operator(self, *tensors: Tensor) -> LinearOperator:
@@ -319,7 +319,7 @@ def skewed(d: int, seed: int = 0, by: float = 0.5) -> Tensor:
 
 class TestKroneckerWithoutSymmetry(Contract):
     def tensors(self) -> list[Tensor]:
-        return [skewed(2), skewed(3, seed=1, by=0.2)]
+        return [skewed(2, by=0.2), skewed(3, seed=1, by=0.1)]
 
     def operator(self, *tensors: Tensor) -> LinearOperator:
         return ib.operators.Kronecker(*tensors)
@@ -341,7 +341,7 @@ class TestKroneckerWithoutSymmetry(Contract):
 
 class TestTransposed(Contract):
     def tensors(self) -> list[Tensor]:
-        return [skewed(2), skewed(3, seed=1, by=0.2)]
+        return [skewed(2, by=0.2), skewed(3, seed=1, by=0.1)]
 
     def operator(self, *tensors: Tensor) -> LinearOperator:
         return ib.operators.Kronecker(*tensors).transposed()
@@ -349,7 +349,7 @@ class TestTransposed(Contract):
 
 class TestSumWithoutSymmetry(Contract):
     def tensors(self) -> list[Tensor]:
-        return [skewed(2), skewed(3, seed=1, by=0.2), torch.linspace(0.3, 2.0, 6).double()]
+        return [skewed(2, by=0.2), skewed(3, seed=1, by=0.1), torch.linspace(0.3, 2.0, 6).double()]
 
     def operator(self, *tensors: Tensor) -> LinearOperator:
         return ib.operators.Sum(ib.operators.Kronecker(*tensors[:2]), ib.operators.Diagonal(tensors[2]))
