@@ -43,7 +43,7 @@ _REFINEMENTS = 4
 #: So many times the smallest normal number, D₊ counts as 0.
 _LEAST_SLOPE = 1e8
 #: Rounds of CG in a singular system, and the relative residual that is asked of each.
-_ROUNDS, _FEW_DIGITS = 3, 1e-4
+_ROUNDS, _FEW_DIGITS = 10, 1e-2
 #: Rounds of Chebyshev steps.
 _SWEEPS = 3
 
@@ -348,13 +348,17 @@ def _shortest(
     inside = mask * g[rows]
     rest, null = null_part(product, inside, ends[1], eps, max_iter)
     inside = inside - rest
-    shortest, missing = torch.zeros_like(inside), inside
+    shortest, missing, left = torch.zeros_like(inside), inside, torch.ones_like(inside[:, 0])
     for _ in range(_ROUNDS):
-        # (rounding brings the null space back, and more of it the more digits one solve is asked for)
+        # (rounding leaves some of the null space in the right-hand side, which must not become most of it)
         step = conjugate_gradient(product, missing, torch.Tensor.clone, _FEW_DIGITS, max_iter).value
-        shortest = shortest + step
-        missing = inside - product(shortest)
-    left = _relative(missing, inside)
+        rest = inside - product(shortest + step)
+        better = _relative(rest, inside) < 0.5 * left
+        if not bool(better.any()):
+            break
+        shortest = torch.where(better[:, None], shortest + step, shortest)
+        missing = torch.where(better[:, None], rest, missing)
+        left = _relative(missing, inside)
     good = null & (left <= _SINGULAR[g.dtype])
     v, relative = v.clone(), relative.clone()
     v[rows[good]], relative[rows[good]] = shortest[good].to(v.dtype), left[good].to(relative.dtype)
