@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TypeVar
@@ -32,6 +33,12 @@ class RowsOfTensors:
             column = mask.reshape(-1, *[1] * (rows.dim() - 1))
             merged[name] = torch.where(column, rows, getattr(other, name))
         return replace(self, **merged)
+
+    @classmethod
+    def cat(cls: type[Rows], parts: Sequence[Rows]) -> Rows:
+        """The rows of several, one after the other."""
+        columns = {name: torch.cat([getattr(part, name) for part in parts]) for name, _ in parts[0]._tensors()}
+        return replace(parts[0], **columns)
 
     def to(self: Rows, dtype: torch.dtype) -> Rows:
         """The same in another precision."""

@@ -9,11 +9,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.energy.contract import BoundEnergy
-from implicit_bregman.linalg.cg import normalized
+from implicit_bregman.linalg.cg import conjugate_gradient, normalized
 from implicit_bregman.linalg.chunks import chunks
 from implicit_bregman.linalg.dense import solve_general
 from implicit_bregman.linalg.gmres import gmres
 from implicit_bregman.linalg.masked import solve_on_free_set
+from implicit_bregman.linalg.nullspace import null_part
 from implicit_bregman.linalg.semidefinite import solve_minimum_norm
 from implicit_bregman.linearization import Linearization
 from implicit_bregman.operators import Dense
@@ -41,6 +42,8 @@ _LEAST = 1e-13
 _REFINEMENTS = 4
 #: So many times the smallest normal number, D₊ counts as 0.
 _LEAST_SLOPE = 1e8
+#: Rounds of CG in a singular system, and the relative residual that is asked of each.
+_ROUNDS, _FEW_DIGITS = 10, 1e-2
 #: Rounds of Chebyshev steps.
 _SWEEPS = 3
 
@@ -254,6 +257,9 @@ def _iterate(system: Linearization, g: Tensor, method: str, tol: float, max_iter
         right = torch.where(done[:, None], 0.0, residual / unit[:, None]).to(g.dtype)
     relative = size / torch.where(norm > 0, norm, 1.0)
     solved = done | (part.converged & (relative <= 10 * tol))
+    if symmetric and not bool(solved.all()):
+        v, solved, relative = _shortest(system, g, (v, solved, relative), max_iter)
+        positive = positive | solved
     if not bool(positive.all()):
         v, solved, relative = _replace_indefinite(system, g, (v, solved, relative), positive, tol, max_iter)
     return v, _judged(system, v, g, solved, relative), relative.to(g.dtype), iterations
@@ -319,6 +325,44 @@ class _Equation:
 def _reach(dtype: torch.dtype) -> float:
     """The relative residual that one iterative solve can be asked for in this precision."""
     return 4 * float(torch.finfo(dtype).eps)
+
+
+def _shortest(
+    system: Linearization, g: Tensor, found: tuple[Tensor, Tensor, Tensor], max_iter: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`found`; where H is semidefinite and its free block proves to be singular, the shortest v as `_minimum_norm`.
+
+    With the part of g in the range of H_FF in its place, CG from 0 finds it.
+    """
+    v, solved, relative = found
+    slope, shift, ends = system.slope, system.shift, system.hessian.bounds()
+    on_free_set = (((slope == 1) & (shift == 0)) | ((slope == 0) & (shift == 1))).all(-1)
+    rows = (~solved & on_free_set).nonzero().squeeze(-1)
+    if ends is None or ends[1] <= 0 or len(rows) == 0:
+        return found
+    mask, hessian, eps = slope[rows], system.hessian.select(rows), torch.finfo(g.dtype).eps
+
+    def product(u: Tensor) -> Tensor:
+        return mask * hessian.product(mask * u)
+
+    inside = mask * g[rows]
+    rest, null = null_part(product, inside, ends[1], eps, max_iter)
+    inside = inside - rest
+    shortest, missing, left = torch.zeros_like(inside), inside, torch.ones_like(inside[:, 0])
+    for _ in range(_ROUNDS):
+        # (rounding leaves some of the null space in the right-hand side, which must not become most of it)
+        step = conjugate_gradient(product, missing, torch.Tensor.clone, _FEW_DIGITS, max_iter).value
+        rest = inside - product(shortest + step)
+        better = _relative(rest, inside) < 0.5 * left
+        if not bool(better.any()):
+            break
+        shortest = torch.where(better[:, None], shortest + step, shortest)
+        missing = torch.where(better[:, None], rest, missing)
+        left = _relative(missing, inside)
+    good = null & (left <= _SINGULAR[g.dtype])
+    v, relative = v.clone(), relative.clone()
+    v[rows[good]], relative[rows[good]] = shortest[good].to(v.dtype), left[good].to(relative.dtype)
+    return v, solved.index_fill(0, rows[good], True), relative
 
 
 def _replace_indefinite(

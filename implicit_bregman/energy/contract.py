@@ -159,6 +159,10 @@ class BoundEnergy(ABC):
     def double(self) -> BoundEnergy:
         """The same energy in float64, where it can be had (`affine`)."""
 
+    def apart(self) -> list[BoundEnergy] | None:
+        """The samples' energies one by one, without gradient, where each has a matrix of its own; else None."""
+        return None
+
     @abstractmethod
     def select(self, index: Int[Tensor, " kept"]) -> BoundEnergy:
         """The same energy for some of the samples."""

@@ -152,8 +152,8 @@ class QuadraticEnergy(Energy):
         `from_matrices(0.5 * (P + P.T))`.
 
         Args:
-            W: (d, d). Where it is not symmetric (up to rounding) the energy is "general". Or one symmetric matrix for
-                each sample, (B, d, d), in the order of the flattened batch of x.
+            W: (d, d). Where it is not symmetric (up to rounding) the energy is "general". Or one matrix for each
+                sample, (B, d, d), in the order of the flattened batch of x; "general" where one is not symmetric.
             U: (d, n). None: the identity, so that x is added as it is.
             b: (d,). None: no offset.
             convex: state that W ⪯ 0. That is found without it up to 16 rounding errors of the largest eigenvalue; with
@@ -187,15 +187,19 @@ class QuadraticEnergy(Energy):
     ) -> QuadraticEnergy:
         """f(z; x) = ½⟨z, Hz⟩ − ⟨c(x), z⟩ with any `LinearOperator` H; gradients flow to the tensors it is made of.
 
+        Without symmetry there is no f, and what is solved is Hz − c(x) + γ∇φ(z) = 0 on C.
+
         Args:
-            operator: H, such as `ib.operators.Kronecker(A, B)`. No d × d matrix is made of it.
+            operator: H, such as `ib.operators.Kronecker(A, B)`. A d × d matrix is made of it only where it
+                `fits_a_matrix` (up to d = 512) and is not symmetric, or its bounds do not prove that it is positive
+                definite.
             offset: a module that maps x to c, (B, d); None: c = x.
-            convex: of a matrix, `Dense`, as in `from_matrices`. Else state that H is positive definite, where the
-                bounds of its spectrum do not prove it: there is one critical point then.
+            convex: where H is a matrix or one is made of it, as in `from_matrices`. Else state that H is positive
+                definite, where the bounds of its spectrum do not prove it: there is one critical point then.
 
         Raises:
             TypeError: if one of the two is of another kind.
-            ValueError: if H is neither symmetric nor a matrix, or cannot be convex as declared.
+            ValueError: if H cannot be convex as declared.
         """
         from implicit_bregman.energy.structured import OperatorEnergy  # which is a QuadraticEnergy
 

@@ -21,6 +21,9 @@ from implicit_bregman.linalg.spectrum import Spectrum
 from implicit_bregman.operators import Dense, LinearOperator, Rebuild
 from implicit_bregman.transforms import transformed
 
+#: A constant that was guessed from below is multiplied by this.
+_CAUTION = 1.1
+
 
 class OperatorEnergy(QuadraticEnergy):
     """f(z; x) = ½⟨z, Hz⟩ − ⟨c(x), z⟩; made by `QuadraticEnergy.from_operator`.
@@ -35,11 +38,6 @@ class OperatorEnergy(QuadraticEnergy):
             )
         if offset is not None and not isinstance(offset, nn.Module):
             raise TypeError(f"offset must be a module from x to c, or None for c = x, got {type(offset).__name__}")
-        if operator.shared is None and not operator.symmetric:
-            raise ValueError(
-                f"{type(operator).__name__} is not symmetric: without symmetry H has to be one matrix for all samples, "
-                "ib.operators.Dense(H)"
-            )
         if convex:
             _check_convex(operator)
         Energy.__init__(self, operator.size, convex=convex)
@@ -100,16 +98,28 @@ class OperatorEnergy(QuadraticEnergy):
         return self.operator.product(v.reshape(-1, v.shape[-1])).reshape(v.shape)
 
     def curvature_range(self) -> tuple[Tensor | None, Tensor | None]:  # type: ignore[override]
-        """Bounds of the eigenvalues of H, where they are known."""
-        ends = _ends(self.operator)
-        return (None, None) if ends is None else (ends.lowest, ends.curvature)
+        """Bounds of the eigenvalues of H (of its symmetric part) from below and, as `curvature_bound`, from above."""
+        operator = self._operator()
+        if operator.shared is not None:
+            spectrum = operator.shared.spectrum
+            return spectrum.lowest, spectrum.curvature
+        ends = _ends(operator)
+        return None if ends is None else ends.lowest, _curvature(operator, ends)
 
     def curvature_bound(self) -> Tensor | None:  # type: ignore[override]
         return self.curvature_range()[1]
 
     def _operator(self) -> LinearOperator:  # type: ignore[override]
+        """H, at least float32: as a matrix where it is small and this says more of it than its own bounds."""
         operator = self.operator
-        return operator.to(torch.float32) if operator.dtype.itemsize == 2 else operator
+        operator = operator.to(torch.float32) if operator.dtype.itemsize == 2 else operator
+        if operator.shared is not None or operator.batch is not None or not operator.fits_a_matrix:
+            return operator
+        if operator.symmetric and not transformed():
+            ends = _ends(operator)
+            if ends is not None and ends.is_definite():
+                return operator
+        return Dense(operator.dense(), operator.symmetric, convex=self.convex)
 
     def bind(self, x: Inputs) -> BoundEnergy:
         operator: LinearOperator = self._held.operator(self) if self._held is not None else self._operator()
@@ -153,12 +163,19 @@ def _check_convex(operator: LinearOperator) -> None:
 
 
 def _ends(operator: LinearOperator) -> Spectrum | None:
-    """The bounds of a symmetric operator's spectrum in its own precision, where they are known."""
+    """The bounds of the spectrum of (H + Hᵀ)/2 in H's own precision, where they are known."""
     bounds, like = operator.bounds(), operator.pack()[0][0]
     if bounds is None:
         return None
     lowest, highest = like.new_tensor(bounds[0]), like.new_tensor(bounds[1])
     return Spectrum(lowest, highest, highest.clamp_min(0))
+
+
+def _curvature(operator: LinearOperator, ends: Spectrum | None) -> Tensor | None:
+    """What MM's step is made of: λ_max, or without symmetry a guess of what stands for it."""
+    if operator.symmetric:
+        return None if ends is None else ends.curvature
+    return operator.pack()[0][0].new_tensor(_CAUTION * operator.step_bound_guess())
 
 
 class Affine(nn.Module):
@@ -183,23 +200,26 @@ class BoundStructured(BoundAffine):
     Args:
         operator: H, with its gradient.
         offset: c, (B, d).
-        ends: bounds of H's spectrum, where they are known: those of H itself, not of a rounded twin.
+        ends: bounds of the spectrum of (H + Hᵀ)/2, where they are known: those of H itself, not of a rounded twin.
         convex: whether H is declared to be positive definite.
     """
-
-    exact_by_newton = True
 
     def __init__(self, operator: LinearOperator, offset: Tensor, ends: Spectrum | None, convex: bool = False) -> None:
         self.operator = operator
         self.offset = offset
         self.dtype = offset.dtype
         self.symmetric = operator.symmetric
+        self.exact_by_newton = operator.symmetric
         self.ends = ends
         self.convex = convex
 
     @property
     def curvature(self) -> Tensor | None:
-        return None if self.ends is None else self.ends.curvature
+        return _curvature(self.operator, self.ends)
+
+    @property
+    def is_convex(self) -> bool:
+        return self.symmetric and self.ends is not None and self.ends.is_definite(or_semidefinite=True)
 
     @property
     def lowest(self) -> Tensor | None:
@@ -234,6 +254,13 @@ class BoundStructured(BoundAffine):
     def _wide(self) -> BoundStructured:
         operator = self.operator.detach().to(torch.float64)
         return BoundStructured(operator, self.offset.detach().double(), self.ends, self.convex)
+
+    def apart(self) -> list[BoundEnergy] | None:
+        if self.operator.batch is None or not self.operator.fits_a_matrix:
+            return None
+        parts = [Dense(matrix, self.symmetric, convex=self.convex) for matrix in self.operator.detach().dense()]
+        offsets = self.offset.detach().split(1)
+        return [BoundQuadratic(part, offset) for part, offset in zip(parts, offsets, strict=True)]
 
     def select(self, index: Int[Tensor, " kept"]) -> BoundStructured:
         return BoundStructured(self.operator.select(index), self.offset[index], self.ends, self.convex)

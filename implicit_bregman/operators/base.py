@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 ROUNDING_ERRORS = 16
 #: Lengths of the runs of equal signs in the patterns of rounding errors.
 _PATTERNS = (1, 2, 4)
+#: Up to so many entries a matrix is made of an operator where it says more: one of width 512 for all samples.
+_MATRIX_ENTRIES = 2**18
+#: Steps of the power method behind a guess of a norm.
+_POWER_STEPS = 20
 #: The relative residual of `solve` in rounding errors, and its products for each coordinate.
 _SOLVED, _PRODUCTS = 16, 10
 
@@ -151,9 +155,42 @@ class LinearOperator(ABC):
         products = [self.product(torch.where(index % (2 * n) < n, v, -v)).abs() for n in _PATTERNS]
         return ROUNDING_ERRORS * torch.finfo(v.dtype).eps * torch.stack(products).amax(0)
 
-    def dense(self) -> Float[Tensor, "d d"]:
-        """H as a matrix, (d, d) or (B, d, d): for tests and small d."""
-        return self.product(torch.eye(self.size, dtype=self.dtype, device=self.pack()[0][0].device)).mT
+    def dense(self) -> Float[Tensor, "*#batch d d"]:
+        """H as a matrix, (d, d) or (B, d, d): for tests and where it `fits_a_matrix`."""
+        identity = torch.eye(self.size, dtype=self.dtype, device=self.pack()[0][0].device)
+        if self.batch is None:
+            return self.product(identity).mT
+        return torch.stack([self.product(column.expand(self.batch, -1)) for column in identity], -1)
+
+    @property
+    def fits_a_matrix(self) -> bool:
+        """Whether it is small enough for `dense` and factorizations of it to cost little."""
+        return (self.batch or 1) * self.size**2 <= _MATRIX_ENTRIES
+
+    def step_bound_guess(self) -> float:
+        """About the constant L by which MM's step σ/L is found without symmetry, the largest for any sample: no proof.
+
+        By the power method. Where the bounds prove H monotone, it is the reciprocal of its cocoercivity constant, the
+        largest ‖Hz‖²/⟨z, Hz⟩; else ‖H‖₂.
+        """
+        ends = self.bounds()
+        monotone = ends is not None and ends[0] > 0
+        with torch.no_grad():
+            count = torch.arange((self.batch or 1) * self.size, dtype=self.dtype, device=self.pack()[0][0].device)
+            v, found = torch.sin(1.7 * count + 0.3).reshape(-1, self.size), count.new_zeros(())
+
+            def twice_symmetric(u: Tensor) -> Tensor:
+                return self.product(u) + self.product(u, adjoint=True)
+
+            for _ in range(_POWER_STEPS if len(v) else 0):
+                v = v / torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
+                image = self.product(v)
+                square = torch.linalg.vecdot(image, image)
+                found = (square / torch.linalg.vecdot(v, image) if monotone else square.sqrt()).amax()
+                v = self.product(image, adjoint=True)
+                if monotone:
+                    v = conjugate_gradient(twice_symmetric, v, torch.Tensor.clone, 1e-2, self.size).value
+        return float(found)
 
     def at(self, z: Float[Tensor, "batch d"]) -> LinearOperator:
         """The Hessian at other points: the same, where f is quadratic."""

@@ -81,7 +81,9 @@ class Sparse(LinearOperator):
         return float((middle - radius).min()), float((middle + radius).max())
 
     def dense(self) -> Float[Tensor, "d d"]:
-        return self._matrix(self.values).to_dense()
+        rows, columns = self.indices
+        # (not by the sparse tensor itself: this can be differentiated again, and mapped)
+        return self.values.new_zeros(self._size, self._size).index_put((rows, columns), self.values)
 
     def rounding(self, v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         with torch.no_grad():

@@ -57,6 +57,10 @@ class Stacked(LinearOperator):
         ends = torch.linalg.eigvalsh(0.5 * (matrices + matrices.mT))
         return float(ends.min()), float(ends.max())
 
+    @property
+    def fits_a_matrix(self) -> bool:
+        return True  # it is made of them
+
     def dense(self) -> Float[Tensor, "batch d d"]:
         return self.matrices
 

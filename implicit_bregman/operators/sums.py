@@ -61,6 +61,12 @@ class Sum(LinearOperator):
             total = total + diagonal  # type: ignore[operator]
         return total
 
+    def dense(self) -> Float[Tensor, "*#batch d d"]:
+        total = self.parts[0].dense()
+        for part in self.parts[1:]:
+            total = total + part.dense()
+        return total
+
     def bounds(self) -> tuple[float, float] | None:
         """By Weyl's inequality: the bounds of the parts, added."""
         ends = [part.bounds() for part in self.parts]

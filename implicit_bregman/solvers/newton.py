@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.energy.bound import BoundQuadratic
+from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.solvers.anderson import Anderson
 from implicit_bregman.solvers.base import Outcome, Solver, Trace
@@ -20,7 +21,14 @@ from implicit_bregman.solvers.exact.dual_newton import newton
 from implicit_bregman.solvers.exact.interior_point import minimise_convex
 from implicit_bregman.solvers.exact.projected_newton import projected_newton
 from implicit_bregman.solvers.exact.result import ExactResult, exact_outcome
-from implicit_bregman.solvers.exact.singular import failure, far_from, limit_of_mm
+from implicit_bregman.solvers.exact.singular import (
+    failure,
+    far_from,
+    has_others,
+    limit_of_mm,
+    minimised_by_products,
+    off_bounds,
+)
 from implicit_bregman.solvers.exact.solve import rounding_accepted, solve_exactly
 from implicit_bregman.solvers.loop import run
 from implicit_bregman.solvers.splitting import Splitting, active_set_guess
@@ -32,6 +40,8 @@ _FIELD_STEPS, _FIELD_NEAR = 300, 1e-3
 _MONOTONE_STEPS = 50
 #: What steps with one Jacobian for all samples aim at, relative to the tolerance.
 _CHORD_AIM = 0.01
+#: MM steps on a convex energy without a matrix, before a minimiser is looked for from there.
+_CONVEX_STEPS = 1000
 #: Projected gradient steps that guess the active set.
 _GUESSES = 6
 #: Where more than this share of the coordinates are then at a bound, others than one step before, and there is a sample
@@ -95,11 +105,16 @@ class Newton(Solver):
         if own is not None:
             return own.solve(objective, dual, self)
         with torch.no_grad():
+            parts = None if self.trace or objective.unique else objective.energy.apart()
+            if parts:
+                return self._one_by_one(objective, parts, dual)
             if len(dual) == 0 or not objective.energy.symmetric:
                 return self._without_objective(objective, dual)
             if objective.unique:
                 return self._completed(objective, dual, *self._directly(objective, dual))
-            if objective.energy.matrix_form is not None and objective.convex and not self.trace:
+            if objective.energy.affine and objective.convex and not self.trace:
+                if objective.energy.matrix_form is None:
+                    return self._convex(objective, dual)
                 found, status = limit_of_mm(objective, dual, self.tolerance(dual.dtype), self.max_iter)
                 return replace(exact_outcome(objective, found, None), status=status)
             if objective.energy.affine or self.trace:
@@ -115,6 +130,34 @@ class Newton(Solver):
             tol=self.tol, max_iter=self.max_iter, exact=self.exact, trace=self.trace, on_failure=self.on_failure
         )
 
+    def _one_by_one(self, objective: Objective, parts: list[BoundEnergy], dual: Tensor) -> Outcome:
+        """Each sample by the matrix that it has for itself: it may have one critical point where others have not."""
+        geometry, gamma = objective.geometry, objective.regularization
+        alone = [Objective(part, geometry, gamma) for part in parts]
+        return _joined([(one, self.solve(one, start)) for one, start in zip(alone, dual.split(1), strict=True)])
+
+    def _convex(self, objective: Objective, dual: Tensor) -> Outcome:
+        """γ = 0 and a convex f of whose H there is no matrix: MM's limit, or a minimiser near its iterates."""
+        tol, first = self.tolerance(dual.dtype), min(self.max_iter, _CONVEX_STEPS)
+        outcome = replace(self._accelerated(), max_iter=first, exact=False).solve(objective, dual)
+        off = off_bounds(objective, outcome.point.value, tol)
+        limits = (outcome.status == Status.CONVERGED) | (outcome.status == Status.DEGENERATE)
+        several = limits & has_others(objective, off)
+        outcome = replace(
+            outcome,
+            status=torch.where(several, int(Status.NONUNIQUE), outcome.status),
+            exact=several,  # (so that its derivative is that on its free set)
+            free=off,
+        )
+        # (so few steps cannot tell what runs away)
+        rows = (~several & torch.isfinite(outcome.point.value.sum(-1))).nonzero().squeeze(-1)
+        left = self.max_iter - first
+        if len(rows) == 0 or left == 0:
+            return outcome
+        part = objective.select(rows)
+        found, status = minimised_by_products(part, outcome.point.value[rows], tol, left)
+        return _merged(objective, outcome, rows, replace(exact_outcome(part, found, None), status=status))
+
     def _without_objective(self, objective: Objective, dual: Tensor) -> Outcome:
         """A field: operator splitting where it is monotone, then Newton's method; others as `_field` says."""
         if self.trace or len(dual) == 0 or not (objective.unique and objective.energy.affine):
@@ -122,9 +165,11 @@ class Newton(Solver):
         direct = self._by_chords(objective, dual)
         if direct is not None:
             return direct
-        most = min(self.max_iter, _MONOTONE_STEPS) if objective.regularization else self.max_iter
+        # (Newton's method without symmetry takes a matrix to factorize)
+        goes_on = bool(objective.regularization) and objective.energy.matrix_form is not None
+        most = min(self.max_iter, _MONOTONE_STEPS) if goes_on else self.max_iter
         outcome = Splitting(tol=self.tol, max_iter=most, exact=False).solve(objective, dual)
-        if objective.regularization:
+        if goes_on:
             outcome = self._from_start(objective, outcome, dual)
         return self._rest(objective, outcome, dual, lambda left: replace(self, max_iter=left)._field)
 
@@ -369,16 +414,9 @@ def _merged(objective: Objective, first: Outcome, rows: Int[Tensor, " some"], se
     def put(old: Tensor, new: Tensor) -> Tensor:
         return old.index_copy(0, rows, new.to(old.dtype))
 
-    def stepped(outcome: Outcome) -> Point:
-        # MM steps have been made by some: τ is known, and F is.
-        point = outcome.point
-        if outcome.without_potential and point.objective is not None:
-            point = replace(point, objective=point.objective + objective.potential(point.dual))
-        return replace(point, step=objective.initial_step(point.dual)) if outcome.without_steps else point
-
     return replace(
         first,
-        point=stepped(first).replace_rows(rows, stepped(second)),
+        point=_with_steps(objective, first).point.replace_rows(rows, _with_steps(objective, second).point),
         without_steps=False,
         complete=False,
         without_potential=False,
@@ -388,6 +426,34 @@ def _merged(objective: Objective, first: Outcome, rows: Int[Tensor, " some"], se
         evaluations=put(first.evaluations, first.evaluations[rows] + second.evaluations),
         exact=put(first.exact, second.exact),
         free=put(first.free, second.free),
+    )
+
+
+def _with_steps(objective: Objective, outcome: Outcome) -> Outcome:
+    """The same, to go with outcomes of MM steps: τ is known, and F is."""
+    point = outcome.point
+    if outcome.without_potential and point.objective is not None:
+        point = replace(point, objective=point.objective + objective.potential(point.dual))
+    if outcome.without_steps:
+        point = replace(point, step=objective.initial_step(point.dual))
+    return replace(outcome, point=point, without_steps=False, without_potential=False)
+
+
+def _joined(solved: list[tuple[Objective, Outcome]]) -> Outcome:
+    """The outcomes of several batches as that of one."""
+    exact = all(outcome.without_steps for _, outcome in solved)
+    outcomes = [outcome if exact else _with_steps(part, outcome) for part, outcome in solved]
+
+    return replace(
+        outcomes[0],
+        point=Point.cat([outcome.point for outcome in outcomes]),
+        status=torch.cat([outcome.status for outcome in outcomes]),
+        iterations=torch.cat([outcome.iterations for outcome in outcomes]),
+        evaluations=torch.cat([outcome.evaluations for outcome in outcomes]),
+        exact=torch.cat([outcome.exact for outcome in outcomes]),
+        free=torch.cat([outcome.free for outcome in outcomes]),
+        complete=all(outcome.complete for outcome in outcomes),
+        blocks=None,
     )
 
 

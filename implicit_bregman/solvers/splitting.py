@@ -10,6 +10,7 @@ one product and one elementwise map, for any H whose symmetric part is positive 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -152,10 +153,11 @@ class _Run:
         rows = (best > level).nonzero().squeeze(-1)
         objective, u, at, base, best = objective.select(rows), u[rows], final[rows], base[rows], best[rows]
         idle, left = torch.zeros_like(rows), int(most.min()) if len(most) else 0
+        resolvent = self._resolvent(objective, u)
         while left > 0 and len(rows):
             count = min(_LOOK, left)
             for _ in range(count):
-                x = torch.add(base, self.resolvent(u), alpha=1 / self.alpha)
+                x = torch.add(base, resolvent(u), alpha=1 / self.alpha)
                 z, at = self._prox(2 * x - u, at)
                 u = torch.add(u, z - x, alpha=self.relaxation)
             left -= count
@@ -171,10 +173,16 @@ class _Run:
                 kept = going.nonzero().squeeze(-1)
                 objective, rows, u, at = objective.select(kept), rows[kept], u[kept], at[kept]
                 base, best, idle = base[kept], best[kept], idle[kept]
+                resolvent = self._resolvent(objective, u)
         geometry = objective.geometry
         if objective.regularization:
             return final, geometry.activation(final)
         return geometry.finite_dual(final, final.dtype), final
+
+    def _resolvent(self, objective: Objective, like: Tensor) -> Callable[[Tensor], Tensor]:
+        """u ↦ (I/α + H)⁻¹u for some of the samples."""
+        operator = objective.energy.hessian(like)
+        return self.resolvent if operator.batch is None else operator.inverted(1 / self.alpha)
 
     def walk(self, steps: int) -> Float[Tensor, "batch d"]:
         """2x − u after so many iterations with γ = 0."""

@@ -43,6 +43,10 @@ def dense(weight: Tensor) -> ib.Energy:
     return E(-weight)
 
 
+def _turned(matrix: Tensor) -> Tensor:
+    return matrix.triu(1) - matrix.triu(1).mT
+
+
 OPERATORS: dict[str, Callable[[Tensor], ib.Energy]] = {
     "dense": dense,
     "general": lambda w: E(-(w + 0.5 * (w.triu(1) - w.triu(1).mT))),
@@ -57,6 +61,12 @@ OPERATORS: dict[str, Callable[[Tensor], ib.Energy]] = {
     ),
     "blocks": lambda w: ib.QuadraticEnergy.from_operator(
         ib.operators.Blocks([[ib.operators.Dense(w[:2, :2]), 0.1 * w[:2, 2:]], [0.1 * w[2:, :2], w[2:, 2:]]])
+    ),
+    "kronecker, general": lambda w: ib.QuadraticEnergy.from_operator(
+        ib.operators.Kronecker(w[:2, :2] + 0.3 * _turned(w[:2, 2:]), w[2:, 2:])
+    ),
+    "stacked, general": lambda w: ib.QuadraticEnergy.from_operator(
+        ib.operators.Stacked(torch.stack([w + 0.3 * _turned(w), 2 * w]))
     ),
     "stacked": lambda w: ib.QuadraticEnergy.from_operator(ib.operators.Stacked(torch.stack([w, 2 * w]))),
 }
@@ -93,6 +103,18 @@ def test_a_closed_form(x: float) -> None:
 @REGULARIZED
 def test_every_operator_by_finite_differences(name: str, gamma: float, c: Tensor, generator: torch.Generator) -> None:
     solve = solution_of(OPERATORS[name], gamma)
+    leaves = definite(generator, 4).requires_grad_(), c.requires_grad_()
+    assert gradcheck(solve, leaves, **OUT)
+    assert gradgradcheck(solve, leaves, check_batched_grad=True, check_fwd_over_rev=True)
+
+
+@REGULARIZED
+def test_a_field_by_its_products(
+    gamma: float, c: Tensor, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a matrix, as operators are solved that are wide."""
+    monkeypatch.setattr(ib.operators.LinearOperator, "fits_a_matrix", False)
+    solve = solution_of(OPERATORS["kronecker, general"], gamma)
     leaves = definite(generator, 4).requires_grad_(), c.requires_grad_()
     assert gradcheck(solve, leaves, **OUT)
     assert gradgradcheck(solve, leaves, check_batched_grad=True, check_fwd_over_rev=True)

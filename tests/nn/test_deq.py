@@ -208,7 +208,7 @@ def test_solver_adjoint_and_regularization_may_be_assigned(x: Tensor) -> None:
     )
     with pytest.raises(ValueError, match=r"regularization must be a finite number >= 0, got -1\.0"):
         layer.regularization = -1.0
-    with pytest.raises(ValueError, match="solver must be one of .*, got 'fast'"):
+    with pytest.raises(ValueError, match=r"solver must be one of .*, got 'fast'"):
         layer.solver = "fast"
     with pytest.raises(
         ValueError, match="adjoint must be one of implicit, unrolled, phantom, one_step, shine, got 'exact'"

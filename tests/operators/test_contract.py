@@ -168,6 +168,18 @@ class Contract:
             if one.is_floating_point():
                 torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
 
+    def test_the_solvers_find_it_without_a_matrix(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By H's own products and solves alone, where these prove that there is one equilibrium."""
+        operator = self.make()
+        if operator.symmetric or operator.bounds() is None or operator.bounds()[0] <= 0:
+            pytest.skip("symmetric operators are solved so anyway, and others are not known to be monotone")
+        monkeypatch.setattr(LinearOperator, "fits_a_matrix", False)
+        for gamma in (0.0, 0.05, 1.0):
+            for solver in ("auto", ib.solvers.Splitting(), *(() if gamma else ("mm",))):
+                self.test_the_solvers_find_what_they_find_for_the_matrix(solver, "tanh", gamma)
+        x = normal(B, operator.size, seed=4)
+        assert ib.find_critical_point(self._energy(operator), "tanh", x).objective is None
+
     def _energy(self, operator: LinearOperator) -> ib.QuadraticEnergy:
         return ib.QuadraticEnergy.from_operator(operator, convex=self.stated)
 
@@ -286,9 +298,76 @@ class TestBlocksWithoutSymmetry(Contract):
         a, b, c = tensors
         return ib.operators.Blocks([[a, b], [c, None]])
 
-    def test_it_has_to_be_one_matrix_for_an_energy(self) -> None:
-        with pytest.raises(ValueError, match="Blocks is not symmetric"):
-            ib.QuadraticEnergy.from_operator(self.make())
+
+class TestBlocksMonotone(Contract):
+    """Skew couplings, which its norms do not count."""
+
+    def tensors(self) -> list[Tensor]:
+        coupling = 0.3 * normal(4, 3, seed=2)
+        return [definite(4) + 0.1 * normal(4, 4, seed=1), coupling, -coupling.mT.clone(), definite(3, seed=3)]
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        a, b, c, d = tensors
+        return ib.operators.Blocks([[a, b], [c, d]], symmetric=False)
+
+
+def skewed(d: int, seed: int = 0, by: float = 0.5) -> Tensor:
+    """Not symmetric, its symmetric part positive definite."""
+    skew = normal(d, d, seed=seed + 100)
+    return definite(d, seed=seed, least=0.4) + by * (skew - skew.mT) / d**0.5
+
+
+class TestKroneckerWithoutSymmetry(Contract):
+    def tensors(self) -> list[Tensor]:
+        return [skewed(2, by=0.2), skewed(3, seed=1, by=0.1)]
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        return ib.operators.Kronecker(*tensors)
+
+    def test_nearly_dependent_eigenvectors(self, dtype: torch.dtype) -> None:
+        """A Jordan block has one eigenvector."""
+        for off in (0.0, 1e-13, 1e-7):
+            block = torch.tensor([[1.0, 1.0], [off, 1.0]], dtype=dtype)
+            operator, v = ib.operators.Kronecker(block, block), normal(3, 4).to(dtype)
+            for adjoint in (False, True):
+                left = operator.product(operator.solve(v, 0.5, adjoint), adjoint)
+                left = left + 0.5 * operator.solve(v, 0.5, adjoint) - v
+                assert float(left.abs().max()) <= 1e3 * torch.finfo(dtype).eps
+
+    def test_a_singular_one_has_no_solution(self) -> None:
+        operator = ib.operators.Kronecker(torch.tensor([[1.0, 1.0], [0.0, 0.0]]).double(), skewed(2))
+        assert torch.isnan(operator.solve(normal(2, 4))).all()
+
+
+class TestTransposed(Contract):
+    def tensors(self) -> list[Tensor]:
+        return [skewed(2, by=0.2), skewed(3, seed=1, by=0.1)]
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        return ib.operators.Kronecker(*tensors).transposed()
+
+
+class TestSumWithoutSymmetry(Contract):
+    def tensors(self) -> list[Tensor]:
+        return [skewed(2, by=0.2), skewed(3, seed=1, by=0.1), torch.linspace(0.3, 2.0, 6).double()]
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        return ib.operators.Sum(ib.operators.Kronecker(*tensors[:2]), ib.operators.Diagonal(tensors[2]))
+
+
+class TestSparseWithoutSymmetry(Contract):
+    """Diffusion and a current."""
+
+    def tensors(self) -> list[Tensor]:
+        return [self.matrix().to_sparse_coo().coalesce().values()]
+
+    def matrix(self) -> Tensor:
+        current = torch.ones(7, dtype=torch.float64)
+        return laplacian(8) + 0.4 * torch.eye(8).double() + 0.5 * (current.diag(-1) - current.diag(1))
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        places = self.matrix().to_sparse_coo().coalesce().indices()
+        return ib.operators.Sparse(torch.sparse_coo_tensor(places, tensors[0], (8, 8), check_invariants=True))
 
 
 class TestBlocksForEachSample(Contract):
@@ -321,11 +400,13 @@ class TestSparse(Contract):
 
 
 class TestStacked(Contract):
+    symmetric: bool | None = True
+
     def tensors(self) -> list[Tensor]:
         return [torch.stack([definite(4, seed=seed) for seed in range(B)])]
 
     def operator(self, *tensors: Tensor) -> LinearOperator:
-        return ib.operators.Stacked(tensors[0], symmetric=True)
+        return ib.operators.Stacked(tensors[0], symmetric=self.symmetric)
 
     def _twin(self, operator: LinearOperator) -> ib.QuadraticEnergy:
         pytest.skip("no matrix is shared: see the next test")
@@ -340,16 +421,25 @@ class TestStacked(Contract):
         assert found.converged.all()
         for row in range(B):
             matrix = matrices[row].detach().requires_grad_()
-            alone = ib.QuadraticEnergy.from_operator(ib.operators.Dense(matrix, symmetric=True))
+            alone = ib.QuadraticEnergy.from_operator(ib.operators.Dense(matrix, symmetric=self.symmetric))
             one = ib.find_critical_point(alone, "tanh", x[row : row + 1], None, gamma)
             torch.testing.assert_close(found.value[row], one.value[0], rtol=1e-9, atol=1e-9)
             (other,) = torch.autograd.grad(one.value, matrix, cotangent[row : row + 1])
             torch.testing.assert_close(gradient[row], other, rtol=1e-7, atol=1e-9)
 
 
+class TestStackedWithoutSymmetry(TestStacked):
+    symmetric = None
+
+    def tensors(self) -> list[Tensor]:
+        return [torch.stack([skewed(4, seed=seed) for seed in range(B)])]
+
+
 @pytest.mark.parametrize("gamma", [0.0, 0.3])
-def test_matrices_for_each_sample(gamma: float) -> None:
-    matrices = torch.stack([definite(3, seed=seed) for seed in range(6)]).neg().requires_grad_()
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_matrices_for_each_sample(symmetric: bool, gamma: float) -> None:
+    make = definite if symmetric else skewed
+    matrices = torch.stack([make(3, seed=seed) for seed in range(6)]).neg().requires_grad_()
     U, b, x = normal(3, 2, seed=1), normal(3, seed=2), normal(2, 3, 2, seed=3)
     found = ib.find_critical_point(ib.QuadraticEnergy.from_matrices(matrices, U, b), "tanh", x, regularization=gamma)
     assert found.value.shape == (2, 3, 3)
@@ -361,8 +451,10 @@ def test_matrices_for_each_sample(gamma: float) -> None:
         )
         torch.testing.assert_close(z, one.value[0], rtol=1e-9, atol=1e-9)
         (own,) = torch.autograd.grad(one.value.sum(), matrix)
-        own = 0.5 * (own + own.mT)
-        torch.testing.assert_close(0.5 * (gradient[number] + gradient[number].mT), own, rtol=1e-7, atol=1e-8)
+        at = gradient[number]
+        if symmetric:
+            own, at = 0.5 * (own + own.mT), 0.5 * (at + at.mT)
+        torch.testing.assert_close(at, own, rtol=1e-7, atol=1e-8)
 
 
 class Circulant(LinearOperator):
@@ -383,6 +475,31 @@ class Circulant(LinearOperator):
 
     def pack(self) -> tuple[tuple[Tensor, ...], ib.operators.Rebuild]:
         return (self.kernel,), Circulant
+
+
+class Rotating(Circulant):
+    """Of any kernel, with the bounds of its symmetric part."""
+
+    symmetric = False
+
+    def product(self, v: Tensor, adjoint: bool = False) -> Tensor:
+        values = torch.fft.rfft(self.kernel.to(v.dtype))
+        return torch.fft.irfft(torch.fft.rfft(v) * (values.conj() if adjoint else values), n=self.size)
+
+    def bounds(self) -> tuple[float, float]:
+        least, largest = torch.fft.rfft(self.kernel.detach()).real.aminmax()
+        return float(least), float(largest)
+
+    def pack(self) -> tuple[tuple[Tensor, ...], ib.operators.Rebuild]:
+        return (self.kernel,), Rotating
+
+
+class TestOneOfYourOwnWithoutSymmetry(Contract):
+    def tensors(self) -> list[Tensor]:
+        return [torch.tensor([1.0, -0.6, 0.1, 0.0, 0.0, 0.2], dtype=torch.float64)]
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        return Rotating(*tensors)
 
 
 class TestOneOfYourOwn(Contract):
@@ -414,8 +531,11 @@ def test_what_is_refused() -> None:
         ib.QuadraticEnergy.from_operator(torch.eye(3))
     with pytest.raises(TypeError, match="offset must be a module"):
         ib.QuadraticEnergy.from_operator(ib.operators.Diagonal(torch.ones(3)), torch.ones(3))
-    with pytest.raises(ValueError, match="not symmetric"):
-        ib.QuadraticEnergy.from_operator(ib.operators.Kronecker(torch.eye(2), torch.tensor([[1.0, 1.0], [0.0, 1.0]])))
+    skew = ib.operators.Kronecker(torch.eye(2), torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
+    with pytest.raises(ValueError, match="needs a symmetric H"):
+        ib.QuadraticEnergy.from_operator(skew, convex=True)
+    with pytest.raises(TypeError, match="no objective"):
+        ib.QuadraticEnergy.from_operator(skew).value(torch.ones(1, 4), torch.ones(1, 4))
     with pytest.raises(ValueError, match="diagonal of H has the entry -1"):
         ib.QuadraticEnergy.from_operator(ib.operators.Diagonal(torch.tensor([1.0, -1.0])), convex=True)
     declared = ib.QuadraticEnergy.from_operator(ib.operators.Dense(torch.tensor([[1.0, 2.0], [2.0, 1.0]])), convex=True)

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.energy.bound import BoundQuadratic
+from implicit_bregman.linalg.nullspace import null_part
 from implicit_bregman.linalg.semidefinite import range_basis, same_sets, solve_definite
 from implicit_bregman.objective import Objective
 from implicit_bregman.projection.newton import nearest
@@ -25,6 +26,7 @@ from implicit_bregman.solvers.exact.active_set import within_rounding
 from implicit_bregman.solvers.exact.interior_point import minimise_convex, runaway
 from implicit_bregman.solvers.exact.projected_newton import projected_newton
 from implicit_bregman.solvers.exact.result import ExactResult
+from implicit_bregman.solvers.exact.solve import rounding_accepted
 from implicit_bregman.status import Status
 
 #: The residual that is asked of the minimiser: where a set is wrong, the conditions may be violated by very little.
@@ -35,6 +37,8 @@ _ROUNDING = 4
 _MORE_STEPS = 50
 #: A multiplier or a distance to a bound below so many times this is no more than 0.
 _MARGIN = 10
+#: Products for each coordinate after which a null space that is not found counts as not there.
+_PRODUCTS = 10
 #: A sample is running away if f falls on for so many times the way it has come, and if its slope is so clear.
 _RUNAWAY, _CLEARLY = 100.0, 0.1
 
@@ -109,6 +113,46 @@ def limit_of_mm(
         found = replace(found, accepted=found.accepted | within_rounding(objective, problem.energy, found, tol))
     status = torch.where(found.accepted, status, failure(objective, found, max_steps))
     return replace(found, residual=found.residual.to(energy.dtype), degenerate=status == Status.DEGENERATE), status
+
+
+def minimised_by_products(
+    objective: Objective, value: Float[Tensor, "batch d"], tol: float, max_steps: int
+) -> tuple[ExactResult, Int[Tensor, " batch"]]:
+    """A minimiser of F by products with H alone, next to where MM has got to, and its `Status`, (B,).
+
+    Where there are several, it need not be the one that MM would go to.
+
+    Args:
+        objective: F with γ = 0 and a quadratic f that is convex.
+        value: z, MM's iterates.
+        tol: bound on the residual.
+        max_steps: bound on the number of steps.
+    """
+    found = projected_newton(objective, value, tol, max_steps, far=far_from(value))
+    found = rounding_accepted(objective, found, tol)
+    status = torch.where(has_others(objective, found.free), int(Status.NONUNIQUE), found.degenerate.long())
+    return found, torch.where(found.accepted, status, failure(objective, found, max_steps))
+
+
+def off_bounds(objective: Objective, value: Float[Tensor, "batch d"], tol: float) -> Bool[Tensor, "batch d"]:
+    """The coordinates of critical points that are farther from their bounds than the tolerance explains."""
+    lo, hi = objective.geometry.bounds(value.dtype)
+    return torch.minimum(value - lo, hi - value) > _MARGIN * tol * objective.unit
+
+
+def has_others(objective: Objective, off: Bool[Tensor, "batch d"]) -> Bool[Tensor, " batch"]:
+    """Whether minimisers with the coordinates `off` their bounds are not the only ones, by products with H, (B,).
+
+    The null space of H_FF, F these coordinates, leads to others.
+    """
+    energy = objective.energy.double()
+    zero, eps = torch.zeros_like(off, dtype=torch.float64), torch.finfo(objective.energy.dtype).eps
+    hessian, mask = energy.hessian(zero), off.double()
+    ends = hessian.bounds()
+    assert ends is not None  # F is known to be convex
+    number = torch.arange(off.numel(), dtype=torch.float64, device=off.device)
+    some = mask * torch.sin(1.7 * number + 0.3).reshape(off.shape)
+    return null_part(lambda v: mask * hessian.product(mask * v), some, ends[1], eps, _PRODUCTS * off.shape[-1])[1]
 
 
 def failure(objective: Objective, found: ExactResult, max_steps: int) -> Int[Tensor, " batch"]:
