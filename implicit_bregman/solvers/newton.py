@@ -79,9 +79,10 @@ class Newton(Solver):
       made some hundred steps, after which a Newton point counts if it is near, not higher, and no negative curvature
       was met; else MM goes on.
     - `weight="low_rank"`: in the r-dimensional dual of the Bregman projection.
-    - Without an objective (monotone or general W): `solvers.Splitting` where the equilibrium is known to be unique;
-      else 300 steps of `solvers.Anderson`, then Newton's method from near an equilibrium. Where the steps come near
-      none, a curve of equilibria is followed from a large γ down to the γ that is asked for.
+    - Without an objective (monotone or general W): where the equilibrium is known to be unique, for γ > 0 Newton steps
+      with one Jacobian for the whole batch as far as they pay, else `solvers.Splitting`. Elsewhere 300 steps of
+      `solvers.Anderson`, then Newton's method from near an equilibrium. Where the steps come near none, a curve of
+      equilibria is followed from a large γ down to the γ that is asked for.
 
     Quadratic problems in float32 end with steps in float64, so that the result does not lose digits to the condition
     number.
