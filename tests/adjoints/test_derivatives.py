@@ -180,8 +180,8 @@ def test_projections(geometry: str, start: str, reach: float, generator: torch.G
         return layer.solve(**{start: at}).value
 
     V = torch.randn(4, 2, generator=generator, dtype=F64).requires_grad_()
-    beta = (reach * torch.tensor([[0.3, -0.2], [0.1, 0.4]], dtype=F64)).requires_grad_()
-    at = (0.1 + 0.8 * torch.rand(2, 4, generator=generator, dtype=F64)).requires_grad_()
+    beta = (reach * torch.tensor([[0.3, -0.2]], dtype=F64)).requires_grad_()
+    at = (0.1 + 0.8 * torch.rand(1, 4, generator=generator, dtype=F64)).requires_grad_()
     assert gradcheck(solve, (V, beta, at), **OUT)
     assert gradgradcheck(solve, (V, beta, at), check_fwd_over_rev=True)
     V, beta, at = (leaf.detach() for leaf in (V, beta, at))
