@@ -62,6 +62,9 @@ def test_against_the_dual_equations(geometry: str, dtype: torch.dtype) -> None:
     np.testing.assert_allclose(layer.solve(z0).value @ v, beta, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:Values in x were outside bounds:RuntimeWarning"
+)  # (an older SciPy, of its own steps)
 @pytest.mark.parametrize("geometry", POTENTIALS)
 def test_against_slsqp(geometry: str) -> None:
     """The minimiser of D(z, z⁰) subject to Vᵀz = β, as it is defined."""

@@ -11,9 +11,6 @@ from torch import Tensor
 import implicit_bregman as ib
 from implicit_bregman.operators import LinearOperator
 
-# PyTorch 2.11 says once of sparse tensors that it does not check them, whatever it is asked for.
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled:UserWarning")
-
 B = 5
 
 

@@ -10,8 +10,6 @@ import implicit_bregman as ib
 from implicit_bregman.linalg.nullspace import null_part
 from implicit_bregman.operators import Blocks, Dense, Diagonal, Kronecker, LinearOperator, LowRank, Sparse, Stacked, Sum
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled:UserWarning")
-
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
