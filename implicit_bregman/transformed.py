@@ -27,7 +27,7 @@ from implicit_bregman.objective import Objective, potential
 from implicit_bregman.solution import Solution
 from implicit_bregman.solvers.base import Outcome, Solver
 from implicit_bregman.transforms import map_over_samples, on_numbers
-from implicit_bregman.valuation import multiplier
+from implicit_bregman.valuation import held_back
 
 
 class Numbers(NamedTuple):
@@ -81,8 +81,7 @@ class _Numbers(torch.autograd.Function):
         with Snapshot(call.places, own).restored(), on_numbers():
             solution, record = call.solve(call.rebuild(*inputs), None if start is None else start.detach())
         value, dual, *rest = (getattr(solution, name) for name in Numbers._fields[:-1])
-        states = (rows.reshape(len(rows), -1) if len(rows) else rows.flatten(1) for rows in (value, dual))
-        return tuple(tensor.clone() for tensor in (*states, *rest, *record))
+        return tuple(tensor.clone() for tensor in (value.flatten(1), dual.flatten(1), *rest, *record))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -140,7 +139,8 @@ class Followed:
         total = self.energy.gradient(self.value)
         if self.regularization:
             total = total + self.regularization * self.geometry.project_dual(self._y)
-        return self.states(multiplier(self.geometry, self.regularization, self.value, total))
+        active = held_back(self.geometry, self.regularization, self.value, total)
+        return self.states(torch.where(active, -total, 0.0))
 
     @property
     def _y(self) -> Tensor:

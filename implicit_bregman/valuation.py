@@ -106,12 +106,13 @@ class Valuation:
         how = self.dependence
         with torch.no_grad():
             total = self._total(self.gradient, self.geometry.project_dual(self.dual))
-            known = multiplier(self.geometry, self.regularization, self.point, total)
+            active = held_back(self.geometry, self.regularization, self.point, total)
+            known = torch.where(active, -total, 0.0)
         if how is None or not torch.is_grad_enabled():
             return self.states(known)
         y = dual_at(self.geometry, how.solution, self.dual) if self.regularization else self.dual
         total = self._total(how.packed.rebuild(*how.packed.tensors).gradient(how.solution), y)
-        followed = multiplier(self.geometry, self.regularization, self.point, total)
+        followed = torch.where(active, -total, 0.0)
         # (the numbers are those of the solve, whatever the parameters hold by now)
         return self.states(known + (followed - followed.detach()))
 
@@ -127,10 +128,10 @@ class Valuation:
         return {**self.__dict__, "dependence": None}
 
 
-def multiplier(
+def held_back(
     geometry: LegendreFunction, regularization: float, z: Float[Tensor, "batch d"], total: Float[Tensor, "batch d"]
-) -> Float[Tensor, "batch d"]:
-    """μ = −∇F on the coordinates that ∇F drives out of C, and 0 elsewhere, (B, d).
+) -> Bool[Tensor, "batch d"]:
+    """The coordinates that ∇F drives out of C, where the multiplier μ = −∇F is not 0.
 
     Args:
         geometry: φ.
@@ -139,10 +140,10 @@ def multiplier(
         total: ∇f + γy there.
     """
     if regularization and geometry.is_legendre:
-        return 0.0 * total
+        return torch.zeros_like(total, dtype=torch.bool)
     lo, hi = geometry.bounds(total.dtype)
     aim = z - total
-    return torch.where((aim >= hi) | (aim <= lo), -total, 0.0)
+    return (aim >= hi) | (aim <= lo)
 
 
 class _Objective(torch.autograd.Function):

@@ -107,7 +107,7 @@ def test_parameters_for_each_sample(weight: str, name: str, letter: str) -> None
     layer, x = ib.BregmanDEQ(3, 3, weight=weight, **settings), torch.randn(5, 3)
     many = torch.stack([dict(layer.energy.named_parameters())[name].detach()] * 5)
     message = (
-        rf"{letter} must be one matrix for all samples, got shape \(5, .*: one matrix per sample is not supported yet"
+        rf"{letter} must be one matrix for all samples, got shape \(5, .*: of one matrix per sample make the energy"
     )
     refuse(ValueError, message, lambda: functional_call(layer, {f"energy.{name}": many}, (x,)))
 

@@ -93,7 +93,7 @@ class Adjoint(Settings):
         self, objective: Objective, record: tuple[Tensor, ...], dual: Float[Tensor, "batch d"]
     ) -> Float[Tensor, "batch d"]:
         """The value of a recorded solve, attached to an objective and a start that transforms follow."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} has recorded nothing")
 
     @abstractmethod
     def attach(

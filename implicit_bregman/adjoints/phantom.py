@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +21,57 @@ from implicit_bregman.solvers.base import Outcome, Solver
 _POWER_STEPS = 20
 
 
+class _StepsAtTheSolution(Adjoint):
+    """What differentiates a few damped MM steps made at the solution."""
+
+    @abstractmethod
+    def _steps(self) -> tuple[int, float, str]:
+        """How many, λ, and what the adjoint is called in messages."""
+
+    def attach(
+        self, objective: Objective, outcome: Outcome, dual: Float[Tensor, "batch d"]
+    ) -> tuple[Float[Tensor, "batch d"], AdjointReport]:
+        """The value of `outcome`, with the derivative of the steps from there; 0 where it diverged, and for the start.
+
+        Where MM backtracks, the step that a solver ended with is used if it majorizes at the last iterate, which it
+        need not; and an exact method makes none.
+        """
+        value, (steps, damping, name) = outcome.point.value.detach(), self._steps()
+        if not torch.is_grad_enabled():
+            return value, AdjointReport()
+        place, step, usable = _place(objective, outcome)
+        reached = _damped(objective, place, step, steps, damping)
+        if usable is not None:
+            reached = torch.where(usable[:, None], reached, 0.0)
+        if dual.requires_grad:
+            reached = reached + 0 * dual
+        return first_order(value + (reached - reached.detach()), name), AdjointReport()
+
+    def record(
+        self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver
+    ) -> tuple[Outcome, tuple[Tensor, ...]]:
+        """z, the iterate to start from, τ, and which samples have a derivative."""
+        outcome = self.outcome(objective, dual, solver)
+        place, step, usable = _place(objective, outcome)
+        every = torch.ones_like(outcome.exact) if usable is None else usable
+        return outcome, (outcome.point.value, place, step.expand(len(place), 1), every)
+
+    def replay(
+        self, objective: Objective, record: tuple[Tensor, ...], dual: Float[Tensor, "batch d"]
+    ) -> Float[Tensor, "batch d"]:
+        """The recorded value with the derivative of the steps, for which no transform may ask twice."""
+        (value, place, step, usable), (steps, damping, name) = record, self._steps()
+        packed = objective.energy.pack()
+        energy = packed.rebuild(
+            *(first_order(tensor, name) if tensor.is_floating_point() else tensor for tensor in packed.tensors)
+        )
+        once = Objective(energy, objective.geometry, objective.regularization, unique=True)
+        reached = torch.where(usable[:, None], _damped(once, place, step, steps, damping), 0.0)
+        return value + (reached - reached.detach())
+
+
 @dataclass(frozen=True)
-class Phantom(Adjoint):
+class Phantom(_StepsAtTheSolution):
     """The phantom gradient: differentiate `steps` damped MM steps y ← (1 − λ)y + λy⁺ made at the solution.
 
     Geng, Zhang, Bai, Wang and Lin, "On training implicit models" (2021), in dual coordinates. The value stays the
@@ -47,99 +97,20 @@ class Phantom(Adjoint):
         if self.damping > 1:
             raise ValueError(f"damping must be in (0, 1], got {self.damping}")
 
-    def attach(
-        self, objective: Objective, outcome: Outcome, dual: Float[Tensor, "batch d"]
-    ) -> tuple[Float[Tensor, "batch d"], AdjointReport]:
-        """The value of `outcome` with the gradient of the damped steps."""
-        return attach_steps(objective, outcome, dual, self.steps, self.damping, "phantom"), AdjointReport()
-
-    def record(
-        self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver
-    ) -> tuple[Outcome, tuple[Tensor, ...]]:
-        """See `record_steps`."""
-        outcome = self.outcome(objective, dual, solver)
-        return outcome, record_steps(objective, outcome)
-
-    def replay(
-        self, objective: Objective, record: tuple[Tensor, ...], dual: Float[Tensor, "batch d"]
-    ) -> Float[Tensor, "batch d"]:
-        """See `replay_steps`."""
-        return replay_steps(objective, record, self.steps, self.damping, "phantom")
+    def _steps(self) -> tuple[int, float, str]:
+        return self.steps, self.damping, "phantom"
 
 
 @dataclass(frozen=True)
-class OneStep(Adjoint):
+class OneStep(_StepsAtTheSolution):
     """Differentiate one MM step at the solution, as if the solution it starts from were constant.
 
     Bolte, Pauwels and Vaiter, "One-step differentiation of iterative algorithms" (2023). Exact for a method that
     converges superlinearly; for MM its relative error is about the rate of convergence.
     """
 
-    def attach(
-        self, objective: Objective, outcome: Outcome, dual: Float[Tensor, "batch d"]
-    ) -> tuple[Float[Tensor, "batch d"], AdjointReport]:
-        """The value of `outcome` with the gradient of one step."""
-        return attach_steps(objective, outcome, dual, 1, 1.0, "one-step"), AdjointReport()
-
-    def record(
-        self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver
-    ) -> tuple[Outcome, tuple[Tensor, ...]]:
-        """See `record_steps`."""
-        outcome = self.outcome(objective, dual, solver)
-        return outcome, record_steps(objective, outcome)
-
-    def replay(
-        self, objective: Objective, record: tuple[Tensor, ...], dual: Float[Tensor, "batch d"]
-    ) -> Float[Tensor, "batch d"]:
-        """See `replay_steps`."""
-        return replay_steps(objective, record, 1, 1.0, "one-step")
-
-
-def attach_steps(
-    objective: Objective,
-    outcome: Outcome,
-    initial: Float[Tensor, "batch d"],
-    steps: int,
-    damping: float,
-    name: str,
-) -> Float[Tensor, "batch d"]:
-    """The value of `outcome`, with the derivative of `steps` damped MM steps from there; 0 where it diverged.
-
-    The derivative with respect to the start `initial` is 0. Where MM backtracks, the step that a solver ended with is
-    used if it majorizes at the last iterate, which it need not; and an exact method makes none.
-    """
-    value = outcome.point.value.detach()
-    if not torch.is_grad_enabled():
-        return value
-    dual, step, usable = _place(objective, outcome)
-    reached = _damped(objective, dual, step, steps, damping)
-    if usable is not None:
-        reached = torch.where(usable[:, None], reached, 0.0)
-    if initial.requires_grad:
-        reached = reached + 0 * initial
-    return first_order(value + (reached - reached.detach()), name)
-
-
-def record_steps(objective: Objective, outcome: Outcome) -> tuple[Tensor, ...]:
-    """z, the iterate to start from, τ, and which samples have a derivative."""
-    dual, step, usable = _place(objective, outcome)
-    every = torch.ones_like(outcome.exact) if usable is None else usable
-    return outcome.point.value, dual, step.expand(len(dual), 1), every
-
-
-def replay_steps(
-    objective: Objective, record: tuple[Tensor, ...], steps: int, damping: float, name: str
-) -> Float[Tensor, "batch d"]:
-    """The recorded value with the derivative of the steps, for which no transform may ask twice."""
-    value, dual, step, usable = record
-    packed = objective.energy.pack()
-    energy = packed.rebuild(
-        *(first_order(tensor, name) if tensor.is_floating_point() else tensor for tensor in packed.tensors)
-    )
-    once = Objective(energy, objective.geometry, objective.regularization, unique=True)
-    reached = _damped(once, dual, step, steps, damping)
-    reached = torch.where(usable[:, None], reached, 0.0)
-    return value + (reached - reached.detach())
+    def _steps(self) -> tuple[int, float, str]:
+        return 1, 1.0, "one-step"
 
 
 def _place(objective: Objective, outcome: Outcome) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.transforms import primals
+from implicit_bregman.transforms import is_batched, primals
 
 
 def refuse_twice(adjoint: str) -> NoReturn:
@@ -42,7 +42,7 @@ def refuse_batched(adjoint: str, gradient: Tensor) -> None:
     Raises:
         RuntimeError: naming what to do instead.
     """
-    if torch._C._functorch.is_batchedtensor(gradient) or torch._C._functorch.is_legacy_batchedtensor(gradient):
+    if is_batched(gradient):
         raise RuntimeError(
             f"the {adjoint} adjoint has no batched backward (is_grads_batched=True, vectorize=True, vmap): "
             "call torch.autograd.grad once per cotangent"

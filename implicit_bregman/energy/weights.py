@@ -213,8 +213,8 @@ def check_shared(name: str, matrix: Tensor) -> Tensor:
     """
     if matrix.dim() > 2:
         raise ValueError(
-            f"{name} must be one matrix for all samples, got shape {tuple(matrix.shape)}: one matrix per sample is not "
-            "supported yet; solve sample by sample, or write the energy as a subclass of Energy"
+            f"{name} must be one matrix for all samples, got shape {tuple(matrix.shape)}: of one matrix per "
+            "sample make the energy by from_matrices, or use torch.func.vmap"
         )
     return matrix
 

@@ -28,8 +28,8 @@ FORMAT_VERSION = 2
 PACKAGE = Path(__file__).parents[1]
 # What the value and the gradient of a layer depend on.
 LIBRARY = (
-    *("legendre", "energy", "linalg", "solvers", "adjoints", "nn"),
-    *("critical_point", "linearization", "majorization", "objective"),
+    *("legendre", "energy", "linalg", "operators", "solvers", "projection", "adjoints", "nn"),
+    *("backward", "batch", "critical_point", "linearization", "majorization", "objective", "starts"),
 )
 
 

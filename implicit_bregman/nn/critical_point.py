@@ -16,7 +16,7 @@ from implicit_bregman.energy.inputs import Inputs
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.majorization import Certificate, certify
-from implicit_bregman.nn.traced import encoded, is_traceable, solve_traced
+from implicit_bregman.nn.traced import NOT_TO_BE_RECORDED, encoded, is_traceable, solve_traced
 from implicit_bregman.settings import check_nonnegative
 from implicit_bregman.solution import Solution
 from implicit_bregman.solvers import Solver, solver_named
@@ -52,7 +52,8 @@ class CriticalPoint(nn.Module):
     """
 
     energy: Energy
-    settings: str
+    #: The settings as a string, for recordings; "" (also of layers pickled before there was one): not to be recorded.
+    settings: str = NOT_TO_BE_RECORDED
 
     def __init__(
         self,
