@@ -62,6 +62,7 @@ class Linearization:
         shift: (1 + τγ)(1 − r)/τ, (B, d).
         on_free_sets: whether every sample's system is known to be the free block of H and the identity.
         blocks: then the factors of these, if they are known.
+        splitting: else the ends of the spectrum by which `Splitter` solves them, if it is known to be cheap.
         damping: the number that the shift is known to be everywhere (γ, at an exact point), if so.
     """
 
@@ -71,12 +72,15 @@ class Linearization:
     on_free_sets: bool = False
     blocks: FreeBlocks | None = None
     damping: float | None = None
+    splitting: tuple[float, float] | None = None
 
     def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Linearization]]:
         """Its tensors, and a function that makes the same of them and holds none itself."""
         hessian, rebuild_hessian = self.hessian.pack()
         blocks, rebuild_blocks = ((), None) if self.blocks is None else self.blocks.pack()
-        rebuild = partial(_rebuild, rebuild_hessian, rebuild_blocks, len(blocks), self.on_free_sets, self.damping)
+        rebuild = partial(
+            _rebuild, rebuild_hessian, rebuild_blocks, len(blocks), self.on_free_sets, self.damping, self.splitting
+        )
         return (self.slope, self.shift, *blocks, *(tensor.detach() for tensor in hessian)), rebuild
 
     def apply(self, u: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
@@ -277,12 +281,13 @@ def _rebuild(
     count: int,
     on_free_sets: bool,
     damping: float | None,
+    splitting: tuple[float, float] | None,
     slope: Tensor,
     shift: Tensor,
     *tensors: Tensor,
 ) -> Linearization:
     blocks = None if rebuild_blocks is None else rebuild_blocks(slope > 0, *tensors[:count])
-    return Linearization(rebuild_hessian(*tensors[count:]), slope, shift, on_free_sets, blocks, damping)
+    return Linearization(rebuild_hessian(*tensors[count:]), slope, shift, on_free_sets, blocks, damping, splitting)
 
 
 def linearize(
@@ -314,8 +319,12 @@ def linearize(
 
 
 def linearize_on_free_set(
-    hessian: LinearOperator, free: Bool[Tensor, "batch d"], dtype: torch.dtype, blocks: FreeBlocks | None = None
+    hessian: LinearOperator,
+    free: Bool[Tensor, "batch d"],
+    dtype: torch.dtype,
+    blocks: FreeBlocks | None = None,
+    splitting: tuple[float, float] | None = None,
 ) -> Linearization:
     """The second-order model at exact points: the Hessian's free block, the identity on active coordinates."""
     inside = free.to(dtype)
-    return Linearization(hessian, inside, 1 - inside, on_free_sets=True, blocks=blocks)
+    return Linearization(hessian, inside, 1 - inside, on_free_sets=True, blocks=blocks, splitting=splitting)

@@ -155,7 +155,9 @@ def linearize_outcome(objective: Objective, outcome: Outcome) -> Linearization:
     if outcome.without_steps:
         # An exact point: its next MM iterate is itself.
         if not objective.regularization:
-            return linearize_on_free_set(hessian, outcome.free, point.value.dtype, outcome.blocks)
+            return linearize_on_free_set(
+                hessian, outcome.free, point.value.dtype, outcome.blocks, outcome.splitter and outcome.splitter.ends
+            )
         slope, gamma = objective.geometry.slope(point.dual), objective.regularization
         return Linearization(hessian, slope, torch.full_like(slope, gamma), damping=gamma)
     scaled = linearize(hessian, objective.geometry, objective.regularization, point)

@@ -17,6 +17,7 @@ from implicit_bregman.linalg.masked import solve_on_free_set
 from implicit_bregman.linalg.nullspace import null_part
 from implicit_bregman.linalg.semidefinite import solve_minimum_norm
 from implicit_bregman.linearization import Linearization
+from implicit_bregman.operators.splitter import Splitter
 from implicit_bregman.operators import Dense
 from implicit_bregman.operators.free import solve_free_blocks
 from implicit_bregman.status import Status
@@ -124,6 +125,8 @@ def _direct(system: Linearization, g: Tensor, tol: float) -> AdjointSolution:
     limit = _SINGULAR[torch.float64 if shared is None else shared.matrix.dtype]
     if shared is not None and _on_free_sets(system):
         free = system.slope > 0
+        if system.splitting is not None:
+            return _split(system, system.splitting, free, g, tol)
         if shared.known_inverse is not None:
             found = solve_free_blocks(shared, free, g, tol=max(1e-3 * tol, _LEAST), blocks=system.blocks)
             solved = found.solved & (found.residual <= limit)
@@ -142,6 +145,15 @@ def _direct(system: Linearization, g: Tensor, tol: float) -> AdjointSolution:
         solved = torch.isfinite(v.sum(-1))
     residual = _residual(system, v, g)
     return v, _judged(system, v, g, solved & (residual <= limit), residual), residual, none
+
+
+def _split(system: Linearization, ends: tuple[float, float], free: Tensor, g: Tensor, tol: float) -> AdjointSolution:
+    """By operator splitting, as the forward solve was made."""
+    found = Splitter(system.hessian, ends, adjoint=True).on_free_sets(free, g, tol=tol)
+    solved = found.left <= tol
+    value = torch.where(free, found.value, 0.0)
+    steps = torch.full_like(found.left, found.iterations, dtype=torch.int64)
+    return value, _judged(system, value, g, solved, found.left), found.left.to(g.dtype), steps
 
 
 def _judged(

@@ -79,6 +79,11 @@ class LinearOperator(ABC):
         """About the least and the largest eigenvalue of (H + Hᵀ)/2: for the choice of a step, not for proofs."""
         return self.bounds() or (0.0, 1 / (self.gradient_step or 1.0))
 
+    def sizes_guess(self) -> tuple[float, float]:
+        """About the least and the largest singular value of H: for the choice of a step, not for proofs."""
+        least, largest = self.bounds_guess()
+        return least, largest if self.symmetric else max(largest, self.step_bound_guess())
+
     def diagonal(self) -> Float[Tensor, "#batch d"] | None:
         """The diagonal of H, (d,) or (B, d), or None if it is not to be had cheaply."""
         return None
@@ -108,6 +113,16 @@ class LinearOperator(ABC):
             return self._iterate(v, shift, adjoint, known[len(v)])
 
         return solve
+
+    def reflected(self, step: float, adjoint: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
+        """(u, b) ↦ (2(I + αH)⁻¹ − I)u + b, or with Hᵀ, without gradient: an operator splitting's share of H.
+
+        Args:
+            step: α.
+            adjoint: whether it is Hᵀ.
+        """
+        solve = self.inverted(1 / step, adjoint)
+        return lambda u, b: torch.add(b - u, solve(u), alpha=2 / step)
 
     def _preconditioner(self, shift: float, like: Float[Tensor, "batch d"]) -> Callable[[Tensor], Tensor]:
         """About (shift·I + H)⁻¹, for `_iterate`. Here: that of the diagonal."""

@@ -111,14 +111,31 @@ class Dense(LinearOperator):
         # λ_min is 1/λ_max(H⁻¹).
         return 1.1 * _power_step(inverse, float(torch.linalg.vector_norm(inverse))), 1 / self.gradient_step
 
+    def sizes_guess(self) -> tuple[float, float]:
+        if self.symmetric:
+            return self.bounds_guess()
+        inverse, info = torch.linalg.inv_ex(self.matrix)
+        if int(info) != 0:
+            return self.bounds_guess()
+        return 1 / _largest_singular_value(inverse), _largest_singular_value(self.matrix)
+
     def inverted(self, shift: float, adjoint: bool = False) -> Callable[[Tensor], Tensor]:
+        return _times(self._inverse_shifted(shift, adjoint))
+
+    def reflected(self, step: float, adjoint: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
+        matrix = self._inverse_shifted(1 / step, adjoint) * (2 / step)
+        matrix.diagonal().sub_(1.0)
+        return lambda u, b: torch.addmm(b, u, matrix)
+
+    def _inverse_shifted(self, shift: float, adjoint: bool) -> Float[Tensor, "d d"]:
+        """The transpose of (shift·I + H)⁻¹, or of its transpose: what rows are multiplied with; NaN if there is none."""
         matrix = self.matrix + shift * torch.eye(self.size, dtype=self.matrix.dtype, device=self.matrix.device)
         if self.symmetric:
             factor, info = torch.linalg.cholesky_ex(matrix)
             if int(info) == 0:
-                return _times(torch.cholesky_inverse(factor))
+                return torch.cholesky_inverse(factor)
         inverse, info = torch.linalg.inv_ex(matrix if adjoint else matrix.mT)
-        return _times(inverse if int(info) == 0 else torch.full_like(inverse, torch.nan))
+        return inverse if int(info) == 0 else torch.full_like(inverse, torch.nan)
 
     def transposed(self) -> Dense:
         if self.symmetric:
@@ -365,6 +382,16 @@ def _power_step(matrix: Tensor, norm: float) -> float:
     after = torch.mv(matrix, v)
     before, size = torch.linalg.vector_norm(torch.stack((v, after)), dim=-1).tolist()
     return before / (1.1 * size) if size > 0 and before > 0 else 1.0
+
+
+def _largest_singular_value(matrix: Tensor) -> float:
+    """About the largest singular value, by a few steps of the power method; a tenth more, for it is found from below."""
+    v = torch.linspace(0.5, 1.0, matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    for _ in range(_POWER_STEPS):
+        v = torch.mv(matrix.mT, torch.mv(matrix, v))
+        v = v / torch.linalg.vector_norm(v, torch.inf)
+    before, size = torch.linalg.vector_norm(torch.stack((v, torch.mv(matrix, v))), dim=-1).tolist()
+    return 1.1 * size / before
 
 
 def is_symmetric(matrix: Float[Tensor, "d d"]) -> bool:

@@ -16,7 +16,9 @@ from implicit_bregman.solvers.anderson import Anderson
 from implicit_bregman.solvers.base import Outcome, Solver, Trace
 from implicit_bregman.solvers.chord import chord_steps
 from implicit_bregman.solvers.continuation import can_continue, follow_curve
+from implicit_bregman.operators.splitter import Splitter
 from implicit_bregman.solvers.exact.active_set import solve_active_set, solve_projected_active_set
+from implicit_bregman.solvers.exact.by_splitting import solve_by_splitting
 from implicit_bregman.solvers.exact.dual_newton import newton
 from implicit_bregman.solvers.exact.interior_point import minimise_convex
 from implicit_bregman.solvers.exact.projected_newton import projected_newton
@@ -31,7 +33,7 @@ from implicit_bregman.solvers.exact.singular import (
 )
 from implicit_bregman.solvers.exact.solve import rounding_accepted, solve_exactly
 from implicit_bregman.solvers.loop import run
-from implicit_bregman.solvers.splitting import Splitting, active_set_guess
+from implicit_bregman.solvers.splitting import Splitting
 from implicit_bregman.status import Status
 
 #: Fixed-point steps on a field without an objective after which, at a residual above this, continuation takes over.
@@ -42,11 +44,11 @@ _MONOTONE_STEPS = 50
 _CHORD_AIM = 0.01
 #: MM steps on a convex energy without a matrix, before a minimiser is looked for from there.
 _CONVEX_STEPS = 1000
-#: Projected gradient steps that guess the active set.
-_GUESSES = 6
-#: Where more than this share of the coordinates are then at a bound, others than one step before, and there is a sample
-#: for so many of them, so many iterations of the operator splitting improve the guess.
-_CROWDED, _FOR_EACH, _SPLITTINGS = 0.2, 4, 12
+#: Projected gradient steps that guess the active set, and those after which it is asked how many bounds are active.
+_GUESSES, _FIRST_GUESSES = 6, 1
+#: Operator splitting needs a sample for every so many coordinates. An iteration of it costs as much, for each sample, as
+#: a factorization of a block of width m where d² = this · m³, corrections of the active set included; there are so many.
+_FOR_EACH, _SETS, _FEWEST, _FEW_DIGITS = 4, 10.0, 8, 1e-3
 #: Corrections of the active set before a sample is left to projected Newton steps.
 _CORRECTIONS = 20
 #: Corrections of a set that should be right.
@@ -163,7 +165,7 @@ class Newton(Solver):
         """A field: operator splitting where it is monotone, then Newton's method; others as `_field` says."""
         if self.trace or len(dual) == 0 or not (objective.unique and objective.energy.affine):
             return self._field(objective, dual)
-        direct = self._by_chords(objective, dual)
+        direct = self._by_chords(objective, dual) if objective.regularization else self._by_splitting(objective, dual)
         if direct is not None:
             return direct
         # (Newton's method without symmetry takes a matrix to factorize)
@@ -174,10 +176,24 @@ class Newton(Solver):
             outcome = self._from_start(objective, outcome, dual)
         return self._rest(objective, outcome, dual, lambda left: replace(self, max_iter=left)._field)
 
+    def _by_splitting(self, objective: Objective, dual: Tensor) -> Outcome | None:
+        """γ = 0: an exact point of every sample by operator splitting, or, where its active set is not certain, near it."""
+        energy = objective.energy.matrix_form
+        if energy is None:
+            return None
+        tol, z = self.tolerance(dual.dtype), objective.geometry.activation(dual)
+        splitter = Splitter.of(energy.hessian(z))
+        target = torch.sub(z, energy.gradient(z), alpha=splitter.alpha)
+        found, _ = solve_by_splitting(objective, energy.double(), splitter, target, tol, self.max_iter)
+        return self._rest(
+            objective,
+            exact_outcome(objective, found, None),
+            found.dual,
+            lambda left: Splitting(tol=self.tol, max_iter=left, exact=False).solve,
+        )
+
     def _by_chords(self, objective: Objective, dual: Tensor) -> Outcome | None:
         """γ > 0: steps with one Jacobian for all samples, where they solve every one."""
-        if not objective.regularization:
-            return None
         tol = self.tolerance(dual.dtype)
         found = chord_steps(objective.double(), dual.double(), _CHORD_AIM * tol, self.max_iter)
         if found is None:
@@ -362,31 +378,59 @@ def _has_inverse(energy: BoundQuadratic, batch: int) -> bool:
     return energy.shared.is_worth_inverting(batch) and energy.shared.inverse is not None
 
 
-def _is_unsettled(before: Tensor, target: Tensor, lo: float, hi: float) -> bool:
-    """Whether many bounds are active, and in most samples others than one step before."""
-    outside = (target < lo) | (target > hi)
-    if bool(outside.sum() <= _CROWDED * outside.numel()):
-        return False
-    changed = (outside != ((before < lo) | (before > hi))).any(-1)
-    return bool(changed.sum() > 0.5 * len(changed))
+def _worth_splitting(energy: BoundQuadratic, target: Tensor, lo: float, hi: float) -> Splitter | None:
+    """The splitting, where it costs less than factorizing a block for each sample and each set that is not right."""
+    batch, d = target.shape
+    if batch * _FOR_EACH < d:
+        return None
+    active = float(((target < lo) | (target > hi)).sum()) / batch
+    block = min(active, d - active) ** 3 * _SETS
+    if block < _FEWEST * d * d:
+        return None
+    splitter = Splitter.of(energy.hessian(target))
+    return splitter if splitter.iterations(_FEW_DIGITS) * d * d <= block else None
 
 
 def _by_active_set(
     objective: Objective, energy: BoundQuadratic, dual: Tensor, tol: float, max_iter: int
 ) -> ExactResult:
-    """γ = 0: guess the active set by a few projected gradient steps, correct it, and search on where it turns round."""
+    """γ = 0: guess the active set by a few projected gradient steps, correct it, and search on where it turns round.
+
+    Where many bounds are active, an operator splitting finds the set.
+    """
     geometry, (lo, hi) = objective.geometry, objective.geometry.bounds(dual.dtype)
-    descent = energy.descent(energy.gradient_step)
+    length = energy.gradient_step
+    descent = energy.descent(length)
     # The last step is not projected, to tell on which side of a bound it ends.
-    before = target = descent(geometry.activation(dual))
-    for _ in range(_GUESSES):
-        before = target
-        target = descent(target.clamp(lo, hi))
-    looks = _GUESSES + 1
-    if len(dual) * _FOR_EACH >= dual.shape[-1] and _is_unsettled(before, target, lo, hi):
-        # Each set that is not the right one costs as much as many iterations.
-        target = active_set_guess(objective, geometry.finite_dual(target.clamp(lo, hi), dual.dtype), _SPLITTINGS)
-        looks += _SPLITTINGS
+    z = geometry.activation(dual)
+    target = descent(z)
+    for guess in range(_GUESSES):
+        z = target.clamp(lo, hi)
+        target = descent(z)
+        if guess == _FIRST_GUESSES:
+            splitter = _worth_splitting(energy, target, lo, hi)
+            if splitter is not None:
+                target = torch.lerp(z, target, splitter.alpha / length)
+                return _by_splitting(objective, energy, splitter, target, tol, max_iter)
+    return _corrected(objective, target, _GUESSES + 1, tol, max_iter)
+
+
+def _by_splitting(
+    objective: Objective, energy: BoundQuadratic, splitter: Splitter, target: Tensor, tol: float, max_iter: int
+) -> ExactResult:
+    """By operator splitting; samples whose set is not certain then by their active set."""
+    found, target = solve_by_splitting(objective, energy.double(), splitter, target, tol, max_iter)
+    rows = (~found.accepted).nonzero().squeeze(-1)
+    left = max_iter - int(found.steps.max())
+    if len(rows) == 0 or left <= 1:
+        return found
+    again, before = _corrected(objective.select(rows), target[rows], 0, tol, left), found.select(rows)
+    return found.replace_rows(rows, replace(again, steps=before.steps + again.steps, tries=before.tries + again.tries))
+
+
+def _corrected(objective: Objective, target: Tensor, looks: int, tol: float, max_iter: int) -> ExactResult:
+    """The active sets of Π_C(`target`), corrected; interior-point steps where one turns round."""
+    lo, hi = objective.geometry.bounds(target.dtype)
     found = solve_projected_active_set(objective, target, tol, min(_CORRECTIONS, max_iter - 1))
     found.tries.add_(looks)
     if found.complete:
@@ -400,7 +444,7 @@ def _by_active_set(
     # The set is right now: solve for its point once more, exactly.
     left -= int(searched.steps.max())
     exact = solve_active_set(
-        part, searched.value, searched.gradient.to(dual.dtype), tol, min(_LAST_CORRECTIONS, left - 1)
+        part, searched.value, searched.gradient.to(target.dtype), tol, min(_LAST_CORRECTIONS, left - 1)
     )
     steps = found.steps[rows] + searched.steps + exact.steps
     tries = found.tries[rows] + searched.tries + exact.tries

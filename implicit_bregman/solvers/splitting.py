@@ -113,11 +113,6 @@ class Splitting(Solver):
         return replace(outcome, status=torch.where(result.accepted, outcome.status, failed))
 
 
-def active_set_guess(objective: Objective, dual: Float[Tensor, "batch d"], steps: int) -> Float[Tensor, "batch d"]:
-    """γ = 0: 2x − u after so many iterations, which is outside C where a bound is active."""
-    return _Run(objective, dual, objective.energy.hessian(dual).bounds_guess(), None).walk(steps)
-
-
 def _rounded(dual: Tensor, dtype: torch.dtype) -> Tensor:
     """A dual in another precision, finite."""
     return dual.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max).to(dtype)
@@ -183,17 +178,6 @@ class _Run:
         """u ↦ (I/α + H)⁻¹u for some of the samples."""
         operator = objective.energy.hessian(like)
         return self.resolvent if operator.batch is None else operator.inverted(1 / self.alpha)
-
-    def walk(self, steps: int) -> Float[Tensor, "batch d"]:
-        """2x − u after so many iterations with γ = 0."""
-        energy, (lo, hi) = self.objective.energy, self.objective.geometry.bounds(self.dual.dtype)
-        z, base = self.objective.geometry.activation(self.dual), self._base(self.dual)
-        u = torch.add(z, energy.gradient(z), alpha=self.alpha)
-        for _ in range(steps):
-            x = torch.add(base, self.resolvent(u), alpha=1 / self.alpha)
-            target = 2 * x - u
-            u = torch.add(u, target.clamp(lo, hi) - x, alpha=self.relaxation)
-        return target
 
     def _base(self, like: Tensor) -> Float[Tensor, "batch d"]:
         """(I + αH)⁻¹αc."""

@@ -100,12 +100,11 @@ def point_with(
         at_hi: those at their upper bound.
         tol: see `solve_active_set`.
     """
-    geometry, dtype = objective.geometry, objective.energy.dtype
-    lo, hi = geometry.bounds(dtype)
+    lo, hi = objective.geometry.bounds(objective.energy.dtype)
     free = ~(at_lo | at_hi)
     fixed = _on_bounds(at_lo, at_hi, lo, hi)
     exact, gradient, scale, solved, products, blocks = _solve(objective, energy, free, fixed, tol)
-    residual, margin = _violation(objective, exact, gradient, scale, lo, hi)
+    residual, margin = violation(objective, exact, gradient, scale)
     accepted = solved & (residual <= tol)
     degenerate = (margin <= 10 * tol) & accepted
 
@@ -113,10 +112,28 @@ def point_with(
     if bool(degenerate.any()) and not torch.equal(clamped, exact):
         # What is put back on a bound moves ∇f of the others.
         moved = energy.gradient(clamped)
-        there, _ = _violation(objective, clamped, moved, objective.scale(energy.terms(moved)), lo, hi)
+        there, _ = violation(objective, clamped, moved, objective.scale(energy.terms(moved)))
         accepted &= there <= tol
         degenerate &= accepted
+    found = at_point(objective, exact, free, gradient, scale, residual, accepted, degenerate)
+    return replace(found, tries=products * found.tries, blocks=blocks)
+
+
+def at_point(
+    objective: Objective,
+    exact: Float[Tensor, "batch d"],
+    free: Bool[Tensor, "batch d"],
+    gradient: Float[Tensor, "batch d"],
+    scale: Float[Tensor, "batch d"],
+    residual: Float[Tensor, " batch"],
+    accepted: Bool[Tensor, " batch"],
+    degenerate: Bool[Tensor, " batch"],
+) -> ExactResult:
+    """The result that consists of these points, found in one step."""
+    geometry, dtype = objective.geometry, objective.energy.dtype
+    clamped = exact.clamp(*geometry.bounds(dtype))
     dual = geometry.finite_dual(clamped, dtype)
+    once = torch.ones_like(accepted, dtype=torch.int64)
     return ExactResult(
         value=clamped.to(dtype),
         dual=dual.to(dtype),
@@ -128,9 +145,8 @@ def point_with(
         residual=residual.to(dtype),
         accepted=accepted,
         degenerate=degenerate,
-        steps=torch.ones_like(accepted, dtype=torch.int64),
-        tries=torch.full_like(accepted, products, dtype=torch.int64),
-        blocks=blocks,
+        steps=once,
+        tries=once,
     )
 
 
@@ -157,13 +173,14 @@ def within_rounding(
     return objective.residual(z, total, scale, objective.geometry.bounds(objective.energy.dtype)) <= tol
 
 
-def _violation(
-    objective: Objective, z: Tensor, gradient: Tensor, scale: Tensor, lo: float, hi: float
+def violation(
+    objective: Objective, z: Tensor, gradient: Tensor, scale: Tensor
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
     """The residual as `Objective.residual` defines it, and the least margin of a condition, each (B,).
 
     A gradient step from z ends near a bound, from either side, where the multiplier or the distance to it is small.
     """
+    lo, hi = objective.geometry.bounds(objective.energy.dtype)
     step, below, above = objective.relative_step(gradient, scale), z - lo, z - hi
     residual = step.clamp(above, below).abs_().amax(-1)
     margin = torch.minimum(below.sub_(step).abs_().amin(-1), above.sub_(step).abs_().amin(-1))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from implicit_bregman.objective import Objective, Point, RowsOfTensors
 from implicit_bregman.operators.free import FreeBlocks
+from implicit_bregman.operators.splitter import Splitter
 from implicit_bregman.solvers.base import Outcome, Trace
 from implicit_bregman.status import Status
 
@@ -34,6 +35,7 @@ class ExactResult(RowsOfTensors):
         tries: evaluations of ∇f, (B,).
         stuck: whether no step led any further, though the tolerance is not met, (B,), if that is known.
         blocks: the factors with which these points were found, for all samples, if there are such.
+        splitter: else the splitting by which they were found.
     """
 
     value: Tensor
@@ -50,6 +52,7 @@ class ExactResult(RowsOfTensors):
     tries: Tensor
     stuck: Tensor | None = None
     blocks: FreeBlocks | None = None
+    splitter: Splitter | None = None
 
     @cached_property
     def complete(self) -> bool:
@@ -145,4 +148,5 @@ def exact_outcome(objective: Objective, found: ExactResult, trace: Trace | None)
         complete=found.complete,
         without_potential=gamma > 0 and trace is None,
         blocks=found.blocks,
+        splitter=found.splitter,
     )

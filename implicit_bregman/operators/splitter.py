@@ -1,0 +1,153 @@
+"""H's part in an operator splitting, which all samples share: its reflected resolvent, and linear systems by it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from implicit_bregman.operators.base import LinearOperator
+
+#: α² m L = 1; where m is smaller than this share of L, the share stands for it, and steps have half the length.
+_LEAST = 1e-4
+#: The least that one round of iterations is to leave of the residual, and the share of the tolerance it aims at.
+_ROUND, _MARGIN = 1e-4, 0.3
+#: Most rounds of refinement.
+_REFINEMENTS = 8
+#: A round that does not halve the residual is the last.
+_CONTRACTION = 0.5
+
+
+class FreeSetSolution(NamedTuple):
+    """What `Splitter.on_free_sets` found.
+
+    Attributes:
+        value: z, (B, d), in the precision of the residuals.
+        excess: H z − b, (B, d).
+        scale: what its entries are measured against, (B, d) or (B, 1).
+        left: the largest entry of (H z − b)_F relative to its scale, (B,).
+        iterations: of the splitting, and products with H.
+    """
+
+    value: Tensor
+    excess: Tensor
+    scale: Tensor
+    left: Tensor
+    iterations: int
+
+
+@dataclass(frozen=True)
+class Splitter:
+    """The reflected resolvent u ↦ (2(I + αH)⁻¹ − I)u, and how fast a splitting with it converges.
+
+    Attributes:
+        operator: H, in the precision of the iterations.
+        ends: about the least and the largest singular value of H.
+        condition: by what an error may exceed a residual.
+        step: α; None: (m L)^(−1/2) of the ends m and L, which makes the iterations few.
+        adjoint: whether it is Hᵀ that is split.
+    """
+
+    operator: LinearOperator
+    ends: tuple[float, float]
+    condition: float = math.inf
+    step: float | None = None
+    adjoint: bool = False
+
+    @cached_property
+    def alpha(self) -> float:
+        """α."""
+        least, largest = max(self.ends[0], _LEAST * self.ends[1]), self.ends[1]
+        known = (least * largest) ** -0.5 if least > 0 else 1.0
+        return known if self.step is None else self.step
+
+    @property
+    def halves(self) -> bool:
+        """Whether steps are Douglas and Rachford's, half of Peaceman and Rachford's: where H is hardly definite."""
+        return self.ends[0] <= _LEAST * self.ends[1]
+
+    @classmethod
+    def of(cls, operator: LinearOperator, step: float | None = None) -> Splitter:
+        """The splitting of an operator whose symmetric part is positive definite."""
+        (least, largest), ends = operator.bounds_guess(), operator.sizes_guess()
+        return cls(operator, ends, max(largest, ends[1]) / least if least > 0 else math.inf, step)
+
+    def iterations(self, reduction: float) -> int:
+        """About how many iterations leave this share of an error."""
+        root = min(self.ends[1] / self.ends[0] if self.ends[0] > 0 else math.inf, 1 / _LEAST) ** 0.5
+        rate = (root - 1) / (root + 1)
+        few = math.ceil(math.log(reduction) / math.log(0.5 + 0.5 * rate if self.halves else rate)) if rate > 0 else 1
+        return max(2, few if self.operator.symmetric else few + few // 2)
+
+    @cached_property
+    def reflect(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """(u, b) ↦ (2(I + αH)⁻¹ − I)u + b, for u and b of shape (B, d)."""
+        return self.operator.reflected(self.alpha, self.adjoint)
+
+    def base(self, right: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """2(I + αH)⁻¹αb, (B, d): the point 2x − u of u = 0."""
+        return self.reflect(right, right) * self.alpha
+
+    def moved(self, u: Tensor, v: Tensor, z: Tensor) -> Float[Tensor, "batch d"]:
+        """The next u, given v = 2x − u and z: u + 2(z − x), or half the step."""
+        return torch.add(z, u - v, alpha=0.5) if self.halves else torch.lerp(v, z, 2.0)
+
+    def transposed(self) -> Splitter:
+        """The same of Hᵀ."""
+        return self if self.operator.symmetric else replace(self, adjoint=not self.adjoint)
+
+    def on_free_sets(
+        self,
+        free: Bool[Tensor, "batch d"],
+        right: Float[Tensor, "batch d"],
+        start: Float[Tensor, "batch d"] | None = None,
+        tol: float = 1e-13,
+        floor: Tensor | float | None = None,
+    ) -> FreeSetSolution:
+        """z with (H z)_F = b_F and z as in `start` elsewhere, refined with residuals in float64.
+
+        Args:
+            free: F, (B, d).
+            right: b, (B, d).
+            start: an estimate of z, (B, d); None: 0.
+            tol: bound on the entries of (H z − b)_F relative to their scale, at which refinement ends.
+            floor: if given, each entry has the scale max(|Hz|, |b|) + floor; else all of them have the size of b_F.
+        """
+        dtype, mask = self.operator.dtype, free.to(self.operator.dtype)
+        wide, b = self.operator.to(torch.float64), right.double()
+        z, scale = torch.zeros_like(b) if start is None else start.double(), torch.ones_like(b[:, :1])
+        if floor is None:
+            size = torch.where(free, b, 0.0).abs().amax(-1, keepdim=True)
+            scale = torch.where(size > 0, size, 1.0)
+        spent, rounds, before = 0, 0, math.inf
+        while True:
+            excess = wide.product(z, self.adjoint) - b if start is not None or rounds else -b
+            if floor is not None and rounds == 0:
+                scale = torch.maximum((excess + b).abs_(), b.abs()).add_(floor)
+            error = torch.where(free, excess, 0.0)
+            left = (error / scale).abs_().amax(-1)
+            worst = float(left.max()) if len(left) else 0.0
+            rounds, spent = rounds + 1, spent + 1
+            if worst <= tol or not worst < _CONTRACTION * before or rounds > _REFINEMENTS:
+                return FreeSetSolution(z, excess, scale, left, spent)
+            before, count = worst, self.iterations(max(_ROUND, _MARGIN * tol / worst))
+            # Scaled to its own size, a residual can neither vanish nor overflow in float32.
+            unit = error.abs().amax(-1, keepdim=True)
+            unit = torch.where(unit > 0, unit, 1.0)
+            z = torch.addcmul(z, unit, self._solved(mask, (error / unit).to(dtype), count).double(), value=-1)
+            spent += count
+
+    def _solved(self, mask: Float[Tensor, "batch d"], right: Float[Tensor, "batch d"], count: int) -> Tensor:
+        """About the z with (H z)_F = b_F and 0 elsewhere, (B, d), after so many iterations."""
+        base = self.base(right)
+        v, u = base, torch.zeros_like(base)
+        for _ in range(count - 1):
+            u = self.moved(u, v, mask * v)
+            v = self.reflect(u, base)
+        return mask * v
