@@ -114,7 +114,7 @@ class Newton(Solver):
             if objective.unique:
                 return self._completed(objective, dual, *self._directly(objective, dual))
             if objective.energy.affine and objective.convex and not self.trace:
-                if objective.energy.matrix_form is None:
+                if objective.energy.factored is None:
                     return self._convex(objective, dual)
                 found, status = limit_of_mm(objective, dual, self.tolerance(dual.dtype), self.max_iter)
                 return replace(exact_outcome(objective, found, None), status=status)
@@ -167,7 +167,7 @@ class Newton(Solver):
         if direct is not None:
             return direct
         # (Newton's method without symmetry takes a matrix to factorize)
-        goes_on = bool(objective.regularization) and objective.energy.matrix_form is not None
+        goes_on = bool(objective.regularization) and objective.energy.factored is not None
         most = min(self.max_iter, _MONOTONE_STEPS) if goes_on else self.max_iter
         outcome = Splitting(tol=self.tol, max_iter=most, exact=False).solve(objective, dual)
         if goes_on:
@@ -255,14 +255,14 @@ class Newton(Solver):
 
     def _directly(self, objective: Objective, dual: Tensor) -> tuple[ExactResult, Trace | None]:
         """One critical point: Newton steps from the start."""
-        tol, energy = self.tolerance(dual.dtype), objective.energy.matrix_form
+        tol, energy = self.tolerance(dual.dtype), objective.energy.factored
         log = _Log(objective, dual) if self.trace else None
         if objective.regularization:
             found = newton(objective, dual, tol, self.max_iter, None if log is None else log.add_duals)
             if not found.complete:
                 # Newton's own test is stricter than the residual, which is what counts in the end.
                 found = replace(found, accepted=found.accepted | (found.residual <= tol))
-        elif log is None and energy is not None and _has_inverse(energy, len(dual)):
+        elif log is None and energy is not None and energy.operator.has_inverse(len(dual)):
             found = _by_active_set(objective, energy, dual, tol, self.max_iter)
         else:
             start = objective.geometry.activation(dual)
@@ -356,10 +356,6 @@ class Newton(Solver):
 def _unsolved(outcome: Outcome) -> Int[Tensor, " some"]:
     """The samples that more steps, or others, may still bring to an equilibrium."""
     return ((outcome.status == Status.MAX_ITER) | (outcome.status == Status.STALLED)).nonzero().squeeze(-1)
-
-
-def _has_inverse(energy: BoundQuadratic, batch: int) -> bool:
-    return energy.shared.is_worth_inverting(batch) and energy.shared.inverse is not None
 
 
 def _is_unsettled(before: Tensor, target: Tensor, lo: float, hi: float) -> bool:
