@@ -2,6 +2,7 @@
 
 from implicit_bregman.operators.base import ROUNDING_ERRORS, LinearOperator, Rebuild
 from implicit_bregman.operators.blocks import Blocks
+from implicit_bregman.operators.costs import Costs
 from implicit_bregman.operators.dense import Dense
 from implicit_bregman.operators.diagonal import Diagonal
 from implicit_bregman.operators.kronecker import Kronecker
@@ -13,6 +14,7 @@ from implicit_bregman.operators.sums import Sum
 __all__ = [
     "ROUNDING_ERRORS",
     "Blocks",
+    "Costs",
     "Dense",
     "Diagonal",
     "Kronecker",

@@ -10,7 +10,7 @@ import implicit_bregman as ib
 from implicit_bregman.experiments.oracle import reference_solution
 from implicit_bregman.experiments.problems import Problem, make_problem
 from implicit_bregman.objective import Objective
-from implicit_bregman.operators import dense
+from implicit_bregman.operators import Costs
 from implicit_bregman.solvers import newton
 from implicit_bregman.solvers.exact import active_set
 from implicit_bregman.solvers.exact.projected_newton import projected_newton
@@ -98,11 +98,10 @@ def test_projected_newton_agrees_with_the_active_set(dtype: torch.dtype) -> None
 
 def test_wide_problems_with_few_samples_are_not_factorized(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make_problem(dim=40, batch=2, condition=100.0, active=0.2)
-    monkeypatch.setattr(dense, "_ALWAYS", 0)
-    monkeypatch.setattr(dense, "_PER_SAMPLE", 1)
+    costs = Costs(inverse_width=0, inverse_per_sample=1)
     monkeypatch.setattr(torch, "cholesky_inverse", lambda *a: pytest.fail("inverted"))
     weight = problem.weight.clone().requires_grad_()
-    energy = ib.QuadraticEnergy.from_matrices(weight)
+    energy = ib.QuadraticEnergy.from_operator(ib.operators.Dense(-weight, costs=costs))
     found = ib.find_critical_point(energy, "tanh", problem.offset, solver="newton")
     assert bool(found.converged.all())
     assert float(relative_error(found.value.detach(), problem.solution).max()) <= 1e-9

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.energy.contract import BoundEnergy
-from implicit_bregman.linalg.masked import solve_on_free_set
 from implicit_bregman.objective import Objective
-from implicit_bregman.operators.free import FreeBlocks, free_blocks, solve_free_blocks
+from implicit_bregman.operators.free import FreeBlocks
 from implicit_bregman.solvers.exact.result import ExactResult
 
 #: How often the active set of a problem with one critical point is corrected within one solve.
@@ -78,7 +77,7 @@ def solve_projected_active_set(
 
 
 def _quadratic(objective: Objective) -> BoundQuadratic:
-    energy = objective.energy.matrix_form
+    energy = objective.energy.factored
     if energy is None:
         raise TypeError(f"an exact solve needs a quadratic energy, got {type(objective.energy).__name__}")
     return energy
@@ -191,18 +190,17 @@ def _solve(
     objective: Objective, energy: BoundQuadratic, free: Tensor, fixed: Tensor, tol: float
 ) -> tuple[Tensor, Tensor, Tensor, Bool[Tensor, " batch"], int, FreeBlocks | None]:
     """z with (∇f)_F = 0, ∇f there and its scale, whether it was found, evaluations, and the factors."""
-    definite = energy.symmetric and objective.unique
-    shared = _quadratic(objective).shared
-    if definite and shared.is_worth_inverting(len(free)) and shared.inverse is not None:
-        offset, blocks = energy.offset, free_blocks(shared, free)
-        found = solve_free_blocks(shared, free, offset, fixed, 0.5 * tol, blocks, objective.floor)
-        gradient = found.excess if blocks.interior else torch.where(free, found.excess, found.excess - offset)
+    operator, offset = _quadratic(objective).operator, energy.offset
+    blocks = operator.free_blocks(free) if objective.unique else None
+    if blocks is not None:
+        found = operator.refine_on(free, offset, fixed, 0.5 * tol, blocks, objective.floor)
+        assert found is not None  # there are blocks
         assert found.scale is not None  # a floor was given
+        gradient = found.excess if blocks.interior else torch.where(free, found.excess, found.excess - offset)
         return found.value, gradient, found.scale, found.solved, found.products, blocks
     # Where there may be several critical points, a block that is not definite belongs to a saddle.
     refuse_saddles = energy.symmetric and not objective.unique
-    right = -energy.gradient(fixed)
-    inside, solved = solve_on_free_set(energy.shared.matrix, free, right, energy.symmetric, refuse_saddles)
+    inside, solved = energy.operator.solve_on(free, -energy.gradient(fixed), refuse_saddles)
     exact = torch.where(free, inside, fixed)
     gradient = energy.gradient(exact)
     return exact, gradient, objective.scale(energy.terms(gradient)), solved, 2, None

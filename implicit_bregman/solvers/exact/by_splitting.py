@@ -42,7 +42,7 @@ def solve_by_splitting(
 
     Args:
         objective: F, with γ = 0, one critical point and a quadratic f.
-        energy: f in float64.
+        energy: f.
         splitter: of its Hessian.
         target: z − α∇f(z) at some z, to start from.
         tol: bound on the residual.
@@ -51,12 +51,13 @@ def solve_by_splitting(
     lo, hi = objective.geometry.bounds(target.dtype)
     level = _ERROR * tol / splitter.condition
     reached = max(_ASK * level, _ROUNDED * torch.finfo(target.dtype).eps)
-    target, steps = _iterate(objective, splitter, target, reached, max_iter)
+    target, steps = _iterate(objective, energy.offset, splitter, target, reached, max_iter)
+    wide = energy.double()
     free, z = (target >= lo) & (target <= hi), target.clamp(lo, hi).double()
-    at = _judged(objective, energy, splitter, z, energy.gradient(z), tol, steps)
+    at = _judged(objective, wide, splitter, z, wide.gradient(z), tol, steps)
     rows = (~at.sure).nonzero().squeeze(-1)
     if len(rows):
-        f, inside, before = energy.select(rows), free[rows], at.select(rows)
+        f, inside, before = wide.select(rows), free[rows], at.select(rows)
         solved = splitter.on_free_sets(inside, f.offset, before.z, 0.5 * level, objective.floor)
         steps = before.steps + solved.iterations
         again = _judged(objective, f, splitter, solved.value, solved.excess, tol, steps)
@@ -67,11 +68,10 @@ def solve_by_splitting(
 
 
 def _iterate(
-    objective: Objective, splitter: Splitter, target: Tensor, level: float, max_iter: int
+    objective: Objective, offset: Tensor, splitter: Splitter, target: Tensor, level: float, max_iter: int
 ) -> tuple[Tensor, Int[Tensor, " batch"]]:
     """2x − u where the residual is about `level`, or does not fall any more, and the iterations."""
     lo, hi = objective.geometry.bounds(target.dtype)
-    offset = objective.energy.offset
     base = splitter.base(offset)
     # |z − x| bounds the distance to a bound that holds z, and α times the gradient elsewhere.
     weight = (splitter.alpha * objective.scale(offset.abs())).reciprocal_().clamp_min_(1.0)

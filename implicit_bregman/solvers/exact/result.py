@@ -96,7 +96,7 @@ def exact_point(objective: Objective, point: Point, found: ExactResult) -> Point
 
 def _value(objective: Objective, found: ExactResult) -> Float[Tensor, " batch"] | None:
     """f at what was found, (B,); None for a field."""
-    quadratic = objective.energy.matrix_form
+    quadratic = objective.energy.factored
     if not objective.energy.symmetric:
         return None
     if quadratic is not None:
@@ -117,7 +117,7 @@ def exact_outcome(objective: Objective, found: ExactResult, trace: Trace | None)
         value = objective.evaluate(found.dual, torch.ones_like(found.dual[:, :1])).objective
     else:
         value = _value(objective, found)
-        if energy.symmetric and energy.shared is None:
+        if energy.symmetric and energy.factored is None:
             found = replace(found, tries=found.tries + 1)
     point = Point(
         dual=found.dual,
