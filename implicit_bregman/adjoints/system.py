@@ -116,8 +116,9 @@ def _direct(system: Linearization, g: Tensor, tol: float) -> AdjointSolution:
     limit = _SINGULAR[hessian.dtype]
     if _on_free_sets(system):
         free = slope > 0
-        if system.splitting is not None:
-            return _split(system, system.splitting, free, g, tol)
+        split = None if system.splitting is None else _split(system, system.splitting, free, g, tol)
+        if split is not None:
+            return split
         found = hessian.refine_on(free, g, tol=max(1e-3 * tol, _LEAST), blocks=system.blocks)
         if found is not None:
             solved = found.solved & (found.residual <= limit)
@@ -139,13 +140,16 @@ def _direct(system: Linearization, g: Tensor, tol: float) -> AdjointSolution:
     return v, _judged(system, v, g, solved & (residual <= limit), residual), residual, none
 
 
-def _split(system: Linearization, ends: tuple[float, float], free: Tensor, g: Tensor, tol: float) -> AdjointSolution:
-    """By operator splitting, as the forward solve was made."""
-    found = Splitter(system.hessian, ends, adjoint=True).on_free_sets(free, g, tol=tol)
+def _split(
+    system: Linearization, ends: tuple[float, float], free: Tensor, g: Tensor, tol: float
+) -> AdjointSolution | None:
+    """By operator splitting, as the forward solve was made; None where it does not get there."""
+    found = Splitter(system.hessian, ends, adjoint=True).solve_on(free, g, tol)
     solved = found.left <= tol
-    value = torch.where(free, found.value, 0.0)
+    if not bool(solved.all()):
+        return None
     steps = torch.full_like(found.left, found.iterations, dtype=torch.int64)
-    return value, _judged(system, value, g, solved, found.left), found.left.to(g.dtype), steps
+    return found.value, solved, found.left.to(g.dtype), steps
 
 
 def _judged(

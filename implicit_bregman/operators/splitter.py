@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.operators.base import LinearOperator
@@ -25,19 +25,17 @@ _CONTRACTION = 0.5
 
 
 class FreeSetSolution(NamedTuple):
-    """What `Splitter.on_free_sets` found.
+    """What a splitting found on free sets.
 
     Attributes:
         value: z, (B, d), in the precision of the residuals.
         excess: H z − b, (B, d).
-        scale: what its entries are measured against, (B, d) or (B, 1).
         left: the largest entry of (H z − b)_F relative to its scale, (B,).
         iterations: of the splitting, and products with H.
     """
 
     value: Tensor
     excess: Tensor
-    scale: Tensor
     left: Tensor
     iterations: int
 
@@ -73,10 +71,12 @@ class Splitter:
         return self.ends[0] <= _LEAST * self.ends[1]
 
     @classmethod
-    def of(cls, operator: LinearOperator, step: float | None = None) -> Splitter:
-        """The splitting of an operator whose symmetric part is positive definite."""
-        (least, largest), ends = operator.bounds_guess(), operator.sizes_guess()
-        return cls(operator, ends, max(largest, ends[1]) / least if least > 0 else math.inf, step)
+    def of(cls, operator: LinearOperator, strong: float = 0.0, step: float | None = None) -> Splitter:
+        """The splitting of an operator H where H + strong·I is strongly monotone."""
+        least, largest = operator.bounds_guess()
+        low, high = (least, largest) if operator.symmetric else operator.sizes_guess()
+        condition = (max(largest, high) + strong) / (least + strong) if least + strong > 0 else math.inf
+        return cls(operator, (low + strong, high + strong), condition, step)
 
     def iterations(self, reduction: float) -> int:
         """About how many iterations leave this share of an error."""
@@ -98,54 +98,74 @@ class Splitter:
         """The next u, given v = 2x − u and z: u + 2(z − x), or half the step."""
         return torch.add(z, u - v, alpha=0.5) if self.halves else torch.lerp(v, z, 2.0)
 
-    def transposed(self) -> Splitter:
-        """The same of Hᵀ."""
-        return self if self.operator.symmetric else replace(self, adjoint=not self.adjoint)
+    def select(self, index: Int[Tensor, " kept"]) -> Splitter:
+        """The splitting for some of the samples: the same, where all share it."""
+        return self if self.operator.batch is None else replace(self, operator=self.operator.select(index))
 
-    def on_free_sets(
-        self,
-        free: Bool[Tensor, "batch d"],
-        right: Float[Tensor, "batch d"],
-        start: Float[Tensor, "batch d"] | None = None,
-        tol: float = 1e-13,
-        floor: Tensor | float | None = None,
-    ) -> FreeSetSolution:
-        """z with (H z)_F = b_F and z as in `start` elsewhere, refined with residuals in float64.
+    def solve_on(self, free: Bool[Tensor, "batch d"], right: Float[Tensor, "batch d"], tol: float) -> FreeSetSolution:
+        """z with (H z)_F = b_F and 0 elsewhere.
 
         Args:
             free: F, (B, d).
             right: b, (B, d).
-            start: an estimate of z, (B, d); None: 0.
-            tol: bound on the entries of (H z − b)_F relative to their scale, at which refinement ends.
-            floor: if given, each entry has the scale max(|Hz|, |b|) + floor; else all of them have the size of b_F.
+            tol: bound on the entries of (H z − b)_F relative to the largest of b_F.
         """
-        dtype, mask = self.operator.dtype, free.to(self.operator.dtype)
-        wide, b = self.operator.to(torch.float64), right.double()
-        z, scale = torch.zeros_like(b) if start is None else start.double(), torch.ones_like(b[:, :1])
-        if floor is None:
-            size = torch.where(free, b, 0.0).abs().amax(-1, keepdim=True)
-            scale = torch.where(size > 0, size, 1.0)
-        spent, rounds, before = 0, 0, math.inf
-        while True:
-            excess = wide.product(z, self.adjoint) - b if start is not None or rounds else -b
-            if floor is not None and rounds == 0:
-                scale = torch.maximum((excess + b).abs_(), b.abs()).add_(floor)
+        inside = torch.where(free, right, 0.0)
+        size = inside.abs().amax(-1, keepdim=True)
+        size = torch.where(size > 0, size, 1.0)
+        count = self.iterations(max(_ROUND, _MARGIN * tol))
+        start = size * self._approximate(free, inside / size, count)
+        found = self._refine(free, inside.double(), start.double(), tol, lambda _: size)
+        return found._replace(iterations=found.iterations + count)
+
+    def refine_on(
+        self,
+        free: Bool[Tensor, "batch d"],
+        right: Float[Tensor, "batch d"],
+        start: Float[Tensor, "batch d"],
+        tol: float,
+        floor: Tensor | float,
+    ) -> FreeSetSolution:
+        """z with (H z)_F = b_F and z as in `start` elsewhere.
+
+        Args:
+            free: F, (B, d).
+            right: b, (B, d).
+            start: an estimate of z, (B, d).
+            tol: bound on the entries of (H z − b)_F relative to max(|Hz|, |b|) + floor.
+            floor: the least scale.
+        """
+        b = right.double()
+        return self._refine(
+            free, b, start.double(), tol, lambda excess: torch.maximum((excess + b).abs_(), b.abs()).add_(floor)
+        )
+
+    def _refine(
+        self, free: Tensor, b: Tensor, z: Tensor, tol: float, scale_of: Callable[[Tensor], Tensor]
+    ) -> FreeSetSolution:
+        """Rounds of refinement with residuals in float64."""
+        wide, spent, before = self.operator.to(torch.float64), 0, math.inf
+        scale: Tensor | None = None
+        for last in (*[False] * _REFINEMENTS, True):
+            excess = wide.product(z, self.adjoint) - b
+            scale = scale_of(excess) if scale is None else scale
             error = torch.where(free, excess, 0.0)
             left = (error / scale).abs_().amax(-1)
-            worst = float(left.max()) if len(left) else 0.0
-            rounds, spent = rounds + 1, spent + 1
-            if worst <= tol or not worst < _CONTRACTION * before or rounds > _REFINEMENTS:
-                return FreeSetSolution(z, excess, scale, left, spent)
+            worst, spent = float(left.max()) if len(left) else 0.0, spent + 1
+            if last or worst <= tol or not worst < _CONTRACTION * before:
+                break
             before, count = worst, self.iterations(max(_ROUND, _MARGIN * tol / worst))
             # Scaled to its own size, a residual can neither vanish nor overflow in float32.
             unit = error.abs().amax(-1, keepdim=True)
             unit = torch.where(unit > 0, unit, 1.0)
-            z = torch.addcmul(z, unit, self._solved(mask, (error / unit).to(dtype), count).double(), value=-1)
+            z = torch.addcmul(z, unit, self._approximate(free, error / unit, count).double(), value=-1)
             spent += count
+        return FreeSetSolution(z, excess, left, spent)
 
-    def _solved(self, mask: Float[Tensor, "batch d"], right: Float[Tensor, "batch d"], count: int) -> Tensor:
-        """About the z with (H z)_F = b_F and 0 elsewhere, (B, d), after so many iterations."""
-        base = self.base(right)
+    def _approximate(self, free: Tensor, right: Tensor, count: int) -> Float[Tensor, "batch d"]:
+        """About the z with (H z)_F = b_F and 0 elsewhere, after so many iterations."""
+        dtype = self.operator.dtype
+        mask, base = free.to(dtype), self.base(right.to(dtype))
         v, u = base, torch.zeros_like(base)
         for _ in range(count - 1):
             u = self.moved(u, v, mask * v)

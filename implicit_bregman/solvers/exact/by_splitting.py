@@ -58,7 +58,7 @@ def solve_by_splitting(
     rows = (~at.sure).nonzero().squeeze(-1)
     if len(rows):
         f, inside, before = wide.select(rows), free[rows], at.select(rows)
-        solved = splitter.on_free_sets(inside, f.offset, before.z, 0.5 * level, objective.floor)
+        solved = splitter.refine_on(inside, f.offset, before.z, 0.5 * level, objective.floor)
         steps = before.steps + solved.iterations
         again = _judged(objective, f, splitter, solved.value, solved.excess, tol, steps)
         at = at.replace_rows(rows, again)
