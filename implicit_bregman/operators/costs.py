@@ -29,7 +29,8 @@ class Costs:
             coordinates,
         splitting_block: and, for each sample, iterations that cost d²/(this · m³) of the factorizations of a block of
             width m that an active set takes, corrections included,
-        splitting_least: of which it takes more than this.
+        splitting_least: which takes more than so many,
+        splitting_most: and it guesses an active set that gradient steps are slow to find where so many are enough.
         dual_work: multiplications, B d³, up to which one factorization per sample is as fast as a few products,
         dual_width: the d beyond which a factorization per sample is out of the question for Newton steps in the dual,
         dual_patience: and the products after which it would have been faster: so many,
@@ -55,6 +56,7 @@ class Costs:
     splitting_per_sample: int = 4
     splitting_block: int = 10
     splitting_least: int = 8
+    splitting_most: int = 32
     dual_work: int = 2**18
     dual_width: int = 1024
     dual_patience: int = 20
@@ -68,3 +70,7 @@ class Costs:
     def pays_to_invert(self, width: int, batch: int) -> bool:
         """Whether an inverse costs less than solving for so many samples by iteration."""
         return width <= self.inverse_width or width <= self.inverse_per_sample * batch
+
+    def splitting_iterations(self, active: float, width: int) -> float:
+        """How many iterations of an operator splitting cost as much as the blocks of an active set of this size."""
+        return self.splitting_block * min(active, width - active) ** 3 / width**2

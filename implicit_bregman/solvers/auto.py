@@ -10,7 +10,7 @@ from torch import Tensor
 
 from implicit_bregman.objective import Objective
 from implicit_bregman.solvers.base import Outcome
-from implicit_bregman.solvers.exact.minimum import Guess, by_splitting
+from implicit_bregman.solvers.exact.minimum import Guess, by_what_is_faster
 from implicit_bregman.solvers.exact.solve import rounding_accepted
 from implicit_bregman.solvers.newton import Newton
 
@@ -52,9 +52,6 @@ class Auto(Newton):
         with torch.no_grad():
             if not energy.hessian(dual).has_inverse(len(dual)):
                 return super().solve(objective, dual)
-            guess, tol = Guess(objective, dual), self.tolerance(dual.dtype)
-            splitter = guess.splitter()
-            if splitter is None:
-                return self._minimised(objective, dual, guess)
-            found = rounding_accepted(objective, by_splitting(guess, splitter, tol, self.max_iter), tol)
-            return self._judged(objective, dual, found)
+            tol = self.tolerance(dual.dtype)
+            found = by_what_is_faster(Guess(objective, dual), tol, self.max_iter)
+            return self._judged(objective, dual, rounding_accepted(objective, found, tol))

@@ -15,7 +15,7 @@ from implicit_bregman.solvers.anderson import Anderson
 from implicit_bregman.solvers.base import Outcome, Solver
 from implicit_bregman.solvers.chord import chord_steps
 from implicit_bregman.solvers.continuation import can_continue, follow_curve
-from implicit_bregman.solvers.exact.by_splitting import solve_by_splitting
+from implicit_bregman.solvers.exact.by_splitting import SplittingSteps, solve_by_splitting
 from implicit_bregman.solvers.exact.dual_newton import newton
 from implicit_bregman.solvers.exact.result import exact_outcome
 from implicit_bregman.solvers.exact.solve import rounding_accepted, solve_exactly
@@ -85,7 +85,8 @@ def _by_splitting(objective: Objective, dual: Tensor, solver: Solver) -> Outcome
     tol, z = solver.tolerance(dual.dtype), objective.geometry.activation(dual)
     splitter = Splitter.of(energy.hessian(z))
     target = torch.sub(z, energy.gradient(z), alpha=splitter.alpha)
-    found, _ = solve_by_splitting(objective, energy, splitter, target, tol, solver.max_iter)
+    steps = SplittingSteps(objective, energy.offset, splitter, target)
+    found = solve_by_splitting(steps, energy, tol, solver.max_iter)
     outcome = exact_outcome(objective, found, None)
     return _rest(
         objective,

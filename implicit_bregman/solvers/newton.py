@@ -79,7 +79,7 @@ class Newton(Solver):
                 monotone = len(dual) and not self.trace and objective.unique and energy.affine
                 return solve_monotone(objective, dual, self) if monotone else solve_field(objective, dual, self)
             if objective.unique:
-                return self._minimised(objective, dual)
+                return self._judged(objective, dual, *self._newton_steps(objective, dual))
             if energy.affine and objective.convex and not self.trace:
                 if energy.factored is None:
                     return limit_by_products(objective, dual, self)
@@ -98,10 +98,6 @@ class Newton(Solver):
         alone = [Objective(part, geometry, gamma) for part in parts]
         return joined([(one, self.solve(one, start)) for one, start in zip(alone, dual.split(1), strict=True)])
 
-    def _minimised(self, objective: Objective, dual: Tensor, guess: Guess | None = None) -> Outcome:
-        """One critical point: Newton steps from the start, or from a guess of the active set."""
-        return self._judged(objective, dual, *self._newton_steps(objective, dual, guess))
-
     def _judged(self, objective: Objective, dual: Tensor, found: ExactResult, trace: Trace | None = None) -> Outcome:
         """The outcome, with the samples that were given up left to MM where its steps may lead further."""
         outcome = exact_outcome(objective, found, trace)
@@ -118,9 +114,7 @@ class Newton(Solver):
         rest = run(replace(self, trace=False, max_iter=left), objective.select(rows), dual[rows], None)
         return merged(objective, outcome, rows, rest)
 
-    def _newton_steps(
-        self, objective: Objective, dual: Tensor, guess: Guess | None
-    ) -> tuple[ExactResult, Trace | None]:
+    def _newton_steps(self, objective: Objective, dual: Tensor) -> tuple[ExactResult, Trace | None]:
         tol, energy = self.tolerance(dual.dtype), objective.energy.factored
         log = Log(objective, dual) if self.trace else None
         if objective.regularization:
@@ -129,7 +123,7 @@ class Newton(Solver):
                 # Newton's own test is stricter than the residual, which is what counts in the end.
                 found = replace(found, accepted=found.accepted | (found.residual <= tol))
         elif log is None and energy is not None and energy.operator.has_inverse(len(dual)):
-            found = by_active_set(Guess(objective, dual) if guess is None else guess, tol, self.max_iter)
+            found = by_active_set(Guess(objective, dual), tol, self.max_iter)
         else:
             start = objective.geometry.activation(dual)
             found = projected_newton(objective, start, tol, self.max_iter, None if log is None else log.add_values)

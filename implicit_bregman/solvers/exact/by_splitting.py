@@ -30,68 +30,83 @@ _ERROR = 2.0
 _CLEAR = 10.0
 
 
-def solve_by_splitting(
-    objective: Objective,
-    energy: BoundAffine,
-    splitter: Splitter,
-    target: Float[Tensor, "batch d"],
-    tol: float,
-    max_iter: int,
-) -> tuple[ExactResult, Float[Tensor, "batch d"]]:
-    """The critical points, not accepted where the active set is not certain, and z − α∇f(z), (B, d).
+class SplittingSteps:
+    """Iterations of the splitting, for all samples together.
 
     Args:
         objective: F, with γ = 0, one critical point and a quadratic f.
-        energy: f.
-        splitter: of its Hessian.
+        offset: c, (B, d).
+        splitter: of the Hessian.
         target: z − α∇f(z) at some z, to start from.
+
+    Attributes:
+        target: 2x − u, (B, d), which is z − α∇f(z) in the limit.
+        count: how many were made.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        offset: Float[Tensor, "batch d"],
+        splitter: Splitter,
+        target: Float[Tensor, "batch d"],
+    ) -> None:
+        self.objective, self.splitter, self._offset = objective, splitter, offset
+        self._bounds, self._base = objective.geometry.bounds(target.dtype), splitter.base(offset)
+        self.target, self.count, self._before = target, 0, target
+
+    def advance(self, count: int) -> None:
+        """Make some iterations."""
+        for _ in range(count):
+            z = self.target.clamp(*self._bounds)
+            # Whatever u the start had, α∇f(z) = z − target gives it.
+            moved = self.splitter.moved(self._before, self.target, z) if self.count else torch.lerp(self.target, z, 2.0)
+            self._before, self.target = moved, self.splitter.reflect(moved, self._base)
+            self.count += 1
+
+    def advance_until(self, level: float, max_iter: int) -> None:
+        """Make iterations until the residual is about `level`, or does not fall any more."""
+        # |z − x| bounds the distance to a bound that holds z, and α times the gradient elsewhere.
+        scale = self.objective.scale(self._offset.abs())
+        weight = (self.splitter.alpha * scale).reciprocal_().clamp_min_(1.0)
+        few, before = self.splitter.iterations(level), torch.inf
+        most, every, first = min(max_iter, _LONGEST * few), max(2, few // _LOOKS), few // 2
+        self.advance(min(most, max(1, first - self.count)))
+        while True:
+            x = torch.lerp(self._before, self.target, 0.5)
+            gap = float((self.target.clamp(*self._bounds) - x).mul_(weight).abs_().amax())
+            if gap <= level or self.count >= most or not gap <= _GAIN * before:
+                return
+            before = gap
+            self.advance(min(every, most - self.count))
+
+
+def solve_by_splitting(steps: SplittingSteps, energy: BoundAffine, tol: float, max_iter: int) -> ExactResult:
+    """The critical points, not accepted where the active set is not certain.
+
+    Args:
+        steps: those made so far, which are continued.
+        energy: f.
         tol: bound on the residual.
         max_iter: bound on the iterations.
     """
-    lo, hi = objective.geometry.bounds(target.dtype)
+    objective, splitter = steps.objective, steps.splitter
+    lo, hi = objective.geometry.bounds(steps.target.dtype)
     level = _ERROR * tol / splitter.condition
-    reached = max(_ASK * level, _ROUNDED * torch.finfo(target.dtype).eps)
-    target, steps = _iterate(objective, energy.offset, splitter, target, reached, max_iter)
-    wide = energy.double()
+    steps.advance_until(max(_ASK * level, _ROUNDED * torch.finfo(steps.target.dtype).eps), max_iter)
+    wide, target = energy.double(), steps.target
     free, z = (target >= lo) & (target <= hi), target.clamp(lo, hi).double()
-    at = _judged(objective, wide, splitter, z, wide.gradient(z), tol, steps)
+    spent = torch.full_like(target[:, 0], steps.count, dtype=torch.int64)
+    at = _judged(objective, wide, splitter, z, wide.gradient(z), tol, spent)
     rows = (~at.sure).nonzero().squeeze(-1)
     if len(rows):
         f, inside, before = wide.select(rows), free[rows], at.select(rows)
         solved = splitter.refine_on(inside, f.offset, before.z, 0.5 * level, objective.floor)
-        steps = before.steps + solved.iterations
-        again = _judged(objective, f, splitter, solved.value, solved.excess, tol, steps)
-        at = at.replace_rows(rows, again)
+        spent = before.steps + solved.iterations
+        at = at.replace_rows(rows, _judged(objective, f, splitter, solved.value, solved.excess, tol, spent))
     weak = torch.zeros_like(at.sure)
     found = at_point(objective, at.z, free, at.gradient, at.scale, at.residual, at.sure, weak)
-    return replace(found, steps=at.steps, tries=at.steps + 1, splitter=splitter), target
-
-
-def _iterate(
-    objective: Objective, offset: Tensor, splitter: Splitter, target: Tensor, level: float, max_iter: int
-) -> tuple[Tensor, Int[Tensor, " batch"]]:
-    """2x − u where the residual is about `level`, or does not fall any more, and the iterations."""
-    lo, hi = objective.geometry.bounds(target.dtype)
-    base = splitter.base(offset)
-    # |z − x| bounds the distance to a bound that holds z, and α times the gradient elsewhere.
-    weight = (splitter.alpha * objective.scale(offset.abs())).reciprocal_().clamp_min_(1.0)
-    few = splitter.iterations(level)
-    most, every = min(max_iter, _LONGEST * few), max(2, few // _LOOKS)
-    v, look, count, before = target, min(most, few // 2), 0, torch.inf
-    z = v.clamp(lo, hi)
-    # Whatever u the start had, α∇f(z) = z − v gives it.
-    u = torch.lerp(v, z, 2.0)
-    while True:
-        v = splitter.reflect(u, base)
-        z = v.clamp(lo, hi)
-        count += 1
-        if count == look:
-            gap = float(torch.sub(z, torch.lerp(u, v, 0.5)).mul_(weight).abs_().amax())
-            if gap <= level or count == most or not gap <= _GAIN * before:
-                break
-            before, look = gap, min(most, look + every)
-        u = splitter.moved(u, v, z)
-    return v, torch.full_like(target[:, 0], count, dtype=torch.int64)
+    return replace(found, steps=at.steps, tries=at.steps + 1, splitter=splitter)
 
 
 @dataclass(frozen=True)

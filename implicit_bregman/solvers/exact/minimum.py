@@ -11,16 +11,18 @@ from torch import Tensor
 from implicit_bregman.objective import Objective
 from implicit_bregman.operators.splitter import Splitter
 from implicit_bregman.solvers.exact.active_set import solve_active_set, solve_projected_active_set
-from implicit_bregman.solvers.exact.by_splitting import solve_by_splitting
+from implicit_bregman.solvers.exact.by_splitting import SplittingSteps, solve_by_splitting
 from implicit_bregman.solvers.exact.interior_point import minimise_convex
 from implicit_bregman.solvers.exact.result import ExactResult
 
 #: Projected gradient steps after which it is asked how many bounds are active, and those that guess the active set.
 _FIRST, _ALL = 3, 7
+#: A guess is not settled where the last step has changed the sets of more than this share of the samples.
+_UNSETTLED = 0.3
 #: Corrections of the active set before a sample is left to interior-point steps, and of a set that should be right.
 _CORRECTIONS, _LAST_CORRECTIONS = 20, 8
-#: Digits of a splitting after which its cost is asked.
-_DIGITS = 1e-3
+#: The accuracy at which a splitting has mostly found the active set, and the one that counts for its cost.
+_SET, _DIGITS = 1e-2, 1e-3
 
 
 class Guess:
@@ -45,44 +47,79 @@ class Guess:
         self.objective, self.energy, self.length = objective, energy, energy.gradient_step
         self._descent, self._bounds = energy.descent(self.length), objective.geometry.bounds(dual.dtype)
         self.value = objective.geometry.activation(dual)
-        self.target = self._descent(self.value)
+        self.target = self._before = self._descent(self.value)
         self.steps = 1
         self.go_on(steps)
 
     def go_on(self, steps: int) -> None:
         """Make more steps, so that there are so many in all."""
         for _ in range(self.steps, steps):
-            self.value = self.target.clamp(*self._bounds)
+            self._before, self.value = self.target, self.target.clamp(*self._bounds)
             self.target = self._descent(self.value)
         self.steps = max(self.steps, steps)
 
-    def splitter(self) -> Splitter | None:
-        """The operator splitting, where it costs less than to factorize a block for each sample and each set."""
-        batch, d = self.target.shape
-        costs = self.energy.operator.costs
-        if batch * costs.splitting_per_sample < d:
-            return None
+    @property
+    def active(self) -> float:
+        """How many bounds of a sample are active on average, as it looks."""
+        return float((self._sides(self.target) != 0).sum()) / len(self.target)
+
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether the last step has changed the active sets of many samples."""
+        changed = (self._sides(self.target) != self._sides(self._before)).any(-1)
+        return bool(changed.sum() > _UNSETTLED * len(changed))
+
+    def _sides(self, target: Tensor) -> Tensor:
         lo, hi = self._bounds
-        active = float(((self.target < lo) | (self.target > hi)).sum()) / batch
-        iterations = costs.splitting_block * min(active, d - active) ** 3 / d**2
-        if iterations < costs.splitting_least:
-            return None
-        splitter = Splitter.of(self.energy.operator)
-        return splitter if splitter.iterations(_DIGITS) <= iterations else None
+        return (target > hi).to(torch.int8).sub_((target < lo).to(torch.int8))
+
+    def split(self, splitter: Splitter) -> SplittingSteps:
+        """An operator splitting that starts here."""
+        # A gradient step of the length α.
+        target = torch.lerp(self.value, self.target, splitter.alpha / self.length)
+        return SplittingSteps(self.objective, self.energy.offset, splitter, target)
 
 
-def by_splitting(guess: Guess, splitter: Splitter, tol: float, max_iter: int) -> ExactResult:
+def by_what_is_faster(guess: Guess, tol: float, max_iter: int) -> ExactResult:
+    """By operator splitting where many bounds are active, else by the active set.
+
+    A set that gradient steps are slow to find is guessed by a splitting too.
+
+    Args:
+        guess: the first steps.
+        tol: bound on the residual.
+        max_iter: bound on the number of iterations, sets and interior-point steps.
+    """
+    (batch, d), costs, operator = guess.target.shape, guess.energy.operator.costs, guess.energy.operator
+    if batch * costs.splitting_per_sample < d:
+        return by_active_set(guess, tol, max_iter)
+    if costs.splitting_iterations(guess.active, d) > costs.splitting_least:
+        splitter = Splitter.of(operator)
+        if splitter.iterations(_DIGITS) <= costs.splitting_iterations(guess.active, d):
+            return by_splitting(guess, guess.split(splitter), tol, max_iter)
+    guess.go_on(_ALL)
+    if guess.is_unsettled:
+        splitter = Splitter.of(operator)
+        count = splitter.iterations(_SET)
+        if count <= costs.splitting_most:
+            steps = guess.split(splitter)
+            steps.advance(count)
+            guess.target, guess.steps = steps.target, guess.steps + count
+            if splitter.iterations(_DIGITS) <= costs.splitting_iterations(guess.active, d):
+                return by_splitting(guess, steps, tol, max_iter)
+    return by_active_set(guess, tol, max_iter)
+
+
+def by_splitting(guess: Guess, steps: SplittingSteps, tol: float, max_iter: int) -> ExactResult:
     """By operator splitting; samples whose active set is then not certain, by correcting it."""
-    objective = guess.objective
-    # A gradient step of the length α.
-    target = torch.lerp(guess.value, guess.target, splitter.alpha / guess.length)
-    found, target = solve_by_splitting(objective, guess.energy, splitter, target, tol, max_iter)
+    found = solve_by_splitting(steps, guess.energy, tol, max_iter)
     found.tries.add_(guess.steps)
     rows = (~found.accepted).nonzero().squeeze(-1)
     left = max_iter - int(found.steps.max())
     if len(rows) == 0 or left <= 1:
         return found
-    again, before = _corrected(objective.select(rows), target[rows], tol, left), found.select(rows)
+    again = _corrected(guess.objective.select(rows), steps.target[rows], tol, left)
+    before = found.select(rows)
     return found.replace_rows(rows, replace(again, steps=before.steps + again.steps, tries=before.tries + again.tries))
 
 
