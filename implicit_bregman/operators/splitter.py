@@ -31,12 +31,14 @@ class FreeSetSolution(NamedTuple):
         value: z, (B, d), in the precision of the residuals.
         excess: H z − b, (B, d).
         left: the largest entry of (H z − b)_F relative to its scale, (B,).
-        iterations: of the splitting, and products with H.
+        products: products with H.
+        iterations: those of the splitting.
     """
 
     value: Tensor
     excess: Tensor
     left: Tensor
+    products: int
     iterations: int
 
 
@@ -146,13 +148,13 @@ class Splitter:
         """Rounds of refinement with residuals in float64."""
         wide, spent, before = self.operator.to(torch.float64), 0, math.inf
         scale: Tensor | None = None
-        for last in (*[False] * _REFINEMENTS, True):
+        for products in range(1, _REFINEMENTS + 2):
             excess = wide.product(z, self.adjoint) - b
             scale = scale_of(excess) if scale is None else scale
             error = torch.where(free, excess, 0.0)
             left = (error / scale).abs_().amax(-1)
-            worst, spent = float(left.max()) if len(left) else 0.0, spent + 1
-            if last or worst <= tol or not worst < _CONTRACTION * before:
+            worst = float(left.max()) if len(left) else 0.0
+            if products > _REFINEMENTS or worst <= tol or not worst < _CONTRACTION * before:
                 break
             before, count = worst, self.iterations(max(_ROUND, _MARGIN * tol / worst))
             # Scaled to its own size, a residual can neither vanish nor overflow in float32.
@@ -160,7 +162,7 @@ class Splitter:
             unit = torch.where(unit > 0, unit, 1.0)
             z = torch.addcmul(z, unit, self._approximate(free, error / unit, count).double(), value=-1)
             spent += count
-        return FreeSetSolution(z, excess, left, spent)
+        return FreeSetSolution(z, excess, left, products, spent)
 
     def _approximate(self, free: Tensor, right: Tensor, count: int) -> Float[Tensor, "batch d"]:
         """About the z with (H z)_F = b_F and 0 elsewhere, after so many iterations."""

@@ -41,17 +41,8 @@ def solve_monotone(objective: Objective, dual: Float[Tensor, "batch d"], solver:
         dual: the start.
         solver: the settings.
     """
-    shared = _by_chords if objective.regularization else _by_splitting
-    direct = shared(objective, dual, solver)
-    if direct is not None:
-        return direct
-    # (Newton's method without symmetry takes a matrix to factorize)
-    goes_on = bool(objective.regularization) and objective.energy.factored is not None
-    most = min(solver.max_iter, _MONOTONE_STEPS) if goes_on else solver.max_iter
-    outcome = Splitting(tol=solver.tol, max_iter=most, exact=False).solve(objective, dual)
-    if goes_on:
-        outcome = _from_start(objective, outcome, dual, solver)
-    return _rest(objective, outcome, dual, solver, solve_field)
+    method = _regularized if objective.regularization else _unregularized
+    return _rest(objective, method(objective, dual, solver), dual, solver, solve_field)
 
 
 def solve_field(objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver) -> Outcome:
@@ -77,24 +68,34 @@ def accelerated(solver: Solver) -> Anderson:
     )
 
 
-def _by_splitting(objective: Objective, dual: Tensor, solver: Solver) -> Outcome | None:
-    """γ = 0: each sample's exact point by operator splitting, or near it where the active set is not certain."""
+def _unregularized(objective: Objective, dual: Tensor, solver: Solver) -> Outcome:
+    """γ = 0: each sample's exact point by operator splitting; its limit where the active set is not certain."""
     energy = objective.energy.factored
     if energy is None:
-        return None
+        return _split(objective, dual, solver)
     tol, z = solver.tolerance(dual.dtype), objective.geometry.activation(dual)
     splitter = Splitter.of(energy.hessian(z))
     target = torch.sub(z, energy.gradient(z), alpha=splitter.alpha)
     steps = SplittingSteps(objective, energy.offset, splitter, target)
     found = solve_by_splitting(steps, energy, tol, solver.max_iter)
-    outcome = exact_outcome(objective, found, None)
-    return _rest(
-        objective,
-        outcome,
-        found.dual,
-        solver,
-        lambda part, start, left: Splitting(tol=left.tol, max_iter=left.max_iter, exact=False).solve(part, start),
-    )
+    found.tries.add_(1)
+    return _rest(objective, exact_outcome(objective, found, None), found.dual, solver, _split)
+
+
+def _regularized(objective: Objective, dual: Tensor, solver: Solver) -> Outcome:
+    """γ > 0: by steps with one Jacobian for all samples; else by operator splitting and Newton's method."""
+    direct = _by_chords(objective, dual, solver)
+    if direct is not None:
+        return direct
+    # (Newton's method without symmetry takes a matrix to factorize)
+    if objective.energy.factored is None:
+        return _split(objective, dual, solver)
+    first = replace(solver, max_iter=min(solver.max_iter, _MONOTONE_STEPS))
+    return _from_start(objective, _split(objective, dual, first), dual, solver)
+
+
+def _split(objective: Objective, dual: Tensor, solver: Solver) -> Outcome:
+    return Splitting(tol=solver.tol, max_iter=solver.max_iter, exact=False).solve(objective, dual)
 
 
 def _by_chords(objective: Objective, dual: Tensor, solver: Solver) -> Outcome | None:

@@ -64,19 +64,24 @@ class SplittingSteps:
             self._before, self.target = moved, self.splitter.reflect(moved, self._base)
             self.count += 1
 
-    def advance_until(self, level: float, max_iter: int) -> None:
-        """Make iterations until the residual is about `level`, or does not fall any more."""
+    def advance_until(self, level: float, max_iter: int) -> tuple[Float[Tensor, "batch d"], Int[Tensor, " batch"]]:
+        """`target` of each sample where its residual is about `level`, or does not fall any more, and when that was."""
         # |z − x| bounds the distance to a bound that holds z, and α times the gradient elsewhere.
         scale = self.objective.scale(self._offset.abs())
         weight = (self.splitter.alpha * scale).reciprocal_().clamp_min_(1.0)
-        few, before = self.splitter.iterations(level), torch.inf
-        most, every, first = min(max_iter, _LONGEST * few), max(2, few // _LOOKS), few // 2
-        self.advance(min(most, max(1, first - self.count)))
+        few = self.splitter.iterations(level)
+        most, every = min(max_iter, _LONGEST * few), max(2, few // _LOOKS)
+        self.advance(min(most, max(1, few // 2 - self.count)))
+        final, stopped, before = self.target, torch.full_like(self.target[:, 0], self.count, dtype=torch.int64), None
+        going = torch.ones_like(stopped, dtype=torch.bool)
         while True:
             x = torch.lerp(self._before, self.target, 0.5)
-            gap = float((self.target.clamp(*self._bounds) - x).mul_(weight).abs_().amax())
-            if gap <= level or self.count >= most or not gap <= _GAIN * before:
-                return
+            gap = (self.target.clamp(*self._bounds) - x).mul_(weight).abs_().amax(-1)
+            final = torch.where(going[:, None], self.target, final)
+            stopped = torch.where(going, self.count, stopped)
+            going = going & (gap > level) & (True if before is None else gap <= _GAIN * before)
+            if self.count >= most or not bool(going.any()):
+                return final, stopped
             before = gap
             self.advance(min(every, most - self.count))
 
@@ -93,20 +98,20 @@ def solve_by_splitting(steps: SplittingSteps, energy: BoundAffine, tol: float, m
     objective, splitter = steps.objective, steps.splitter
     lo, hi = objective.geometry.bounds(steps.target.dtype)
     level = _ERROR * tol / splitter.condition
-    steps.advance_until(max(_ASK * level, _ROUNDED * torch.finfo(steps.target.dtype).eps), max_iter)
-    wide, target = energy.double(), steps.target
+    reached = max(_ASK * level, _ROUNDED * torch.finfo(steps.target.dtype).eps)
+    target, stopped = steps.advance_until(reached, max_iter)
+    wide = energy.double()
     free, z = (target >= lo) & (target <= hi), target.clamp(lo, hi).double()
-    spent = torch.full_like(target[:, 0], steps.count, dtype=torch.int64)
-    at = _judged(objective, wide, splitter, z, wide.gradient(z), tol, spent)
+    at = _judged(objective, wide, splitter, z, wide.gradient(z), tol, torch.ones_like(stopped))
     rows = (~at.sure).nonzero().squeeze(-1)
     if len(rows):
         f, inside, before = wide.select(rows), free[rows], at.select(rows)
         solved = splitter.refine_on(inside, f.offset, before.z, 0.5 * level, objective.floor)
-        spent = before.steps + solved.iterations
-        at = at.replace_rows(rows, _judged(objective, f, splitter, solved.value, solved.excess, tol, spent))
+        tries = before.tries + solved.products
+        at = at.replace_rows(rows, _judged(objective, f, splitter, solved.value, solved.excess, tol, tries))
     weak = torch.zeros_like(at.sure)
     found = at_point(objective, at.z, free, at.gradient, at.scale, at.residual, at.sure, weak)
-    return replace(found, steps=at.steps, tries=at.steps + 1, splitter=splitter)
+    return replace(found, steps=stopped, tries=at.tries, splitter=splitter)
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ class _Judged(RowsOfTensors):
         z, gradient, scale: the points, ∇f there, and what its entries are measured against, (B, d).
         residual: see `Objective.residual`, (B,).
         sure: the verdict, (B,).
-        steps: iterations, (B,).
+        tries: evaluations of ∇f, (B,).
     """
 
     z: Tensor
@@ -125,7 +130,7 @@ class _Judged(RowsOfTensors):
     scale: Tensor
     residual: Tensor
     sure: Tensor
-    steps: Tensor
+    tries: Tensor
 
 
 def _judged(
@@ -135,10 +140,10 @@ def _judged(
     z: Float[Tensor, "batch d"],
     gradient: Float[Tensor, "batch d"],
     tol: float,
-    steps: Int[Tensor, " batch"],
+    tries: Int[Tensor, " batch"],
 ) -> _Judged:
     scale = objective.scale(energy.terms(gradient))
     residual, margin = violation(objective, z, gradient, scale)
     error = splitter.condition * residual
     sure = (error <= _ERROR * tol) & (margin > _CLEAR * error)
-    return _Judged(z, gradient, scale, residual, sure, steps)
+    return _Judged(z, gradient, scale, residual, sure, tries)
