@@ -420,6 +420,7 @@ class _Transposed(LinearOperator):
 
     def __init__(self, of: LinearOperator) -> None:
         self.of = of
+        self.costs = of.costs
 
     def product(self, v: Tensor, adjoint: bool = False) -> Tensor:
         return self.of.product(v, not adjoint)
@@ -450,6 +451,9 @@ class _Transposed(LinearOperator):
 
     def select(self, index: Tensor) -> LinearOperator:
         return _Transposed(self.of.select(index))
+
+    def with_costs(self, costs: Costs) -> LinearOperator:
+        return _Transposed(self.of.with_costs(costs))
 
     def transposed(self) -> LinearOperator:
         return self.of
