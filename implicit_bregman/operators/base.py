@@ -124,7 +124,7 @@ class LinearOperator(ABC):
         return None
 
     def column_sizes(self) -> Float[Tensor, " d"] | None:
-        """The lengths of H's columns; None: not known."""
+        """The lengths of H's columns, in float64; None: not known."""
         return None
 
     def solve(self, v: Float[Tensor, "batch d"], shift: float = 0.0, adjoint: bool = False) -> Float[Tensor, "batch d"]:

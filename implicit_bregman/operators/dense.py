@@ -90,7 +90,7 @@ class Dense(LinearOperator):
         return self.factor.row_sizes
 
     def column_sizes(self) -> Float[Tensor, " d"]:
-        return torch.linalg.vector_norm(self.matrix, dim=0)
+        return torch.linalg.vector_norm(self.wide.matrix, dim=0)
 
     def norm(self) -> float:
         return float(torch.linalg.matrix_norm(self.matrix, 2))
@@ -107,8 +107,7 @@ class Dense(LinearOperator):
         return self.factor.gradient_step
 
     def rounding(self, v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """What rounding v and the sums may make of the entries of Hv, (B, d), in the precision of v."""
-        return ROUNDING_ERRORS * torch.finfo(v.dtype).eps * (v.abs() @ self.matrix.abs().mT)
+        return ROUNDING_ERRORS * torch.finfo(v.dtype).eps * (v.abs() @ self._in(v.dtype).detach().abs().mT)
 
     def inverted(self, shift: float, adjoint: bool = False) -> Callable[[Tensor], Tensor]:
         matrix = self.matrix + shift * torch.eye(self.size, dtype=self.matrix.dtype, device=self.matrix.device)
