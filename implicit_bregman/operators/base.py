@@ -14,7 +14,7 @@ from torch import Tensor
 
 from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient
 from implicit_bregman.linalg.gmres import gmres
-from implicit_bregman.operators.costs import Costs
+from implicit_bregman.operators.costs import DEFAULT_COSTS, Costs
 from implicit_bregman.operators.inverse import Invertible, inverse
 from implicit_bregman.transforms import transformed
 
@@ -57,7 +57,7 @@ class LinearOperator(ABC):
     symmetric: bool
     convex: bool = False
     factorizes: bool = False
-    costs: Costs = Costs()
+    costs: Costs = DEFAULT_COSTS
 
     @property
     def shared(self) -> Dense | None:

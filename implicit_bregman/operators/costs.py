@@ -60,3 +60,7 @@ class Costs:
     def pays_to_invert(self, width: int, batch: int) -> bool:
         """Whether an inverse costs less than solving for so many samples by iteration."""
         return width <= self.inverse_width or width <= self.inverse_per_sample * batch
+
+
+#: What operators have unless they are given others.
+DEFAULT_COSTS = Costs()

@@ -12,7 +12,7 @@ from torch import Tensor
 from implicit_bregman.linalg.masked import solve_on_free_set
 from implicit_bregman.linalg.semidefinite import solve_damped, solve_definite, solve_in_range, solve_minimum_norm
 from implicit_bregman.operators.base import ROUNDING_ERRORS, LinearOperator, Rebuild
-from implicit_bregman.operators.costs import Costs
+from implicit_bregman.operators.costs import DEFAULT_COSTS, Costs
 from implicit_bregman.operators.factor import Damped, Factor
 from implicit_bregman.operators.free import FreeBlocks, FreeSolution, free_blocks, solve_free_blocks
 from implicit_bregman.operators.systems import Systems
@@ -28,7 +28,7 @@ class Dense(LinearOperator):
         least: a number that all eigenvalues of H are known to exceed, or None.
         convex: whether H is declared, or known, to be positive semidefinite.
         given: the precision that H was rounded to, where that is less than its own.
-        costs: what decides between routes; None: `Costs()`.
+        costs: what decides between routes.
         factor: what has been computed of this matrix already; all else is then known of it.
 
     Attributes:
@@ -46,7 +46,7 @@ class Dense(LinearOperator):
         least: float | None = None,
         convex: bool = False,
         given: torch.dtype | None = None,
-        costs: Costs | None = None,
+        costs: Costs = DEFAULT_COSTS,
         factor: Factor | None = None,
     ) -> None:
         if factor is None:

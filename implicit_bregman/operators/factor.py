@@ -13,7 +13,7 @@ from torch import Tensor
 
 from implicit_bregman.linalg.chebyshev import Preconditioner
 from implicit_bregman.linalg.spectrum import Spectrum, spectrum
-from implicit_bregman.operators.costs import Costs
+from implicit_bregman.operators.costs import DEFAULT_COSTS, Costs
 
 #: A matrix counts as definite if its least eigenvalue exceeds so many rounding errors of its Frobenius norm.
 _ROUNDING = 4
@@ -75,14 +75,14 @@ class Factor:
         least: float | None = None,
         convex: bool = False,
         given: torch.dtype | None = None,
-        costs: Costs | None = None,
+        costs: Costs = DEFAULT_COSTS,
     ) -> None:
         self.matrix = matrix
         self.symmetric = symmetric
         self.least = least
         self.convex = convex
         self.given = given
-        self.costs = Costs() if costs is None else costs
+        self.costs = costs
         self.known_inverse: Tensor | None = None
         self.known_semidefinite: Factor | None = None
         self.damped: Damped | None = None
