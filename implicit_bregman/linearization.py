@@ -134,7 +134,7 @@ class Linearization:
             if damped is None:
                 return None
             middle = gamma / damped.shift
-            precondition = damped.scaled(1 / middle)
+            precondition = damped.scaled(1 / middle, g.dtype)
             interval = min(1.0, (a + flattest) / (a + middle)), max(1.0, (a + steepest) / (a + middle))
         count = steps_needed(interval, tol, min(_MOST_SWEEPS, max_iter))
         if count is None:

@@ -43,10 +43,10 @@ class Damped:
     def __call__(self, v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         return v.detach() @ self.inverse.to(v.dtype)
 
-    def scaled(self, by: float) -> Preconditioner:
-        """(b, v, beta, alpha) ↦ beta·b + alpha·by·(H + s·I)⁻¹v."""
-        inverse = self.inverse
-        return lambda b, v, beta, alpha: torch.addmm(b, v, inverse.to(v.dtype), beta=beta, alpha=alpha * by)
+    def scaled(self, by: float, dtype: torch.dtype) -> Preconditioner:
+        """(b, v, beta, alpha) ↦ beta·b + alpha·by·(H + s·I)⁻¹v in this precision."""
+        inverse = self.inverse.to(dtype)
+        return lambda b, v, beta, alpha: torch.addmm(b, v, inverse, beta=beta, alpha=alpha * by)
 
 
 class Factor:
