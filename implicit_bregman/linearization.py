@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -79,8 +79,9 @@ class Linearization:
         """Its tensors, and a function that makes the same of them and holds none itself."""
         hessian, rebuild = self.hessian.pack_known()
         blocks = None if self.blocks is None else self.blocks.to_keep(self.slope.shape[-1], self.hessian.costs)
-        own, remake = packed((self.slope, self.shift, self.on_free_sets, blocks, self.damping, self.splitting))
-        return (*own, *hessian), partial(_rebuild, rebuild, remake, len(own))
+        kept, remake = packed(blocks)
+        make = partial(_rebuild, rebuild, remake, len(kept), self.on_free_sets, self.damping, self.splitting)
+        return (self.slope, self.shift, *kept, *hessian), make
 
     def apply(self, u: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """The adjoint operator above, in u's precision (where H `factorizes`)."""
@@ -135,7 +136,7 @@ class Linearization:
             if damped is None:
                 return None
             middle = gamma / damped.shift
-            precondition = damped.scaled(1 / middle)
+            precondition = damped.scaled(1 / middle, g.dtype)
             interval = min(1.0, (a + flattest) / (a + middle)), max(1.0, (a + steepest) / (a + middle))
         count = steps_needed(interval, tol, min(_MOST_SWEEPS, max_iter))
         if count is None:
@@ -258,9 +259,18 @@ class Linearization:
 
 
 def _rebuild(
-    rebuild: Callable[..., LinearOperator], remake: Callable[..., tuple[Any, ...]], count: int, *tensors: Tensor
+    rebuild: Callable[..., LinearOperator],
+    remake: Callable[..., FreeBlocks | None],
+    count: int,
+    on_free_sets: bool,
+    damping: float | None,
+    splitting: tuple[float, float] | None,
+    slope: Tensor,
+    shift: Tensor,
+    *tensors: Tensor,
 ) -> Linearization:
-    return Linearization(rebuild(*tensors[count:]), *remake(*tensors[:count]))
+    blocks = remake(*tensors[:count])
+    return Linearization(rebuild(*tensors[count:]), slope, shift, on_free_sets, blocks, damping, splitting)
 
 
 def linearize(

@@ -118,7 +118,11 @@ class BoundQuadratic(BoundAffine):
 
     def force(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """−∇f(z) = c − Hz."""
-        return self.operator.add_product(self.offset, z, alpha=-1.0)
+        return torch.addmm(self.offset, z, self.operator.source.mT, alpha=-1)
+
+    def gradient(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        # (as `BoundAffine` has it, on the shortest way)
+        return torch.addmm(self.offset, z, self.operator.source.mT, beta=-1)
 
     def descent(self, length: float) -> Callable[[Float[Tensor, "batch d"]], Float[Tensor, "batch d"]]:
         """The gradient step z ↦ z − length·∇f(z) = (I − length·H)z + length·c."""

@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from implicit_bregman.energy.own import OwnMethods
-from implicit_bregman.operators import Costs, LinearOperator
+from implicit_bregman.operators import LinearOperator
+from implicit_bregman.operators.costs import DEFAULT_COSTS, Costs
 
 if TYPE_CHECKING:
     from implicit_bregman.energy.bound import BoundQuadratic
@@ -65,7 +66,7 @@ class BoundEnergy(ABC):
     symmetric: bool
     affine: bool
     exact_by_newton: bool = False
-    costs: Costs = Costs()
+    costs: Costs = DEFAULT_COSTS
 
     @property
     def factored(self) -> BoundQuadratic | None:

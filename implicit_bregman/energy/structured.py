@@ -53,7 +53,7 @@ class OperatorEnergy(QuadraticEnergy):
     def operator(self) -> LinearOperator:
         """H, as a function of the tensors that it is made of."""
         operator = self._rebuild(*(getattr(self.weight_map, str(number)) for number in range(self._count)))
-        return operator if operator.costs == self._costs else operator.with_costs(self._costs)
+        return operator if operator.costs is self._costs else operator.with_costs(self._costs)
 
     @property
     def has_matrix(self) -> bool:

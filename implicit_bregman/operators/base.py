@@ -14,7 +14,7 @@ from torch import Tensor
 
 from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient
 from implicit_bregman.linalg.gmres import gmres
-from implicit_bregman.operators.costs import Costs
+from implicit_bregman.operators.costs import DEFAULT_COSTS, Costs
 from implicit_bregman.operators.inverse import Invertible, inverse
 from implicit_bregman.transforms import transformed
 
@@ -57,7 +57,7 @@ class LinearOperator(ABC):
     symmetric: bool
     convex: bool = False
     factorizes: bool = False
-    costs: Costs = Costs()
+    costs: Costs = DEFAULT_COSTS
 
     @property
     def shared(self) -> Dense | None:
@@ -129,7 +129,7 @@ class LinearOperator(ABC):
         return None
 
     def column_sizes(self) -> Float[Tensor, " d"] | None:
-        """The lengths of H's columns; None: not known."""
+        """The lengths of H's columns, in float64; None: not known."""
         return None
 
     def solve(self, v: Float[Tensor, "batch d"], shift: float = 0.0, adjoint: bool = False) -> Float[Tensor, "batch d"]:
@@ -435,6 +435,7 @@ class _Transposed(LinearOperator):
 
     def __init__(self, of: LinearOperator) -> None:
         self.of = of
+        self.costs = of.costs
 
     def product(self, v: Tensor, adjoint: bool = False) -> Tensor:
         return self.of.product(v, not adjoint)
@@ -465,6 +466,9 @@ class _Transposed(LinearOperator):
 
     def select(self, index: Tensor) -> LinearOperator:
         return _Transposed(self.of.select(index))
+
+    def with_costs(self, costs: Costs) -> LinearOperator:
+        return _Transposed(self.of.with_costs(costs))
 
     def transposed(self) -> LinearOperator:
         return self.of

@@ -74,3 +74,7 @@ class Costs:
     def splitting_iterations(self, active: float, width: int) -> float:
         """How many iterations of an operator splitting cost as much as the blocks of an active set of this size."""
         return self.splitting_block * min(active, width - active) ** 3 / width**2
+
+
+#: What operators have unless they are given others.
+DEFAULT_COSTS = Costs()

@@ -12,7 +12,7 @@ from torch import Tensor
 from implicit_bregman.linalg.masked import solve_on_free_set
 from implicit_bregman.linalg.semidefinite import solve_damped, solve_definite, solve_in_range, solve_minimum_norm
 from implicit_bregman.operators.base import ROUNDING_ERRORS, LinearOperator, Rebuild
-from implicit_bregman.operators.costs import Costs
+from implicit_bregman.operators.costs import DEFAULT_COSTS, Costs
 from implicit_bregman.operators.factor import Damped, Factor
 from implicit_bregman.operators.free import FreeBlocks, FreeSolution, free_blocks, solve_free_blocks
 from implicit_bregman.operators.systems import Systems
@@ -28,7 +28,7 @@ class Dense(LinearOperator):
         least: a number that all eigenvalues of H are known to exceed, or None.
         convex: whether H is declared, or known, to be positive semidefinite.
         given: the precision that H was rounded to, where that is less than its own.
-        costs: what decides between routes; None: `Costs()`.
+        costs: what decides between routes.
         factor: what has been computed of this matrix already; all else is then known of it.
 
     Attributes:
@@ -46,7 +46,7 @@ class Dense(LinearOperator):
         least: float | None = None,
         convex: bool = False,
         given: torch.dtype | None = None,
-        costs: Costs | None = None,
+        costs: Costs = DEFAULT_COSTS,
         factor: Factor | None = None,
     ) -> None:
         if factor is None:
@@ -90,7 +90,7 @@ class Dense(LinearOperator):
         return self.factor.row_sizes
 
     def column_sizes(self) -> Float[Tensor, " d"]:
-        return torch.linalg.vector_norm(self.matrix, dim=0)
+        return torch.linalg.vector_norm(self.wide.matrix, dim=0)
 
     def norm(self) -> float:
         return float(torch.linalg.matrix_norm(self.matrix, 2))
@@ -107,8 +107,7 @@ class Dense(LinearOperator):
         return self.factor.gradient_step
 
     def rounding(self, v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """What rounding v and the sums may make of the entries of Hv, (B, d), in the precision of v."""
-        return ROUNDING_ERRORS * torch.finfo(v.dtype).eps * (v.abs() @ self.matrix.abs().mT)
+        return ROUNDING_ERRORS * torch.finfo(v.dtype).eps * (v.abs() @ self._in(v.dtype).detach().abs().mT)
 
     def sizes_guess(self) -> tuple[float, float]:
         return self.factor.sizes_guess()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from implicit_bregman.linalg.chebyshev import Preconditioner
 from implicit_bregman.linalg.spectrum import Spectrum, spectrum
-from implicit_bregman.operators.costs import Costs
+from implicit_bregman.operators.costs import DEFAULT_COSTS, Costs
 from implicit_bregman.operators.packing import packed
 
 #: A matrix counts as definite if its least eigenvalue exceeds so many rounding errors of its Frobenius norm.
@@ -44,10 +44,10 @@ class Damped:
     def __call__(self, v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         return v.detach() @ self.inverse.to(v.dtype)
 
-    def scaled(self, by: float) -> Preconditioner:
-        """(b, v, beta, alpha) ↦ beta·b + alpha·by·(H + s·I)⁻¹v."""
-        inverse = self.inverse
-        return lambda b, v, beta, alpha: torch.addmm(b, v, inverse.to(v.dtype), beta=beta, alpha=alpha * by)
+    def scaled(self, by: float, dtype: torch.dtype) -> Preconditioner:
+        """(b, v, beta, alpha) ↦ beta·b + alpha·by·(H + s·I)⁻¹v in this precision."""
+        inverse = self.inverse.to(dtype)
+        return lambda b, v, beta, alpha: torch.addmm(b, v, inverse, beta=beta, alpha=alpha * by)
 
 
 class Factor:
@@ -76,14 +76,14 @@ class Factor:
         least: float | None = None,
         convex: bool = False,
         given: torch.dtype | None = None,
-        costs: Costs | None = None,
+        costs: Costs = DEFAULT_COSTS,
     ) -> None:
         self.matrix = matrix
         self.symmetric = symmetric
         self.least = least
         self.convex = convex
         self.given = given
-        self.costs = Costs() if costs is None else costs
+        self.costs = costs
         self.known_inverse: Tensor | None = None
         self.known_semidefinite: Factor | None = None
         self.damped: Damped | None = None

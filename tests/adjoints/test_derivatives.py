@@ -114,7 +114,7 @@ def test_a_field_by_its_products(gamma: float, c: Tensor, generator: torch.Gener
     wide = ib.operators.Costs(matrix_entries=0)
 
     def energy(w: Tensor) -> ib.Energy:
-        operator = ib.operators.Kronecker(w[:2, :2] + _turned(w[:2, :2]), w[2:, 2:])
+        operator = ib.operators.Kronecker(w[:2, :2] + 0.3 * _turned(w[:2, 2:]), w[2:, 2:])
         return ib.QuadraticEnergy.from_operator(operator.with_costs(wide))
 
     solve = solution_of(energy, gamma)

@@ -174,6 +174,9 @@ class Contract:
         matrix, norm, rows = operator.dense(), operator.norm(), operator.row_sizes()
         assert norm is None or norm >= float(torch.linalg.matrix_norm(matrix, 2).max()) * (1 - 1e-9)
         assert rows is None or torch.allclose(rows, matrix.abs().sum(-1))
+        columns = self.make(torch.float32).column_sizes()
+        assert columns is None or columns.dtype == torch.float64
+        assert columns is None or torch.allclose(columns, matrix.square().sum(-2).sqrt(), rtol=1e-5)
 
     def test_other_costs_change_nothing_else(self) -> None:
         operator, costs = self.make(), Costs(matrix_entries=0)

@@ -103,7 +103,7 @@ def test_damped_inverse(dtype: torch.dtype, generator: torch.Generator) -> None:
     assert torch.allclose(damped.inverse.double(), exact, atol=rounding)
     v, b = torch.randn(2, 3, 9, generator=generator).to(dtype)
     assert torch.allclose(damped(v).double(), v.double() @ exact, atol=10 * rounding)
-    scaled = damped.scaled(0.25)(b, v, 2.0, 3.0).double()
+    scaled = damped.scaled(0.25, dtype)(b, v, 2.0, 3.0).double()
     assert torch.allclose(scaled, 2 * b.double() + 0.75 * v.double() @ exact, atol=10 * rounding)
     assert found.damped_inverse(0.5) is damped
     assert found.damped_inverse(0.4) is damped  # near enough to precondition with

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from implicit_bregman.operators import Costs
 from implicit_bregman.operators import free as module
+from implicit_bregman.operators.costs import DEFAULT_COSTS, Costs
 from implicit_bregman.operators.factor import Factor
 from implicit_bregman.operators.free import free_blocks, solve_free_blocks
 from implicit_bregman.operators.packing import packed
@@ -26,7 +26,7 @@ def route(request: pytest.FixtureRequest) -> str:
 
 
 def problem(
-    share: float, condition: float, dtype: torch.dtype, generator: torch.Generator, costs: Costs | None = None
+    share: float, condition: float, dtype: torch.dtype, generator: torch.Generator, costs: Costs = DEFAULT_COSTS
 ) -> tuple[Factor, Tensor, Tensor, Tensor]:
     eigenvalues = torch.logspace(0, -float(torch.tensor(condition).log10()), D)
     matrix = matrix_with(eigenvalues, generator).to(dtype)

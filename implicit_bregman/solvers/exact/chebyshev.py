@@ -76,7 +76,7 @@ def chebyshev_steps(
         if damped is None:
             return None
         middle = gamma / damped.shift
-        precondition, spent = damped.scaled(1 / middle), 2
+        precondition, spent = damped.scaled(1 / middle, dual.dtype), 2
         # One step by P alone shows how flat ρ becomes.
         dual = precondition(dual, error, 1.0, 1.0)
         error = residual(dual)
