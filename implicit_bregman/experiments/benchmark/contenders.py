@@ -156,11 +156,11 @@ def library_value(prepared: Prepared, tol: float | None = None, solver: str | So
 
     Args:
         prepared: The cell.
-        tol: Tolerance of Newton and of the adjoint; None: the defaults, and `solver`.
+        tol: Tolerance of the default solver and of the adjoint; None: the defaults, and `solver`.
         solver: The solver.
     """
     if tol is not None:
-        solver = ib.solvers.Newton(tol=tol)
+        solver = ib.solvers.Auto(tol=tol)
     adjoint = ib.adjoints.Implicit(tol=tol)
 
     def value() -> Tensor:
@@ -214,7 +214,7 @@ def our_contenders(prepared: Prepared, accuracies: Sequence[float], task: str, t
             continue
         good = tuple(level for level in accuracies if reaches(level, *errors(prepared, z, gradient), task))
         if good:
-            looser.append(Contender(TUNED, task, f"Newton(tol={tol:g}), Implicit(tol={tol:g})", run, good, tried))
+            looser.append(Contender(TUNED, task, f"Auto(tol={tol:g}), Implicit(tol={tol:g})", run, good, tried))
     best = {level: min(able, key=lambda c: c.estimate) for level in accuracies if (able := _able(looser, level))}
     found.extend({id(contender): contender for contender in best.values()}.values())
     return found, failures

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 SOLVERS = {
-    "auto": solvers.Newton,
+    "auto": solvers.Auto,
     "newton": solvers.Newton,
     "anderson": solvers.Anderson,
     "broyden": solvers.Broyden,
     "mm": solvers.MM,
+    "splitting": solvers.Splitting,
 }
 ADJOINTS = {
     "implicit": adjoints.Implicit,

@@ -35,7 +35,7 @@ class TrainSettings:
         regularization: γ ≥ 0.
         weight: Kind of W: "convex", "symmetric", "monotone" or "general".
         width: d, the width of the representation.
-        solver: Name of the solver: "auto", "newton", "anderson", "broyden", "mm" or "torchdeq".
+        solver: Name of the solver: "auto", "newton", "anderson", "broyden", "mm", "splitting" or "torchdeq".
         adjoint: How to differentiate: "implicit", "one-step", "phantom", "shine", "unrolled-L" or "truncated-K-of-L".
         tol: Tolerance of the solver; None: its default.
         max_iter: Largest number of the solver's iterations; None: its default.
