@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from implicit_bregman.objective import Objective
@@ -61,17 +61,16 @@ class Guess:
     @property
     def active(self) -> float:
         """How many bounds of a sample are active on average, as it looks."""
-        return float((self._sides(self.target) != 0).sum()) / len(self.target)
+        return float(self._outside(self.target).sum()) / len(self.target)
 
     @property
     def is_unsettled(self) -> bool:
         """Whether the last step has changed the active sets of many samples."""
-        changed = (self._sides(self.target) != self._sides(self._before)).any(-1)
-        return bool(changed.sum() > _UNSETTLED * len(changed))
+        changed = (self._outside(self.target) ^ self._outside(self._before)).any(-1)
+        return float(changed.sum()) > _UNSETTLED * len(changed)
 
-    def _sides(self, target: Tensor) -> Tensor:
-        lo, hi = self._bounds
-        return (target > hi).to(torch.int8).sub_((target < lo).to(torch.int8))
+    def _outside(self, target: Tensor) -> Bool[Tensor, "batch d"]:
+        return target != target.clamp(*self._bounds)
 
     def split(self, splitter: Splitter) -> SplittingSteps:
         """An operator splitting that starts here."""
