@@ -76,6 +76,18 @@ class Contract:
         size = found.abs().max() * max(1.0, shift, float(operator.dense().abs().max()))
         assert float(rest.abs().max()) <= 1e4 * torch.finfo(dtype).eps * float(size)
 
+    @pytest.mark.parametrize("adjoint", [False, True])
+    def test_the_reflected_resolvent_is_that_of_the_matrix(self, adjoint: bool, dtype: torch.dtype) -> None:
+        operator, step = self.make(dtype), 0.7
+        u, b = normal(2, B, operator.size, seed=1).to(dtype)
+        matrix = operator.dense().double()
+        matrix = matrix.mT if adjoint else matrix
+        shifted = torch.eye(operator.size).double() + step * matrix
+        inside = torch.linalg.solve(shifted, u.double()[:, :, None]).squeeze(-1)
+        expected = (2 * inside - u.double() + b.double()).to(dtype)
+        tol = 1e-3 if dtype == torch.float32 else 1e-9
+        torch.testing.assert_close(operator.reflected(step, adjoint)(u, b), expected, rtol=tol, atol=tol)
+
     def test_bounds_hold(self, dtype: torch.dtype) -> None:
         operator = self.make(dtype)
         ends = operator.bounds()

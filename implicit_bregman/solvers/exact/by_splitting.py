@@ -71,7 +71,7 @@ class SplittingSteps:
         weight = (self.splitter.alpha * scale).reciprocal_().clamp_min_(1.0)
         few = self.splitter.iterations(level)
         most, every = min(max_iter, _LONGEST * few), max(2, few // _LOOKS)
-        self.advance(min(most, max(1, few // 2 - self.count)))
+        self.advance(min(most, max(1, few // 2)) - self.count)
         final, stopped, before = self.target, torch.full_like(self.target[:, 0], self.count, dtype=torch.int64), None
         going = torch.ones_like(stopped, dtype=torch.bool)
         while True:

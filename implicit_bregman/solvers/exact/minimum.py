@@ -102,8 +102,8 @@ def by_what_is_faster(guess: Guess, tol: float, max_iter: int) -> ExactResult:
         count = splitter.iterations(_SET)
         if count <= costs.splitting_most:
             steps = guess.split(splitter)
-            steps.advance(count)
-            guess.target, guess.steps = steps.target, guess.steps + count
+            steps.advance(min(count, max_iter))
+            guess.target, guess.steps = steps.target, guess.steps + steps.count
             if splitter.iterations(_DIGITS) <= costs.splitting_iterations(guess.active, d):
                 return by_splitting(guess, steps, tol, max_iter)
     return by_active_set(guess, tol, max_iter)
