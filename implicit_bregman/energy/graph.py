@@ -117,5 +117,6 @@ class GraphEnergy(Energy):
 
 
 _NEEDS_A_GRAPH = (
-    "a GraphEnergy has a value on a graph only: use energy.on(laplacian), or BregmanGraphDEQ, which takes the graph with x"
+    "a GraphEnergy has a value on a graph only: use energy.on(laplacian), or BregmanGraphDEQ, which takes the graph "
+    "with x"
 )

@@ -25,7 +25,9 @@ from implicit_bregman.valuation import Values
 
 
 class BregmanGraphDEQ(CriticalPoint):
-    """The deep-equilibrium layer of a graph: node features Z = h(X, L; θ), the critical point of
+    """The deep-equilibrium layer of a graph: node features Z = h(X, L; θ) that minimise an energy on its edges.
+
+    Z is the critical point of
 
         ½⟨Z, margin·Z + L Z F⟩ − ⟨XUᵀ + b, Z⟩ + γφ(Z) on C,    F = PPᵀ ⪰ 0,
 

@@ -62,8 +62,14 @@ class Kronecker(LinearOperator):
         self.symmetric = symmetric
 
     @property
+    def _matrix(self) -> Float[Tensor, "m m"]:
+        """A, where it is not sparse."""
+        assert isinstance(self.left, Tensor)
+        return self.left
+
+    @property
     def size(self) -> int:
-        height = len(self.left) if self.sparse is None else self.sparse.size
+        height = len(self._matrix) if self.sparse is None else self.sparse.size
         return height * len(self.right)
 
     @property
@@ -73,7 +79,7 @@ class Kronecker(LinearOperator):
     def product(self, v: Float[Tensor, "batch d"], adjoint: bool = False) -> Float[Tensor, "batch d"]:
         right = self.right.to(v.dtype)
         if self.sparse is None:
-            left = self.left.to(v.dtype)
+            left = self._matrix.to(v.dtype)
             image = _both(left.mT, right.mT, v) if adjoint else _both(left, right, v)
         else:
             image = _across(self.sparse, right.mT if adjoint else right, v, adjoint)
@@ -82,13 +88,14 @@ class Kronecker(LinearOperator):
     def pack(self) -> tuple[tuple[Tensor, ...], Rebuild]:
         symmetric, shift = self.symmetric, self.shift
         if self.sparse is None:
-            return (self.left, self.right), lambda left, right: Kronecker(left, right, symmetric, shift)
+            return (self._matrix, self.right), lambda left, right: Kronecker(left, right, symmetric, shift)
         tensors, rebuild = self.sparse.pack()
         return (*tensors, self.right), lambda *t: Kronecker(rebuild(*t[:-1]), t[-1], symmetric, shift)
 
     def diagonal(self) -> Float[Tensor, "#batch d"]:
         with torch.no_grad():
-            return (self.left.diagonal()[..., None] * self.right.diagonal()).flatten(-2) + self.shift
+            left = self._matrix if self.sparse is None else self.sparse
+            return (left.diagonal()[..., None] * self.right.diagonal()).flatten(-2) + self.shift
 
     def bounds(self) -> tuple[float, float] | None:
         """The ends themselves if one factor is symmetric, else with a bound of how far the skew parts may move them.
@@ -112,12 +119,12 @@ class Kronecker(LinearOperator):
 
     @property
     def _wide(self) -> tuple[Tensor, Tensor]:
-        return self.left.detach().double(), self.right.detach().double()
+        return self._matrix.detach().double(), self.right.detach().double()
 
     @cached_property
     def _decomposed(self) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Eigenvalues and eigenvectors of A and of B, in float64."""
-        values, vectors = torch.linalg.eigh(self.left.detach().double())
+        values, vectors = torch.linalg.eigh(self._matrix.detach().double())
         return (values, vectors), self._decomposed_right
 
     @cached_property
@@ -220,7 +227,7 @@ class Kronecker(LinearOperator):
         with torch.no_grad():
             right = self.right.to(v.dtype).abs()
             if self.sparse is None:
-                terms = _both(self.left.to(v.dtype).abs(), right, v.abs())
+                terms = _both(self._matrix.to(v.dtype).abs(), right, v.abs())
             else:
                 terms = _across(self.sparse.absolute(), right, v.abs())
             terms = torch.add(terms, v.abs(), alpha=abs(self.shift)) if self.shift else terms

@@ -35,8 +35,8 @@ def laplacian(
 
     Raises:
         TypeError: for a graph that is no sparse tensor.
-        ValueError: for one that is not square, not symmetric, or has a negative or an infinite weight or NaN, and for an
-            edge between two graphs.
+        ValueError: for one that is not square, not symmetric, or has a weight that is negative or not finite, and for
+            an edge between two graphs.
     """
     listed = _listed(graph)
     weights, count = listed.values().to(dtype), len(graph)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from implicit_bregman.operators.base import ROUNDING_ERRORS, LinearOperator, Rebuild
+from implicit_bregman.operators.base import ROUNDING_ERRORS, LinearOperator
 from implicit_bregman.transforms import transformed
 
 
@@ -122,7 +123,7 @@ class Sparse(LinearOperator):
             return torch.sparse_coo_tensor(indices.flip(0), values, shape, check_invariants=False)
         return torch.sparse_coo_tensor(indices, values, shape, check_invariants=False, is_coalesced=True)
 
-    def pack(self) -> tuple[tuple[Tensor, ...], Rebuild]:
+    def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Sparse]]:
         known = (self._size, self.symmetric, self._bounds, self._samples)
         return (self.values, self.indices), lambda values, indices: Sparse.of(indices, values, *known)
 

@@ -100,7 +100,9 @@ def test_scipy_finds_the_same(gamma: float, graph: Tensor, x: Tensor) -> None:
     with torch.no_grad():
         z, y = layer(x, graph), layer.last_solution.dual
         coupling, c = layer.energy.coupling.numpy(), layer.energy.linear(x).numpy().ravel()
-    hessian = scipy.sparse.kron(laplacian_by_scipy(graph), coupling) + layer.energy.margin * scipy.sparse.eye_array(N * F)
+    hessian = scipy.sparse.kron(laplacian_by_scipy(graph), coupling) + layer.energy.margin * scipy.sparse.eye_array(
+        N * F
+    )
     if gamma:
         error = hessian @ z.numpy().ravel() - c + gamma * y.numpy().ravel()
         assert np.abs(error).max() <= 1e-9
@@ -360,7 +362,11 @@ def spoiled(value: float) -> Any:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (dense, TypeError, r"graph must be a sparse tensor, the adjacency matrix, got a dense tensor: give graph.to_sp"),
+        (
+            dense,
+            TypeError,
+            r"graph must be a sparse tensor, the adjacency matrix, got a dense tensor: give",
+        ),
         (lambda graph: [(0, 1)], TypeError, r"got list: give torch.sparse_coo_tensor\(edges"),
         (lambda graph: graph.to_dense()[:, :5].to_sparse(), ValueError, r"square matrix, \(N, N\), got shape \(7, 5\)"),
         (lambda graph: edges_of([(0, 1)], 5), ValueError, r"graph has 5 nodes, but x of shape \(7, 3\) has 7"),
@@ -372,9 +378,7 @@ def spoiled(value: float) -> Any:
     ],
     ids=range(9),
 )
-def test_graphs_that_are_refused(
-    change: Any, error: type[Exception], message: str, graph: Tensor, x: Tensor
-) -> None:
+def test_graphs_that_are_refused(change: Any, error: type[Exception], message: str, graph: Tensor, x: Tensor) -> None:
     with pytest.raises(error, match=message):
         layer_of()(x, change(graph))
 

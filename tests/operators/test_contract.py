@@ -401,10 +401,7 @@ class TestSparseWithKnownBounds(TestSparse):
 
     def operator(self, *tensors: Tensor) -> LinearOperator:
         operator = super().operator(*tensors)
-        places = operator.indices
-        return ib.operators.Sparse(
-            torch.sparse_coo_tensor(places, tensors[0], (8, 8), check_invariants=True), symmetric=True, bounds=(0.3, 5.5)
-        )
+        return ib.operators.Sparse.of(operator.indices, tensors[0], 8, symmetric=True, bounds=(0.3, 5.5))
 
     def test_they_are_those_given(self) -> None:
         assert self.make().bounds() == (0.3, 5.5)
