@@ -127,7 +127,7 @@ class BregmanGraphDEQ(CriticalPoint):
         x = self._checked(x, graph)
         with without_autocast(x.device.type):
             offset = self.energy(x)
-            nodes = _Nodes.of(sizes, tuple(offset.shape))
+            nodes = _Nodes.of(sizes, tuple(offset.shape), offset.device)
             coupled = laplacian(graph, offset.dtype, nodes.places, nodes.rows, nodes.samples)
             middle = self.geometry.activation(offset.new_zeros(()))
             solution = find_critical_point(
@@ -201,7 +201,7 @@ class _Nodes:
     padded: Int[Tensor, " graphs"] | None = None
 
     @classmethod
-    def of(cls, sizes: object, shape: tuple[int, ...]) -> _Nodes:
+    def of(cls, sizes: object, shape: tuple[int, ...], device: torch.device) -> _Nodes:
         """The layout for graphs of these sizes; None: one graph."""
         if sizes is None:
             return cls(shape, shape[-2])
@@ -214,7 +214,7 @@ class _Nodes:
         width = int(counts.max())
         starts = torch.arange(len(counts)) * width - (counts.cumsum(0) - counts)
         places = torch.arange(shape[0]) + starts.repeat_interleave(counts)
-        return cls(shape, width, len(counts), places, width - counts)
+        return cls(shape, width, len(counts), places.to(device), (width - counts).to(device))
 
     @property
     def rows(self) -> int | None:
@@ -226,14 +226,14 @@ class _Nodes:
         if self.samples is None or self.places is None:
             return features.flatten(-2)
         empty = features.new_zeros(self.samples * self.width, features.shape[-1]) + fill
-        return empty.index_copy(0, self.places.to(features.device), features).reshape(self.samples, -1)
+        return empty.index_copy(0, self.places, features).reshape(self.samples, -1)
 
     def features(self, states: Float[Tensor, "*lead samples nd"]) -> Tensor:
         """What belongs to the nodes, (*lead, *batch, N, d)."""
         d = self.shape[-1]
         if self.places is None:
             return states.reshape(*states.shape[:-1], self.width, d)
-        return states.reshape(*states.shape[:-2], -1, d).index_select(-2, self.places.to(states.device))
+        return states.reshape(*states.shape[:-2], -1, d).index_select(-2, self.places)
 
 
 def _counts(sizes: object, nodes: int) -> Int[Tensor, " graphs"]:

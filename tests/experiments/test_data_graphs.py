@@ -20,11 +20,8 @@ def arrays(**changes: Any) -> dict[str, np.ndarray]:
     masks = np.zeros((3, SPLITS, NODES), dtype=bool)
     for split in range(SPLITS):
         order = (np.arange(NODES - 1) + split) % (NODES - 1)
-        masks[0, split, [*order[:5], NODES - 1]], masks[1, split, order[5:8]], masks[2, split, order[8:]] = (
-            True,
-            True,
-            True,
-        )
+        for part, nodes in enumerate(([*order[:5], NODES - 1], order[5:8], order[8:])):
+            masks[part, split, nodes] = True
     made = {
         "num_nodes": np.int64(NODES),
         "num_features": np.int64(WORDS),

@@ -114,9 +114,11 @@ def test_scipy_finds_the_same(gamma: float, graph: Tensor, x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.3])
-def test_gradients_are_those_of_finite_differences(gamma: float, graph: Tensor, x: Tensor) -> None:
+def test_gradients_are_those_of_finite_differences(
+    gamma: float, graph: Tensor, x: Tensor, generator: torch.Generator
+) -> None:
+    """Along a direction of the inputs, P, U, and the weights of the edges."""
     layer = layer_of("tanh", gamma)
-    weights = graph.values().clone()
 
     def value(x: Tensor, factor: Tensor, u: Tensor, half: Tensor) -> Tensor:
         whole = torch.sparse_coo_tensor(graph.indices(), half, graph.shape, check_invariants=False)
@@ -124,19 +126,53 @@ def test_gradients_are_those_of_finite_differences(gamma: float, graph: Tensor, 
         parameters = {"energy.factor": factor, "energy.input_weight": u}
         return torch.func.functional_call(layer, parameters, (x, symmetric))
 
-    inputs = [x, layer.energy.factor, layer.energy.input_weight, 0.5 * weights]
-    inputs = [tensor.detach().clone().requires_grad_() for tensor in inputs]
-    assert torch.autograd.gradcheck(value, inputs, eps=1e-6, atol=1e-6)
+    at = (x, layer.energy.factor, layer.energy.input_weight, 0.5 * graph.values())
+    at = [tensor.detach().clone().requires_grad_() for tensor in at]
+    cotangent = torch.randn(N, F, generator=generator, dtype=D)
+    gradients = torch.autograd.grad(value(*at), at, cotangent)
+    for number, gradient in enumerate(gradients):
+        direction, step = torch.randn(gradient.shape, generator=generator, dtype=D), 1e-6
+        ends = []
+        for sign in (1, -1):
+            moved = [tensor.detach() for tensor in at]
+            moved[number] = moved[number] + sign * step * direction
+            ends.append((cotangent * value(*moved)).sum())
+        torch.testing.assert_close((gradient * direction).sum(), (ends[0] - ends[1]) / (2 * step), rtol=1e-5, atol=1e-6)
 
 
-def test_second_derivatives_and_forward_mode(graph: Tensor, x: Tensor) -> None:
-    layer = layer_of("tanh", 0.3)
-    assert torch.autograd.gradgradcheck(lambda x: layer(x, graph), x.requires_grad_(), atol=1e-5)
-    direction = torch.ones_like(x)
-    _, moved = torch.func.jvp(lambda x: layer(x, graph), (x.detach(),), (direction,))
-    step = 1e-6
-    difference = (layer(x + step * direction, graph) - layer(x - step * direction, graph)) / (2 * step)
-    torch.testing.assert_close(moved, difference.detach(), rtol=1e-5, atol=1e-7)
+def test_second_derivatives_and_forward_mode(graph: Tensor, x: Tensor, generator: torch.Generator) -> None:
+    layer, step = layer_of("tanh", 0.3), 1e-5
+    direction = torch.randn(N, IN, generator=generator, dtype=D)
+
+    def slope(t: Tensor) -> Tensor:
+        return torch.autograd.grad(layer(x + t * direction, graph).square().sum(), t, create_graph=True)[0]
+
+    t = torch.zeros((), dtype=D, requires_grad=True)
+    (second,) = torch.autograd.grad(slope(t), t)
+    ends = [slope(torch.tensor(sign * step, dtype=D, requires_grad=True)).detach() for sign in (1, -1)]
+    torch.testing.assert_close(second, (ends[0] - ends[1]) / (2 * step), rtol=1e-5, atol=1e-6)
+    _, moved = torch.func.jvp(lambda x: layer(x, graph), (x,), (direction,))
+    with torch.no_grad():
+        difference = (layer(x + step * direction, graph) - layer(x - step * direction, graph)) / (2 * step)
+    torch.testing.assert_close(moved.detach(), difference, rtol=1e-5, atol=1e-7)
+
+
+def test_transforms_over_signals_and_parameters(generator: torch.Generator) -> None:
+    parts, _, whole = graphs()
+    layer, sizes = layer_of("tanh", 0.3), [len(part) for part in parts]
+    x = torch.randn(2, 12, IN, generator=generator, dtype=D)
+    mapped = torch.func.vmap(lambda x: layer(x, whole, sizes))(x)
+    torch.testing.assert_close(mapped, torch.stack([layer(one, whole, sizes) for one in x]))
+    parameters = dict(layer.named_parameters())
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, parameters, (x, whole, sizes)).square().sum()
+
+    of_each = torch.func.vmap(torch.func.grad(loss), (None, 0))(parameters, x)
+    for number, one in enumerate(x):
+        expected = torch.autograd.grad(loss(parameters, one), list(parameters.values()))
+        for name, gradient in zip(parameters, expected, strict=True):
+            torch.testing.assert_close(of_each[name][number], gradient, rtol=1e-7, atol=1e-8)
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.3])
@@ -196,16 +232,17 @@ def graphs() -> tuple[list[Tensor], list[Tensor], Tensor]:
     return parts, inputs, torch.block_diag(*(part.to_dense() for part in parts)).to_sparse()
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.3])
-@pytest.mark.parametrize("geometry", ["tanh", "softplus", "exp"])
-@pytest.mark.parametrize("solver", ["auto", "mm"])
-def test_graphs_in_a_batch_are_solved_as_alone(solver: str, geometry: str, gamma: float) -> None:
+@pytest.mark.parametrize(
+    ("geometry", "gamma", "solver"),
+    [
+        *((geometry, gamma, "auto") for geometry in ("tanh", "softplus", "exp") for gamma in (0.0, 0.3)),
+        ("tanh", 0.0, ib.solvers.MM(tol=1e-11)),
+    ],
+    ids=str,
+)
+def test_graphs_in_a_batch_are_solved_as_alone(geometry: str, gamma: float, solver: str | ib.solvers.Solver) -> None:
     parts, inputs, whole = graphs()
-    if solver == "mm":
-        solver = ib.solvers.MM(tol=1e-12, max_iter=20_000)
     layer, sizes = layer_of(geometry, gamma, solver=solver), [len(part) for part in parts]
-    if geometry == "exp" and solver != "auto":
-        layer.energy.margin = 1.0  # (σ = 0: MM creeps)
     x = torch.cat(inputs).requires_grad_()
     s = layer.solve(x, whole, torch.tensor(sizes))
     assert s.value.shape == s.multiplier.shape == (12, F)
@@ -264,13 +301,13 @@ def test_the_steps_of_an_unrolled_layer_are_those_of_a_plain_loop(graph: Tensor,
 
 def test_a_trace_has_the_shape_of_the_nodes() -> None:
     parts, inputs, whole = graphs()
-    layer = layer_of("tanh", 0.3, solver=ib.solvers.MM(trace=True, exact=False))
+    layer = layer_of("tanh", 0.3, solver=ib.solvers.MM(tol=1e-4, trace=True, exact=False))
     s = layer.solve(torch.cat(inputs), whole, [len(part) for part in parts])
     steps = len(s.trace.residual)
     assert s.trace.dual.shape == (steps, 12, F)
     assert s.trace.objective.shape == (steps, 4)
     last = int(s.iterations[2])
-    torch.testing.assert_close(s.trace.objective[min(last, steps - 1), 2], s.objective[2], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(s.trace.objective[min(last, steps - 1), 2], s.objective[2], rtol=1e-5, atol=1e-5)
 
 
 def test_several_signals_on_one_graph(graph: Tensor, generator: torch.Generator) -> None:
@@ -325,15 +362,15 @@ def test_the_certificate_holds_for_every_graph(graph: Tensor) -> None:
 def test_it_learns(gamma: float, graph: Tensor, x: Tensor) -> None:
     torch.manual_seed(0)
     layer, target = ib.BregmanGraphDEQ(IN, F, "tanh", gamma, dtype=D), layer_of("tanh", gamma)(x, graph).detach()
-    optimizer = torch.optim.Adam(layer.parameters(), lr=0.05)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
     losses = []
-    for _ in range(30):
+    for _ in range(8):
         optimizer.zero_grad()
         loss = (layer(x, graph) - target).square().mean()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.4 * losses[0]
+    assert losses[-1] < 0.6 * losses[0]
 
 
 def test_autocast_and_half_precision(graph: Tensor, x: Tensor) -> None:
