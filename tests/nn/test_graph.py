@@ -370,7 +370,7 @@ def test_it_learns(gamma: float, graph: Tensor, x: Tensor) -> None:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.6 * losses[0]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_autocast_and_half_precision(graph: Tensor, x: Tensor) -> None:
