@@ -32,7 +32,7 @@ def study_graphs(settings: GraphSettings, grid: Grid, data_dir: str | Path | Non
             "Test accuracy at the step that is best on the validation nodes; mean ± standard deviation of the splits.",
             "Hyper-parameters: those with the best mean validation accuracy on the first "
             f"{settings.tuning} splits, of {len(settings.implicit)} for the implicit layer, which its unrolled twins "
-            f"take over, and of {len(settings.gcn)} for the convolutions. Test nodes were not looked at.",
+            f"take over, and of {len(settings.gcn)} for the convolutions. No choice was made on test nodes.",
         ),
         (),
         tuple(_finding(one, measured) for one in measured if one.model == "implicit"),
