@@ -13,6 +13,7 @@ HEAVY += ("PIL", "lightning_fabric", "tensorboardX")
 
 NAMES = (
     "BregmanDEQ",
+    "BregmanGraphDEQ",
     "BregmanLinear",
     "BregmanProjection",
     "CriticalPoint",

@@ -21,7 +21,7 @@ Scheduler = Annotated[str | None, typer.Option(help="Address of the scheduler of
 Jobs = Annotated[
     int | None, typer.Option(help="Computations at a time, one CPU thread each; default: one per core, or 1 on a GPU.")
 ]
-DataDir = Annotated[Path | None, typer.Option(help="Folder with the files of the image data sets.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder with the files of the image data sets or graphs.")]
 Device = Annotated[str, typer.Option(help="PyTorch device, for example cpu or cuda.")]
 
 

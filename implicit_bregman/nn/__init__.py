@@ -3,10 +3,12 @@
 from implicit_bregman.nn.critical_point import CriticalPoint
 from implicit_bregman.nn.deq import BregmanDEQ
 from implicit_bregman.nn.feedforward import BregmanLinear, EuclideanLinear, FeedForward, StandardLinear
+from implicit_bregman.nn.graph import BregmanGraphDEQ
 from implicit_bregman.nn.projection import BregmanProjection
 
 __all__ = [
     "BregmanDEQ",
+    "BregmanGraphDEQ",
     "BregmanLinear",
     "BregmanProjection",
     "CriticalPoint",

@@ -456,6 +456,101 @@ class TestSparse(Contract):
         )
 
 
+class TestSparseWithKnownBounds(TestSparse):
+    """Those of its spectrum, closer than Gershgorin's."""
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        operator = super().operator(*tensors)
+        return ib.operators.Sparse.of(operator.indices, tensors[0], 8, symmetric=True, bounds=(0.3, 5.5))
+
+    def test_they_are_those_given(self) -> None:
+        assert self.make().bounds() == (0.3, 5.5)
+        assert self.make().select(torch.tensor([0])).to(torch.float32).bounds() == (0.3, 5.5)
+
+
+def rings() -> Tensor:
+    """The Laplacians of B graphs on five nodes, as blocks: rings, each without another edge, one node alone in one."""
+    blocks = []
+    for sample in range(B):
+        edges = [(i, (i + 1) % 5) for i in range(5) if i != sample and (sample != 4 or i not in (0, 1))]
+        matrix = torch.zeros(5, 5, dtype=torch.float64)
+        for i, j in edges:
+            matrix[[i, j], [i, j]] += 1
+            matrix[[i, j], [j, i]] -= 1
+        blocks.append(matrix)
+    return torch.block_diag(*blocks)
+
+
+class ForEachSample(Contract):
+    def _twin(self, operator: LinearOperator) -> ib.QuadraticEnergy:
+        return ib.QuadraticEnergy.from_operator(ib.operators.Stacked(operator.dense(), symmetric=operator.symmetric))
+
+
+class TestSparseForEachSample(ForEachSample):
+    def matrix(self) -> Tensor:
+        return rings() + 0.3 * torch.eye(5 * B).double()
+
+    def tensors(self) -> list[Tensor]:
+        return [self.matrix().to_sparse_coo().coalesce().values()]
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        places = self.matrix().to_sparse_coo().coalesce().indices()
+        whole = torch.sparse_coo_tensor(places, tensors[0], (5 * B, 5 * B), check_invariants=True)
+        return ib.operators.Sparse(whole, symmetric=True, samples=B)
+
+
+class TestKroneckerShifted(Contract):
+    def tensors(self) -> list[Tensor]:
+        return [definite(3), definite(4, seed=1, least=0.0)]
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        return ib.operators.Kronecker(*tensors, symmetric=True, shift=0.4)
+
+
+class TestKroneckerShiftedWithoutSymmetry(Contract):
+    def tensors(self) -> list[Tensor]:
+        return [skewed(2, by=0.2), skewed(3, seed=1, by=0.1)]
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        return ib.operators.Kronecker(*tensors, shift=0.4)
+
+
+class TestKroneckerWithASparseFactor(Contract):
+    def tensors(self) -> list[Tensor]:
+        # (the second factor is singular: its null space is held by the shift alone)
+        return [laplacian(6).to_sparse_coo().coalesce().values(), definite(3, least=0.0)]
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        places = laplacian(6).to_sparse_coo().coalesce().indices()
+        matrix = torch.sparse_coo_tensor(places, tensors[0], (6, 6), check_invariants=True)
+        left = ib.operators.Sparse(matrix, symmetric=True, bounds=(0.0, 6.0))
+        return ib.operators.Kronecker(left, tensors[1], symmetric=True, shift=0.5)
+
+    def test_its_bounds_prove_it_definite(self) -> None:
+        assert self.make().bounds()[0] > 0.49
+
+
+class TestKroneckerWithASparseFactorWithoutSymmetry(Contract):
+    def tensors(self) -> list[Tensor]:
+        return [laplacian(4).to_sparse_coo().coalesce().values(), skewed(2, by=0.2)]
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        places = laplacian(4).to_sparse_coo().coalesce().indices()
+        matrix = torch.sparse_coo_tensor(places, tensors[0], (4, 4), check_invariants=True)
+        return ib.operators.Kronecker(ib.operators.Sparse(matrix, symmetric=True), tensors[1], shift=0.5)
+
+
+class TestKroneckerWithASparseFactorForEachSample(ForEachSample):
+    def tensors(self) -> list[Tensor]:
+        return [rings().to_sparse_coo().coalesce().values(), definite(2)]
+
+    def operator(self, *tensors: Tensor) -> LinearOperator:
+        places = rings().to_sparse_coo().coalesce().indices()
+        whole = torch.sparse_coo_tensor(places, tensors[0], (5 * B, 5 * B), check_invariants=True)
+        left = ib.operators.Sparse(whole, symmetric=True, bounds=(0.0, 4.0), samples=B)
+        return ib.operators.Kronecker(left, tensors[1], symmetric=True, shift=0.5)
+
+
 class TestStacked(Contract):
     symmetric: bool | None = True
 
@@ -600,6 +695,12 @@ def test_what_is_refused() -> None:
         ib.find_critical_point(declared, "tanh", torch.ones(1, 2))
     with pytest.raises(TypeError, match="sparse"):
         ib.operators.Sparse(torch.eye(3))
+    with pytest.raises(ValueError, match="lower and the upper one, got"):
+        ib.operators.Sparse(torch.eye(3).to_sparse(), bounds=(2.0, 0.0))
+    with pytest.raises(ValueError, match="as many rows for each of samples = 2, got 3"):
+        ib.operators.Sparse(torch.eye(3).to_sparse(), samples=2)
+    with pytest.raises(ValueError, match=r"2 blocks of width 2 on the diagonal, got one at \(0, 2\)"):
+        ib.operators.Sparse(torch.ones(4, 4).triu().to_sparse(), samples=2)
     with pytest.raises(ValueError, match="one width"):
         ib.operators.Sum(ib.operators.Diagonal(torch.ones(3)), ib.operators.Diagonal(torch.ones(4)))
     energy = ib.QuadraticEnergy.from_operator(ib.operators.Diagonal(torch.ones(3)))

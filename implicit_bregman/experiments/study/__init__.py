@@ -1,1 +1,1 @@
-"""Implicit against unrolled: four studies, each by one command."""
+"""Implicit against unrolled: five studies, each by one command."""

@@ -8,15 +8,16 @@ import typer
 
 from implicit_bregman.experiments.study.depth_command import depth
 from implicit_bregman.experiments.study.geometry_command import geometry
+from implicit_bregman.experiments.study.graphs_command import graphs
 from implicit_bregman.experiments.study.hypergradient_command import hypergradient
 from implicit_bregman.experiments.study.infimum_command import infimum
 
-STUDIES: tuple[Callable[..., None], ...] = (depth, infimum, hypergradient, geometry)
+STUDIES: tuple[Callable[..., None], ...] = (depth, infimum, hypergradient, geometry, graphs)
 
 
 def make_app() -> typer.Typer:
     """The commands below `study`."""
-    app = typer.Typer(help="Implicit against unrolled, four studies, each by one command that can be interrupted.")
+    app = typer.Typer(help="Implicit against unrolled, five studies, each by one command that can be interrupted.")
     for study in STUDIES:
         app.command()(study)
     return app

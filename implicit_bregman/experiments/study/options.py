@@ -15,6 +15,7 @@ RESULT_OPTIONS = (
     "depths",
     "geometries",
     "families",
+    "splits",
     "regularization",
     "quick",
     "seed",
