@@ -14,6 +14,7 @@ from torch import Tensor
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient
 from implicit_bregman.linalg.chebyshev import semi_iteration, steps_needed
+from implicit_bregman.linalg.gmres import gmres
 from implicit_bregman.operators import LinearOperator
 from implicit_bregman.operators.free import FreeBlocks
 
@@ -79,9 +80,20 @@ class Linearization:
         rebuild = partial(_rebuild, rebuild_hessian, rebuild_blocks, len(blocks), self.on_free_sets, self.damping)
         return (self.slope, self.shift, *blocks, *(tensor.detach() for tensor in hessian)), rebuild
 
-    def apply(self, u: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """The adjoint operator above, in u's precision (where H is a matrix)."""
-        return self.shift.to(u.dtype) * u + self.hessian.product(self.slope.to(u.dtype) * u, adjoint=True)
+    def apply(self, u: Float[Tensor, "batch d"], adjoint: bool = True) -> Float[Tensor, "batch d"]:
+        """The operator above, or with H in place of Hᵀ, in u's precision (where H is a matrix)."""
+        return self.shift.to(u.dtype) * u + self.hessian.product(self.slope.to(u.dtype) * u, adjoint)
+
+    def forward_step(self, right: Float[Tensor, "batch d"], tol: Float[Tensor, " batch"], max_iter: int) -> LinearSolution:
+        """Δy with (shift + HD)Δy = `right`, the step of a Newton method without symmetry, by GMRES.
+
+        Args:
+            right: the right-hand side.
+            tol: relative residual, per sample.
+            max_iter: bound on the number of products.
+        """
+        scale = (1 / self.diagonal()).mul
+        return gmres(lambda u: self.apply(u, adjoint=False), right, scale, tol, max_iter)
 
     def solve_symmetric(
         self, g: Float[Tensor, "batch d"], tol: float | Float[Tensor, " batch"], max_iter: int

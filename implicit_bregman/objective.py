@@ -127,7 +127,8 @@ class Objective:
 
         It takes the spectrum of W, and is computed for those who make MM steps alone.
         """
-        return automatic_step(self.energy.curvature, self.geometry)
+        known = automatic_step(self.energy.curvature, self.geometry)
+        return torch.ones((), dtype=self.energy.dtype) if known is None and self.energy.is_field else known
 
     @property
     def backtracks(self) -> bool:

@@ -68,6 +68,14 @@ class BoundEnergy(ABC):
     exact_by_newton: bool = False
 
     @property
+    def is_field(self) -> bool:
+        """Whether it is a nonlinear field without a potential: there is nothing to descend, and nothing to certify.
+
+        Any of its equilibria will do, not MM's limit alone, and MM's step is 1 where no bound of its slope is known.
+        """
+        return not (self.symmetric or self.affine)
+
+    @property
     def matrix_form(self) -> BoundQuadratic | None:
         """This energy, where it is quadratic with one matrix for all samples (`shared`); else None."""
         return None

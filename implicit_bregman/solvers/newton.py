@@ -16,9 +16,10 @@ from implicit_bregman.solvers.anderson import Anderson
 from implicit_bregman.solvers.base import Outcome, Solver, Trace
 from implicit_bregman.solvers.chord import chord_steps
 from implicit_bregman.solvers.continuation import can_continue, follow_curve
-from implicit_bregman.solvers.exact.active_set import solve_active_set, solve_projected_active_set
+from implicit_bregman.solvers.exact.active_set import solve_active_set, solve_projected_active_set, within_rounding
 from implicit_bregman.solvers.exact.dual_newton import newton
 from implicit_bregman.solvers.exact.interior_point import minimise_convex
+from implicit_bregman.solvers.exact.normal_map import normal_newton
 from implicit_bregman.solvers.exact.projected_newton import projected_newton
 from implicit_bregman.solvers.exact.result import ExactResult, exact_outcome
 from implicit_bregman.solvers.exact.singular import (
@@ -30,6 +31,7 @@ from implicit_bregman.solvers.exact.singular import (
     off_bounds,
 )
 from implicit_bregman.solvers.exact.solve import rounding_accepted, solve_exactly
+from implicit_bregman.solvers.fixed_point import anderson_steps, path_outcome
 from implicit_bregman.solvers.loop import run
 from implicit_bregman.solvers.splitting import Splitting, active_set_guess
 from implicit_bregman.status import Status
@@ -38,6 +40,8 @@ from implicit_bregman.status import Status
 _FIELD_STEPS, _FIELD_NEAR = 300, 1e-3
 #: Iterations of the splitting on a monotone field with γ > 0, after which Newton's method goes on from the start.
 _MONOTONE_STEPS = 50
+#: Anderson's steps on a network's field, and after them Newton's.
+_NETWORK_STEPS, _NETWORK_NEWTON = 60, 30
 #: What steps with one Jacobian for all samples aim at, relative to the tolerance.
 _CHORD_AIM = 0.01
 #: MM steps on a convex energy without a matrix, before a minimiser is looked for from there.
@@ -161,6 +165,8 @@ class Newton(Solver):
 
     def _without_objective(self, objective: Objective, dual: Tensor) -> Outcome:
         """A field: operator splitting where it is monotone, then Newton's method; others as `_field` says."""
+        if objective.energy.is_field and not self.trace:
+            return self._of_network(objective, dual)
         if self.trace or len(dual) == 0 or not (objective.unique and objective.energy.affine):
             return self._field(objective, dual)
         direct = self._by_chords(objective, dual)
@@ -173,6 +179,29 @@ class Newton(Solver):
         if goes_on:
             outcome = self._from_start(objective, outcome, dual)
         return self._rest(objective, outcome, dual, lambda left: replace(self, max_iter=left)._field)
+
+    def _of_network(self, objective: Objective, dual: Tensor) -> Outcome:
+        """Any equilibrium of a field: Anderson's steps, then Newton's by GMRES, and what they leave with a safeguard."""
+        tol, first = self.tolerance(dual.dtype), min(self.max_iter, _NETWORK_STEPS)
+        point, evaluations = anderson_steps(objective, dual, tol, first)
+        outcome = path_outcome(objective, point, evaluations, tol)
+        rows, left = _unsolved(outcome), self.max_iter - first
+        if len(rows) == 0 or left == 0:
+            return outcome
+        part = objective.select(rows)
+        if objective.regularization:
+            found = newton(part, point.dual[rows], tol, min(left, _NETWORK_NEWTON))
+        else:
+            found = normal_newton(part, point.value[rows], tol, min(left, _NETWORK_NEWTON))
+        found = replace(found, accepted=found.accepted | within_rounding(part, part.energy, found, tol))
+        good = found.accepted.nonzero().squeeze(-1)
+        outcome = replace(outcome, iterations=outcome.iterations.index_add(0, rows, found.steps))
+        outcome = replace(outcome, evaluations=outcome.evaluations.index_add(0, rows, found.tries))
+        solved = exact_outcome(part.select(good), found.select(good), None)
+        nothing = torch.zeros_like(solved.iterations)
+        solved = replace(solved, iterations=nothing, evaluations=nothing)
+        outcome = _merged(objective, outcome, rows[good], solved)
+        return self._rest(objective, outcome, dual, lambda left: replace(self._accelerated(), max_iter=left).solve)
 
     def _by_chords(self, objective: Objective, dual: Tensor) -> Outcome | None:
         """γ > 0: steps with one Jacobian for all samples, where they solve every one."""

@@ -22,6 +22,8 @@ _FEW = 2**18
 _WIDE = 1024
 #: and the products after which it would have been faster: so many, and one for every so many coordinates.
 _PATIENT, _PER_PRODUCT = 20, 4
+#: Products in one system without symmetry, which is no better solved by many more.
+_MOST_OF_GMRES = 150
 #: The least D that is divided by.
 _LEAST_SLOPE = 1e-290
 #: κD below which Δw follows from the equation of its own coordinate.
@@ -85,6 +87,10 @@ def _direction(
     forcing = (at.size / course.before).square().nan_to_num(_LOOSE).clamp(_TIGHT, _LOOSE)
     forcing = torch.where(course.exact, _EXACT, torch.maximum(forcing, goal))
     most = min(budget.left, _PATIENT + width // _PER_PRODUCT) if factorizes else budget.left
+    if matrix is None and not system.hessian.symmetric:
+        step = system.forward_step(-at.error, forcing.to(at.error.dtype), min(most, _MOST_OF_GMRES))
+        budget.left -= int(step.iterations.max())
+        return system.slope * step.value
     found = system.newton_step(at.error, curvature, forcing, most)
     budget.left -= int(found.iterations.max())
     if not objective.unique:
