@@ -47,6 +47,24 @@ class Stepped(Protocol):
 
 
 @dataclass(frozen=True)
+class UpdatedIdentity:
+    """r ↦ κ(r + Σ right_i ⟨left_i, r⟩): about the inverse of the operator below, as a quasi-Newton method knows it.
+
+    Attributes:
+        scale: κ, (B, 1).
+        left, right: (B, m, d).
+    """
+
+    scale: Tensor
+    left: Tensor
+    right: Tensor
+
+    def __call__(self, r: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        weights = self.left @ r[:, :, None]
+        return self.scale * (r + (self.right * weights).sum(1))
+
+
+@dataclass(frozen=True)
 class Linearization:
     """The adjoint system at z with its next MM iterate z⁺, scaled so that nothing overflows at a bound.
 
@@ -64,6 +82,7 @@ class Linearization:
         on_free_sets: whether every sample's system is known to be the free block of H and the identity.
         blocks: then the factors of these, if they are known.
         damping: the number that the shift is known to be everywhere (γ, at an exact point), if so.
+        estimate: about the inverse of the operator, to precondition GMRES with, if there is one that is worth it.
     """
 
     hessian: LinearOperator
@@ -72,13 +91,17 @@ class Linearization:
     on_free_sets: bool = False
     blocks: FreeBlocks | None = None
     damping: float | None = None
+    estimate: UpdatedIdentity | None = None
 
     def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Linearization]]:
         """Its tensors, and a function that makes the same of them and holds none itself."""
         hessian, rebuild_hessian = self.hessian.pack()
         blocks, rebuild_blocks = ((), None) if self.blocks is None else self.blocks.pack()
-        rebuild = partial(_rebuild, rebuild_hessian, rebuild_blocks, len(blocks), self.on_free_sets, self.damping)
-        return (self.slope, self.shift, *blocks, *(tensor.detach() for tensor in hessian)), rebuild
+        estimate = () if self.estimate is None else (self.estimate.scale, self.estimate.left, self.estimate.right)
+        rebuild = partial(
+            _rebuild, rebuild_hessian, rebuild_blocks, len(blocks), len(estimate), self.on_free_sets, self.damping
+        )
+        return (self.slope, self.shift, *blocks, *estimate, *(tensor.detach() for tensor in hessian)), rebuild
 
     def apply(self, u: Float[Tensor, "batch d"], adjoint: bool = True) -> Float[Tensor, "batch d"]:
         """The operator above, or with H in place of Hᵀ, in u's precision (where H is a matrix)."""
@@ -273,6 +296,10 @@ class Linearization:
             return torch.diag_embed(shift) + root[:, :, None] * matrix * root[:, None, :]
         return torch.diag_embed(shift) + matrix.mT * slope[:, None, :]
 
+    def preconditioner(self) -> Callable[[Tensor], Tensor]:
+        """About the inverse of the adjoint operator, for GMRES: an estimate, or the diagonal's."""
+        return (1 / self.diagonal()).mul if self.estimate is None else self.estimate
+
     def diagonal(self) -> Float[Tensor, "batch d"]:
         """The operator's diagonal, made positive for use as a preconditioner."""
         entries = self.hessian.diagonal()
@@ -287,6 +314,7 @@ def _rebuild(
     rebuild_hessian: Callable[..., LinearOperator],
     rebuild_blocks: Callable[..., FreeBlocks | None] | None,
     count: int,
+    estimates: int,
     on_free_sets: bool,
     damping: float | None,
     slope: Tensor,
@@ -294,7 +322,9 @@ def _rebuild(
     *tensors: Tensor,
 ) -> Linearization:
     blocks = None if rebuild_blocks is None else rebuild_blocks(slope > 0, *tensors[:count])
-    return Linearization(rebuild_hessian(*tensors[count:]), slope, shift, on_free_sets, blocks, damping)
+    known, hessian = tensors[count : count + estimates], rebuild_hessian(*tensors[count + estimates :])
+    estimate = UpdatedIdentity(*known) if known else None
+    return Linearization(hessian, slope, shift, on_free_sets, blocks, damping, estimate)
 
 
 def linearize(

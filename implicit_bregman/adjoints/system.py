@@ -244,7 +244,7 @@ def _iterate(system: Linearization, g: Tensor, method: str, tol: float, max_iter
             part = system.solve_symmetric(right, missing, max_iter)
             step = part.value
         else:
-            part = gmres(system.apply, right, (1 / system.diagonal()).mul, missing, max_iter)
+            part = gmres(system.apply, right, system.preconditioner(), missing, max_iter)
             step = system.slope * part.value
         v = torch.addcmul(v, unit[:, None], step.to(wide))
         iterations, positive = iterations + part.iterations, positive & part.positive

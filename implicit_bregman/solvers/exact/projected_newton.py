@@ -180,10 +180,11 @@ def _by_products(
     if entries is not None:
         entries = damping + entries.to(right.dtype)
         diagonal = torch.where(free & (entries > 0), entries, 1.0)
+    inverse = hessian.resolvent(float(damping.mean())) if hessian.has_resolvent(len(right)) else None
     found = conjugate_gradient(
         lambda v: mask * (hessian.product(mask * v) + damping * v) + (1 - mask) * v,
         right,
-        lambda r: r / diagonal,
+        (lambda r: r / diagonal) if inverse is None else (lambda r: mask * inverse(mask * r) + (1 - mask) * r),
         at.residual.clamp(_TIGHT, _LOOSE),
         most,
     )
