@@ -13,7 +13,7 @@ from torch import Tensor
 
 from implicit_bregman.energy.contract import BoundEnergy, Evaluation, Packed
 from implicit_bregman.energy.inputs import Inputs, floating_tensors, map_tensors, normal, pack, tensors_of
-from implicit_bregman.energy.snapshot import Again, Place, Snapshot
+from implicit_bregman.energy.snapshot import Again, Place, Snapshot, compute_cached
 from implicit_bregman.operators import LinearOperator, Rebuild
 from implicit_bregman.transforms import transformed
 
@@ -36,6 +36,8 @@ class BoundByAutograd(BoundEnergy):
         self.energy = energy
         self.symmetric = energy.symmetric
         self.x = x
+        if snapshot is None:
+            compute_cached(energy)
         self.snapshot = Snapshot.of(energy) if snapshot is None else snapshot
         like = next(floating_tensors(energy, x), None)
         self.dtype = torch.get_default_dtype() if like is None else like.dtype

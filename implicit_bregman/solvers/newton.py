@@ -40,8 +40,8 @@ from implicit_bregman.status import Status
 _FIELD_STEPS, _FIELD_NEAR = 300, 1e-3
 #: Iterations of the splitting on a monotone field with γ > 0, after which Newton's method goes on from the start.
 _MONOTONE_STEPS = 50
-#: Anderson's steps on a network's field, and after them Newton's.
-_NETWORK_STEPS, _NETWORK_NEWTON = 60, 30
+#: Anderson's steps on a network's field, for γ > 0 and γ = 0, and then Newton's products.
+_NETWORK_STEPS, _NETWORK_PRODUCTS = (60, 20), 1000
 #: What steps with one Jacobian for all samples aim at, relative to the tolerance.
 _CHORD_AIM = 0.01
 #: MM steps on a convex energy without a matrix, before a minimiser is looked for from there.
@@ -182,7 +182,7 @@ class Newton(Solver):
 
     def _of_network(self, objective: Objective, dual: Tensor) -> Outcome:
         """Any equilibrium of a field: Anderson's steps, then Newton's by GMRES, and what they leave with a safeguard."""
-        tol, first = self.tolerance(dual.dtype), min(self.max_iter, _NETWORK_STEPS)
+        tol, first = self.tolerance(dual.dtype), min(self.max_iter, _NETWORK_STEPS[objective.regularization == 0])
         point, evaluations = anderson_steps(objective, dual, tol, first)
         outcome = path_outcome(objective, point, evaluations, tol)
         rows, left = _unsolved(outcome), self.max_iter - first
@@ -190,9 +190,9 @@ class Newton(Solver):
             return outcome
         part = objective.select(rows)
         if objective.regularization:
-            found = newton(part, point.dual[rows], tol, min(left, _NETWORK_NEWTON))
+            found = newton(part, point.dual[rows], tol, min(left, _NETWORK_PRODUCTS))
         else:
-            found = normal_newton(part, point.value[rows], tol, min(left, _NETWORK_NEWTON))
+            found = normal_newton(part, point.value[rows], tol, min(left, _NETWORK_PRODUCTS))
         found = replace(found, accepted=found.accepted | within_rounding(part, part.energy, found, tol))
         good = found.accepted.nonzero().squeeze(-1)
         outcome = replace(outcome, iterations=outcome.iterations.index_add(0, rows, found.steps))
