@@ -107,7 +107,9 @@ class Linearization:
         """The operator above, or with H in place of Hᵀ, in u's precision (where H is a matrix)."""
         return self.shift.to(u.dtype) * u + self.hessian.product(self.slope.to(u.dtype) * u, adjoint)
 
-    def forward_step(self, right: Float[Tensor, "batch d"], tol: Float[Tensor, " batch"], max_iter: int) -> LinearSolution:
+    def forward_step(
+        self, right: Float[Tensor, "batch d"], tol: Float[Tensor, " batch"], max_iter: int
+    ) -> LinearSolution:
         """Δy with (shift + HD)Δy = `right`, the step of a Newton method without symmetry, by GMRES.
 
         Args:
@@ -227,8 +229,10 @@ class Linearization:
         if not hessian.symmetric or not hessian.has_resolvent(len(self.slope)):
             return None
         kappa = float(mean)
-        # (a mean that is not positive, or not a number, is no shift either)
-        if not 0 < kappa * (hessian.gradient_step or 0.0) < _DIAGONAL_WILL_DO:
+        # (a mean that is negative, or not a number, is no shift; a matrix without one is factorized elsewhere)
+        if not 0 <= kappa * (hessian.gradient_step or torch.nan) < _DIAGONAL_WILL_DO:
+            return None
+        if kappa == 0 and hessian.shared is not None:
             return None
         return hessian.resolvent(kappa)
 

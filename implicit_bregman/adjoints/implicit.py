@@ -38,10 +38,10 @@ class Implicit(Adjoint):
     solve.
 
     Args:
-        method: "cg" (symmetric W), "gmres" (any W, and a `Field`, preconditioned by the estimate of a
-            `Broyden(memory=...)` that ended with 40 updates or more), "dense" (one factorization per sample or per free set), or
-            "auto": dense for small d and at exact points; else Chebyshev steps where γ > 0 makes them few, CG, or
-            GMRES where W is not symmetric.
+        method: "cg" (symmetric W), "gmres" (any W, and a `Field`), "dense" (one factorization per sample or per free
+            set), or "auto": dense for small d and at exact points; else Chebyshev steps where γ > 0 makes them few, CG,
+            or GMRES where W is not symmetric. GMRES for a `Field` is preconditioned by what `Broyden(memory=...)` has
+            learned, where that is 40 updates or more.
         tol: relative residual of the adjoint system. Default 1e-12 in float64, 1e-6 in float32.
         max_iter: bound on products with the operator.
         on_failure: "warn" (once), "raise" or "ignore" when a backward solve fails.

@@ -56,9 +56,7 @@ class Field(Energy):
     def symmetric(self) -> bool:
         return False
 
-    def field(
-        self, z: Float[Tensor, "*batch *features"], x: Inputs
-    ) -> Float[Tensor, "*batch *features"]:
+    def field(self, z: Float[Tensor, "*batch *features"], x: Inputs) -> Float[Tensor, "*batch *features"]:
         """F_θ(z; x), of the shape of z. To be written by the subclass."""
         raise TypeError(f"{type(self).__name__} must define field(z, x): what has to vanish next to γ∇φ(z)")
 
@@ -82,7 +80,11 @@ class Field(Energy):
             return self._checked(z, x)
 
     def jacobian_product(
-        self, z: Float[Tensor, "*batch *features"], x: Inputs, v: Float[Tensor, "*batch *features"], adjoint: bool = False
+        self,
+        z: Float[Tensor, "*batch *features"],
+        x: Inputs,
+        v: Float[Tensor, "*batch *features"],
+        adjoint: bool = False,
     ) -> Float[Tensor, "*batch *features"]:
         """J v, or Jᵀv, with J = ∂F/∂z. Not differentiable again."""
         return self._derivative(z, x)(v, adjoint)
@@ -157,7 +159,7 @@ def _pulled_back(image: Tensor, at: Tensor, cotangent: Tensor, **options: bool) 
 
 
 def differentiable_twice() -> AbstractContextManager[None]:
-    """A context in which attention is computed by operations that have a second derivative: the fused ones have none."""
+    """A context in which attention is computed by operations with a second derivative: the fused ones have none."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     context: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from functools import partial, reduce
 from itertools import accumulate
 from operator import add
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -50,7 +51,7 @@ class SumEnergy(Energy):
         self.is_field = not self.symmetric and any(part.is_field for part in parts)
 
     def __add__(self, other: object) -> Energy:
-        return SumEnergy(*self.parts, other) if isinstance(other, Energy) else NotImplemented  # type: ignore[arg-type]
+        return SumEnergy(*self.parts, other) if isinstance(other, Energy) else NotImplemented
 
     @property
     def input_width(self) -> int | None:
@@ -66,8 +67,8 @@ class SumEnergy(Energy):
 
     def curvature_range(self) -> tuple[Tensor | None, Tensor | float | None]:
         ends = [part.curvature_range() for part in self._each()]
-        lowest, highest = ([end for end in column if end is not None] for column in zip(*ends, strict=True))
-        return _total(lowest, len(ends)), _total(highest, len(ends))
+        lowest, highest = _total([end[0] for end in ends]), _total([end[1] for end in ends])
+        return None if lowest is None else torch.as_tensor(lowest), highest
 
     def curvature_bound(self) -> Tensor | float | None:
         return self.curvature_range()[1]
@@ -128,9 +129,9 @@ def _common(parts: Sequence[Energy]) -> int | tuple[int, ...] | None:
     return next(iter(shapes)) if shapes else (known[0] if known else None)
 
 
-def _total(known: Sequence[Tensor | float], count: int) -> Tensor | float | None:
-    """The sum of the bounds, if all are known."""
-    return reduce(add, known) if len(known) == count else None
+def _total(bounds: Sequence[Any]) -> Any:
+    """The sum of numbers or tensors, if all are known; else None."""
+    return None if any(bound is None for bound in bounds) else reduce(add, bounds)
 
 
 def _one_quadratic(parts: Sequence[BoundAffine]) -> BoundAffine:
@@ -158,19 +159,15 @@ class _BoundSum(BoundEnergy):
 
     @property
     def curvature(self) -> Tensor | None:
-        known = [part.curvature for part in self.parts]
-        return None if any(bound is None for bound in known) else reduce(add, known)  # type: ignore[arg-type]
+        return _total([part.curvature for part in self.parts])
 
     @property
     def lowest(self) -> Tensor | None:
-        known = [part.lowest for part in self.parts]
-        return None if any(bound is None for bound in known) else reduce(add, known)  # type: ignore[arg-type]
+        return _total([part.lowest for part in self.parts])
 
     def evaluate(self, z: Float[Tensor, "batch d"]) -> Evaluation:
         found = [part.evaluate(z) for part in self.parts]
-        values = [each.value for each in found]
-        value = None if any(each is None for each in values) else reduce(add, values)  # type: ignore[arg-type]
-        return Evaluation(value, reduce(add, (each.gradient for each in found)))
+        return Evaluation(_total([each.value for each in found]), reduce(add, (each.gradient for each in found)))
 
     def gradient(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         return reduce(add, (part.gradient(z) for part in self.parts))

@@ -125,9 +125,9 @@ class CriticalPoint(nn.Module):
     ) -> Float[Tensor, "*batch"]:
         """About |λ|_max of the Jacobian of the fixed-point map at an equilibrium z, (B,), without gradient.
 
-        The map is z ↦ ρ(−∇f(z)/γ), for a network z ↦ ρ(N(z, x)), and for γ = 0 one MM step. Below 1 plain iteration
-        converges near z. It is found by the power method, whose last digits take long where several eigenvalues are
-        nearly as large.
+        The map is z ↦ ρ(−∇f(z)/γ), for a network z ↦ ρ(N(z, x)), and for γ = 0 z ↦ Π_C(z − ∇f(z)). Below 1 plain
+        iteration converges near z. It is found by the power method, whose last digits take long where several
+        eigenvalues are nearly as large.
 
         Args:
             z: equilibria, as the layer returns them.

@@ -1,7 +1,6 @@
 """What deep-equilibrium users ask of the fixed-point map at the equilibrium: its spectral radius, and a penalty on it.
 
-The map is z ↦ ρ(−∇f(z)/γ), whose fixed point the equilibrium is for γ > 0 (that of a network N: z ↦ ρ(N(z, x))), and for
-γ = 0 one MM step with τ = 1, z ↦ ρ(ρ⁻¹(z) − ∇f(z)).
+The map is z ↦ ρ(−∇f(z)/γ), for a network z ↦ ρ(N(z, x)), and for γ = 0 z ↦ Π_C(z − ∇f(z)), such as z ↦ relu(N(z, x)).
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ def fixed_point_map(energy: Energy, geometry: LegendreFunction, regularization: 
         gradient = energy.gradient(z, x)
         if regularization:
             return geometry.activation(geometry.project_dual(-gradient / regularization))
-        return geometry.activation(geometry.project_dual(geometry.inverse_activation(z) - gradient))
+        return (z - gradient).clamp(*geometry.domain)
 
     return step
 

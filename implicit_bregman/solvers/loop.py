@@ -171,7 +171,9 @@ class _Run:
             rest=count,
             patience=count + 1,
             restart=torch.ones_like(like, dtype=torch.bool),
-            free_to_run=torch.full_like(like, self.objective.unique or self.objective.energy.is_field, dtype=torch.bool),
+            free_to_run=torch.full_like(
+                like, self.objective.unique or self.objective.energy.is_field, dtype=torch.bool
+            ),
             anchor=point.value,
             radius=torch.full_like(like, torch.inf),
             lost=torch.zeros_like(like, dtype=torch.bool),

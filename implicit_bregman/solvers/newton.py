@@ -87,6 +87,8 @@ class Newton(Solver):
       with one Jacobian for the whole batch as far as they pay, else `solvers.Splitting`. Elsewhere 300 steps of
       `solvers.Anderson`, then Newton's method from near an equilibrium. Where the steps come near none, a curve of
       equilibria is followed from a large γ down to the γ that is asked for.
+    - A `Field`: steps of Anderson's method without a safeguard, at most 60, or 20 for γ = 0; then Newton's method, whose
+      linear systems GMRES solves, on the equation in y for γ > 0, on the normal map for γ = 0; then `solvers.Anderson`.
 
     Quadratic problems in float32 end with steps in float64, so that the result does not lose digits to the condition
     number.
@@ -181,7 +183,7 @@ class Newton(Solver):
         return self._rest(objective, outcome, dual, lambda left: replace(self, max_iter=left)._field)
 
     def _of_network(self, objective: Objective, dual: Tensor) -> Outcome:
-        """Any equilibrium of a field: Anderson's steps, then Newton's by GMRES, and what they leave with a safeguard."""
+        """Any equilibrium of a field: Anderson's steps, then Newton's by GMRES; the rest with a safeguard."""
         tol, first = self.tolerance(dual.dtype), min(self.max_iter, _NETWORK_STEPS[objective.regularization == 0])
         point, evaluations = anderson_steps(objective, dual, tol, first)
         outcome = path_outcome(objective, point, evaluations, tol)

@@ -13,7 +13,9 @@ D = torch.float64
 class Network(ib.Field):
     """F = −N with N(z, x) = B tanh(Az + Ux) + b; for γ = 0, F = z − N."""
 
-    def __init__(self, d: int = 6, n: int = 4, *, size: float = 0.8, plus_z: bool = False, monotone: bool = False) -> None:
+    def __init__(
+        self, d: int = 6, n: int = 4, *, size: float = 0.8, plus_z: bool = False, monotone: bool = False
+    ) -> None:
         super().__init__(d, monotone=monotone)
         draw = torch.Generator().manual_seed(3)
         a, b, u = (torch.randn(d, k, generator=draw, dtype=D) for k in (d, d, n))

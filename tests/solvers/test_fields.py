@@ -78,8 +78,8 @@ def test_gamma_zero_on_the_half_line_is_a_relu_network() -> None:
     assert not bool(found.multiplier[~at_bound].any())
 
 
-def test_newton_takes_over_where_the_fixed_point_map_is_no_contraction() -> None:
-    """N = −4 tanh(z) + x: the map z ↦ N has slope −4, MM's too is beyond 1."""
+def test_a_fixed_point_map_that_is_no_contraction() -> None:
+    """The map z ↦ N(z) has the slope −12 at 0."""
 
     class Steep(ib.Field):
         def field(self, z: Tensor, x: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ def test_the_number_of_evaluations_is_that_of_the_calls() -> None:
 
 
 class Rotation(ib.Field):
-    """F = −(Az + x) with A a rotation, longer than 1: no fixed-point iteration converges, and in C there is one zero."""
+    """F = −(Az + x) with A thrice a rotation: no fixed-point iteration converges."""
 
     def field(self, z: Tensor, x: Tensor) -> Tensor:
         return -torch.stack([-3 * z[..., 1], 3 * z[..., 0]], -1) - x

@@ -39,9 +39,7 @@ class _Iterate(RowsOfTensors):
     tries: Tensor
 
 
-def normal_newton(
-    objective: Objective, value: Float[Tensor, "batch d"], tol: float, max_steps: int
-) -> ExactResult:
+def normal_newton(objective: Objective, value: Float[Tensor, "batch d"], tol: float, max_steps: int) -> ExactResult:
     """Newton steps from z = `value`, each sample until its own stop, or until no step brings it any further.
 
     Args:
