@@ -248,8 +248,12 @@ def _iterate(system: Linearization, g: Tensor, method: str, tol: float, max_iter
             step = system.slope * part.value
         v = torch.addcmul(v, unit[:, None], step.to(wide))
         iterations, positive = iterations + part.iterations, positive & part.positive
-        residual = equation.residual(v, g)
-        size = equation.size(residual)
+        if symmetric or wide != g.dtype:
+            residual = equation.residual(v, g)
+            size = equation.size(residual)
+        else:
+            # (GMRES has just computed the same)
+            size = part.residual * norm
         done = size <= tol * norm
         if bool(done.all()):
             break

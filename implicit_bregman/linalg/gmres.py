@@ -74,14 +74,13 @@ def _cycle(
     taken = steps
     for j in range(steps):
         known = basis[:, : j + 1]
-        w = operator(preconditioner(basis[:, j]))
+        w = operator(preconditioner(basis[:, j]))[:, None]
+        projection = torch.zeros_like(hessenberg[:, None, : j + 1, j])
         for _ in range(2):  # a second pass of Gram-Schmidt keeps the basis orthogonal in single precision
-            projection = (known @ w[:, :, None]).squeeze(-1)
-            w = w - (projection[:, None, :] @ known).squeeze(1)
-            hessenberg[:, : j + 1, j] += projection
-        part, unit, _ = normalized(w)
-        norm_w = unit.squeeze(-1) * torch.linalg.vector_norm(part, dim=-1)
-        hessenberg[:, j + 1, j] = norm_w
+            part = w @ known.mT
+            w, projection = torch.baddbmm(w, part, known, alpha=-1), projection + part
+        w, norm_w = w.squeeze(1), _norm(w.squeeze(1))
+        hessenberg[:, : j + 1, j], hessenberg[:, j + 1, j] = projection.squeeze(1), norm_w
         # At a breakdown the space is invariant; a zero vector then adds nothing.
         column = hessenberg[:, : j + 2, j].abs().amax(-1)
         basis[:, j + 1] = _divided(w, norm_w, norm_w > torch.finfo(r.dtype).eps * column)
@@ -96,6 +95,14 @@ def _cycle(
     return preconditioner(combined), taken
 
 
+def _norm(rows: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
+    """Their lengths, whose squares may leave the range of the precision."""
+    if rows.dtype == torch.float32:
+        return torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64).to(rows.dtype)
+    part, unit, _ = normalized(rows)
+    return unit.squeeze(-1) * torch.linalg.vector_norm(part, dim=-1)
+
+
 def _divided(rows: Tensor, norm: Tensor, usable: Tensor) -> Tensor:
     """Rows of length 1, or 0 where the norm is not usable."""
     return torch.where(usable[:, None], rows / torch.where(usable, norm, 1.0)[:, None], 0.0)
@@ -106,6 +113,14 @@ def _least_squares(hessenberg: Float[Tensor, "batch m n"], norm: Float[Tensor, "
     size = hessenberg.abs().amax((-2, -1))
     usable = torch.isfinite(size) & (size > 0)
     matrix = torch.where(usable[:, None, None], hessenberg / torch.where(usable, size, 1.0)[:, None, None], 0.0)
-    # The pseudo-inverse copes with the zero columns that follow a breakdown.
-    first = torch.linalg.pinv(matrix)[:, :, 0]
+    first = _by_qr(matrix) if bool((matrix.diagonal(-1, 1, 2) != 0).all()) else None
+    if first is None or not bool(torch.isfinite(first).all()):
+        # The pseudo-inverse copes with the zero columns that follow a breakdown.
+        first = torch.linalg.pinv(matrix)[:, :, 0]
     return torch.where(usable, norm / size, 0.0)[:, None] * first
+
+
+def _by_qr(matrix: Float[Tensor, "batch m n"]) -> Float[Tensor, "batch n"]:
+    """The first column of the pseudo-inverse, where the rank is n."""
+    q, r = torch.linalg.qr(matrix)
+    return torch.linalg.solve_triangular(r, q[:, :1].mT, upper=True).squeeze(-1)

@@ -36,7 +36,7 @@ class _Course(RowsOfTensors):
         index: their rows in the whole batch, (b,).
         residual, image: the last ρ(y⁺) − ρ(y) and y⁺, (b, d).
         residual_steps, image_steps: the last differences of these, (b, m, d).
-        gram: the inner products of the former, (b, m, m).
+        gram: the inner products of the former in float64, (b, m, m).
         best: the dual with the least residual, (b, d).
         least: that residual, (b,).
         mark: the residual to be halved, (b,).
@@ -77,9 +77,9 @@ def anderson_steps(
         ends = converged & ~course.stopped
         if bool(ends.any()):
             found = found.replace_rows(course.index[ends], at.select(ends.nonzero().squeeze(-1)))
-        course = replace(course, stopped=course.stopped | converged | ~at.finite | (course.idle >= _PATIENCE))
-        share = float(course.stopped.double().mean()) if len(course.index) else 1.0
-        if share > _CROWD:
+        failed = (course.idle >= _PATIENCE) | ~torch.isfinite(at.residual)
+        course = replace(course, stopped=course.stopped | converged | failed)
+        if int(course.stopped.sum()) > _CROWD * len(course.index):
             best = best.index_copy(0, course.index, course.best)
             kept = (~course.stopped).nonzero().squeeze(-1)
             course, part, at = course.select(kept), part.select(kept), at.select(kept)
@@ -116,7 +116,7 @@ def _start(objective: Objective, at: Point) -> _Course:
         image=zero,
         residual_steps=empty,
         image_steps=empty.clone(),
-        gram=empty.new_zeros(len(none), _MEMORY, _MEMORY),
+        gram=empty.new_zeros(len(none), _MEMORY, _MEMORY, dtype=torch.float64),
         best=at.dual,
         least=at.residual,
         mark=at.residual,
@@ -135,23 +135,22 @@ def _advanced(objective: Objective, course: _Course, at: Point, count: int) -> _
         slot = (count - 1) % _MEMORY
         course.residual_steps[:, slot] = residual - course.residual
         course.image_steps[:, slot] = image - course.image
-        products = (course.residual_steps @ course.residual_steps[:, slot, :, None]).squeeze(-1)
+        products = (course.residual_steps @ course.residual_steps[:, slot, :, None]).squeeze(-1).double()
         course.gram[:, slot], course.gram[:, :, slot] = products, products
     return replace(course, residual=residual, image=image)
 
 
 def _mixed(course: _Course) -> Float[Tensor, "batch d"]:
     """The next dual: y⁺ − Σ w_i Δy⁺_i with ‖r − Σ w_i Δr_i‖ least."""
-    size = course.gram.diagonal(dim1=1, dim2=2).double().sqrt()
-    scale = torch.where(size > 0, size, 1.0)
-    gram = course.gram / (scale[:, :, None] * scale[:, None, :])
-    ridge = (size == 0).double() + _RIDGE * torch.finfo(course.image.dtype).eps
-    right = (course.residual_steps @ course.residual[:, :, None]) / scale[:, :, None]
-    factor, info = torch.linalg.cholesky_ex(gram + torch.diag_embed(ridge))
-    weights = torch.cholesky_solve(right, factor) / scale[:, :, None]
-    usable = (info == 0)[:, None, None] & torch.isfinite(weights)
-    weights = torch.where(usable, weights, 0.0).to(course.image.dtype)
-    return course.image - (weights.mT @ course.image_steps).squeeze(1)
+    size = course.gram.diagonal(dim1=1, dim2=2)
+    # (rows that are not filled get the weight 0)
+    ridge = torch.add(size == 0, size, alpha=_RIDGE * torch.finfo(course.image.dtype).eps)
+    factor, failed = torch.linalg.cholesky_ex(course.gram + torch.diag_embed(ridge))
+    right = (course.residual_steps @ course.residual[:, :, None]).to(factor.dtype)
+    weights = torch.cholesky_solve(right, factor).mT.to(course.image.dtype)
+    # (what is not finite, of a residual that underflows or overflows, ends here)
+    weights = torch.where((failed == 0)[:, None, None], weights.nan_to_num(0.0, 0.0, 0.0), 0.0)
+    return torch.baddbmm(course.image[:, None], weights, course.image_steps, alpha=-1).squeeze(1)
 
 
 def _judged(course: _Course, at: Point) -> _Course:

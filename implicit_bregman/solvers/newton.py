@@ -88,7 +88,8 @@ class Newton(Solver):
       `solvers.Anderson`, then Newton's method from near an equilibrium. Where the steps come near none, a curve of
       equilibria is followed from a large γ down to the γ that is asked for.
     - A `Field`: steps of Anderson's method without a safeguard, at most 60, or 20 for γ = 0; then Newton's method, whose
-      linear systems GMRES solves, on the equation in y for γ > 0, on the normal map for γ = 0; then `solvers.Anderson`.
+      linear systems GMRES solves, on the equation in y for γ > 0 and the normal map for γ = 0; then
+      `solvers.Anderson`.
 
     Quadratic problems in float32 end with steps in float64, so that the result does not lose digits to the condition
     number.
