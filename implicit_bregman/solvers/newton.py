@@ -40,8 +40,8 @@ from implicit_bregman.status import Status
 _FIELD_STEPS, _FIELD_NEAR = 300, 1e-3
 #: Iterations of the splitting on a monotone field with γ > 0, after which Newton's method goes on from the start.
 _MONOTONE_STEPS = 50
-#: Anderson's steps on a network's field, for γ > 0 and γ = 0, and then Newton's products.
-_NETWORK_STEPS, _NETWORK_PRODUCTS = (60, 20), 1000
+#: Anderson's steps on a network's field, for γ > 0 and γ = 0, then Newton's products, and steps along the curve.
+_NETWORK_STEPS, _NETWORK_PRODUCTS, _NETWORK_CURVE = (60, 20), 1000, 200
 #: What steps with one Jacobian for all samples aim at, relative to the tolerance.
 _CHORD_AIM = 0.01
 #: MM steps on a convex energy without a matrix, before a minimiser is looked for from there.
@@ -87,9 +87,9 @@ class Newton(Solver):
       with one Jacobian for the whole batch as far as they pay, else `solvers.Splitting`. Elsewhere 300 steps of
       `solvers.Anderson`, then Newton's method from near an equilibrium. Where the steps come near none, a curve of
       equilibria is followed from a large γ down to the γ that is asked for.
-    - A `Field`: steps of Anderson's method without a safeguard, at most 60, or 20 for γ = 0; then Newton's method, whose
-      linear systems GMRES solves, on the equation in y for γ > 0 and the normal map for γ = 0; then
-      `solvers.Anderson`.
+    - A `Field`: steps of Anderson's method without a safeguard, at most 60, or 20 for γ = 0; then Newton's, whose
+      linear systems GMRES solves, on the equation in y for γ > 0 and the normal map for γ = 0; for γ > 0 then the
+      continuation in γ; and the rest by `solvers.Anderson`.
 
     Quadratic problems in float32 end with steps in float64, so that the result does not lose digits to the condition
     number.
@@ -204,6 +204,9 @@ class Newton(Solver):
         nothing = torch.zeros_like(solved.iterations)
         solved = replace(solved, iterations=nothing, evaluations=nothing)
         outcome = _merged(objective, outcome, rows[good], solved)
+        if can_continue(objective):
+            most = min(self.max_iter, int(outcome.iterations.max()) + _NETWORK_CURVE)
+            outcome = replace(self, max_iter=most)._continued(objective, outcome, _unsolved(outcome))
         return self._rest(objective, outcome, dual, lambda left: replace(self._accelerated(), max_iter=left).solve)
 
     def _by_chords(self, objective: Objective, dual: Tensor) -> Outcome | None:
@@ -273,7 +276,7 @@ class Newton(Solver):
         if len(rows) == 0:
             return outcome
         part, tol = objective.select(rows), self.tolerance(outcome.point.dual.dtype)
-        start, reached, steps = follow_curve(part, max(1, self._left(outcome, rows)))
+        start, reached, steps = follow_curve(part, outcome.point.dual[rows], max(1, self._left(outcome, rows)))
         outcome = replace(
             outcome,
             iterations=outcome.iterations.index_add(0, rows, steps),
