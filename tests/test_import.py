@@ -19,6 +19,7 @@ NAMES = (
     "Energy",
     "EuclideanLinear",
     "FeedForward",
+    "Field",
     "LegendreFunction",
     "QuadraticEnergy",
     "Solution",

@@ -3,8 +3,8 @@
 For a γ above ‖W‖ sup ρ' the equation γy + Hρ(y) − c = 0 has one solution, and every method finds it. From there its
 solutions form a curve in (y, γ). On a bounded C the curve cannot end and cannot come back to where it began, so that it
 passes every smaller γ (Allgower and Georg, Numerical Continuation Methods, 1990, chapter 11). To follow it by arc
-length, round the turns that γ takes, leads to an equilibrium. So it is for a network's field F in place of Hz − c, where
-GMRES solves the linear systems.
+length, round the turns that γ takes, leads to an equilibrium. So it is for a network's field F in place of Hz − c,
+where GMRES solves the linear systems.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ _FAR_ABOVE = math.log(64)
 _HALVINGS = 50
 #: First, least and largest length of a step along the curve, in log γ and in y relative to 1 + |y|.
 _FIRST, _LEAST, _LONGEST = 0.1, 1e-6, 1.0
+#: How far from its tangent, relative to its length, a step may lead.
+_BENT = 0.3
 #: γ to which the curve is followed where γ = 0 is wanted, relative to ‖W‖.
 _SMALL = 1e-6
 
@@ -170,7 +172,8 @@ def follow_curve(
         steps[at.index] = step + 1
         at, arrived = _advance(equation, at, goal)
         found[at.index[arrived]], reached[at.index[arrived]] = at.dual[arrived], True
-        kept = (~arrived & (at.length >= _LEAST)).nonzero().squeeze(-1)
+        # (what comes back to where it began has jumped to another part of its curve)
+        kept = (~arrived & (at.length >= _LEAST) & (at.level <= start + _LONGEST)).nonzero().squeeze(-1)
         at, equation = at.select(kept), equation.select(kept)
     return found, reached, steps
 
@@ -209,7 +212,7 @@ def _advance(equation: _Equation, at: _Curve, goal: float) -> tuple[_Curve, Bool
     only_level = torch.zeros_like(hold)
     only_level[:, -1] = 1.0
     hold = torch.where(passes[:, None], only_level, hold)
-    (dual, level), good = _corrected_along(equation, dual, level, hold)
+    (dual, level), good = _corrected_along(equation, dual, level, hold, _BENT * at.length)
     turned = torch.where(good[:, None], tangent, at.direction)
     longer = torch.where(good, 1.5 * at.length, 0.5 * at.length).clamp_max(_LONGEST)
     moved = replace(
@@ -234,10 +237,13 @@ def _tangent(equation: _Equation, at: _Curve, weight: Tensor) -> Float[Tensor, "
 
 
 def _corrected_along(
-    equation: _Equation, dual: Tensor, level: Tensor, hold: Tensor
+    equation: _Equation, dual: Tensor, level: Tensor, hold: Tensor, reach: Tensor
 ) -> tuple[tuple[Tensor, Tensor], Bool[Tensor, " batch"]]:
-    """Newton's steps back to the curve, orthogonal to `hold`; each has to be much shorter than the one before."""
-    before = torch.full_like(level, torch.inf)
+    """Newton's steps back to the curve, orthogonal to `hold`.
+
+    The first has to be within `reach`, or else this may be another curve, and each much shorter than the one before.
+    """
+    before = 2 * reach
     good = torch.zeros_like(level, dtype=torch.bool)
     running = torch.ones_like(good)
     for _ in range(_CORRECTIONS):
