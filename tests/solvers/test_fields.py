@@ -201,3 +201,16 @@ def test_torchdeq_as_a_solver() -> None:
     )
     wanted = ib.find_critical_point(Network(), "tanh", inputs(), regularization=1.0)
     torch.testing.assert_close(found.value, wanted.value, rtol=0, atol=1e-9)
+
+
+def test_a_small_gamma_is_reached_along_a_curve(dtype: torch.dtype) -> None:
+    field, x = Network(16, 4, size=3.0).to(dtype), inputs(8).to(dtype)
+    gamma = 0.03
+    tol = None if dtype == torch.float64 else 1e-5
+    found = ib.find_critical_point(field, "tanh", x, regularization=gamma, solver=ib.solvers.Newton(tol=tol))
+    assert bool(found.converged.all())
+    limit = 1e-9 if dtype == torch.float64 else 1e-4
+    z = found.value.detach()
+    assert float((gamma * found.dual + field(z, x)).detach().abs().max()) <= limit
+    short = ib.solvers.Anderson(tol=tol, max_iter=500, on_failure="ignore")
+    assert not bool(ib.find_critical_point(field, "tanh", x, regularization=gamma, solver=short).converged.all())
