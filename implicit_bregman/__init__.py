@@ -3,7 +3,7 @@
 from implicit_bregman import adjoints, operators, solvers
 from implicit_bregman.adjoints import AdjointReport
 from implicit_bregman.critical_point import attach_gradient, find_critical_point
-from implicit_bregman.energy import Energy, QuadraticEnergy
+from implicit_bregman.energy import Energy, Field, QuadraticEnergy
 from implicit_bregman.legendre import LegendreFunction, geometries, geometry
 from implicit_bregman.majorization import Certificate, certify
 from implicit_bregman.nn import (
@@ -33,6 +33,7 @@ __all__ = [
     "Energy",
     "EuclideanLinear",
     "FeedForward",
+    "Field",
     "LegendreFunction",
     "QuadraticEnergy",
     "Solution",

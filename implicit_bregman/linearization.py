@@ -14,6 +14,7 @@ from torch import Tensor
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient
 from implicit_bregman.linalg.chebyshev import Preconditioner, semi_iteration, steps_needed
+from implicit_bregman.linalg.gmres import gmres
 from implicit_bregman.operators import LinearOperator
 from implicit_bregman.operators.free import FreeBlocks
 from implicit_bregman.operators.packing import packed
@@ -47,6 +48,24 @@ class Stepped(Protocol):
 
 
 @dataclass(frozen=True)
+class UpdatedIdentity:
+    """r ↦ κ(r + Σ right_i ⟨left_i, r⟩): about the inverse of the operator below, as a quasi-Newton method knows it.
+
+    Attributes:
+        scale: κ, (B, 1).
+        left, right: (B, m, d).
+    """
+
+    scale: Tensor
+    left: Tensor
+    right: Tensor
+
+    def __call__(self, r: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        weights = self.left @ r[:, :, None]
+        return self.scale * (r + (self.right * weights).sum(1))
+
+
+@dataclass(frozen=True)
 class Linearization:
     """The adjoint system at z with its next MM iterate z⁺, scaled so that nothing overflows at a bound.
 
@@ -65,6 +84,7 @@ class Linearization:
         blocks: then the factors of these, if they are known.
         splitting: else the ends of the spectrum by which `Splitter` solves them, if it is known to be cheap.
         damping: the number that the shift is known to be everywhere (γ, at an exact point), if so.
+        estimate: about the inverse of the operator, to precondition GMRES with, if there is one that is worth it.
     """
 
     hessian: LinearOperator
@@ -74,18 +94,32 @@ class Linearization:
     blocks: FreeBlocks | None = None
     damping: float | None = None
     splitting: tuple[float, float] | None = None
+    estimate: UpdatedIdentity | None = None
 
     def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Linearization]]:
         """Its tensors, and a function that makes the same of them and holds none itself."""
         hessian, rebuild = self.hessian.pack_known()
         blocks = None if self.blocks is None else self.blocks.to_keep(self.slope.shape[-1], self.hessian.costs)
-        kept, remake = packed(blocks)
-        make = partial(_rebuild, rebuild, remake, len(kept), self.on_free_sets, self.damping, self.splitting)
+        kept, remake = packed((blocks, self.splitting, self.estimate))
+        make = partial(_rebuild, rebuild, remake, len(kept), self.on_free_sets, self.damping)
         return (self.slope, self.shift, *kept, *hessian), make
 
-    def apply(self, u: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """The adjoint operator above, in u's precision (where H `factorizes`)."""
-        return self.shift.to(u.dtype) * u + self.hessian.product(self.slope.to(u.dtype) * u, adjoint=True)
+    def apply(self, u: Float[Tensor, "batch d"], adjoint: bool = True) -> Float[Tensor, "batch d"]:
+        """The operator above, or with H in place of Hᵀ, in u's precision (where H `factorizes`)."""
+        return self.shift.to(u.dtype) * u + self.hessian.product(self.slope.to(u.dtype) * u, adjoint)
+
+    def forward_step(
+        self, right: Float[Tensor, "batch d"], tol: Float[Tensor, " batch"], max_iter: int
+    ) -> LinearSolution:
+        """Δy with (shift + HD)Δy = `right`, the step of a Newton method without symmetry, by GMRES.
+
+        Args:
+            right: the right-hand side.
+            tol: relative residual, per sample.
+            max_iter: bound on the number of products.
+        """
+        scale = (1 / self.diagonal()).mul
+        return gmres(lambda u: self.apply(u, adjoint=False), right, scale, tol, max_iter)
 
     def solve_symmetric(
         self, g: Float[Tensor, "batch d"], tol: float | Float[Tensor, " batch"], max_iter: int
@@ -195,8 +229,10 @@ class Linearization:
         if not hessian.symmetric or not hessian.has_resolvent(len(self.slope)):
             return None
         kappa = float(mean)
-        # (a mean that is not positive, or not a number, is no shift either)
-        if not 0 < kappa * (hessian.gradient_step or 0.0) < _DIAGONAL_WILL_DO:
+        # (a mean that is negative, or not a number, is no shift; a matrix without one is factorized elsewhere)
+        if not 0 <= kappa * (hessian.gradient_step or torch.nan) < _DIAGONAL_WILL_DO:
+            return None
+        if kappa == 0 and hessian.factorizes:
             return None
         return hessian.resolvent(kappa)
 
@@ -248,6 +284,10 @@ class Linearization:
             )
         return replace(found, value=(scaling * found.value).to(error.dtype) * (length * length * size))
 
+    def preconditioner(self) -> Callable[[Tensor], Tensor]:
+        """About the inverse of the adjoint operator, for GMRES: an estimate, or the diagonal's."""
+        return (1 / self.diagonal()).mul if self.estimate is None else self.estimate
+
     def diagonal(self) -> Float[Tensor, "batch d"]:
         """The operator's diagonal, made positive for use as a preconditioner."""
         entries = self.hessian.diagonal()
@@ -260,17 +300,17 @@ class Linearization:
 
 def _rebuild(
     rebuild: Callable[..., LinearOperator],
-    remake: Callable[..., FreeBlocks | None],
+    remake: Callable[..., tuple[FreeBlocks | None, tuple[float, float] | None, UpdatedIdentity | None]],
     count: int,
     on_free_sets: bool,
     damping: float | None,
-    splitting: tuple[float, float] | None,
     slope: Tensor,
     shift: Tensor,
     *tensors: Tensor,
 ) -> Linearization:
-    blocks = remake(*tensors[:count])
-    return Linearization(rebuild(*tensors[count:]), slope, shift, on_free_sets, blocks, damping, splitting)
+    blocks, splitting, estimate = remake(*tensors[:count])
+    hessian = rebuild(*tensors[count:])
+    return Linearization(hessian, slope, shift, on_free_sets, blocks, damping, splitting, estimate)
 
 
 def linearize(

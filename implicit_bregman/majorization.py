@@ -121,6 +121,7 @@ def certify(
     if tau is None:
         automatic = automatic_step(None if curvature is None else torch.as_tensor(curvature), phi)
         tau = None if automatic is None else float(automatic)
+        tau = 1.0 if tau is None and energy.is_field else tau
     bound = None if curvature is None else float(curvature)
     least = None if lowest is None else float(lowest)
     sigma = phi.strong_convexity
@@ -129,7 +130,8 @@ def certify(
     majorizes = symmetric and reach <= sigma * slack
     descends = symmetric and (tau is None or reach <= 2 * sigma * slack)
     weak = _relative_weak_convexity(least, energy.convex, phi)
-    monotone = symmetric or (least is not None and least > 0)
+    # (without symmetry, `convex` stands for a promise that the field is monotone)
+    monotone = symmetric or energy.convex or (least is not None and least > 0)
     # γ > 0 also needs the surrogate to majorize: the rate below is that of relative smoothness.
     rate = None
     if weak is not None and symmetric and majorizes and tau is not None and regularization > weak:

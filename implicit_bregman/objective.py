@@ -129,7 +129,9 @@ class Objective:
         It takes the spectrum of W, and is computed for those who make MM steps alone.
         """
         if not self._found_step:
-            self._found_step = (automatic_step(self.energy.curvature, self.geometry),)
+            known = automatic_step(self.energy.curvature, self.geometry)
+            one = known is None and self.energy.is_field
+            self._found_step = (torch.ones((), dtype=self.energy.dtype) if one else known,)
         return self._found_step[0]
 
     @property

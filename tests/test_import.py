@@ -20,6 +20,7 @@ NAMES = (
     "Energy",
     "EuclideanLinear",
     "FeedForward",
+    "Field",
     "LegendreFunction",
     "QuadraticEnergy",
     "Solution",

@@ -71,10 +71,15 @@ class Adjoint(Settings):
 
     def outcome(self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver) -> Outcome:
         """The critical point that `solver` finds from y⁰ = `dual`, judged."""
-        outcome, own = solver.solve(objective, dual), objective.energy.own
+        solve = solver.solve_with_inverse if self.uses_inverse(objective, solver) else solver.solve
+        outcome, own = solve(objective, dual), objective.energy.own
         if own is not None:
             outcome = own.judge(objective, outcome, solver.tolerance(dual.dtype))
         return _within_range(objective, outcome)
+
+    def uses_inverse(self, objective: Objective, solver: Solver) -> bool:
+        """Whether it can use the solver's estimate of the inverse Jacobian, and the solver has one."""
+        return False
 
     def record(
         self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver

@@ -17,12 +17,15 @@ from implicit_bregman.backward import AdjointReport, differentiable, report_back
 from implicit_bregman.compilation import without_autocast
 from implicit_bregman.energy.contract import Packed, PullBack
 from implicit_bregman.linalg.norms import norm, ratio
-from implicit_bregman.linearization import Linearization, linearize, linearize_on_free_set
+from implicit_bregman.linearization import Linearization, UpdatedIdentity, linearize, linearize_on_free_set
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.settings import FAILURE_MODES, check_choice, check_count, check_positive
 from implicit_bregman.solvers.base import DEFAULT_TOL, Outcome, Solver
 from implicit_bregman.status import Status
 from implicit_bregman.transforms import batched_again, is_batched, refuse_unknown
+
+#: Broyden's updates from which on its estimate saves GMRES more products than it costs.
+_WORTH_USING = 40
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,10 @@ class Implicit(Adjoint):
     solve.
 
     Args:
-        method: "cg" (symmetric W), "gmres" (any W), "dense" (one factorization per sample or per free set), or
-            "auto": dense for small d and at exact points; else Chebyshev steps where γ > 0 makes them few, CG, or
-            GMRES where W is not symmetric.
+        method: "cg" (symmetric W), "gmres" (any W, and a `Field`), "dense" (one factorization per sample or per free
+            set), or "auto": dense for small d and at exact points; else Chebyshev steps where γ > 0 makes them few, CG,
+            or GMRES where W is not symmetric. GMRES for a `Field` is preconditioned by what `Broyden(memory=...)` has
+            learned, where that is 40 updates or more.
         tol: relative residual of the adjoint system. Default 1e-12 in float64, 1e-6 in float32.
         max_iter: bound on products with the operator.
         on_failure: "warn" (once), "raise" or "ignore" when a backward solve fails.
@@ -70,6 +74,9 @@ class Implicit(Adjoint):
                 "iterate does not tell: use find_critical_point(..., initial=...)"
             )
 
+    def uses_inverse(self, objective: Objective, solver: Solver) -> bool:
+        return objective.energy.is_field and solver.estimates_inverse and torch.is_grad_enabled()
+
     def attach(
         self, objective: Objective, outcome: Outcome, dual: Float[Tensor, "batch d"]
     ) -> tuple[Float[Tensor, "batch d"], AdjointReport]:
@@ -95,9 +102,10 @@ class Implicit(Adjoint):
         backward = _Backward(
             self,
             self.jacobian(objective, packed),
-            linearize_outcome(objective, kept),
+            _with_estimate(objective, kept, linearize_outcome(objective, kept)),
             # A factorization's digits need no second Newton step to be judged.
-            not (kept.complete and kept.without_steps and energy.factored is not None),
+            # (nor is a network evaluated so often for it)
+            not (energy.is_field or (kept.complete and kept.without_steps and energy.factored is not None)),
             *_error_state(objective, kept),
             usable,
             report,
@@ -167,6 +175,16 @@ def linearize_outcome(objective: Objective, outcome: Outcome) -> Linearization:
         torch.where(exact, on_free_set.slope, scaled.slope),
         torch.where(exact, on_free_set.shift, scaled.shift),
     )
+
+
+def _with_estimate(objective: Objective, outcome: Outcome, system: Linearization) -> Linearization:
+    """The same system, with what Broyden's method has learned of its inverse where that is worth it (see `Shine`)."""
+    inverse, point = outcome.inverse, outcome.point
+    if inverse is None or inverse.left.shape[1] < _WORTH_USING:
+        return system
+    scale = point.step / (1 + point.step * objective.regularization)
+    left = objective.geometry.slope(point.dual)[:, None] * inverse.left
+    return replace(system, estimate=UpdatedIdentity(scale, left, inverse.right))
 
 
 def relative_residual(objective: Objective, point: Point) -> Tensor:

@@ -235,12 +235,16 @@ def _iterate(system: Linearization, g: Tensor, method: str, tol: float, max_iter
             part = system.solve_symmetric(right, missing, max_iter)
             step = part.value
         else:
-            part = gmres(system.apply, right, (1 / system.diagonal()).mul, missing, max_iter)
+            part = gmres(system.apply, right, system.preconditioner(), missing, max_iter)
             step = system.slope * part.value
         v = torch.addcmul(v, unit[:, None], step.to(wide))
         iterations, positive = iterations + part.iterations, positive & part.positive
-        residual = equation.residual(v, g)
-        size = equation.size(residual)
+        if symmetric or wide != g.dtype:
+            residual = equation.residual(v, g)
+            size = equation.size(residual)
+        else:
+            # (GMRES has just computed the same)
+            size = part.residual * norm
         done = size <= tol * norm
         if bool(done.all()):
             break

@@ -2,6 +2,7 @@
 
 from implicit_bregman.energy.base import Energy
 from implicit_bregman.energy.contract import BoundEnergy, Evaluation
+from implicit_bregman.energy.field import Field
 from implicit_bregman.energy.quadratic import QuadraticEnergy
 
-__all__ = ["BoundEnergy", "Energy", "Evaluation", "QuadraticEnergy"]
+__all__ = ["BoundEnergy", "Energy", "Evaluation", "Field", "QuadraticEnergy"]

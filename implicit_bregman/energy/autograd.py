@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,24 +13,31 @@ from torch import Tensor
 
 from implicit_bregman.energy.contract import BoundEnergy, Evaluation, Packed
 from implicit_bregman.energy.inputs import Inputs, floating_tensors, map_tensors, normal, pack, tensors_of
-from implicit_bregman.energy.snapshot import Again, Place, Snapshot
+from implicit_bregman.energy.snapshot import Again, Place, Snapshot, compute_cached
 from implicit_bregman.operators import LinearOperator, Rebuild
+from implicit_bregman.transforms import transformed
 
 if TYPE_CHECKING:
     from implicit_bregman.energy.base import Energy
 
+Derivative = Callable[[Tensor, bool], Tensor]
+"""(v, adjoint) ↦ the derivative of ∇f at one batch of states, or its transpose, times v; states as the energy has them.
+"""
+
 
 class BoundByAutograd(BoundEnergy):
-    """A user's energy at a fixed input, for states as rows."""
+    """A user's energy, or field, at a fixed input, for states as rows."""
 
-    symmetric = True
     affine = False
 
     def __init__(
         self, energy: Energy, x: Inputs, curvature: Tensor | None = None, snapshot: Snapshot | None = None
     ) -> None:
         self.energy = energy
+        self.symmetric = energy.symmetric
         self.x = x
+        if snapshot is None:
+            compute_cached(energy)
         self.snapshot = Snapshot.of(energy) if snapshot is None else snapshot
         like = next(floating_tensors(energy, x), None)
         self.dtype = torch.get_default_dtype() if like is None else like.dtype
@@ -48,12 +55,14 @@ class BoundByAutograd(BoundEnergy):
     def evaluate(self, z: Tensor) -> Evaluation:
         with torch.no_grad():
             value, gradient = self.energy._value_and_gradient(_states(self.energy, z), self.x)
-        return Evaluation(value.detach(), _rows(gradient.detach()))
+        return Evaluation(None if value is None else value.detach(), _rows(gradient.detach()))
 
     def gradient(self, z: Tensor) -> Tensor:
         return _rows(self.energy.gradient(_states(self.energy, z), self.x))
 
     def value(self, z: Tensor) -> Tensor:
+        if not self.symmetric:
+            raise TypeError(f"{type(self.energy).__name__} has no potential, and so no objective")
         return self.energy._called(_states(self.energy, z), self.x)
 
     def pack(self) -> Packed:
@@ -63,6 +72,8 @@ class BoundByAutograd(BoundEnergy):
         return Packed((*inputs, *kept.tensors), rows, made)
 
     def value_at(self, z: Tensor) -> Callable[[], Tensor]:
+        if not self.symmetric:
+            return partial(self.value, z)  # (which says that there is none)
         # At once: by the time that somebody asks, the module may hold other parameters.
         return partial(_identity, self.value(z))
 
@@ -73,7 +84,8 @@ class BoundByAutograd(BoundEnergy):
         return _HessianByAutograd(self.energy, self.x, z, self.snapshot)
 
     def is_strictly_convex(self, curvature: float, strictly: bool) -> bool:
-        return self.energy.convex
+        # (a monotone field has one equilibrium where γφ is strictly convex; an energy is declared to have one anyway)
+        return self.energy.convex and (self.symmetric or curvature > 0 or strictly)
 
     def double(self) -> BoundEnergy:
         raise TypeError("only a quadratic energy has a float64 twin")
@@ -113,19 +125,26 @@ def _rebuild_bound(
 
 
 class _HessianByAutograd(LinearOperator):
-    """The Hessian of a user's energy, whose tensors were those of `snapshot` when it was bound."""
-
-    symmetric = True
+    """The Hessian of a user's energy, or the Jacobian of a field, whose tensors were those of `snapshot` when bound."""
 
     def __init__(self, energy: Energy, x: Inputs, z: Tensor, snapshot: Snapshot) -> None:
         self.energy = energy
+        self.symmetric = energy.symmetric
         self.x = x
         self.z = z
         self.snapshot = snapshot
 
     def product(self, v: Tensor, adjoint: bool = False) -> Tensor:
-        z, direction = (_states(self.energy, rows) for rows in (self.z, v.to(self.z.dtype)))
-        return _rows(self.energy.hessian_product(z, self.x, direction)).to(v.dtype)
+        # (inside transforms z may be another one, whose products are another graph)
+        derivative = self._derivative() if transformed() else self._kept
+        return _rows(derivative(_states(self.energy, v.to(self.z.dtype)), adjoint)).to(v.dtype)
+
+    def _derivative(self) -> Derivative:
+        return self.energy._derivative(_states(self.energy, self.z), self.x)
+
+    @cached_property
+    def _kept(self) -> Derivative:
+        return self._derivative()
 
     @property
     def size(self) -> int:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from implicit_bregman.energy.autograd import BoundByAutograd
+from implicit_bregman.energy.autograd import BoundByAutograd, Derivative
 from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.energy.inputs import Inputs, map_tensors, normal, tensors_of
 from implicit_bregman.settings import is_number
@@ -51,6 +51,8 @@ class Energy(nn.Module):
     """
 
     takes_half = False
+    #: Whether it is a nonlinear field without a potential: see `Field`.
+    is_field: bool = False
 
     def __init__(self, features: int | Sequence[int] | None = None, *, convex: bool = False) -> None:
         super().__init__()
@@ -120,7 +122,17 @@ class Energy(nn.Module):
         """This energy at the input x, with B samples in front, as the solvers see it."""
         return BoundByAutograd(self, x)
 
-    def _value_and_gradient(self, z: Tensor, x: Inputs) -> tuple[Tensor, Tensor]:
+    def __add__(self, other: object) -> Energy:
+        """The energy f + g of the same z and x; a quadratic one keeps its resolvent as preconditioner."""
+        from implicit_bregman.energy.sums import SumEnergy  # which is an Energy
+
+        return SumEnergy(self, other) if isinstance(other, Energy) else NotImplemented
+
+    def _derivative(self, z: Tensor, x: Inputs) -> Derivative:
+        """Products with the Hessian at z."""
+        return lambda v, adjoint: self.hessian_product(z, x, v)
+
+    def _value_and_gradient(self, z: Tensor, x: Inputs) -> tuple[Tensor | None, Tensor]:
         if transformed():
             gradient, value = torch.func.grad(self._total, has_aux=True)(z, x)
             return value, gradient

@@ -69,6 +69,14 @@ class BoundEnergy(ABC):
     costs: Costs = DEFAULT_COSTS
 
     @property
+    def is_field(self) -> bool:
+        """Whether it is a nonlinear field without a potential: there is nothing to descend, and nothing to certify.
+
+        Any of its equilibria will do, not MM's limit alone, and MM's step is 1 where no bound of its slope is known.
+        """
+        return not (self.symmetric or self.affine)
+
+    @property
     def factored(self) -> BoundQuadratic | None:
         """This energy, where it is quadratic and its `operator`, one for all samples, `factorizes`; else None."""
         return None

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from implicit_bregman.transforms import is_wrapped
 
@@ -89,6 +90,19 @@ class Snapshot:
                     holder.pop(name, None)
                 else:
                     holder[name] = value
+
+
+def compute_cached(module: nn.Module) -> None:
+    """Inside `torch.nn.utils.parametrize.cached()`, where what is computed first is kept: with its graph, not without.
+
+    The first evaluation of a solve records none.
+    """
+    if not (parametrize._cache_enabled and torch.is_grad_enabled()):
+        return
+    for part in module.modules():
+        if parametrize.is_parametrized(part):
+            for name in part.parametrizations:  # type: ignore[union-attr]
+                getattr(part, name)
 
 
 class Again:

@@ -103,7 +103,7 @@ class OperatorEnergy(QuadraticEnergy):
         if operator.shared is not None:
             spectrum = operator.shared.factor.spectrum
             return spectrum.lowest, spectrum.curvature
-        ends = _ends(operator)
+        ends = ends_of(operator)
         return None if ends is None else ends.lowest, _curvature(operator, ends)
 
     def curvature_bound(self) -> Tensor | None:  # type: ignore[override]
@@ -116,7 +116,7 @@ class OperatorEnergy(QuadraticEnergy):
         if operator.shared is not None or operator.batch is not None or not operator.fits_a_matrix:
             return operator
         if operator.symmetric and not transformed():
-            ends = _ends(operator)
+            ends = ends_of(operator)
             if ends is not None and ends.is_definite():
                 return operator
         return Dense(operator.dense(), operator.symmetric, convex=self.convex, costs=self._costs)
@@ -136,7 +136,7 @@ class OperatorEnergy(QuadraticEnergy):
             )
         if operator.shared is not None:
             return BoundQuadratic(self._declared(operator.shared), offset)
-        return BoundStructured(operator, offset, None if transformed() else _ends(operator), self.convex)
+        return BoundStructured(operator, offset, None if transformed() else ends_of(operator), self.convex)
 
     def _declared(self, matrix: Dense) -> Dense:
         if matrix.convex or not self.convex:
@@ -164,7 +164,7 @@ def _check_convex(operator: LinearOperator) -> None:
         )
 
 
-def _ends(operator: LinearOperator) -> Spectrum | None:
+def ends_of(operator: LinearOperator) -> Spectrum | None:
     """The bounds of the spectrum of (H + Hᵀ)/2 in H's own precision, where they are known."""
     bounds, like = operator.bounds(), operator.pack()[0][0]
     if bounds is None:

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from implicit_bregman.linalg.cg import LinearSolution, normalized
 
+#: A cycle ends where its own residual, which the true one may exceed by rounding, is this part of what is asked for.
+_ENOUGH = 0.9
+
 
 def gmres(
     operator: Callable[[Tensor], Tensor],
@@ -40,10 +43,10 @@ def gmres(
     used = 0
     while used < max_iter and bool(active.any()):
         steps = min(restart, max_iter - used, rhs.shape[-1])
-        update, taken = _cycle(operator, preconditioner, r, norm_r, steps)
+        update, taken = _cycle(operator, preconditioner, r, norm_r, torch.where(active, target, torch.inf), steps)
         x = torch.where(active[:, None], x + update, x)
         iterations = iterations + torch.where(active, taken, 0)
-        used += steps
+        used += taken
         r = rhs - operator(x)
         before, norm_r = norm_r, torch.linalg.vector_norm(r, dim=-1)
         # A cycle that gains nothing will gain nothing again: stop such a sample instead of turning in a circle.
@@ -56,27 +59,48 @@ def _cycle(
     preconditioner: Callable[[Tensor], Tensor],
     r: Tensor,
     norm_r: Tensor,
+    target: Tensor,
     steps: int,
-) -> tuple[Tensor, Tensor]:
-    """One Arnoldi cycle; the least-squares problem is solved once at its end."""
-    batch = len(r)
-    basis = [_divided(r, norm_r, norm_r > 0)]
-    hessenberg = r.new_zeros(batch, steps + 1, steps)
+) -> tuple[Tensor, int]:
+    """One Arnoldi cycle of at most `steps` products, fewer where they are enough, and how many were made.
+
+    The least-squares problem is solved once at its end. Before, the norm of its residual is known from the vector u
+    with uᵀH = 0 and u₁ = 1, which grows by one entry with each column: it is ‖r‖/‖u‖.
+    """
+    basis = r.new_empty(len(r), steps + 1, r.shape[-1])
+    basis[:, 0] = _divided(r, norm_r, norm_r > 0)
+    hessenberg, null = r.new_zeros(len(r), steps + 1, steps), r.new_zeros(len(r), steps + 1)
+    null[:, 0] = 1.0
+    taken = steps
     for j in range(steps):
-        w = operator(preconditioner(basis[j]))
+        known = basis[:, : j + 1]
+        w = operator(preconditioner(basis[:, j]))[:, None]
+        projection = torch.zeros_like(hessenberg[:, None, : j + 1, j])
         for _ in range(2):  # a second pass of Gram-Schmidt keeps the basis orthogonal in single precision
-            stacked = torch.stack(basis, 1)
-            projection = (stacked @ w[:, :, None]).squeeze(-1)
-            w = w - (projection[:, None, :] @ stacked).squeeze(1)
-            hessenberg[:, : j + 1, j] += projection
-        part, unit, _ = normalized(w)
-        norm_w = unit.squeeze(-1) * torch.linalg.vector_norm(part, dim=-1)
-        hessenberg[:, j + 1, j] = norm_w
+            part = w @ known.mT
+            w, projection = torch.baddbmm(w, part, known, alpha=-1), projection + part
+        w, norm_w = w.squeeze(1), _norm(w.squeeze(1))
+        hessenberg[:, : j + 1, j], hessenberg[:, j + 1, j] = projection.squeeze(1), norm_w
         # At a breakdown the space is invariant; a zero vector then adds nothing.
         column = hessenberg[:, : j + 2, j].abs().amax(-1)
-        basis.append(_divided(w, norm_w, norm_w > torch.finfo(r.dtype).eps * column))
-    combined = (_least_squares(hessenberg, norm_r)[:, None, :] @ torch.stack(basis[:steps], 1)).squeeze(1)
-    return preconditioner(combined), torch.full_like(norm_r, steps, dtype=torch.int64)
+        basis[:, j + 1] = _divided(w, norm_w, norm_w > torch.finfo(r.dtype).eps * column)
+        null[:, j + 1] = -torch.linalg.vecdot(null[:, : j + 1], hessenberg[:, : j + 1, j]) / norm_w
+        left = norm_r / torch.linalg.vector_norm(null[:, : j + 2], dim=-1)
+        # (not a number: a breakdown, or a sample whose products are not finite)
+        if not bool((left > _ENOUGH * target).any()):
+            taken = j + 1
+            break
+    hessenberg = hessenberg[:, : taken + 1, :taken]
+    combined = (_least_squares(hessenberg, norm_r)[:, None, :] @ basis[:, :taken]).squeeze(1)
+    return preconditioner(combined), taken
+
+
+def _norm(rows: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
+    """Their lengths, whose squares may leave the range of the precision."""
+    if rows.dtype == torch.float32:
+        return torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64).to(rows.dtype)
+    part, unit, _ = normalized(rows)
+    return unit.squeeze(-1) * torch.linalg.vector_norm(part, dim=-1)
 
 
 def _divided(rows: Tensor, norm: Tensor, usable: Tensor) -> Tensor:
@@ -89,6 +113,14 @@ def _least_squares(hessenberg: Float[Tensor, "batch m n"], norm: Float[Tensor, "
     size = hessenberg.abs().amax((-2, -1))
     usable = torch.isfinite(size) & (size > 0)
     matrix = torch.where(usable[:, None, None], hessenberg / torch.where(usable, size, 1.0)[:, None, None], 0.0)
-    # The pseudo-inverse copes with the zero columns that follow a breakdown.
-    first = torch.linalg.pinv(matrix)[:, :, 0]
+    first = _by_qr(matrix) if bool((matrix.diagonal(-1, 1, 2) != 0).all()) else None
+    if first is None or not bool(torch.isfinite(first).all()):
+        # The pseudo-inverse copes with the zero columns that follow a breakdown.
+        first = torch.linalg.pinv(matrix)[:, :, 0]
     return torch.where(usable, norm / size, 0.0)[:, None] * first
+
+
+def _by_qr(matrix: Float[Tensor, "batch m n"]) -> Float[Tensor, "batch n"]:
+    """The first column of the pseudo-inverse, where the rank is n."""
+    q, r = torch.linalg.qr(matrix)
+    return torch.linalg.solve_triangular(r, q[:, :1].mT, upper=True).squeeze(-1)

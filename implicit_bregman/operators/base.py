@@ -331,10 +331,11 @@ class LinearOperator(ABC):
 
     def _iterate_damped_on(self, free: Tensor, rhs: Tensor, damping: Tensor, tol: Tensor, most: int) -> LinearSolution:
         mask, diagonal = free.to(rhs.dtype), self._positive_diagonal(free, rhs, damping)
+        inverse = self.resolvent(float(damping.mean())) if self.has_resolvent(len(rhs)) else None
         return conjugate_gradient(
             lambda v: mask * (self.product(mask * v) + damping * v) + (1 - mask) * v,
             rhs,
-            lambda r: r / diagonal,
+            (lambda r: r / diagonal) if inverse is None else (lambda r: mask * inverse(mask * r) + (1 - mask) * r),
             tol,
             most,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import copy
 from functools import cached_property
 
 import torch
@@ -218,9 +219,8 @@ class Kronecker(LinearOperator):
     def select(self, index: Int[Tensor, " kept"]) -> Kronecker:
         if self.batch is None or self.sparse is None:
             return self
-        part = Kronecker(self.sparse.select(index), self.right, self.symmetric, self.shift)
-        if "_decomposed_right" in self.__dict__:
-            part.__dict__["_decomposed_right"] = self._decomposed_right
+        part = copy(self)  # with what is known of B
+        part.left = part.sparse = self.sparse.select(index)
         return part
 
     def rounding(self, v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:

@@ -166,7 +166,8 @@ class Sparse(LinearOperator):
         kept = (to >= 0).nonzero().squeeze(-1)
         kept = kept[to[kept].argsort(stable=True)]
         moved = torch.stack([to * self._size + side % self._size for side in (rows, columns)])[:, kept]
-        return Sparse.of(moved, self.values[kept], self._size, self.symmetric, self._bounds, len(index))
+        part = Sparse.of(moved, self.values[kept], self._size, self.symmetric, self._bounds, len(index))
+        return part.with_costs(self.costs)
 
     def rounding(self, v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         with torch.no_grad():

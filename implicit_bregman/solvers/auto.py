@@ -41,6 +41,7 @@ class Auto(Newton):
         | quadratic, any H | any | any | `Anderson`; Newton in y from nearby; continuation in γ |
         | one's own, convex | one | any | projected Newton, or Newton in y |
         | one's own | several | any | MM, then Newton from nearby |
+        | a network's field | any | any | Anderson without a safeguard, Newton by GMRES, continuation in γ |
         | low rank | one | any | Newton in the dual of the Bregman projection |
 
         All but the first row are Newton's own: see `Newton`.

@@ -42,7 +42,7 @@ def solve_monotone(objective: Objective, dual: Float[Tensor, "batch d"], solver:
         solver: the settings.
     """
     method = _regularized if objective.regularization else _unregularized
-    return _rest(objective, method(objective, dual, solver), dual, solver, solve_field)
+    return left_to(objective, method(objective, dual, solver), dual, solver, solve_field)
 
 
 def solve_field(objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver) -> Outcome:
@@ -53,8 +53,8 @@ def solve_field(objective: Objective, dual: Float[Tensor, "batch d"], solver: So
     outcome = replace(method, max_iter=_STEPS).solve(objective, dual)
     near = (outcome.status == Status.MAX_ITER) & (outcome.point.residual <= _NEAR)
     outcome = _sharpened(objective, outcome, near.nonzero().squeeze(-1), solver)
-    outcome = _continued(objective, outcome, unsolved(outcome), solver)
-    return _rest(objective, outcome, dual, solver, lambda part, start, left: accelerated(left).solve(part, start))
+    outcome = continued(objective, outcome, unsolved(outcome), solver)
+    return left_to(objective, outcome, dual, solver, lambda part, start, left: accelerated(left).solve(part, start))
 
 
 def accelerated(solver: Solver) -> Anderson:
@@ -79,7 +79,7 @@ def _unregularized(objective: Objective, dual: Tensor, solver: Solver) -> Outcom
     steps = SplittingSteps(objective, energy.offset, splitter, target)
     found = solve_by_splitting(steps, energy, tol, solver.max_iter)
     found.tries.add_(1)
-    return _rest(objective, exact_outcome(objective, found, None), found.dual, solver, _split)
+    return left_to(objective, exact_outcome(objective, found, None), found.dual, solver, _split)
 
 
 def _regularized(objective: Objective, dual: Tensor, solver: Solver) -> Outcome:
@@ -111,7 +111,7 @@ def _by_chords(objective: Objective, dual: Tensor, solver: Solver) -> Outcome | 
     return exact_outcome(objective, replace(judged, steps=judged.steps + count, tries=judged.tries + count + 1), None)
 
 
-def _rest(
+def left_to(
     objective: Objective,
     outcome: Outcome,
     dual: Tensor,
@@ -149,12 +149,14 @@ def _sharpened(objective: Objective, outcome: Outcome, rows: Int[Tensor, " some"
     return merged(objective, outcome, rows[good], exact_outcome(part.select(good), found.select(good), None))
 
 
-def _continued(objective: Objective, outcome: Outcome, rows: Int[Tensor, " some"], solver: Solver) -> Outcome:
+def continued(objective: Objective, outcome: Outcome, rows: Int[Tensor, " some"], solver: Solver) -> Outcome:
     """`outcome` with those of its `rows` replaced for which continuation finds an equilibrium."""
     if len(rows) == 0:
         return outcome
     part, tol = objective.select(rows), solver.tolerance(outcome.point.dual.dtype)
-    start, reached, steps = follow_curve(part, max(1, steps_left(solver.max_iter, outcome, rows)))
+    start, reached, steps = follow_curve(
+        part, outcome.point.dual[rows], max(1, steps_left(solver.max_iter, outcome, rows))
+    )
     outcome = replace(
         outcome,
         iterations=outcome.iterations.index_add(0, rows, steps),

@@ -168,7 +168,9 @@ class _Run:
             rest=count,
             patience=count + 1,
             restart=torch.ones_like(like, dtype=torch.bool),
-            free_to_run=torch.full_like(like, self.objective.unique, dtype=torch.bool),
+            free_to_run=torch.full_like(
+                like, self.objective.unique or self.objective.energy.is_field, dtype=torch.bool
+            ),
             anchor=point.value,
             radius=torch.full_like(like, torch.inf),
             lost=torch.zeros_like(like, dtype=torch.bool),
@@ -413,7 +415,8 @@ class _Run:
         patience = _PATIENCE
         if self._merit_is_residual:
             # A residual may rise for long while the iterates spiral in, and there is no objective to look at instead.
-            patience = max(10 * patience, iteration // 2)
+            # (a network's evaluations are not made a thousand at a time in vain)
+            patience = max(patience if self.objective.energy.is_field else 10 * patience, iteration // 2)
         stalled = progress.idle >= patience
         if self.objective.backtracks:
             stalled = stalled | (point.step.squeeze(-1) < _LEAST_STEP)

@@ -20,6 +20,7 @@ from implicit_bregman.solvers.exact.solve import rounding_accepted
 from implicit_bregman.solvers.fields import accelerated, solve_field, solve_monotone
 from implicit_bregman.solvers.log import Log, last
 from implicit_bregman.solvers.loop import run
+from implicit_bregman.solvers.networks import solve_network
 from implicit_bregman.solvers.outcomes import joined, merged
 from implicit_bregman.solvers.several import after_mm, limit_by_products
 from implicit_bregman.status import Status
@@ -50,6 +51,9 @@ class Newton(Solver):
       with one Jacobian for the whole batch as far as they pay, else `solvers.Splitting`. Elsewhere 300 steps of
       `solvers.Anderson`, then Newton's method from near an equilibrium. Where the steps come near none, a curve of
       equilibria is followed from a large γ down to the γ that is asked for.
+    - A `Field`: steps of Anderson's method without a safeguard, at most 60, or 20 for γ = 0; then Newton's, whose
+      linear systems GMRES solves, on the equation in y for γ > 0 and the normal map for γ = 0; for γ > 0 then the
+      continuation in γ; and the rest by `solvers.Anderson`.
 
     Quadratic problems in float32 end with steps in float64, so that the result does not lose digits to the condition
     number.
@@ -75,6 +79,8 @@ class Newton(Solver):
             parts = None if self.trace or objective.unique else energy.apart()
             if parts:
                 return self._one_by_one(objective, parts, dual)
+            if energy.is_field and not self.trace:
+                return solve_network(objective, dual, self)
             if len(dual) == 0 or not energy.symmetric:
                 monotone = len(dual) and not self.trace and objective.unique and energy.affine
                 return solve_monotone(objective, dual, self) if monotone else solve_field(objective, dual, self)

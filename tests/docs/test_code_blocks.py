@@ -9,7 +9,14 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     path
-    for path in ("README.md", "docs/index.md", "docs/quickstart.md", "docs/operators.md", "docs/recipes.md")
+    for path in (
+        "README.md",
+        "docs/index.md",
+        "docs/quickstart.md",
+        "docs/operators.md",
+        "docs/fields.md",
+        "docs/recipes.md",
+    )
     if (ROOT / path).exists()
 ]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)

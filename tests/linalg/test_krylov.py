@@ -333,3 +333,18 @@ def test_gmres_gives_up_on_a_cycle_that_gains_nothing(generator: torch.Generator
     assert not bool(stuck.converged.any())
     assert int(stuck.iterations) == 3
     assert bool(solve(gmres, shift, rhs).converged.all()), "without a restart it takes d steps"
+
+
+def test_gmres_makes_no_more_products_than_it_needs(dtype: torch.dtype, generator: torch.Generator) -> None:
+    matrix, calls = torch.eye(60, dtype=torch.float64), []
+    matrix[0, 1:4] = torch.tensor([0.5, -1.0, 2.0])  # (the minimal polynomial has degree 2)
+    rhs = torch.randn(5, 60, generator=generator, dtype=torch.float64).to(dtype)
+
+    def product(v: Tensor) -> Tensor:
+        calls.append(1)
+        return v @ matrix.to(v.dtype).mT
+
+    found = gmres(product, rhs, torch.Tensor.clone, 1e-5, 500)
+    assert bool(found.converged.all())
+    assert len(calls) <= 3  # with the one that looks at the result
+    assert found.iterations.tolist() == [2] * 5

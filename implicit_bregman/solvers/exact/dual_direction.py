@@ -14,6 +14,8 @@ from implicit_bregman.solvers.exact.dual_state import Budget, Course, Iterate
 _LOOSE, _TIGHT = 0.1, 1e-4
 #: and where a looser one has led nowhere.
 _EXACT = 1e-10
+#: Products in one system without symmetry, which is no better solved by many more.
+_MOST_OF_GMRES = 150
 #: The least D that is divided by.
 _LEAST_SLOPE = 1e-290
 #: κD below which Δw follows from the equation of its own coordinate.
@@ -75,6 +77,10 @@ def _direction(
     forcing = (at.size / course.before).square().nan_to_num(_LOOSE).clamp(_TIGHT, _LOOSE)
     forcing = torch.where(course.exact, _EXACT, torch.maximum(forcing, goal))
     most = min(budget.left, costs.dual_patience + width // costs.dual_products) if factorizes else budget.left
+    if not system.hessian.factorizes and not system.hessian.symmetric:
+        step = system.forward_step(-at.error, forcing.to(at.error.dtype), min(most, _MOST_OF_GMRES))
+        budget.left -= int(step.iterations.max())
+        return system.slope * step.value
     found = system.newton_step(at.error, curvature, forcing, most)
     budget.left -= int(found.iterations.max())
     if not objective.unique:
