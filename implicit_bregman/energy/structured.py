@@ -36,6 +36,11 @@ class OperatorEnergy(QuadraticEnergy):
             raise TypeError(
                 f"operator must be a LinearOperator, such as ib.operators.Dense(H), got {type(operator).__name__}"
             )
+        if operator.shape != (operator.size, operator.size):
+            raise ValueError(
+                f"operator has the shape {operator.shape}, and an H must be square: use Convolution.gram, or place it "
+                "off the diagonal of Blocks"
+            )
         if offset is not None and not isinstance(offset, nn.Module):
             raise TypeError(f"offset must be a module from x to c, or None for c = x, got {type(offset).__name__}")
         if convex:

@@ -1,7 +1,8 @@
 """Hessians as linear maps: the contract, and the structures that are known."""
 
-from implicit_bregman.operators.base import ROUNDING_ERRORS, LinearOperator, Rebuild
+from implicit_bregman.operators.base import ROUNDING_ERRORS, Dilation, LinearOperator, Rebuild
 from implicit_bregman.operators.blocks import Blocks
+from implicit_bregman.operators.convolution import Convolution
 from implicit_bregman.operators.dense import Dense
 from implicit_bregman.operators.diagonal import Diagonal
 from implicit_bregman.operators.kronecker import Kronecker
@@ -13,8 +14,10 @@ from implicit_bregman.operators.sums import Sum
 __all__ = [
     "ROUNDING_ERRORS",
     "Blocks",
+    "Convolution",
     "Dense",
     "Diagonal",
+    "Dilation",
     "Kronecker",
     "LinearOperator",
     "LowRank",

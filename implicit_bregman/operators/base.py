@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -32,6 +32,20 @@ _SOLVED, _PRODUCTS = 16, 10
 
 Rebuild = Callable[..., "LinearOperator"]
 """From an operator's tensors to an operator of the same structure that is made of them."""
+
+
+class Dilation(NamedTuple):
+    """An operator H̃ on a larger space, with H = EᵀH̃E, and the way there and back: see `LinearOperator.dilation`.
+
+    Attributes:
+        operator: H̃, whose inverse is cheap. Its bounds are those of H too.
+        embed: E, (B, d) → (B, d̃): zeros where there are more coordinates.
+        restrict: Eᵀ, (B, d̃) → (B, d): without these.
+    """
+
+    operator: LinearOperator
+    embed: Callable[[Tensor], Tensor]
+    restrict: Callable[[Tensor], Tensor]
 
 
 class LinearOperator(ABC):
@@ -62,6 +76,11 @@ class LinearOperator(ABC):
         """d, the width of a state."""
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns: (d, d), but for a part of others that changes the width of a state."""
+        return self.size, self.size
+
+    @property
     def batch(self) -> int | None:
         """The number of samples that it is for; None: all share it."""
         return None
@@ -78,6 +97,19 @@ class LinearOperator(ABC):
     def bounds_guess(self) -> tuple[float, float]:
         """About the least and the largest eigenvalue of (H + Hᵀ)/2: for the choice of a step, not for proofs."""
         return self.bounds() or (0.0, 1 / (self.gradient_step or 1.0))
+
+    def norm_bound(self) -> float | None:
+        """A bound of ‖H‖₂, or None if none is known."""
+        ends = self.bounds() if self.symmetric else None
+        return None if ends is None else max(map(abs, ends))
+
+    def coupling(self, other: LinearOperator) -> float | None:
+        """A bound of the norm of (H + Kᵀ)/2, K the other, or None: how far H and K at opposite places move a spectrum.
+
+        Here: by their norms. An operator that sees K to be −Hᵀ, or near to it, says less.
+        """
+        norms = self.norm_bound(), other.norm_bound()
+        return None if None in norms else 0.5 * sum(norm for norm in norms if norm)
 
     def diagonal(self) -> Float[Tensor, "#batch d"] | None:
         """The diagonal of H, (d,) or (B, d), or None if it is not to be had cheaply."""
@@ -145,6 +177,13 @@ class LinearOperator(ABC):
         Asked for where `has_resolvent`. Here: `inverted`.
         """
         return self.inverted(shift)
+
+    def dilation(self) -> Dilation | None:
+        """An operator on a larger space of which this is a part and whose inverse is cheaper; None: there is none.
+
+        Operator splitting then works there, with C = {0} for the coordinates that are more.
+        """
+        return None
 
     def rounding(self, v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """About what rounding v and the sums in Hv may make of its entries, (B, d), in the precision of v.
@@ -232,7 +271,12 @@ class _Transposed(LinearOperator):
 
     @property
     def size(self) -> int:
-        return self.of.size
+        return self.of.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.of.shape
+        return columns, rows
 
     @property
     def batch(self) -> int | None:
@@ -240,6 +284,16 @@ class _Transposed(LinearOperator):
 
     def bounds(self) -> tuple[float, float] | None:
         return self.of.bounds()
+
+    def norm_bound(self) -> float | None:
+        return self.of.norm_bound()
+
+    def coupling(self, other: LinearOperator) -> float | None:
+        return self.of.coupling(other.transposed())
+
+    def dilation(self) -> Dilation | None:
+        found = self.of.dilation()
+        return None if found is None else found._replace(operator=found.operator.transposed())
 
     def diagonal(self) -> Tensor | None:
         return self.of.diagonal()

@@ -177,6 +177,10 @@ class _Matrix:
     def shared(self) -> _Matrix:
         return self
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.source.shape)
+
     def product(self, v: Float[Tensor, "batch d_j"], adjoint: bool = False) -> Float[Tensor, "batch d_i"]:
         matrix = self.source.to(v.dtype)
         return v @ (matrix if adjoint else matrix.mT)
@@ -259,7 +263,7 @@ def _widths(parts: Grid) -> list[int]:
     Raises:
         ValueError: where it is not known, or a block does not fit.
     """
-    shapes = {(i, j): _shape(part) for i, row in enumerate(parts) for j, part in enumerate(row) if part is not None}
+    shapes = {(i, j): part.shape for i, row in enumerate(parts) for j, part in enumerate(row) if part is not None}
     count, found = len(parts), []
     for k in range(count):
         places = [(k, k, 0), *((k, j, 0) for j in range(count)), *((i, k, 1) for i in range(count))]
@@ -277,10 +281,6 @@ def _widths(parts: Grid) -> list[int]:
                 f"is {found[j][0]} wide ({found[j][1]})"
             )
     return [width for width, _ in found]
-
-
-def _shape(part: Part) -> tuple[int, ...]:
-    return tuple(part.source.shape) if isinstance(part, _Matrix) else (part.size, part.size)
 
 
 # What is known of them ------------------------------------------------------------------------------------------------
@@ -310,6 +310,8 @@ def _coupling(one: Part | None, other: Part | None) -> float | None:
         a, b = (0.0 if part is None else part.shared.matrix.double() for part in (one, other))  # type: ignore[union-attr]
         total = a + (b.mT if isinstance(b, Tensor) else b)
         return 0.5 * _norm(total) if isinstance(total, Tensor) else 0.0
+    if isinstance(one, LinearOperator) and isinstance(other, LinearOperator) and one.shared is other.shared is None:
+        return one.coupling(other)
     norms = [0.0 if part is None else _norm_of(part) for part in (one, other)]
     return None if None in norms else 0.5 * sum(norm for norm in norms if norm)
 
@@ -317,8 +319,7 @@ def _coupling(one: Part | None, other: Part | None) -> float | None:
 def _norm_of(part: Part) -> float | None:
     if part.shared is not None:
         return _norm(part.shared.matrix.double())
-    ends = part.bounds() if part.symmetric else None
-    return None if ends is None else max(map(abs, ends))
+    return part.norm_bound()
 
 
 def _norm(matrix: Tensor) -> float:
@@ -331,8 +332,8 @@ def _inverse_of(part: LinearOperator | None, shift: float, batch: int, exact: bo
     """(shift·I + H_ii)⁻¹ where it is cheap and `exact`, else by division by the diagonal; identity for what is 0."""
     if part is None:
         return lambda r: r / shift if shift > 0 else r
-    if exact and part.has_resolvent(batch):
-        inverse = part.inverted(shift)
+    inverse = part.resolvent(shift) if exact and part.has_resolvent(batch) else None
+    if inverse is not None:
 
         def apply(r: Tensor) -> Tensor:
             found = inverse(r)

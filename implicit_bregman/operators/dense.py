@@ -236,7 +236,7 @@ class Dense(LinearOperator):
 
         The last few are kept, and returned for shifts within a factor of 2 of their own.
         """
-        known = [pair for pair in self._kept if 0.5 <= shift / pair[0] <= 2.0]
+        known = [pair for pair in self._kept if 0.5 * pair[0] <= shift <= 2.0 * pair[0]]
         if known:
             self.damped = known[-1]
             return self.damped
@@ -250,7 +250,7 @@ class Dense(LinearOperator):
     def _damped_factor(self, shift: float) -> Tensor | None:
         """The Cholesky factor of H + s·I, s within a factor of 2 of `shift`; None if that is not definite."""
         known, factor = self._factored
-        if factor is None or not 0.5 <= shift / known <= 2.0:
+        if factor is None or not 0.5 * known <= shift <= 2.0 * known:
             matrix = self.matrix.clone()
             matrix.diagonal().add_(shift)
             factor, info = torch.linalg.cholesky_ex(matrix)

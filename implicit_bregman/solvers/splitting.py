@@ -123,6 +123,10 @@ def _rounded(dual: Tensor, dtype: torch.dtype) -> Tensor:
     return dual.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max).to(dtype)
 
 
+def _same(v: Tensor) -> Tensor:
+    return v
+
+
 class _Run:
     """The iteration for a batch, from its duals."""
 
@@ -137,6 +141,10 @@ class _Run:
         least = max(least + strong, _LEAST * largest)
         self.alpha = ((least * (largest + strong)) ** -0.5 if least > 0 else 1.0) if step is None else step
         self.relaxation = 2.0 if least > _LEAST * largest else 1.0
+        self.embed, self.restrict = _same, _same
+        dilation = operator.dilation()
+        if dilation is not None:  # x and u are on the larger space, whose other coordinates have C = {0}
+            operator, self.embed, self.restrict = dilation
         self.resolvent = operator.inverted(1 / self.alpha)
 
     def until(self, level: float, enough: float, most: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +155,7 @@ class _Run:
         objective, dual = self.objective, self.dual
         point = objective.evaluate(dual, torch.ones_like(dual[:, :1]))
         self.calls += 2
-        u, base = torch.add(point.value, point.gradient, alpha=self.alpha), self._base(dual)
+        u, base = self.embed(torch.add(point.value, point.gradient, alpha=self.alpha)), self._base(dual)
         # Of γ = 0 the iterate is z, whose dual is looked for at the end.
         final, best = (dual if objective.regularization else point.value).clone(), point.residual
         rows = (best > level).nonzero().squeeze(-1)
@@ -158,8 +166,8 @@ class _Run:
             count = min(_LOOK, left)
             for _ in range(count):
                 x = torch.add(base, resolvent(u), alpha=1 / self.alpha)
-                z, at = self._prox(2 * x - u, at)
-                u = torch.add(u, z - x, alpha=self.relaxation)
+                z, at = self._prox(self.restrict(2 * x - u), at)
+                u = torch.add(u, self.embed(z) - x, alpha=self.relaxation)
             left -= count
             self.steps[rows] += count
             self.calls[rows] += 1
@@ -182,22 +190,22 @@ class _Run:
     def _resolvent(self, objective: Objective, like: Tensor) -> Callable[[Tensor], Tensor]:
         """u ↦ (I/α + H)⁻¹u for some of the samples."""
         operator = objective.energy.hessian(like)
-        return self.resolvent if operator.batch is None else operator.inverted(1 / self.alpha)
+        return self.resolvent if operator.batch is None else operator.inverted(1 / self.alpha)  # (of no dilation)
 
     def walk(self, steps: int) -> Float[Tensor, "batch d"]:
         """2x − u after so many iterations with γ = 0."""
         energy, (lo, hi) = self.objective.energy, self.objective.geometry.bounds(self.dual.dtype)
         z, base = self.objective.geometry.activation(self.dual), self._base(self.dual)
-        u = torch.add(z, energy.gradient(z), alpha=self.alpha)
+        u = self.embed(torch.add(z, energy.gradient(z), alpha=self.alpha))
         for _ in range(steps):
             x = torch.add(base, self.resolvent(u), alpha=1 / self.alpha)
-            target = 2 * x - u
-            u = torch.add(u, target.clamp(lo, hi) - x, alpha=self.relaxation)
+            target = self.restrict(2 * x - u)
+            u = torch.add(u, self.embed(target.clamp(lo, hi)) - x, alpha=self.relaxation)
         return target
 
     def _base(self, like: Tensor) -> Float[Tensor, "batch d"]:
         """(I + αH)⁻¹αc."""
-        return self.resolvent(-self.objective.energy.gradient(torch.zeros_like(like)))
+        return self.resolvent(self.embed(-self.objective.energy.gradient(torch.zeros_like(like))))
 
     def _prox(self, v: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
         """z, and its dual (γ = 0: z again)."""
