@@ -2,11 +2,13 @@
 
 from implicit_bregman.nn.critical_point import CriticalPoint
 from implicit_bregman.nn.deq import BregmanDEQ
+from implicit_bregman.nn.deq2d import BregmanDEQ2d
 from implicit_bregman.nn.feedforward import BregmanLinear, EuclideanLinear, FeedForward, StandardLinear
 from implicit_bregman.nn.projection import BregmanProjection
 
 __all__ = [
     "BregmanDEQ",
+    "BregmanDEQ2d",
     "BregmanLinear",
     "BregmanProjection",
     "CriticalPoint",

@@ -19,6 +19,8 @@ from implicit_bregman.transforms import numbers, transformed
 PADDINGS = ("zeros", "circular")
 #: Squarings of a matrix S whose Frobenius norm then bounds its spectral norm: ‖S^p‖_F^(1/p), p = 16, within c^(1/32).
 _SQUARINGS = 4
+#: Points in each dimension, and at least so many, at which the limits of all spectra are looked for.
+_POINTS, _LEAST_POINTS = 16, 16
 #: A transform is as fast as its length has small prime factors.
 _FAST_FACTORS = (2, 3, 5, 7)
 
@@ -65,9 +67,9 @@ class Convolution(LinearOperator):
                 "kernel must be floating point of the shape (C_out, C_in, k) or (C_out, C_in, k1, k2), got "
                 f"{kernel.dtype} of shape {tuple(kernel.shape)}"
             )
-        grid = _checked_sizes("size", size, kernel.dim() - 2)
+        grid = checked_sizes("size", size, kernel.dim() - 2)
         check_choice("padding", padding, PADDINGS)
-        (step,) = _checked_sizes("stride", stride, 1)
+        (step,) = checked_sizes("stride", stride, 1)
         self._set(kernel, grid, padding, step, 1, False, least)
         if self.shape[0] == self.shape[1] and step == 1:
             self.symmetric = self._is_symmetric() if symmetric is None else symmetric
@@ -195,14 +197,31 @@ class Convolution(LinearOperator):
                 self._known_symbols[dtype] = self._symbol(dtype)
         return self._known_symbols[dtype]
 
-    def _filter(self, symbol: Complex[Tensor, "frequencies c_out c_in"], states: Tensor) -> Tensor:
-        """The convolution with that symbol of states on the coarse grid or any up to the one around it."""
+    def _right(self, dtype: torch.dtype, adjoint: bool) -> Complex[Tensor, "frequencies c_in c_out"]:
+        """The matrices, or their adjoints, as they multiply rows; with a gradient only where one is needed."""
+        if transformed() or (torch.is_grad_enabled() and self.kernel.requires_grad):
+            symbol = self._symbol(dtype)
+            return symbol.conj() if adjoint else symbol.mT
+        if (dtype, adjoint) not in self._known_right:
+            symbol = self._symbol_without_gradient(dtype)
+            self._known_right[dtype, adjoint] = _for_rows(symbol.mH if adjoint else symbol)
+        return self._known_right[dtype, adjoint]
+
+    @cached_property
+    def _known_right(self) -> dict[tuple[torch.dtype, bool], Tensor]:
+        return {}
+
+    def _filter(
+        self, right: Complex[Tensor, "frequencies c_in c_out"], states: Float[Tensor, "batch c_in *coarse"]
+    ) -> Float[Tensor, "batch c_out *around"]:
+        """The convolution that has these matrices, of states on the coarse grid or any up to the one around it."""
         dims = tuple(range(-self._dims, 0))
         waves = torch.fft.rfftn(states, s=self._around, dim=dims)
         batch, channels, *half = waves.shape
-        images = waves.reshape(batch, channels, -1).permute(2, 0, 1) @ symbol.mT
-        back = images.permute(1, 2, 0).reshape(batch, symbol.shape[1], *half)
-        return torch.fft.irfftn(back, s=self._around, dim=dims)
+        # (a transposition of two dimensions is the fastest way to other layouts)
+        rows = waves.reshape(batch * channels, -1).t().contiguous().reshape(-1, batch, channels)
+        images = (rows @ right).flatten(1).t().contiguous()
+        return torch.fft.irfftn(images.reshape(batch, right.shape[2], *half), s=self._around, dim=dims)
 
     def _states(self, v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch channels *grid"]:
         return _unshuffle(v.reshape(len(v), self.channels, *self.grid), self.phases)
@@ -213,10 +232,9 @@ class Convolution(LinearOperator):
     # The contract -----------------------------------------------------------------------------------------------------
 
     def product(self, v: Float[Tensor, "batch d"], adjoint: bool = False) -> Float[Tensor, "batch d"]:
-        needed = transformed() or (torch.is_grad_enabled() and self.kernel.requires_grad)
-        symbol = self._symbol(v.dtype) if needed else self._symbol_without_gradient(v.dtype)
+        right = self._right(v.dtype, adjoint)
         if not adjoint:
-            image = self._filter(symbol, self._states(v))
+            image = self._filter(right, self._states(v))
             if self.stride == 1:
                 return self._rows(image)
             return _cropped(image, self.grid)[_every(self.stride, self._dims)].reshape(len(v), -1)
@@ -224,7 +242,7 @@ class Convolution(LinearOperator):
             rows = v.reshape(len(v), -1, *self._coarse) if self.phases == 1 else self._states(v)
         else:
             rows = self._spread(v)
-        return self._rows(self._filter(symbol.mH, rows))
+        return self._rows(self._filter(right, rows))
 
     def _spread(self, v: Tensor) -> Tensor:
         """The outputs at their places on the grid, with zeros between."""
@@ -271,7 +289,7 @@ class Convolution(LinearOperator):
             symbol = self._symbol_without_gradient(self.kernel.dtype)
             eye = torch.eye(symbol.shape[-1], dtype=symbol.dtype, device=symbol.device)
             inverse, info = torch.linalg.inv_ex((symbol.mH if adjoint else symbol) + shift * eye)
-            inverse = torch.where((info == 0)[:, None, None], inverse, torch.nan)
+            inverse = _for_rows(torch.where((info == 0)[:, None, None], inverse, torch.nan))
         known = {self.kernel.dtype: inverse}
 
         def apply(v: Tensor) -> Tensor:
@@ -390,7 +408,29 @@ def _rebuild(of: tuple[tuple[int, ...], str, int, int, bool, float | None], kern
     return Convolution.__new__(Convolution)._set(kernel, *of)
 
 
-def _checked_sizes(name: str, value: object, count: int) -> tuple[int, ...]:
+def limits_of_the_spectrum(kernel: Float[Tensor, "c c *k"]) -> tuple[float, float]:
+    """Numbers between which the eigenvalues of (H + Hᵀ)/2 are, whatever the size of the grid and its padding.
+
+    By the matrices of all frequencies: ⟨u, Su⟩ is a trigonometric polynomial of degree K = ⌊k/2⌋, which between N > 2K
+    equidistant points exceeds its largest size there by a factor of 1/cos(πK/N) at most (Ehlich and Zeller, 1964).
+    """
+    degrees = [k // 2 for k in kernel.shape[2:]]
+    grid = [max(_LEAST_POINTS, _POINTS * degree) for degree in degrees]
+    symbol = Convolution(kernel.detach(), grid, "circular", symmetric=False)._symbol(kernel.dtype)
+    ends = torch.linalg.eigvalsh(0.5 * (symbol + symbol.mH))
+    middle, half = 0.5 * float(ends.max() + ends.min()), 0.5 * float(ends.max() - ends.min())
+    # (the size of S − middle·I is `half` on the grid)
+    half /= math.prod(math.cos(math.pi * degree / n) for degree, n in zip(degrees, grid, strict=True))
+    return middle - half, middle + half
+
+
+def checked_sizes(name: str, value: object, count: int) -> tuple[int, ...]:
+    """Whole numbers from 1 up, one for each dimension.
+
+    Raises:
+        TypeError: for other than whole numbers.
+        ValueError: for other numbers of them, and below 1.
+    """
     sizes = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * count
     if not all(isinstance(n, int) and not isinstance(n, bool) for n in sizes):
         raise TypeError(f"{name} must be a whole number, or one for each dimension, got {value!r}")
@@ -425,6 +465,10 @@ def _waves(
         angles = angles + angle.reshape(place)
     angles = angles.reshape(math.prod(counts), -1)
     return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def _for_rows(symbol: Complex[Tensor, "frequencies c_out c_in"]) -> Complex[Tensor, "frequencies c_in c_out"]:
+    return symbol.mT.resolve_conj().contiguous()
 
 
 def _cropped(states: Tensor, grid: tuple[int, ...]) -> Tensor:
