@@ -29,10 +29,13 @@ def check_existence(energy: BoundEnergy, geometry: LegendreFunction, regularizat
         ValueError: naming the direction of descent and the remedies.
     """
     lo, hi = geometry.domain
-    shared = energy.shared
-    if shared is None or not energy.symmetric or (math.isfinite(lo) and math.isfinite(hi)) or shared.is_definite():
+    quadratic = energy.factored
+    if quadratic is None or not quadratic.symmetric or (math.isfinite(lo) and math.isfinite(hi)):
         return
-    hessian, lowest = shared.matrix, shared.spectrum.lowest
+    known = quadratic.operator.factor
+    if known.is_definite():
+        return
+    hessian, lowest = known.matrix, known.spectrum.lowest
     # Far out, γφ adds this much curvature.
     growth = regularization * geometry.curvature_at_infinity if regularization else 0.0
     if math.isinf(growth):

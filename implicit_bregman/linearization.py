@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient
-from implicit_bregman.linalg.chebyshev import semi_iteration, steps_needed
+from implicit_bregman.linalg.chebyshev import Preconditioner, semi_iteration, steps_needed
 from implicit_bregman.operators import LinearOperator
 from implicit_bregman.operators.free import FreeBlocks
+from implicit_bregman.operators.packing import packed
 
 #: Coordinates whose D₊ exceeds this share of the largest are preconditioned together,
 _STEEP = 0.1
@@ -62,6 +63,7 @@ class Linearization:
         shift: (1 + τγ)(1 − r)/τ, (B, d).
         on_free_sets: whether every sample's system is known to be the free block of H and the identity.
         blocks: then the factors of these, if they are known.
+        splitting: else the ends of the spectrum by which `Splitter` solves them, if it is known to be cheap.
         damping: the number that the shift is known to be everywhere (γ, at an exact point), if so.
     """
 
@@ -71,16 +73,17 @@ class Linearization:
     on_free_sets: bool = False
     blocks: FreeBlocks | None = None
     damping: float | None = None
+    splitting: tuple[float, float] | None = None
 
     def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Linearization]]:
         """Its tensors, and a function that makes the same of them and holds none itself."""
-        hessian, rebuild_hessian = self.hessian.pack()
-        blocks, rebuild_blocks = ((), None) if self.blocks is None else self.blocks.pack()
-        rebuild = partial(_rebuild, rebuild_hessian, rebuild_blocks, len(blocks), self.on_free_sets, self.damping)
-        return (self.slope, self.shift, *blocks, *(tensor.detach() for tensor in hessian)), rebuild
+        hessian, rebuild = self.hessian.pack_known()
+        blocks = None if self.blocks is None else self.blocks.to_keep(self.slope.shape[-1], self.hessian.costs)
+        own, remake = packed((self.slope, self.shift, self.on_free_sets, blocks, self.damping, self.splitting))
+        return (*own, *hessian), partial(_rebuild, rebuild, remake, len(own))
 
     def apply(self, u: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """The adjoint operator above, in u's precision (where H is a matrix)."""
+        """The adjoint operator above, in u's precision (where H `factorizes`)."""
         return self.shift.to(u.dtype) * u + self.hessian.product(self.slope.to(u.dtype) * u, adjoint=True)
 
     def solve_symmetric(
@@ -119,28 +122,30 @@ class Linearization:
             tol: about the relative residual that is wanted; the result has to be judged.
             max_iter: bound on the number of products.
         """
-        shared, gamma = self.hessian.shared, self.damping
-        if gamma is None or shared is None or not shared.symmetric:
+        hessian, gamma = self.hessian, self.damping
+        if gamma is None or not (hessian.factorizes and hessian.symmetric):
             return None
+        length = hessian.gradient_step or 1.0
         flattest, steepest = self.slope_range
-        a = gamma * shared.gradient_step
-        inverse: Tensor | None = None
+        a = gamma * length
+        precondition: Preconditioner | None = None
         interval = (gamma, gamma * (1 + steepest / a))
         if a < _NO_NEED * steepest:
-            if shared.damped is None:
+            damped = hessian.damped
+            if damped is None:
                 return None
-            middle = gamma / shared.damped[0]
-            inverse = shared.damped[1].to(g.dtype) / middle
+            middle = gamma / damped.shift
+            precondition = damped.scaled(1 / middle)
             interval = min(1.0, (a + flattest) / (a + middle)), max(1.0, (a + steepest) / (a + middle))
         count = steps_needed(interval, tol, min(_MOST_SWEEPS, max_iter))
         if count is None:
             return None
-        slope, matrix = self.slope.to(g.dtype), shared.matrix.to(g.dtype)
+        slope = self.slope.to(g.dtype)
 
         def residual(u: Tensor) -> Tensor:
-            return torch.addmm(g, slope * u, matrix, alpha=-1).sub_(u, alpha=gamma)
+            return hessian.add_product(g, slope * u, alpha=-1.0).sub_(u, alpha=gamma)
 
-        u = semi_iteration(residual, torch.zeros_like(g), g, inverse, interval, count)
+        u = semi_iteration(residual, torch.zeros_like(g), g, precondition, interval, count)
         return u, count
 
     @cached_property
@@ -152,14 +157,11 @@ class Linearization:
         return float(least), float(largest)
 
     def _solve_plain(self, g: Tensor, tol: float | Tensor, max_iter: int) -> LinearSolution:
-        ratio, shared = self.shift / self.slope, self.hessian.shared
+        ratio, hessian = self.shift / self.slope, self.hessian
         inverse = self._shared_inverse(ratio.mean())
-        matrix = None if shared is None else shared.matrix.to(ratio.dtype)
 
         def operator(v: Tensor) -> Tensor:
-            if matrix is None:
-                return torch.addcmul(self.hessian.product(v), ratio, v)
-            return torch.addmm(ratio * v, v, matrix)
+            return hessian.add_product(ratio * v, v)
 
         if inverse is not None:
             return conjugate_gradient(operator, g, inverse, tol, max_iter)
@@ -216,8 +218,7 @@ class Linearization:
             tol: relative residual of the scaled system, per sample.
             max_iter: bound on the number of products.
         """
-        shared, product = self.hessian.shared, self.hessian.product
-        dtype = error.dtype if shared is None else shared.matrix.dtype
+        product, dtype = self.hessian.product, self.hessian.dtype
         smallest = torch.finfo(error.dtype).tiny
         ratio = self.shift / self.slope.clamp_min(smallest)
         root = (ratio + curvature).clamp_min(smallest).rsqrt()
@@ -246,21 +247,6 @@ class Linearization:
             )
         return replace(found, value=(scaling * found.value).to(error.dtype) * (length * length * size))
 
-    def dense(self, symmetric: bool, rows: slice, dtype: torch.dtype) -> Float[Tensor, "rows d d"]:
-        """The operator (or its symmetric form) as one matrix per sample, for a part of the batch.
-
-        Raises:
-            ValueError: if H is not a shared matrix.
-        """
-        if self.hessian.shared is None:
-            raise ValueError("the Hessian of this energy is not a matrix that all samples share")
-        matrix = self.hessian.shared.matrix.to(dtype)
-        slope, shift = self.slope[rows].to(dtype), self.shift[rows].to(dtype)
-        if symmetric:
-            root = slope.sqrt()
-            return torch.diag_embed(shift) + root[:, :, None] * matrix * root[:, None, :]
-        return torch.diag_embed(shift) + matrix.mT * slope[:, None, :]
-
     def diagonal(self) -> Float[Tensor, "batch d"]:
         """The operator's diagonal, made positive for use as a preconditioner."""
         entries = self.hessian.diagonal()
@@ -272,17 +258,9 @@ class Linearization:
 
 
 def _rebuild(
-    rebuild_hessian: Callable[..., LinearOperator],
-    rebuild_blocks: Callable[..., FreeBlocks | None] | None,
-    count: int,
-    on_free_sets: bool,
-    damping: float | None,
-    slope: Tensor,
-    shift: Tensor,
-    *tensors: Tensor,
+    rebuild: Callable[..., LinearOperator], remake: Callable[..., tuple[Any, ...]], count: int, *tensors: Tensor
 ) -> Linearization:
-    blocks = None if rebuild_blocks is None else rebuild_blocks(slope > 0, *tensors[:count])
-    return Linearization(rebuild_hessian(*tensors[count:]), slope, shift, on_free_sets, blocks, damping)
+    return Linearization(rebuild(*tensors[count:]), *remake(*tensors[:count]))
 
 
 def linearize(
@@ -314,8 +292,12 @@ def linearize(
 
 
 def linearize_on_free_set(
-    hessian: LinearOperator, free: Bool[Tensor, "batch d"], dtype: torch.dtype, blocks: FreeBlocks | None = None
+    hessian: LinearOperator,
+    free: Bool[Tensor, "batch d"],
+    dtype: torch.dtype,
+    blocks: FreeBlocks | None = None,
+    splitting: tuple[float, float] | None = None,
 ) -> Linearization:
     """The second-order model at exact points: the Hessian's free block, the identity on active coordinates."""
     inside = free.to(dtype)
-    return Linearization(hessian, inside, 1 - inside, on_free_sets=True, blocks=blocks)
+    return Linearization(hessian, inside, 1 - inside, on_free_sets=True, blocks=blocks, splitting=splitting)

@@ -106,6 +106,7 @@ class Objective:
         self.energy = energy
         self.geometry = geometry
         self.regularization = regularization
+        self._found_step: tuple[Tensor | None, ...] = ()
         self.unique = (
             energy.is_strictly_convex(
                 regularization * geometry.strong_convexity,
@@ -121,13 +122,15 @@ class Objective:
         """Whether F is known to be convex: with one critical point, or with a convex set of minimisers."""
         return self.unique or (self.regularization == 0 and self.energy.is_convex)
 
-    @cached_property
+    @property
     def step(self) -> Tensor | None:
         """τ, a 0-d tensor, or None where no curvature bound is known and MM has to backtrack.
 
         It takes the spectrum of W, and is computed for those who make MM steps alone.
         """
-        return automatic_step(self.energy.curvature, self.geometry)
+        if not self._found_step:
+            self._found_step = (automatic_step(self.energy.curvature, self.geometry),)
+        return self._found_step[0]
 
     @property
     def backtracks(self) -> bool:
@@ -313,8 +316,7 @@ class Objective:
     def select(self, index: Int[Tensor, " kept"]) -> Objective:
         """The objective of some of the samples."""
         part = Objective(self.energy.select(index), self.geometry, self.regularization, self.unique)
-        if "step" in self.__dict__:
-            part.__dict__["step"] = self.step
+        part._found_step = self._found_step
         return part
 
 

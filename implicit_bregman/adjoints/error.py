@@ -19,8 +19,6 @@ from torch import Tensor
 
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.linalg.cg import normalized
-from implicit_bregman.linalg.chunks import chunks
-from implicit_bregman.linalg.dense import solve_general
 from implicit_bregman.linalg.gmres import gmres
 from implicit_bregman.linalg.norms import norm, ratio
 from implicit_bregman.linearization import Linearization, linearize, linearize_on_free_set
@@ -38,8 +36,7 @@ _STEPS = 4
 #: a step that raises the residual is shortened by this factor, so many times.
 _SHORTER = 0.3
 _SHORTENED = 4
-#: The Newton step's own linear system: up to this width by factorization, else to this relative residual.
-_SMALL = 64
+#: The Newton step's own linear system: the relative residual, and most products, where it is not factorized.
 _COARSE = 0.03
 _PRODUCTS = 50
 #: A gradient that grows by this factor within the last digits of z has no limit that it could be near to.
@@ -78,7 +75,7 @@ def or_infinite(error: Tensor) -> Tensor:
 def is_worth_refining(estimate: Float[Tensor, " batch"], system: Linearization) -> bool:
     """Whether some error is above rounding and, where products are costly, not small."""
     limit = _ROUNDING * torch.finfo(estimate.dtype).eps
-    if system.hessian.shared is None:
+    if not system.hessian.factorizes:
         limit = max(limit, _COSTLY)
     return not bool((estimate <= limit).all())
 
@@ -240,15 +237,10 @@ def _size(here: Iterate) -> Float[Tensor, " batch"]:
 
 def _newton_step(system: Linearization, error: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
     """Δy with (shift + HD₊)Δy = −E; 0 for a sample where there is none."""
-    hessian, shared = system.hessian, system.hessian.shared
+    hessian = system.hessian
     right, unit, _ = normalized(-error)
-    if shared is not None and error.shape[-1] <= _SMALL:
-        matrix = shared.wide.matrix
-        parts = []
-        for rows in chunks(right):
-            dense = torch.diag_embed(system.shift[rows].double()) + matrix * system.slope[rows, None, :].double()
-            parts.append(solve_general(dense, right[rows, :, None].double())[0].squeeze(-1))
-        step = torch.cat(parts).to(error.dtype)
+    if hessian.factorizes and error.shape[-1] <= hessian.costs.adjoint_width:
+        step = hessian.systems(system.shift, None, system.slope).solve(right)[0].to(error.dtype)
     else:
         step = gmres(
             lambda u: torch.addcmul(hessian.product(system.slope * u), system.shift, u),

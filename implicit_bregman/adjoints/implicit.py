@@ -97,7 +97,7 @@ class Implicit(Adjoint):
             self.jacobian(objective, packed),
             linearize_outcome(objective, kept),
             # A factorization's digits need no second Newton step to be judged.
-            not (kept.complete and kept.without_steps and energy.shared is not None),
+            not (kept.complete and kept.without_steps and energy.factored is not None),
             *_error_state(objective, kept),
             usable,
             report,
@@ -155,7 +155,8 @@ def linearize_outcome(objective: Objective, outcome: Outcome) -> Linearization:
     if outcome.without_steps:
         # An exact point: its next MM iterate is itself.
         if not objective.regularization:
-            return linearize_on_free_set(hessian, outcome.free, point.value.dtype, outcome.blocks)
+            ends = None if outcome.splitter is None else outcome.splitter.ends
+            return linearize_on_free_set(hessian, outcome.free, point.value.dtype, outcome.blocks, ends)
         slope, gamma = objective.geometry.slope(point.dual), objective.regularization
         return Linearization(hessian, slope, torch.full_like(slope, gamma), damping=gamma)
     scaled = linearize(hessian, objective.geometry, objective.regularization, point)
@@ -190,7 +191,7 @@ def _error_state(objective: Objective, outcome: Outcome) -> tuple[Iterate | None
     """The iterate, where more than the residual is needed to judge the gradient, and that residual relative to z."""
     point, gamma = outcome.point, objective.regularization
     all_exact = outcome.without_steps and not gamma
-    if all_exact and outcome.complete and objective.energy.shared is not None:
+    if all_exact and outcome.complete and objective.energy.factored is not None:
         return None, point.residual
     exact = torch.ones_like(outcome.exact) if all_exact else outcome.exact & (gamma == 0)
     tol = DEFAULT_TOL[point.value.dtype]

@@ -295,7 +295,7 @@ class _Scaled:
     Attributes:
         system: the linearization.
         root: S, (B, d).
-        right: b, (B, d); like S in float64 where H is a matrix.
+        right: b, (B, d); like S in float64 where H `factorizes`.
         narrow: the precision of the iterations.
     """
 
@@ -306,7 +306,7 @@ class _Scaled:
 
     @classmethod
     def of(cls, system: Linearization, g: Tensor) -> _Scaled:
-        wide = torch.float64 if system.hessian.shared is not None else g.dtype
+        wide = torch.float64 if system.hessian.factorizes else g.dtype
         root = system.slope.to(wide).sqrt()
         return cls(system, root, root * g.to(wide), g.dtype)
 

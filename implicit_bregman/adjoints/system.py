@@ -10,25 +10,17 @@ from torch import Tensor
 
 from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.linalg.cg import conjugate_gradient, normalized
-from implicit_bregman.linalg.chunks import chunks
-from implicit_bregman.linalg.dense import solve_general
 from implicit_bregman.linalg.gmres import gmres
-from implicit_bregman.linalg.masked import solve_on_free_set
 from implicit_bregman.linalg.nullspace import null_part
-from implicit_bregman.linalg.semidefinite import solve_minimum_norm
 from implicit_bregman.linearization import Linearization
-from implicit_bregman.operators import Dense
-from implicit_bregman.operators.free import solve_free_blocks
+from implicit_bregman.operators import ROUNDING_ERRORS, LinearOperator
+from implicit_bregman.operators.splitter import Splitter
 from implicit_bregman.status import Status
 
 METHODS = ("auto", "cg", "gmres", "dense")
 
 #: Relative residual asked of the adjoint system, by precision.
 DEFAULT_TOL = {torch.float32: 1e-6, torch.float64: 1e-12}
-#: Up to this width a factorization per sample is cheaper than iterating.
-_SMALL = 64
-#: Up to this width a system that CG found indefinite is factorized instead.
-_LARGEST_DENSE = 1024
 #: A factorization whose solution leaves a larger relative residual is that of a numerically singular system. A
 #: symmetric W may be so only up to its own rounding, of which the factorization sees one half.
 _SINGULAR = {torch.float32: 1e-5, torch.float64: 1e-8}
@@ -78,7 +70,7 @@ def solve_adjoint_system(
 def _solve(system: Linearization, g: Tensor, method: str, tol: float | None, max_iter: int) -> AdjointSolution:
     """The same for rows of a moderate size."""
     target = DEFAULT_TOL[g.dtype] if tol is None else tol
-    direct = system.hessian.shared is not None and (method == "dense" or (method == "auto" and _is_cheap(system)))
+    direct = system.hessian.factorizes and (method == "dense" or (method == "auto" and _is_cheap(system)))
     v, solved, residual, iterations = (
         _direct(system, g, target) if direct else _iterate(system, g, method, target, max_iter)
     )
@@ -99,14 +91,14 @@ def check_method(method: str, energy: BoundEnergy) -> None:
     Raises:
         ValueError: naming the methods that do.
     """
-    if method == "dense" and energy.shared is None:
+    if method == "dense" and energy.factored is None:
         raise ValueError('adjoint method "dense" needs a quadratic energy: use method="cg" or "auto"')
     if method == "cg" and not energy.symmetric:
         raise ValueError('adjoint method "cg" needs a symmetric weight: use method="gmres" or "auto"')
 
 
 def _is_cheap(system: Linearization) -> bool:
-    return system.slope.shape[-1] <= _SMALL or _on_free_sets(system)
+    return system.slope.shape[-1] <= system.hessian.costs.adjoint_width or _on_free_sets(system)
 
 
 def _on_free_sets(system: Linearization) -> bool:
@@ -118,30 +110,46 @@ def _on_free_sets(system: Linearization) -> bool:
 
 
 def _direct(system: Linearization, g: Tensor, tol: float) -> AdjointSolution:
-    """Direct solves: through the shared factor where all samples are exact, else one factorization per sample."""
+    """Direct solves: through the inverse that is known where all samples are exact, else by factorizations."""
     none = torch.zeros(len(g), dtype=torch.int64, device=g.device)
-    shared = system.hessian.shared
-    limit = _SINGULAR[torch.float64 if shared is None else shared.matrix.dtype]
-    if shared is not None and _on_free_sets(system):
-        free = system.slope > 0
-        if shared.known_inverse is not None:
-            found = solve_free_blocks(shared, free, g, tol=max(1e-3 * tol, _LEAST), blocks=system.blocks)
+    hessian, slope = system.hessian, system.slope
+    limit = _SINGULAR[hessian.dtype]
+    if _on_free_sets(system):
+        free = slope > 0
+        split = None if system.splitting is None else _split(system, system.splitting, free, g, tol)
+        if split is not None:
+            return split
+        found = hessian.refine_on(free, g, tol=max(1e-3 * tol, _LEAST), blocks=system.blocks)
+        if found is not None:
             solved = found.solved & (found.residual <= limit)
-            return (
-                found.value,
-                _judged(system, found.value, g, solved, found.residual),
-                found.residual.to(g.dtype),
-                none,
-            )
-        if shared.symmetric and shared.convex:
-            return (*_minimum_norm(shared, free, g), none)
-        v, solved = solve_on_free_set(shared.wide.matrix.mT, free, g.double(), shared.symmetric)
+            good = _judged(system, found.value, g, solved, found.residual)
+            return found.value, good, found.residual.to(g.dtype), none
+        if hessian.symmetric and hessian.convex:
+            return (*_minimum_norm(hessian, free, g), none)
+        v, solved = hessian.solve_on(free, g.double(), adjoint=True)
         v = torch.where(solved[:, None], v, torch.nan)
+    elif hessian.symmetric:
+        root = slope.double().sqrt()
+        v = root * hessian.systems(system.shift, root, root).solve_symmetric(root * g.double())
+        solved = torch.isfinite(v.sum(-1))
     else:
-        v = torch.cat([_factorize(system, g, rows) for rows in chunks(system.slope)]) if len(g) else g.double()
+        u, solved = hessian.systems(system.shift, None, slope, adjoint=True).solve(g)
+        v = torch.where(solved[:, None], slope * u, torch.nan)
         solved = torch.isfinite(v.sum(-1))
     residual = _residual(system, v, g)
     return v, _judged(system, v, g, solved & (residual <= limit), residual), residual, none
+
+
+def _split(
+    system: Linearization, ends: tuple[float, float], free: Tensor, g: Tensor, tol: float
+) -> AdjointSolution | None:
+    """By operator splitting, as the forward solve was made; None where it does not get there."""
+    found = Splitter(system.hessian, ends, adjoint=True).solve_on(free, g, tol)
+    solved = found.left <= tol
+    if not bool(solved.all()):
+        return None
+    steps = torch.full_like(found.left, found.iterations, dtype=torch.int64)
+    return found.value, solved, found.left.to(g.dtype), steps
 
 
 def _judged(
@@ -150,62 +158,45 @@ def _judged(
     """`solved`, and samples whose residual is rounding in an ill-conditioned system that still determines v."""
     if bool(solved.all()):
         return solved
-    shared = system.hessian.shared
-    if shared is None:
+    if system.hessian.factorizes:
+        residual, rounding = _scaled(system, v.double(), g.double())
+    else:
         slope, shift = system.slope, system.shift
         # (of a bound for every entry a tenth is left in the norm)
         terms = 0.1 * torch.linalg.vector_norm(slope * system.hessian.rounding(v), dim=-1)
         rounding = terms + torch.finfo(v.dtype).eps * torch.linalg.vector_norm(shift * v, dim=-1)
         rounding = rounding / torch.linalg.vector_norm(slope * g, dim=-1)
-    else:
-        residual, rounding = _scaled(system, shared, v.double(), g.double())
     return solved | ((residual <= rounding) & (rounding <= _DETERMINED))
 
 
-def _scaled(system: Linearization, shared: Dense, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
+def _scaled(system: Linearization, v: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
     """The relative residual with every equation in its own units, and what rounding may make of it, each (B,).
 
     Where H is definite the units are those of a diagonal of ones: they say how well v is determined.
     """
-    matrix, slope, shift = shared.wide.matrix, system.slope.double(), system.shift.double()
-    size = matrix.diagonal() if shared.symmetric and shared.convex else torch.linalg.vector_norm(matrix, dim=0)
+    hessian, slope, shift = system.hessian, system.slope.double(), system.shift.double()
+    size = hessian.diagonal() if hessian.symmetric and hessian.convex else hessian.column_sizes()
+    assert size is not None  # what factorizes has them
     # The equation was multiplied by D₊, of which its symmetric form keeps the root.
-    unit = (slope * (slope * size.abs() + shift)).sqrt()
+    unit = (slope * (slope * size.double().abs() + shift)).sqrt()
     # (a row of zeros that asks for something is not to be overlooked)
     unit = torch.where(unit > 0, unit, torch.where(slope > 0, 1.0, torch.inf))
     right = torch.linalg.vector_norm(slope * g / unit, dim=-1)
-    left = (shift * v + slope * (v @ matrix) - slope * g) / unit
-    terms = ((shift * v).abs() + slope * (v.abs() @ matrix.abs())) / unit
-    rounding = _SUM * torch.finfo(torch.float64).eps * torch.linalg.vector_norm(terms, dim=-1)
+    left = (shift * v + slope * hessian.product(v, adjoint=True) - slope * g) / unit
+    terms = _SUM * torch.finfo(torch.float64).eps * (shift * v).abs()
+    terms = terms + _SUM / ROUNDING_ERRORS * slope * hessian.transposed().rounding(v)
+    rounding = torch.linalg.vector_norm(terms / unit, dim=-1)
     return torch.linalg.vector_norm(left, dim=-1) / right, rounding / right
 
 
-def _minimum_norm(shared: Dense, free: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _minimum_norm(hessian: LinearOperator, free: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """v, whether it was found, and its residual; where H_FF is singular, the shortest v with (Hv)_F nearest to g_F."""
-    matrix, eps = shared.wide.matrix, torch.finfo(shared.matrix.dtype).eps
-    v, _ = solve_minimum_norm(matrix, free, g.double(), eps)
-    left = torch.where(free, g - v @ matrix, 0.0)
+    v = hessian.solve_shortest_on(free, g, torch.finfo(hessian.dtype).eps)
+    left = torch.where(free, g - hessian.product(v), 0.0)
     # What no v can remove is orthogonal to the range.
     inside = torch.where(free, g.double(), 0.0)
-    residual = _relative(torch.where(free, left @ matrix, 0.0), inside @ matrix).to(g.dtype)
-    return v, torch.isfinite(v.sum(-1)) & (residual <= _SINGULAR[shared.matrix.dtype]), residual
-
-
-def _factorize(system: Linearization, g: Tensor, rows: slice) -> Tensor:
-    """v for a part of the batch; NaN where the system is singular."""
-    slope, right = system.slope[rows].double(), g[rows].double()[:, :, None]
-    if system.hessian.symmetric:
-        root = slope.sqrt()
-        matrix = system.dense(True, rows, torch.float64)
-        factor, info = torch.linalg.cholesky_ex(matrix)
-        v = root * torch.cholesky_solve(root[:, :, None] * right, factor).squeeze(-1)
-        if not bool((info != 0).any()):
-            return v
-        general, good = solve_general(matrix, root[:, :, None] * right)
-        general = torch.where(good[:, None], root * general.squeeze(-1), torch.nan)
-        return torch.where((info == 0)[:, None], v, general)
-    u, good = solve_general(system.dense(False, rows, torch.float64), right)
-    return torch.where(good[:, None], slope * u.squeeze(-1), torch.nan)
+    residual = _relative(torch.where(free, hessian.product(left), 0.0), hessian.product(inside)).to(g.dtype)
+    return v, torch.isfinite(v.sum(-1)) & (residual <= _SINGULAR[hessian.dtype]), residual
 
 
 def _residual(system: Linearization, v: Tensor, g: Tensor) -> Float[Tensor, " batch"]:
@@ -224,19 +215,19 @@ def _relative(error: Tensor, to: Tensor) -> Float[Tensor, " batch"]:
 
 
 def _iterate(system: Linearization, g: Tensor, method: str, tol: float, max_iter: int) -> AdjointSolution:
-    """By iteration; CG and GMRES are refined with float64 residuals where H is a matrix."""
+    """By iteration; CG and GMRES are refined with float64 residuals where H `factorizes`."""
     symmetric = system.hessian.symmetric and method != "gmres"
     swept = _sweep(system, g, tol, max_iter) if method == "auto" else None
     if swept is not None:
         return swept
-    wide = torch.float64 if system.hessian.shared is not None else g.dtype
+    wide = torch.float64 if system.hessian.factorizes else g.dtype
     equation = _Equation.of(system, symmetric, wide)
     right, residual, v = g, g.to(wide), torch.zeros_like(g, dtype=wide)
     norm = equation.size(residual)
     size, unit = norm, torch.ones_like(norm)
     iterations = torch.zeros(len(g), dtype=torch.int64, device=g.device)
     positive = torch.ones(len(g), dtype=torch.bool, device=g.device)
-    # One round where nothing can be gained: float64, or a Hessian that is not a matrix.
+    # One round where nothing can be gained: float64, or products that are no better in it.
     for _ in range(_REFINEMENTS if wide != g.dtype else 1):
         # What is still missing, and no more than one solve can give.
         missing = (0.7 * tol * norm / torch.where(size > 0, size, 1.0)).clamp(_reach(g.dtype), 0.5).to(g.dtype)
@@ -376,7 +367,7 @@ def _replace_indefinite(
     """Solve again, by a method that needs no positive curvature, the samples at which CG met a negative one."""
     rows = (~positive).nonzero().squeeze(-1)
     part = Linearization(system.hessian.select(rows), system.slope[rows], system.shift[rows])
-    if system.hessian.shared is not None and g.shape[-1] <= _LARGEST_DENSE:
+    if system.hessian.factorizes and g.shape[-1] <= system.hessian.costs.indefinite_width:
         again = _direct(part, g[rows], tol)
     else:
         again = _iterate(part, g[rows], "gmres", tol, max_iter)

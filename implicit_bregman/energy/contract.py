@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from implicit_bregman.energy.own import OwnMethods
-from implicit_bregman.operators import Dense, LinearOperator
+from implicit_bregman.operators import Costs, LinearOperator
 
 if TYPE_CHECKING:
     from implicit_bregman.energy.bound import BoundQuadratic
@@ -57,19 +57,19 @@ class BoundEnergy(ABC):
         symmetric: whether the Hessian is symmetric, that is, whether there is an objective.
         affine: whether the gradient is affine in z (a quadratic energy), so that one linear solve on the free
             block of coordinates gives a critical point exactly.
-        shared: the Hessian, where it is one constant matrix for all samples; else None.
-        exact_by_newton: whether, without such a matrix, Newton's method makes an iterate exact.
+        exact_by_newton: whether, where it is not `factored`, Newton's method makes an iterate exact.
+        costs: what decides between routes.
     """
 
     dtype: torch.dtype
     symmetric: bool
     affine: bool
-    shared: Dense | None = None
     exact_by_newton: bool = False
+    costs: Costs = Costs()
 
     @property
-    def matrix_form(self) -> BoundQuadratic | None:
-        """This energy, where it is quadratic with one matrix for all samples (`shared`); else None."""
+    def factored(self) -> BoundQuadratic | None:
+        """This energy, where it is quadratic and its `operator`, one for all samples, `factorizes`; else None."""
         return None
 
     @property

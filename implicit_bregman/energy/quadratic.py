@@ -224,9 +224,9 @@ class QuadraticEnergy(Energy):
         if not self.symmetric:
             raise ValueError("convex=True needs a symmetric W: without symmetry there is no objective to be convex")
         self.convex = True
-        operator = self._operator()
-        if not operator.is_definite():
-            _ = operator.semidefinite  # raises where it is not
+        known = self._operator().factor
+        if not known.is_definite():
+            _ = known.semidefinite  # raises where it is not
 
     @property
     def weight(self) -> Float[Tensor, "d d"]:
@@ -305,7 +305,7 @@ class QuadraticEnergy(Energy):
 
     def _spectrum(self) -> Spectrum:
         known = self.weight_map.spectrum()
-        return self._operator().spectrum if known is None else known
+        return self._operator().factor.spectrum if known is None else known
 
     def bind(self, x: Float[Tensor, "batch n"]) -> BoundEnergy:
         """This energy at the input x; half-precision parameters are lifted to float32 here."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from functools import cached_property, partial
 
 import torch
@@ -12,13 +11,12 @@ from torch import Tensor, nn
 
 from implicit_bregman.energy.base import Energy
 from implicit_bregman.energy.bound import BoundAffine, BoundQuadratic
-from implicit_bregman.energy.contract import BoundEnergy, Packed
+from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.energy.inputs import Inputs
 from implicit_bregman.energy.quadratic import QuadraticEnergy
-from implicit_bregman.energy.snapshot import Again
 from implicit_bregman.energy.weights import Weight, affine, hold
 from implicit_bregman.linalg.spectrum import Spectrum
-from implicit_bregman.operators import Dense, LinearOperator, Rebuild
+from implicit_bregman.operators import Dense, LinearOperator
 from implicit_bregman.transforms import transformed
 
 #: A constant that was guessed from below is multiplied by this.
@@ -47,6 +45,7 @@ class OperatorEnergy(QuadraticEnergy):
             _check_convex(operator)
         Energy.__init__(self, operator.size, convex=convex)
         tensors, self._rebuild = operator.pack()
+        self._costs = operator.costs
         self.weight_map = Weight()
         self._count = len(tensors)
         for number, tensor in enumerate(tensors):
@@ -58,7 +57,8 @@ class OperatorEnergy(QuadraticEnergy):
     @property
     def operator(self) -> LinearOperator:
         """H, as a function of the tensors that it is made of."""
-        return self._rebuild(*(getattr(self.weight_map, str(number)) for number in range(self._count)))
+        operator = self._rebuild(*(getattr(self.weight_map, str(number)) for number in range(self._count)))
+        return operator if operator.costs == self._costs else operator.with_costs(self._costs)
 
     @property
     def has_matrix(self) -> bool:
@@ -106,7 +106,7 @@ class OperatorEnergy(QuadraticEnergy):
         """Bounds of the eigenvalues of H (of its symmetric part) from below and, as `curvature_bound`, from above."""
         operator = self._operator()
         if operator.shared is not None:
-            spectrum = operator.shared.spectrum
+            spectrum = operator.shared.factor.spectrum
             return spectrum.lowest, spectrum.curvature
         ends = bounds_of(operator)
         return None if ends is None else ends.lowest, mm_curvature(operator, ends)
@@ -124,7 +124,7 @@ class OperatorEnergy(QuadraticEnergy):
             ends = bounds_of(operator)
             if ends is not None and ends.is_definite():
                 return operator
-        return Dense(operator.dense(), operator.symmetric, convex=self.convex)
+        return Dense(operator.dense(), operator.symmetric, convex=self.convex, costs=self._costs)
 
     def bind(self, x: Inputs) -> BoundEnergy:
         operator: LinearOperator = self._held.operator(self) if self._held is not None else self._operator()
@@ -144,7 +144,9 @@ class OperatorEnergy(QuadraticEnergy):
         return BoundStructured(operator, offset, None if transformed() else bounds_of(operator), self.convex)
 
     def _declared(self, matrix: Dense) -> Dense:
-        return Dense(matrix.source, matrix.symmetric, convex=True) if self.convex and not matrix.convex else matrix
+        if matrix.convex or not self.convex:
+            return matrix
+        return Dense(matrix.source, matrix.symmetric, convex=True, costs=matrix.costs)
 
     def extra_repr(self) -> str:
         """Width and kind of operator, for `print(module)`."""
@@ -210,10 +212,7 @@ class BoundStructured(BoundAffine):
     """
 
     def __init__(self, operator: LinearOperator, offset: Tensor, ends: Spectrum | None, convex: bool = False) -> None:
-        self.operator = operator
-        self.offset = offset
-        self.dtype = offset.dtype
-        self.symmetric = operator.symmetric
+        super().__init__(operator, offset)
         self.exact_by_newton = operator.symmetric
         self.ends = ends
         self.convex = convex
@@ -230,24 +229,13 @@ class BoundStructured(BoundAffine):
     def lowest(self) -> Tensor | None:
         return None if self.ends is None else self.ends.lowest
 
-    def gradient(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        return self.operator.product(z) - self.offset
-
-    def pack(self) -> Packed:
-        tensors, rebuild = self.operator.pack()
-        rows = None if self.operator.batch is not None else (*(False for _ in tensors), True)
-        return Packed((*tensors, self.offset), rows, partial(_rebuild, rebuild, self.ends, self.convex))
+    def remake(self) -> Callable[..., BoundStructured]:
+        return partial(BoundStructured, ends=self.ends, convex=self.convex)
 
     def value_at(self, z: Float[Tensor, "batch d"]) -> Callable[[], Float[Tensor, " batch"]]:
         # At once, with H as it is now.
         value = torch.linalg.vecdot(z, 0.5 * self.operator.product(z) - self.offset)
         return lambda: value
-
-    def again(self) -> AbstractContextManager[object]:
-        return Again((*self.operator.pack()[0], self.offset))
-
-    def hessian(self, z: Float[Tensor, "batch d"]) -> LinearOperator:
-        return self.operator
 
     def is_strictly_convex(self, curvature: float, strictly: bool) -> bool:
         return self.convex or (self.ends is not None and self.ends.is_definite(curvature, strictly))
@@ -263,13 +251,10 @@ class BoundStructured(BoundAffine):
     def apart(self) -> list[BoundEnergy] | None:
         if self.operator.batch is None or not self.operator.fits_a_matrix:
             return None
-        parts = [Dense(matrix, self.symmetric, convex=self.convex) for matrix in self.operator.detach().dense()]
+        matrices, convex, costs = self.operator.detach().dense(), self.convex, self.costs
+        parts = [Dense(matrix, self.symmetric, convex=convex, costs=costs) for matrix in matrices]
         offsets = self.offset.detach().split(1)
         return [BoundQuadratic(part, offset) for part, offset in zip(parts, offsets, strict=True)]
 
     def select(self, index: Int[Tensor, " kept"]) -> BoundStructured:
         return BoundStructured(self.operator.select(index), self.offset[index], self.ends, self.convex)
-
-
-def _rebuild(rebuild: Rebuild, ends: Spectrum | None, convex: bool, *tensors: Tensor) -> BoundStructured:
-    return BoundStructured(rebuild(*tensors[:-1]), tensors[-1], ends, convex)

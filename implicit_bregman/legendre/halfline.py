@@ -47,11 +47,8 @@ class Softplus(LegendreFunction):
         return functional.softplus(y, beta=self.sharpness, threshold=40.0)
 
     def _inverse_activation(self, z: Tensor) -> Tensor:
-        x = z * self.sharpness
-        near = torch.log(torch.expm1(x.clamp(max=0.5))) / self.sharpness
-        # (z itself, since its multiple may overflow)
-        far = z + torch.log1p(-torch.exp(-x.clamp(min=0.5))) / self.sharpness
-        return torch.where(x < 0.5, near, far)
+        # log(eˣ − 1) as x + log(1 − e⁻ˣ); with z itself, since its multiple may overflow.
+        return z + torch.log(-torch.expm1(-z * self.sharpness)) / self.sharpness
 
     def _potential(self, z: Tensor) -> Tensor:
         x = z * self.sharpness

@@ -11,9 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
+
+Preconditioner = Callable[[Tensor, Tensor, float, float], Tensor]
+"""(b, v, beta, alpha) ↦ beta·b + alpha·Pv, in one pass."""
 
 #: The least half-width of the interval, relative to its middle.
 _LEAST_WIDTH = 1e-2
@@ -34,7 +36,7 @@ def semi_iteration(
     residual: Callable[[Tensor], Tensor],
     x: Float[Tensor, "batch d"],
     first: Float[Tensor, "batch d"],
-    inverse: Float[Tensor, "d d"] | None,
+    precondition: Preconditioner | None,
     interval: tuple[float, float],
     count: int,
 ) -> Float[Tensor, "batch d"]:
@@ -44,23 +46,23 @@ def semi_iteration(
         residual: x ↦ E(x).
         x: the start.
         first: E there.
-        inverse: P, symmetric; None: the identity.
+        precondition: P; None: the identity.
         interval: ends of the spectrum of P A.
         count: the number of steps, at least 1.
     """
     center, radius = _disc(interval)
     ratio = radius / center
     old, error = ratio, first
-    move = (error if inverse is None else error @ inverse) / center
+    move = error / center if precondition is None else precondition(error, error, 0.0, 1 / center)
     for _ in range(count - 1):
         x = x + move
         error = residual(x)
         new = 1 / (2 / ratio - old)
         keep, take, old = new * old, 2 * new / radius, new
-        if inverse is None:
+        if precondition is None:
             move = move.mul_(keep).add_(error, alpha=take)
         else:
-            move = torch.addmm(move, error, inverse, beta=keep, alpha=take)
+            move = precondition(move, error, keep, take)
     return x + move
 
 

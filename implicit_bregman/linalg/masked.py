@@ -6,22 +6,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.linalg.cg import conjugate_gradient
 from implicit_bregman.linalg.chunks import chunks
 from implicit_bregman.linalg.dense import solve_general
-from implicit_bregman.linalg.gmres import gmres
-
-#: Beyond this width, with a free set for every sample, iterating is cheaper than factorizing.
-_LARGEST_DENSE = 512
 
 
 def solve_on_free_set(
     matrix: Float[Tensor, "d d"],
     free: Bool[Tensor, "batch d"],
     rhs: Float[Tensor, "batch d"],
-    symmetric: bool,
-    definite: bool = False,
-) -> tuple[Float[Tensor, "batch d"], Bool[Tensor, " batch"]]:
+    definite: bool,
+    widest: int,
+) -> tuple[Float[Tensor, "batch d"], Bool[Tensor, " batch"]] | None:
     """x with x_A = 0 and (A x)_F = b_F, F the free set of each sample and A the shared matrix.
 
     Samples that share a free set share one factorization.
@@ -30,20 +25,21 @@ def solve_on_free_set(
         matrix: A, (d, d).
         free: F, (B, d).
         rhs: b, (B, d); its entries outside F do not matter.
-        symmetric: whether A is symmetric.
         definite: whether to refuse blocks that are not positive definite (of a symmetric A).
+        widest: the d beyond which a factorization for every sample costs too much.
 
     Returns:
-        x, (B, d), and whether each sample could be solved: A_FF nonsingular, or A_FF ≻ 0 if `definite`.
+        x, (B, d), and whether each sample could be solved: A_FF nonsingular, or A_FF ≻ 0 if `definite`. None where it
+        costs too much.
     """
     if len(free) == 0:
         return torch.zeros_like(rhs), free.any(-1)
     sets, owner = torch.unique(free, dim=0, return_inverse=True)
     if 8 * len(sets) <= len(free):
         return _by_set(matrix, sets, owner, rhs, definite)
-    if matrix.shape[0] <= _LARGEST_DENSE:
+    if matrix.shape[0] <= widest:
         return _by_sample(matrix, free, rhs, definite)
-    return _iterative(matrix, free, rhs, symmetric)
+    return None
 
 
 def _by_set(matrix: Tensor, sets: Tensor, owner: Tensor, rhs: Tensor, definite: bool) -> tuple[Tensor, Tensor]:
@@ -83,16 +79,3 @@ def _solve(system: Tensor, rhs: Tensor, definite: bool) -> tuple[Tensor, Tensor]
         factor, info = torch.linalg.cholesky_ex(system)
         return torch.cholesky_solve(rhs, factor), info == 0
     return solve_general(system, rhs)
-
-
-def _iterative(matrix: Tensor, free: Tensor, rhs: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
-    mask = free.to(rhs.dtype)
-    diagonal = torch.where(free & (matrix.diagonal() > 0), matrix.diagonal(), 1.0)
-
-    def operator(v: Tensor) -> Tensor:
-        return mask * ((mask * v) @ matrix.mT) + (1 - mask) * v
-
-    method = conjugate_gradient if symmetric else gmres
-    tol = 64 * torch.finfo(rhs.dtype).eps
-    solution = method(operator, torch.where(free, rhs, 0.0), lambda r: r / diagonal, tol, 20 * matrix.shape[0])
-    return mask * solution.value, solution.converged

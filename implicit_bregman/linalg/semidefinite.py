@@ -71,11 +71,8 @@ def solve_minimum_norm(
     """
     x, definite = solve_definite(matrix, free, rhs, eps)
     for rows, columns in same_sets(free, (~definite).nonzero().squeeze(-1)):
-        block = matrix[columns][:, columns]
-        basis = range_basis(block, eps)
-        factor, _ = torch.linalg.cholesky_ex(basis.mT @ block @ basis)
-        inside = torch.cholesky_solve(basis.mT @ rhs[rows][:, columns].mT, factor)
-        x[rows[:, None], columns] = (basis @ inside).mT
+        basis, inside = solve_in_range(matrix[columns][:, columns], rhs[rows][:, columns], eps)
+        x[rows[:, None], columns] = inside @ basis.mT
     return x, definite
 
 
@@ -100,6 +97,15 @@ def solve_definite(
         x[rows] = torch.where(good[:, None], scale * found.squeeze(-1), 0.0)
         definite[rows] = good
     return torch.zeros_like(rhs).scatter_add(1, index, x * valid), definite
+
+
+def solve_in_range(
+    block: Float[Tensor, "n n"], rhs: Float[Tensor, "batch n"], eps: float
+) -> tuple[Float[Tensor, "n k"], Float[Tensor, "batch k"]]:
+    """An orthonormal basis Q of the range of a block H, and x with QᵀHQ x = Qᵀb."""
+    basis = range_basis(block, eps)
+    factor, _ = torch.linalg.cholesky_ex(basis.mT @ block @ basis)
+    return basis, torch.cholesky_solve(basis.mT @ rhs.mT, factor).mT
 
 
 def range_basis(block: Float[Tensor, "n n"], eps: float) -> Float[Tensor, "n k"]:

@@ -3,6 +3,7 @@
 from implicit_bregman.operators.base import ROUNDING_ERRORS, Dilation, LinearOperator, Rebuild
 from implicit_bregman.operators.blocks import Blocks
 from implicit_bregman.operators.convolution import Convolution
+from implicit_bregman.operators.costs import Costs
 from implicit_bregman.operators.dense import Dense
 from implicit_bregman.operators.diagonal import Diagonal
 from implicit_bregman.operators.kronecker import Kronecker
@@ -15,6 +16,7 @@ __all__ = [
     "ROUNDING_ERRORS",
     "Blocks",
     "Convolution",
+    "Costs",
     "Dense",
     "Diagonal",
     "Dilation",

@@ -4,31 +4,36 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from implicit_bregman.linalg.cg import conjugate_gradient
+from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient
 from implicit_bregman.linalg.gmres import gmres
+from implicit_bregman.operators.costs import Costs
 from implicit_bregman.operators.inverse import Invertible, inverse
 from implicit_bregman.transforms import transformed
 
 if TYPE_CHECKING:
     from implicit_bregman.operators.dense import Dense
+    from implicit_bregman.operators.factor import Damped
+    from implicit_bregman.operators.free import FreeBlocks, FreeSolution
+    from implicit_bregman.operators.systems import Systems
 
 #: So many rounding errors of the terms of a sum are those of the sum.
 ROUNDING_ERRORS = 16
 #: Lengths of the runs of equal signs in the patterns of rounding errors.
 _PATTERNS = (1, 2, 4)
-#: Up to so many entries a matrix is made of an operator where it says more: one of width 512 for all samples.
-_MATRIX_ENTRIES = 2**18
 #: Steps of the power method behind a guess of a norm.
 _POWER_STEPS = 20
 #: The relative residual of `solve` in rounding errors, and its products for each coordinate.
 _SOLVED, _PRODUCTS = 16, 10
+#: Those of a free block, and those for each coordinate of one that is damped.
+_SOLVED_ON, _PRODUCTS_ON, _PRODUCTS_DAMPED = 64, 20, 3
 
 Rebuild = Callable[..., "LinearOperator"]
 """From an operator's tensors to an operator of the same structure that is made of them."""
@@ -56,11 +61,25 @@ class LinearOperator(ABC):
 
     Attributes:
         symmetric: whether H = Hᵀ.
-        shared: H as one matrix that all samples share; None where there is no such matrix, or it should not be made.
+        convex: whether it is declared, or known, to be positive semidefinite.
+        factorizes: whether its systems can be factorized: the methods of "Factorizations" below.
+        damped: what `damped_inverse` returned last, or None.
+        shared: itself, where it is one matrix that all samples share: for energies and operators made of others.
+        costs: what decides between routes.
     """
 
     symmetric: bool
-    shared: Dense | None = None
+    convex: bool = False
+    factorizes: bool = False
+    costs: Costs = Costs()
+
+    @property
+    def shared(self) -> Dense | None:
+        return None
+
+    @property
+    def damped(self) -> Damped | None:
+        return None
 
     @abstractmethod
     def product(self, v: Float[Tensor, "batch d"], adjoint: bool = False) -> Float[Tensor, "batch d"]:
@@ -69,6 +88,11 @@ class LinearOperator(ABC):
     @abstractmethod
     def pack(self) -> tuple[tuple[Tensor, ...], Rebuild]:
         """Its tensors, and a function that makes the same operator of such tensors and holds none itself."""
+
+    def pack_known(self) -> tuple[tuple[Tensor, ...], Rebuild]:
+        """The same without gradient, with what has been computed of it: for the backward pass of this solve."""
+        tensors, rebuild = self.pack()
+        return tuple(tensor.detach() for tensor in tensors), rebuild
 
     @property
     @abstractmethod
@@ -90,6 +114,13 @@ class LinearOperator(ABC):
         """The precision of its tensors."""
         return self.pack()[0][0].dtype
 
+    def add_product(
+        self, b: Float[Tensor, "batch d"], v: Float[Tensor, "batch d"], beta: float = 1.0, alpha: float = 1.0
+    ) -> Float[Tensor, "batch d"]:
+        """beta·b + alpha·Hv, (B, d), as `product` differentiable."""
+        image = self.product(v)
+        return torch.add(image if alpha == 1.0 else alpha * image, b, alpha=beta)
+
     def bounds(self) -> tuple[float, float] | None:
         """Numbers between which all eigenvalues of (H + Hᵀ)/2 lie, or None if none are known."""
         return None
@@ -98,7 +129,12 @@ class LinearOperator(ABC):
         """About the least and the largest eigenvalue of (H + Hᵀ)/2: for the choice of a step, not for proofs."""
         return self.bounds() or (0.0, 1 / (self.gradient_step or 1.0))
 
-    def norm_bound(self) -> float | None:
+    def sizes_guess(self) -> tuple[float, float]:
+        """About the least and the largest singular value of H: for the choice of a step, not for proofs."""
+        least, largest = self.bounds_guess()
+        return least, largest if self.symmetric else max(largest, self.step_bound_guess())
+
+    def norm(self) -> float | None:
         """A bound of ‖H‖₂, or None if none is known."""
         ends = self.bounds() if self.symmetric else None
         return None if ends is None else max(map(abs, ends))
@@ -108,11 +144,19 @@ class LinearOperator(ABC):
 
         Here: by their norms. An operator that sees K to be −Hᵀ, or near to it, says less.
         """
-        norms = self.norm_bound(), other.norm_bound()
+        norms = self.norm(), other.norm()
         return None if None in norms else 0.5 * sum(norm for norm in norms if norm)
 
     def diagonal(self) -> Float[Tensor, "#batch d"] | None:
         """The diagonal of H, (d,) or (B, d), or None if it is not to be had cheaply."""
+        return None
+
+    def row_sizes(self) -> Float[Tensor, " d"] | None:
+        """The sums of |H| over each row, which bound the entries of Hz where no |z| exceeds 1; None: not known."""
+        return None
+
+    def column_sizes(self) -> Float[Tensor, " d"] | None:
+        """The lengths of H's columns; None: not known."""
         return None
 
     def solve(self, v: Float[Tensor, "batch d"], shift: float = 0.0, adjoint: bool = False) -> Float[Tensor, "batch d"]:
@@ -140,6 +184,16 @@ class LinearOperator(ABC):
             return self._iterate(v, shift, adjoint, known[len(v)])
 
         return solve
+
+    def reflected(self, step: float, adjoint: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
+        """(u, b) ↦ (2(I + αH)⁻¹ − I)u + b, or with Hᵀ, without gradient: an operator splitting's share of H.
+
+        Args:
+            step: α.
+            adjoint: whether it is Hᵀ.
+        """
+        solve = self.inverted(1 / step, adjoint)
+        return lambda u, b: torch.add(b - u, solve(u), alpha=2 / step)
 
     def _preconditioner(self, shift: float, like: Float[Tensor, "batch d"]) -> Callable[[Tensor], Tensor]:
         """About (shift·I + H)⁻¹, for `_iterate`. Here: that of the diagonal."""
@@ -204,7 +258,7 @@ class LinearOperator(ABC):
     @property
     def fits_a_matrix(self) -> bool:
         """Whether it is small enough for `dense` and factorizations of it to cost little."""
-        return (self.batch or 1) * self.size**2 <= _MATRIX_ENTRIES
+        return (self.batch or 1) * self.size**2 <= self.costs.matrix_entries
 
     def step_bound_guess(self) -> float:
         """About the constant L by which MM's step σ/L is found without symmetry, the largest for any sample: no proof.
@@ -241,17 +295,171 @@ class LinearOperator(ABC):
 
     def to(self, dtype: torch.dtype) -> LinearOperator:
         """The operator in another precision."""
-        tensors, rebuild = self.pack()
-        return rebuild(*(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in tensors))
+        return self._remade(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
     def detach(self) -> LinearOperator:
         """The operator without gradient."""
+        return self._remade(torch.Tensor.detach)
+
+    def with_costs(self, costs: Costs) -> LinearOperator:
+        """The same with other costs, by which a route can be chosen."""
+        other = copy(self)
+        other.costs = costs
+        return other
+
+    def _remade(self, change: Callable[[Tensor], Tensor]) -> LinearOperator:
         tensors, rebuild = self.pack()
-        return rebuild(*(tensor.detach() for tensor in tensors))
+        return rebuild(*map(change, tensors)).with_costs(self.costs)
 
     def transposed(self) -> LinearOperator:
         """Hᵀ."""
         return self if self.symmetric else _Transposed(self)
+
+    # On free sets ---------------------------------------------------------------------------------------------------
+
+    def solve_on(
+        self,
+        free: Bool[Tensor, "batch d"],
+        rhs: Float[Tensor, "batch d"],
+        definite: bool = False,
+        adjoint: bool = False,
+    ) -> tuple[Float[Tensor, "batch d"], Bool[Tensor, " batch"]]:
+        """x with x_A = 0 and (H x)_F = b_F, and whether it was found, (B,): here by iteration.
+
+        Args:
+            free: F, (B, d); A is the rest.
+            rhs: b, (B, d); its entries outside F do not matter.
+            definite: whether to refuse blocks that are not positive definite (of a symmetric H), as iterations do.
+            adjoint: whether to solve with Hᵀ.
+        """
+        mask, diagonal = free.to(rhs.dtype), self._positive_diagonal(free, rhs)
+        method = conjugate_gradient if self.symmetric else gmres
+        found = method(
+            lambda v: mask * self.product(mask * v, adjoint) + (1 - mask) * v,
+            torch.where(free, rhs, 0.0),
+            lambda r: r / diagonal,
+            _SOLVED_ON * torch.finfo(rhs.dtype).eps,
+            _PRODUCTS_ON * rhs.shape[-1],
+        )
+        return mask * found.value, found.converged
+
+    def solve_damped_on(
+        self,
+        free: Bool[Tensor, "batch d"],
+        rhs: Float[Tensor, "batch d"],
+        damping: Float[Tensor, "batch d"],
+        tol: Float[Tensor, " batch"],
+        at_once: bool = False,
+    ) -> tuple[Float[Tensor, "batch d"], Bool[Tensor, " batch"]]:
+        """x with x_A = 0 and (H x)_F + damping·x_F ≈ b_F, and whether no negative curvature was met, (B,).
+
+        Args:
+            free: F, (B, d).
+            rhs: b, (B, d), 0 outside F.
+            damping: (B, d), not negative.
+            tol: the relative residual that is enough where iterations are made.
+            at_once: whether curvature is to be judged on all of F: by a factorization, where H has one.
+        """
+        found = self._iterate_damped_on(free, rhs, damping, tol, _PRODUCTS_DAMPED * rhs.shape[-1] + 20)
+        return found.value, found.positive
+
+    def _iterate_damped_on(self, free: Tensor, rhs: Tensor, damping: Tensor, tol: Tensor, most: int) -> LinearSolution:
+        mask, diagonal = free.to(rhs.dtype), self._positive_diagonal(free, rhs, damping)
+        return conjugate_gradient(
+            lambda v: mask * (self.product(mask * v) + damping * v) + (1 - mask) * v,
+            rhs,
+            lambda r: r / diagonal,
+            tol,
+            most,
+        )
+
+    def _positive_diagonal(self, free: Tensor, like: Tensor, damping: Tensor | float = 0.0) -> Tensor:
+        """The entries of the diagonal, with the damping, where they are positive; 1 elsewhere, and off F."""
+        entries = self.diagonal()
+        if entries is None:
+            return torch.ones_like(like)
+        entries = damping + entries.to(like.dtype)
+        return torch.where(free & (entries > 0), entries, 1.0)
+
+    def has_inverse(self, batch: int) -> bool:
+        """Whether H is proved definite, and its inverse saves more than it costs for so many samples."""
+        return False
+
+    def free_blocks(self, free: Bool[Tensor, "batch d"]) -> FreeBlocks | None:
+        """The factors behind `refine_on`; None where it has no inverse."""
+        return None
+
+    def refine_on(
+        self,
+        free: Bool[Tensor, "batch d"],
+        rhs: Float[Tensor, "batch d"],
+        fixed: Float[Tensor, "batch d"] | None = None,
+        tol: float = 1e-13,
+        blocks: FreeBlocks | None = None,
+        floor: Tensor | float | None = None,
+    ) -> FreeSolution | None:
+        """z with z_A = fixed_A and (H z)_F = rhs_F to the last digits; None where no inverse has been found so far.
+
+        Args:
+            free: F, (B, d); A is the rest.
+            rhs: (B, d); its entries outside F do not matter but for the scale.
+            fixed: values outside F, (B, d); None: 0.
+            tol: bound on the entries of (H z − b)_F, relative to the size of b and Hz.
+            blocks: what `free_blocks` made; None: it is made here.
+            floor: see `solve_free_blocks`.
+        """
+        return None
+
+    # Factorizations: what can be asked where `factorizes` ---------------------------------------------------------
+
+    def damped_inverse(self, shift: float) -> Damped | None:
+        """(H + s·I)⁻¹, s within a factor of 2 of `shift`, of a symmetric H; None if that is not definite."""
+        return None
+
+    def inverted_scaled(self, shift: float, slope: Float[Tensor, " d"], batch: int) -> LinearOperator | None:
+        """(shift·I + H·diag(slope))⁻¹; None where it costs more than it saves for so many samples; NaN if singular."""
+        return None
+
+    def systems(
+        self,
+        shift: Float[Tensor, "batch d"],
+        left: Float[Tensor, "batch #d"] | None = None,
+        right: Float[Tensor, "batch d"] | None = None,
+        adjoint: bool = False,
+    ) -> Systems:
+        """diag(shift) + diag(left) H diag(right) of each sample, to be factorized in float64; `adjoint`: with Hᵀ.
+
+        Raises:
+            TypeError: unless it `factorizes`, as the following do.
+        """
+        self._refuse()
+
+    def solve_definite_on(
+        self, free: Bool[Tensor, "batch d"], rhs: Float[Tensor, "batch d"], eps: float
+    ) -> tuple[Float[Tensor, "batch d"], Bool[Tensor, " batch"]]:
+        """x with x_A = 0 and (H x)_F = b_F where H_FF is definite beyond rounding, else 0; and where it is, (B,).
+
+        Args:
+            free: F, (B, d).
+            rhs: b, (B, d).
+            eps: the rounding error of the precision in which H was given.
+        """
+        self._refuse()
+
+    def solve_shortest_on(
+        self, free: Bool[Tensor, "batch d"], rhs: Float[Tensor, "batch d"], eps: float
+    ) -> Float[Tensor, "batch d"]:
+        """The shortest x with x_A = 0 that minimises ‖(H x − b)_F‖, of a positive semidefinite H."""
+        self._refuse()
+
+    def solve_in_range(
+        self, coordinates: Int[Tensor, " n"], rhs: Float[Tensor, "batch n"], eps: float
+    ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "batch k"]]:
+        """An orthonormal basis Q of the range of the block on some coordinates, and x with QᵀH_NN Q x = Qᵀb."""
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} has no factorizations: ask whether it `factorizes` first")
 
 
 class _Transposed(LinearOperator):
@@ -285,8 +493,8 @@ class _Transposed(LinearOperator):
     def bounds(self) -> tuple[float, float] | None:
         return self.of.bounds()
 
-    def norm_bound(self) -> float | None:
-        return self.of.norm_bound()
+    def norm(self) -> float | None:
+        return self.of.norm()
 
     def coupling(self, other: LinearOperator) -> float | None:
         return self.of.coupling(other.transposed())

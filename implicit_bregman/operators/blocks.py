@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from itertools import accumulate
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from implicit_bregman.operators.base import ROUNDING_ERRORS, LinearOperator, Rebuild
 from implicit_bregman.operators.dense import Dense
+from implicit_bregman.operators.packing import packed
 from implicit_bregman.tensors import check_dense
 from implicit_bregman.transforms import numbers
 
@@ -52,9 +52,6 @@ class Blocks(LinearOperator):
         self.symmetric = _is_symmetric(parts) if symmetric is None else symmetric
         return self
 
-    def _with(self, parts: Grid) -> Blocks:
-        return Blocks.__new__(Blocks)._set(parts, self.widths, self.symmetric)
-
     @property
     def size(self) -> int:
         return sum(self.widths)
@@ -76,18 +73,9 @@ class Blocks(LinearOperator):
         return torch.cat(sums, -1)
 
     def pack(self) -> tuple[tuple[Tensor, ...], Rebuild]:
-        packed = [part.pack() for part in _flat(self.parts)]
-        counts, rebuilds = [len(tensors) for tensors, _ in packed], [rebuild for _, rebuild in packed]
-        present = [[part is not None for part in row] for row in self.parts]
+        tensors, rebuild = packed(self.parts)
         widths, symmetric = self.widths, self.symmetric
-
-        def rebuild(*tensors: Tensor) -> Blocks:
-            ends = accumulate(counts)
-            made = iter([make(*tensors[b - n : b]) for make, n, b in zip(rebuilds, counts, ends, strict=True)])
-            parts = [[next(made) if there else None for there in row] for row in present]
-            return Blocks.__new__(Blocks)._set(parts, widths, symmetric)
-
-        return tuple(tensor for tensors, _ in packed for tensor in tensors), rebuild
+        return tensors, lambda *tensors: Blocks.__new__(Blocks)._set(rebuild(*tensors), widths, symmetric)
 
     def diagonal(self) -> Float[Tensor, "#batch d"] | None:
         like, found = self.pack()[0][0].detach(), []
@@ -160,8 +148,9 @@ class Blocks(LinearOperator):
             rows.append(torch.cat(matrices, -1))
         return torch.cat(rows, -2)
 
-    def select(self, index: Int[Tensor, " kept"]) -> Blocks:
-        return self._with([[None if part is None else part.select(index) for part in row] for row in self.parts])
+    def select(self, index: Int[Tensor, " kept"]) -> LinearOperator:
+        parts: Grid = [[None if part is None else part.select(index) for part in row] for row in self.parts]
+        return Blocks.__new__(Blocks)._set(parts, self.widths, self.symmetric).with_costs(self.costs)
 
 
 class _Matrix:
@@ -190,6 +179,9 @@ class _Matrix:
 
     def rounding(self, v: Float[Tensor, "batch d_j"]) -> Float[Tensor, "batch d_i"]:
         return ROUNDING_ERRORS * torch.finfo(v.dtype).eps * (v.abs() @ self.matrix.to(v.dtype).abs().mT)
+
+    def norm(self) -> float:
+        return _norm(self.matrix.double())
 
     def dense(self) -> Float[Tensor, "d_i d_j"]:
         return self.source
@@ -310,16 +302,10 @@ def _coupling(one: Part | None, other: Part | None) -> float | None:
         a, b = (0.0 if part is None else part.shared.matrix.double() for part in (one, other))  # type: ignore[union-attr]
         total = a + (b.mT if isinstance(b, Tensor) else b)
         return 0.5 * _norm(total) if isinstance(total, Tensor) else 0.0
-    if isinstance(one, LinearOperator) and isinstance(other, LinearOperator) and one.shared is other.shared is None:
+    if isinstance(one, LinearOperator) and isinstance(other, LinearOperator):
         return one.coupling(other)
-    norms = [0.0 if part is None else _norm_of(part) for part in (one, other)]
+    norms = [0.0 if part is None else part.norm() for part in (one, other)]
     return None if None in norms else 0.5 * sum(norm for norm in norms if norm)
-
-
-def _norm_of(part: Part) -> float | None:
-    if part.shared is not None:
-        return _norm(part.shared.matrix.double())
-    return part.norm_bound()
 
 
 def _norm(matrix: Tensor) -> float:

@@ -344,7 +344,7 @@ class Convolution(LinearOperator):
         total = Convolution.__new__(Convolution)._set(
             self.kernel.detach() + twin.kernel.detach(), self.grid, self.padding, self.stride, self.phases, False, None
         )
-        return 0.5 * total.norm_bound()
+        return 0.5 * total.norm()
 
     def _is_like(self, other: Convolution) -> bool:
         return (self.grid, self.padding, self.stride, self.phases, self.kernel.shape) == (
@@ -352,7 +352,7 @@ class Convolution(LinearOperator):
             other.kernel.shape,
         )
 
-    def norm_bound(self) -> float:
+    def norm(self) -> float:
         symbol = self._symbol_without_gradient(self.kernel.dtype)
         return spectral_bound(symbol @ symbol.mH) ** 0.5
 

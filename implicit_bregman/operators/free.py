@@ -7,9 +7,7 @@ active set. Where most coordinates are active the free block itself is the small
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -19,11 +17,10 @@ from torch import Tensor
 from implicit_bregman.linalg.blocks import members, padded_blocks
 from implicit_bregman.linalg.cg import conjugate_gradient
 from implicit_bregman.linalg.chunks import chunk_slices
-from implicit_bregman.operators.dense import Dense
+from implicit_bregman.operators.costs import Costs
+from implicit_bregman.operators.factor import Factor
 
-#: Largest size m of a factorized block: beyond m³ = this · d², iterations with K as preconditioner cost less.
-_LARGEST_BLOCK = 36
-#: Relative residual asked of those iterations; refinement does the rest.
+#: Relative residual asked of the iterations that stand for large blocks; refinement does the rest.
 _COARSE = 1e-3
 #: Most of them, besides one for every four coordinates: more, and a factorization would have cost less.
 _PRODUCTS = 50
@@ -33,11 +30,6 @@ _REFINEMENTS = 8
 _CONTRACTION = 0.5
 #: Relative residual beyond which a solve has failed, whatever was asked.
 _EXACT = 1e-10
-#: Padding all blocks of a batch to the largest may cost so many operations, before it is asked what two groups would
-#: cost, and they are made if that is less than this share.
-_WORTH_SPLITTING, _SPLIT = 1e7, 0.5
-#: Factors are small enough to be kept for the backward pass if a block has at most this many entries per coordinate.
-_SMALL = 2
 
 
 class FreeSolution(NamedTuple):
@@ -61,7 +53,7 @@ class FreeSolution(NamedTuple):
 
 
 def solve_free_blocks(
-    shared: Dense,
+    of: Factor,
     free: Bool[Tensor, "batch d"],
     rhs: Float[Tensor, "batch d"],
     fixed: Float[Tensor, "batch d"] | None = None,
@@ -72,7 +64,7 @@ def solve_free_blocks(
     """z with z_A = fixed_A and (H z)_F = rhs_F, refined with float64 residuals.
 
     Args:
-        shared: H, with an inverse.
+        of: what is known of H, with an inverse.
         free: F, (B, d).
         rhs: b, (B, d); its entries outside F do not matter but for the scale.
         fixed: values outside F, (B, d); None: 0.
@@ -82,16 +74,16 @@ def solve_free_blocks(
             relative to the largest.
     """
     if blocks is None:
-        blocks = free_blocks(shared, free)
-    interior, dtype = blocks.interior, blocks.dtype(shared)
+        blocks = free_blocks(of, free)
+    interior, dtype = blocks.interior, _inverse(of).dtype
     b = rhs.double()
     # A right-hand side that is 0 outside F keeps what stands there, NaN for one, out of the products.
     inside = b if interior else torch.where(free, b, 0.0)
     target: Tensor | float = 0.0 if fixed is None else fixed.double()
     with_target = None if fixed is None or interior else torch.where(free, 0.0, fixed).to(dtype)
-    z = blocks.solve(shared, inside.to(dtype), with_target).double()
+    z = blocks.solve(of, free, inside.to(dtype), with_target).double()
     z = z if interior else torch.where(free, z, target)
-    before, products, size, wide = None, 0, torch.ones_like(b[:, 0]), shared.wide
+    before, products, size, wide = None, 0, torch.ones_like(b[:, 0]), of.wide
     scale: Tensor | None = None
     while True:
         products += 1
@@ -112,7 +104,7 @@ def solve_free_blocks(
         before = left
         # Scaled to its own size, a residual can neither vanish nor overflow in float32.
         unit = torch.where(left > 0, left, 1.0)[:, None]
-        correction = blocks.solve(shared, (error / unit).to(dtype), None)
+        correction = blocks.solve(of, free, (error / unit).to(dtype), None)
         z = torch.addcmul(z, unit, correction.double(), value=-1)
         z = z if interior else torch.where(free, z, target)
     # (0 where b is 0; NaN is not small, and nothing is where b is infinite)
@@ -126,7 +118,6 @@ class FreeBlocks:
     """The factorized blocks of one batch of free sets, and how they are used.
 
     Attributes:
-        free: F, (B, d).
         interior: whether every F has all coordinates.
         on_active: whether the blocks are those of K on A, or those of H on F.
         index: the members of each block, padded to the largest, (B, m); None where there are no factors: for
@@ -137,7 +128,6 @@ class FreeBlocks:
         groups: where the sizes of the blocks differ much, the samples of like size, each with blocks of its own.
     """
 
-    free: Bool[Tensor, "batch d"]
     interior: bool
     on_active: bool
     iterates: bool = False
@@ -146,90 +136,79 @@ class FreeBlocks:
     factor: Float[Tensor, "batch m m"] | None = None
     groups: tuple[tuple[Int[Tensor, " some"], FreeBlocks], ...] = ()
 
-    def dtype(self, shared: Dense) -> torch.dtype:
-        """The precision of the solves, which is that of the inverse."""
-        return _inverse(shared).dtype
-
-    def solve(self, shared: Dense, b: Tensor, target: Tensor | None) -> Tensor:
+    def solve(self, of: Factor, free: Tensor, b: Tensor, target: Tensor | None) -> Tensor:
         """z with z_A = target_A (None: 0) and (H z)_F ≈ b_F, in the inverse's precision; b is 0 on A, target on F."""
         if self.interior:
-            return b @ _inverse(shared)
+            return b @ _inverse(of)
         if self.groups:
             z = torch.empty_like(b)
             for rows, blocks in self.groups:
-                z[rows] = blocks.solve(shared, b[rows], None if target is None else target[rows])
+                z[rows] = blocks.solve(of, free[rows], b[rows], None if target is None else target[rows])
             return z
         if self.iterates:
-            return self._iterate(shared, b, target)
+            return _iterate(of, free, b, target)
         if self.index is None or self.valid is None or self.factor is None:
             return torch.zeros_like(b) if target is None else target
         if self.on_active:
-            inverse = _inverse(shared)
+            inverse = _inverse(of)
             plain = (b @ inverse).gather(1, self.index)
             wanted = plain.neg() if target is None else target.gather(1, self.index) - plain
             m = _solve_factored(self.factor, wanted * self.valid)
             return b.scatter_add(1, self.index, m) @ inverse
         if target is not None:
-            b = b - shared.product(target)
+            b = b - of.product(target)
         part = _solve_factored(self.factor, b.gather(1, self.index) * self.valid)
         z = torch.zeros_like(b).scatter_add(1, self.index, part)
         return z if target is None else z + target
 
-    def _iterate(self, shared: Dense, b: Tensor, target: Tensor | None) -> Tensor:
-        inverse, mask = _inverse(shared), self.free.to(b.dtype)
-        if target is not None:
-            b = mask * (b - shared.product(target))
-        found = conjugate_gradient(
-            lambda v: mask * shared.product(mask * v) + (1 - mask) * v,
-            b,
-            lambda r: mask * ((mask * r) @ inverse) + (1 - mask) * r,
-            _COARSE,
-            _PRODUCTS + b.shape[-1] // 4,
-        )
-        return found.value if target is None else mask * found.value + (1 - mask) * target
-
-    def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., FreeBlocks | None]]:
-        """Tensors to keep for the backward pass, and a function that makes this of F and them, or None.
-
-        Where the factors are large they are not kept, and the function returns None.
-        """
-        if self.groups:
-            return (), _nothing
-        if self.index is None or self.valid is None or self.factor is None:
-            return (), partial(_without_factors, self.interior, self.on_active, self.iterates)
-        if self.index.shape[-1] ** 2 > _SMALL * self.free.shape[-1]:
-            return (), _nothing
-        return (self.index, self.valid, self.factor), partial(_with_factors, self.on_active)
+    def to_keep(self, width: int, costs: Costs) -> FreeBlocks | None:
+        """What of them is worth keeping for the backward pass; None: they are made again there."""
+        large = self.index is not None and self.index.shape[-1] ** 2 > costs.kept_block * width
+        return None if self.groups or large else self
 
 
-def free_blocks(shared: Dense, free: Bool[Tensor, "batch d"]) -> FreeBlocks:
+def _iterate(of: Factor, free: Tensor, b: Tensor, target: Tensor | None) -> Tensor:
+    inverse, mask = _inverse(of), free.to(b.dtype)
+    if target is not None:
+        b = mask * (b - of.product(target))
+    found = conjugate_gradient(
+        lambda v: mask * of.product(mask * v) + (1 - mask) * v,
+        b,
+        lambda r: mask * ((mask * r) @ inverse) + (1 - mask) * r,
+        _COARSE,
+        _PRODUCTS + b.shape[-1] // 4,
+    )
+    return found.value if target is None else mask * found.value + (1 - mask) * target
+
+
+def free_blocks(of: Factor, free: Bool[Tensor, "batch d"]) -> FreeBlocks:
     """The factors of the blocks of H on F or of its inverse on the rest, whichever are smaller."""
     d = free.shape[-1]
     active = ~free
     least, most = (int(count) for count in active.sum(-1).aminmax()) if len(free) else (0, 0)
     if most == 0:
-        return FreeBlocks(free, True, True)
+        return FreeBlocks(True, True)
     # (the smallest active set leaves the largest free one)
     on_active = most <= d - least
     size = most if on_active else d - least
-    groups = _groups(active if on_active else free, size)
+    groups = _groups(active if on_active else free, size, of.costs)
     if groups:
-        parts = tuple((rows, free_blocks(shared, free[rows])) for rows in groups)
-        return FreeBlocks(free, False, on_active, groups=parts)
-    if size == 0 or size**3 > _LARGEST_BLOCK * d * d:
-        return FreeBlocks(free, False, on_active, iterates=size > 0)
-    inverse = _inverse(shared)
-    matrix = inverse if on_active else (shared if inverse.dtype == shared.matrix.dtype else shared.wide).matrix
+        parts = tuple((rows, free_blocks(of, free[rows])) for rows in groups)
+        return FreeBlocks(False, on_active, groups=parts)
+    if size == 0 or size**3 > of.costs.block * d * d:
+        return FreeBlocks(False, on_active, iterates=size > 0)
+    inverse = _inverse(of)
+    matrix = inverse if on_active else (of if inverse.dtype == of.matrix.dtype else of.wide).matrix
     index, valid = members(active if on_active else free, size)
     factor = _factorize(matrix, index, None if least == most else valid)
-    return FreeBlocks(free, False, on_active, False, index, valid, factor)
+    return FreeBlocks(False, on_active, False, index, valid, factor)
 
 
-def _groups(sets: Bool[Tensor, "batch d"], size: int) -> tuple[Int[Tensor, " some"], ...]:
+def _groups(sets: Bool[Tensor, "batch d"], size: int, costs: Costs) -> tuple[Int[Tensor, " some"], ...]:
     """The samples with small sets and those with large ones, where padding all to the largest costs much more."""
-    batch, most = len(sets), _LARGEST_BLOCK * sets.shape[-1] ** 2
+    batch, most = len(sets), costs.block * sets.shape[-1] ** 2
     together = batch * min(size**3, most)
-    if together < _WORTH_SPLITTING or batch < 2:
+    if together < costs.split_from or batch < 2:
         return ()
     sizes, order = sets.sum(-1).sort()
     count = torch.arange(1, batch + 1, device=sets.device)
@@ -237,25 +216,13 @@ def _groups(sets: Bool[Tensor, "batch d"], size: int) -> tuple[Int[Tensor, " som
     apart = count * sizes.double().pow(3).clamp_max(most) + (batch - count) * min(size**3, most)
     cost, place = apart.min(0)
     few = int(place) + 1
-    if few == batch or float(cost) > _SPLIT * together:
+    if few == batch or float(cost) > costs.split_share * together:
         return ()
     return order[:few], order[few:]
 
 
-def _without_factors(interior: bool, on_active: bool, iterates: bool, free: Tensor) -> FreeBlocks:
-    return FreeBlocks(free, interior, on_active, iterates)
-
-
-def _with_factors(on_active: bool, free: Tensor, index: Tensor, valid: Tensor, factor: Tensor) -> FreeBlocks:
-    return FreeBlocks(free, False, on_active, False, index, valid, factor)
-
-
-def _nothing(free: Tensor) -> None:
-    return None
-
-
-def _inverse(shared: Dense) -> Tensor:
-    inverse = shared.inverse
+def _inverse(of: Factor) -> Tensor:
+    inverse = of.inverse
     assert inverse is not None  # the callers have checked
     return inverse
 

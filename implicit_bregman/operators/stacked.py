@@ -80,5 +80,5 @@ class Stacked(LinearOperator):
             terms = (self.matrices.to(v.dtype).abs() @ v.abs()[:, :, None]).squeeze(-1)
             return ROUNDING_ERRORS * torch.finfo(v.dtype).eps * terms
 
-    def select(self, index: Int[Tensor, " kept"]) -> Stacked:
-        return Stacked(self.matrices[index], self.symmetric)
+    def select(self, index: Int[Tensor, " kept"]) -> LinearOperator:
+        return Stacked(self.matrices[index], self.symmetric).with_costs(self.costs)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from implicit_bregman.operators.base import LinearOperator, Rebuild
+from implicit_bregman.operators.packing import packed
 
 
 class Sum(LinearOperator):
@@ -43,14 +44,8 @@ class Sum(LinearOperator):
         return total
 
     def pack(self) -> tuple[tuple[Tensor, ...], Rebuild]:
-        packed = [part.pack() for part in self.parts]
-        counts, rebuilds = [len(tensors) for tensors, _ in packed], [rebuild for _, rebuild in packed]
-
-        def rebuild(*tensors: Tensor) -> Sum:
-            ends = accumulate(counts)
-            return Sum(*(make(*tensors[b - n : b]) for make, n, b in zip(rebuilds, counts, ends, strict=True)))
-
-        return tuple(tensor for tensors, _ in packed for tensor in tensors), rebuild
+        tensors, rebuild = packed(self.parts)
+        return tensors, lambda *tensors: Sum(*rebuild(*tensors))
 
     def diagonal(self) -> Float[Tensor, "#batch d"] | None:
         diagonals = [part.diagonal() for part in self.parts]
@@ -80,5 +75,5 @@ class Sum(LinearOperator):
             total = total + part.rounding(v)
         return total
 
-    def select(self, index: Int[Tensor, " kept"]) -> Sum:
-        return Sum(*(part.select(index) for part in self.parts))
+    def select(self, index: Int[Tensor, " kept"]) -> LinearOperator:
+        return Sum(*(part.select(index) for part in self.parts)).with_costs(self.costs)

@@ -18,19 +18,39 @@ from implicit_bregman.projection.basis import Basis
 from implicit_bregman.projection.methods import ProjectionMethods
 
 
+class RangeFactor:
+    """What is computed of V once, when it is first asked for.
+
+    Args:
+        vectors: V, (d, r).
+    """
+
+    def __init__(self, vectors: Float[Tensor, "d r"]) -> None:
+        self._vectors = vectors.detach()
+
+    @cached_property
+    def spectrum(self) -> Spectrum:
+        """The ends of the spectrum of VVᵀ."""
+        return gram_spectrum(self._vectors)
+
+    @cached_property
+    def basis(self) -> Basis:
+        """A basis of V's range."""
+        return Basis.of(self._vectors)
+
+
 class BoundLowRank(BoundEnergy):
     """f(z) = ½‖Vᵀz‖² − βᵀVᵀz for a batch of targets β, (B, r), and one shared V.
 
     Its Hessian VVᵀ is singular where V has fewer than d independent columns; then the critical points are not
-    isolated, and the start z⁰ chooses one of them. It is not a `shared` matrix: what asks for one (the exact solve)
-    needs isolated critical points.
+    isolated, and the start z⁰ chooses one of them. It is not `factored`: what asks for that (the exact solve) needs
+    isolated critical points.
 
     Args:
         vectors: V, (d, r).
         target: β, (B, r).
         softening: see `QuadraticEnergy`.
-        known: the ends of the spectrum of VVᵀ, where they are known already.
-        basis: the basis of V's range, where it is known already.
+        factor: what has been computed of V already.
     """
 
     symmetric = True
@@ -41,25 +61,22 @@ class BoundLowRank(BoundEnergy):
         vectors: Float[Tensor, "d r"],
         target: Float[Tensor, "batch r"],
         softening: float,
-        known: Spectrum | None = None,
-        basis: Basis | None = None,
+        factor: RangeFactor | None = None,
     ) -> None:
         self.vectors = vectors
         self.target = target
         self.softening = softening
         self.dtype = target.dtype
-        self._known = known
-        if basis is not None:
-            self.basis = basis
+        self._factor = RangeFactor(vectors) if factor is None else factor
 
     @property
     def own(self) -> ProjectionMethods:
         return ProjectionMethods(self)
 
-    @cached_property
+    @property
     def spectrum(self) -> Spectrum:
-        """The ends of the spectrum of VVᵀ, computed at the first use."""
-        return gram_spectrum(self.vectors) if self._known is None else self._known
+        """The ends of the spectrum of VVᵀ."""
+        return self._factor.spectrum
 
     @property
     def curvature(self) -> Tensor:
@@ -69,10 +86,10 @@ class BoundLowRank(BoundEnergy):
     def lowest(self) -> Tensor:
         return self.spectrum.lowest
 
-    @cached_property
+    @property
     def basis(self) -> Basis:
-        """A basis of V's range, computed at the first use."""
-        return Basis.of(self.vectors)
+        """A basis of V's range."""
+        return self._factor.basis
 
     @property
     def softness(self) -> Tensor:
@@ -124,10 +141,10 @@ class BoundLowRank(BoundEnergy):
 
     def double(self) -> BoundLowRank:
         vectors, target = self.vectors.detach().double(), self.target.detach().double()
-        return BoundLowRank(vectors, target, self.softening, self.spectrum, self.basis)
+        return BoundLowRank(vectors, target, self.softening, self._factor)
 
     def select(self, index: Int[Tensor, " kept"]) -> BoundLowRank:
-        return BoundLowRank(self.vectors, self.target[index], self.softening, self.spectrum, self.__dict__.get("basis"))
+        return BoundLowRank(self.vectors, self.target[index], self.softening, self._factor)
 
 
 def _rebuild(softening: float, vectors: Tensor, target: Tensor) -> BoundLowRank:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.operators.free import FreeBlocks
+from implicit_bregman.operators.splitter import Splitter
 from implicit_bregman.settings import FAILURE_MODES, Settings, check_choice, check_count, check_positive
 from implicit_bregman.solvers.inverse import InverseEstimate
 from implicit_bregman.status import Status
@@ -52,6 +53,7 @@ class Outcome:
         complete: whether it is known that no sample has failed.
         without_potential: whether γΣφ(z) is still to be added to the point's objective: few ask for it.
         blocks: the factors of the free blocks of exact points, if there are such.
+        splitter: else the splitting by which exact points were found.
         inverse: the solver's estimate of the inverse Jacobian where each sample stopped, if it was asked for.
     """
 
@@ -66,6 +68,7 @@ class Outcome:
     complete: bool = False
     without_potential: bool = False
     blocks: FreeBlocks | None = None
+    splitter: Splitter | None = None
     inverse: InverseEstimate | None = None
 
 

@@ -11,11 +11,10 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from implicit_bregman.legendre import LegendreFunction
-from implicit_bregman.linalg.chunks import chunks
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.solvers.exact.result import ExactResult
 
@@ -24,8 +23,8 @@ _RADII = (1.05, 1.6, 2.5, 4.0, 8.0, 20.0, 100.0)
 
 
 def can_certify(objective: Objective) -> bool:
-    """Whether the certificate below exists: it needs an objective, a shared Hessian and a step that majorizes."""
-    return objective.energy.symmetric and objective.energy.shared is not None and not objective.backtracks
+    """Whether the certificate below exists: it needs an objective, a Hessian that factorizes and τ that majorizes."""
+    return objective.energy.symmetric and objective.energy.factored is not None and not objective.backtracks
 
 
 def certified_radius(objective: Objective, point: Point, limit: ExactResult) -> Float[Tensor, " batch"]:
@@ -42,15 +41,15 @@ def certified_radius(objective: Objective, point: Point, limit: ExactResult) -> 
         limit: critical points that passed their test; rows that did not are refused.
     """
     geometry, gamma = objective.geometry, objective.regularization
-    shared = objective.energy.shared
-    assert shared is not None  # can_certify
-    matrix = shared.wide.matrix
+    energy = objective.energy.factored
+    assert energy is not None  # can_certify
+    operator = energy.operator
     dual = point.dual.double()
     shift = geometry.activation(dual) - limit.unrounded
     distance = torch.linalg.vector_norm(shift, dim=-1)
     multiplier = limit.gradient + gamma * limit.unrounded_dual
     multiplier = torch.where(limit.free, 0.0, multiplier.abs())
-    excess = 0.5 * (shift * (shift @ matrix)).sum(-1) + (multiplier * shift.abs()).sum(-1)
+    excess = 0.5 * (shift * operator.product(shift)).sum(-1) + (multiplier * shift.abs()).sum(-1)
     if gamma:
         excess = excess + gamma * geometry.dual_divergence(dual, limit.unrounded_dual)
 
@@ -66,15 +65,9 @@ def certified_radius(objective: Objective, point: Point, limit: ExactResult) -> 
             diagonal = diagonal + gamma * _least_curvature(geometry, limit.unrounded[rows], reach[:, None])
         # A margin keeps rounding from proving anything.
         mu = (2 * excess[rows] / reach.square()).clamp_min(0) * 1.01 + 1e-12
-        held = _positive_definite(matrix, diagonal - mu[:, None])
+        held = operator.systems(diagonal - mu[:, None]).are_definite()
         radius[rows] = torch.where(held, reach, 0.0)
     return radius.to(point.value.dtype)
-
-
-def _positive_definite(matrix: Tensor, diagonal: Tensor) -> Bool[Tensor, " batch"]:
-    """Whether A + diag(diagonal) ≻ 0, one A for all samples."""
-    parts = [torch.linalg.cholesky_ex(matrix + torch.diag_embed(diagonal[rows])) for rows in chunks(diagonal)]
-    return torch.cat([part.info for part in parts]) == 0
 
 
 def _least_curvature(

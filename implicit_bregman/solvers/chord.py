@@ -8,9 +8,6 @@ they do not pay.
 
 from __future__ import annotations
 
-import math
-
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -30,15 +27,14 @@ def chord_steps(
     What they return has to be judged.
 
     Args:
-        objective: F with γ > 0 and one matrix H for all samples.
+        objective: F with γ > 0 and one H for all samples.
         dual: the start.
         tol: the E that is wanted, relative to the largest term of c.
         most: bound on the number of steps.
     """
-    energy, gamma, geometry = objective.energy.matrix_form, objective.regularization, objective.geometry
-    if energy is None or not energy.shared.is_worth_inverting(len(dual)):
+    energy, gamma, geometry = objective.energy.factored, objective.regularization, objective.geometry
+    if energy is None:
         return None
-    matrix = energy.shared.matrix
     target = tol * (1 + float(energy.offset.abs().amax()))
 
     def error(y: Tensor) -> Tensor:
@@ -48,14 +44,14 @@ def chord_steps(
     size = float(left.abs().amax())
     for _ in range(_ROUNDS):
         least, largest = geometry.slope(dual).aminmax(dim=0)
-        jacobian = matrix * (0.5 * (least + largest))
-        jacobian.diagonal().add_(gamma)
-        inverse, info = torch.linalg.inv_ex(jacobian.mT)
+        inverse = energy.operator.inverted_scaled(gamma, 0.5 * (least + largest), len(dual))
+        if inverse is None:
+            return None
         count = min(_STEPS, most - steps)
         for _ in range(count):
-            dual = torch.addmm(dual, left, inverse, alpha=-1)
+            dual = inverse.add_product(dual, left, alpha=-1.0)
             left = error(dual)
-        steps, before, size = steps + count, size, float(left.abs().amax()) if int(info) == 0 else math.nan
+        steps, before, size = steps + count, size, float(left.abs().amax())
         if size <= target:
             return dual, steps
         if count < _STEPS or not size <= _GAIN * before:

@@ -15,12 +15,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.linalg.chunks import chunks
-from implicit_bregman.linalg.dense import solve_general
 from implicit_bregman.objective import Objective, RowsOfTensors
+from implicit_bregman.operators import LinearOperator
+from implicit_bregman.operators.systems import Systems
 
-#: The width up to which a factorization per sample and step is affordable.
-_WIDEST = 512
 #: Newton steps that bring a predicted point back to the curve, and how close they have to bring it.
 _CORRECTIONS, _CLOSE = 6, 1e-8
 #: Fixed-point steps at the first γ.
@@ -54,8 +52,8 @@ class _Curve(RowsOfTensors):
 
 def can_continue(objective: Objective) -> bool:
     """Whether there is a field without an objective, and its width allows for a factorization per step."""
-    energy = objective.energy.matrix_form
-    return energy is not None and not energy.symmetric and energy.offset.shape[-1] <= _WIDEST
+    energy = objective.energy.factored
+    return energy is not None and not energy.symmetric and energy.operator.size <= energy.costs.curve_width
 
 
 def follow_curve(
@@ -69,11 +67,11 @@ def follow_curve(
         objective: F, without an objective.
         max_steps: bound on the number of steps.
     """
-    energy, geometry = objective.energy.matrix_form, objective.geometry
+    energy, geometry = objective.energy.factored, objective.geometry
     assert energy is not None
-    matrix, offset = energy.shared.wide.matrix, energy.offset.detach().double()
+    operator, offset = energy.operator.wide, energy.offset.detach().double()
     slope = 1 / geometry.strong_convexity if geometry.strong_convexity > 0 else 1.0
-    norm = float(torch.linalg.matrix_norm(matrix, 2)) * slope or 1.0
+    norm = operator.norm() * slope or 1.0
     goal = math.log(objective.regularization or _SMALL * norm)
     start = max(math.log(2 * norm), goal)
     batch, d = offset.shape
@@ -82,7 +80,7 @@ def follow_curve(
     steps = torch.zeros(batch, dtype=torch.int64, device=offset.device)
 
     level = torch.full_like(offset[:, 0], start)
-    dual, good = _beginning(objective, matrix, offset, level)
+    dual, good = _beginning(objective, operator, offset, level)
     down = torch.zeros(batch, d + 1, dtype=offset.dtype, device=offset.device)
     down[:, -1] = -1.0
     at = _Curve(torch.arange(batch, device=offset.device), offset, dual, level, down, torch.full_like(level, _FIRST))
@@ -91,16 +89,18 @@ def follow_curve(
         if len(at.index) == 0:
             break
         steps[at.index] = step + 1
-        at, arrived = _advance(objective, matrix, at, goal)
+        at, arrived = _advance(objective, operator, at, goal)
         found[at.index[arrived]], reached[at.index[arrived]] = at.dual[arrived], True
         at = at.select((~arrived & (at.length >= _LEAST)).nonzero().squeeze(-1))
     return found, reached, steps
 
 
-def _advance(objective: Objective, matrix: Tensor, at: _Curve, goal: float) -> tuple[_Curve, Bool[Tensor, " batch"]]:
+def _advance(
+    objective: Objective, operator: LinearOperator, at: _Curve, goal: float
+) -> tuple[_Curve, Bool[Tensor, " batch"]]:
     """One step along the curve, or a shorter length where it failed, and who is at the goal."""
     weight = 1 / (1 + at.dual.abs())
-    tangent = _tangent(objective, matrix, at, weight)
+    tangent = _tangent(objective, operator, at, weight)
     move = at.length[:, None] * tangent
     # (in y, lengths count relative to 1 + |y|)
     dual, level = at.dual + move[:, :-1] / weight, at.level + move[:, -1]
@@ -113,7 +113,7 @@ def _advance(objective: Objective, matrix: Tensor, at: _Curve, goal: float) -> t
     only_level = torch.zeros_like(hold)
     only_level[:, -1] = 1.0
     hold = torch.where(passes[:, None], only_level, hold)
-    (dual, level), good = _corrected_along(objective, matrix, at.offset, dual, level, hold)
+    (dual, level), good = _corrected_along(objective, operator, at.offset, dual, level, hold)
     turned = torch.where(good[:, None], tangent, at.direction)
     longer = torch.where(good, 1.5 * at.length, 0.5 * at.length).clamp_max(_LONGEST)
     moved = replace(
@@ -126,48 +126,46 @@ def _advance(objective: Objective, matrix: Tensor, at: _Curve, goal: float) -> t
     return moved, good & passes
 
 
-def _tangent(objective: Objective, matrix: Tensor, at: _Curve, weight: Tensor) -> Float[Tensor, "batch d+1"]:
+def _tangent(objective: Objective, operator: LinearOperator, at: _Curve, weight: Tensor) -> Float[Tensor, "batch d+1"]:
     """The unit tangent in (weighted y, log γ), on the side of the last one."""
-    jacobian, by_level = _derivatives(objective, matrix, at.offset, at.dual, at.level)
-    # The last direction as the normalising row keeps the bordered matrix regular at a turn.
-    border = torch.cat([jacobian / weight[:, None, :], by_level[:, :, None]], -1)
-    system = torch.cat([border, at.direction[:, None, :]], 1)
+    change, by_level = _derivatives(objective, operator, at.offset, at.dual, at.level, 1 / weight)
     right = torch.zeros_like(at.direction)
     right[:, -1] = 1.0
-    tangent = _solve(system, right)
+    # The last direction as the normalising row keeps the bordered system regular at a turn.
+    tangent = change.solve_bordered(by_level, at.direction, right)
     size = torch.linalg.vector_norm(tangent, ord=torch.inf, dim=-1, keepdim=True)
     usable = torch.isfinite(size) & (size > 0)
     return torch.where(usable, tangent / torch.where(usable, size, 1.0), at.direction)
 
 
 def _derivatives(
-    objective: Objective, matrix: Tensor, offset: Tensor, dual: Tensor, level: Tensor
-) -> tuple[Float[Tensor, "batch d d"], Float[Tensor, "batch d"]]:
-    """Derivatives of y + (Hρ(y) − c)/γ in y and in log γ."""
-    damp = torch.exp(-level)[:, None]
-    slope = objective.geometry.slope(dual)
-    identity = torch.eye(matrix.shape[0], dtype=matrix.dtype, device=matrix.device)
-    jacobian = identity + damp[:, :, None] * matrix * slope[:, None, :]
-    return jacobian, -damp * (objective.geometry.activation(dual) @ matrix.mT - offset)
+    objective: Objective, operator: LinearOperator, offset: Tensor, dual: Tensor, level: Tensor, unit: Tensor
+) -> tuple[Systems, Float[Tensor, "batch d"]]:
+    """Derivatives of y + (Hρ(y) − c)/γ in y, in this unit, and in log γ."""
+    damp, slope = torch.exp(-level)[:, None], objective.geometry.slope(dual)
+    return operator.systems(unit, damp, slope * unit), -_pull(objective, operator, offset, dual, level)
 
 
-def _equation(objective: Objective, matrix: Tensor, offset: Tensor, dual: Tensor, level: Tensor) -> Tensor:
-    value = objective.geometry.activation(dual)
-    return dual + torch.exp(-level)[:, None] * (value @ matrix.mT - offset)
+def _equation(objective: Objective, operator: LinearOperator, offset: Tensor, dual: Tensor, level: Tensor) -> Tensor:
+    return dual + _pull(objective, operator, offset, dual, level)
+
+
+def _pull(objective: Objective, operator: LinearOperator, offset: Tensor, dual: Tensor, level: Tensor) -> Tensor:
+    """(Hρ(y) − c)/γ."""
+    return torch.exp(-level)[:, None] * operator.add_product(offset, objective.geometry.activation(dual), beta=-1.0)
 
 
 def _corrected_along(
-    objective: Objective, matrix: Tensor, offset: Tensor, dual: Tensor, level: Tensor, hold: Tensor
+    objective: Objective, operator: LinearOperator, offset: Tensor, dual: Tensor, level: Tensor, hold: Tensor
 ) -> tuple[tuple[Tensor, Tensor], Bool[Tensor, " batch"]]:
     """Newton's steps back to the curve, orthogonal to `hold`; each has to be much shorter than the one before."""
     before = torch.full_like(level, torch.inf)
     good = torch.zeros_like(level, dtype=torch.bool)
     running = torch.ones_like(good)
     for _ in range(_CORRECTIONS):
-        jacobian, by_level = _derivatives(objective, matrix, offset, dual, level)
-        error = _equation(objective, matrix, offset, dual, level)
-        system = torch.cat([torch.cat([jacobian, by_level[:, :, None]], -1), hold[:, None, :]], 1)
-        move = _solve(system, torch.cat([-error, torch.zeros_like(level)[:, None]], -1))
+        change, by_level = _derivatives(objective, operator, offset, dual, level, torch.ones_like(dual))
+        error = _equation(objective, operator, offset, dual, level)
+        move = change.solve_bordered(by_level, hold, torch.cat([-error, torch.zeros_like(level)[:, None]], -1))
         size = (move[:, :-1].abs() / (1 + dual.abs())).amax(-1) + move[:, -1].abs()
         running = running & torch.isfinite(size) & (size <= 0.5 * before)
         dual = torch.where(running[:, None], dual + move[:, :-1], dual)
@@ -181,16 +179,11 @@ def _corrected_along(
 
 
 def _beginning(
-    objective: Objective, matrix: Tensor, offset: Tensor, level: Tensor
+    objective: Objective, operator: LinearOperator, offset: Tensor, level: Tensor
 ) -> tuple[Tensor, Bool[Tensor, " batch"]]:
     """y at the first γ by fixed-point steps, which halve the error there, and whether that worked."""
     dual = offset * torch.exp(-level)[:, None]
     for _ in range(_HALVINGS):
-        dual = dual - _equation(objective, matrix, offset, dual, level)
-    error = _equation(objective, matrix, offset, dual, level)
+        dual = dual - _equation(objective, operator, offset, dual, level)
+    error = _equation(objective, operator, offset, dual, level)
     return dual, (error.abs() / (1 + dual.abs())).amax(-1) <= _CLOSE
-
-
-def _solve(system: Tensor, right: Tensor) -> Tensor:
-    parts = [solve_general(system[rows], right[rows][:, :, None])[0].squeeze(-1) for rows in chunks(system[:, 0])]
-    return torch.cat(parts)

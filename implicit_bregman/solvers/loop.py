@@ -37,14 +37,11 @@ _CREDIT = 20
 _SHARE, _CLEARLY = 0.5, 0.9
 #: Without an objective, the residual of an accelerated iterate may exceed the least so far by this factor.
 _RESIDUAL_GROWTH = 2.0
-#: The critical point ahead is looked for every so many iterations at most; the intervals grow with the iteration.
+#: The critical point ahead is looked for every so many iterations at most; the intervals grow with the iteration and,
+#: by the energy's costs, with the width.
 _EXACT_EVERY = 3
-#: ... and with the width: a factorization costs as much as d/6 iterations, and a try needs several.
-_EXACT_WIDTH = 16
-#: The residual from which on Newton's method takes over where γ > 0 and there is one critical point,
+#: The residual from which on Newton's method takes over where γ > 0 and there is one critical point.
 _NEWTON_FROM = 1e-4
-#: up to the width at which its factorizations cost more than the iterations that are left.
-_NEWTON_WIDTH = 128
 #: The residual from which on a field without objective is accelerated, where it may have several zeros.
 _NEAR = 1e-3
 #: Plain steps made first where an exact solve is to follow: they halve the number of active sets it has to try.
@@ -127,7 +124,7 @@ class _Run:
         self.ends_exactly = (
             solver.ends_exactly and can_solve_exactly(objective) and (objective.unique or self.certifies)
         )
-        self.exact_every = max(_EXACT_EVERY, dual.shape[-1] // _EXACT_WIDTH)
+        self.exact_every = max(_EXACT_EVERY, dual.shape[-1] // objective.energy.costs.exact_width)
         self.exact_at = self.exact_every
         # Where one exact solve ends it all, plain steps are the cheapest way to the right active set.
         self.walks = self.ends_exactly and objective.unique and not (objective.backtracks or objective.regularization)
@@ -191,7 +188,7 @@ class _Run:
 
         γ = 0, f quadratic and C a cone: there ⟨∇f, z⟩ = 0 and F = −½⟨c, z⟩, and MM never climbs.
         """
-        energy, ends = self.objective.energy.matrix_form, self.objective.geometry.domain
+        energy, ends = self.objective.energy.factored, self.objective.geometry.domain
         cone = all(end == 0.0 or math.isinf(end) for end in ends)
         if self.objective.regularization or not cone or energy is None or not energy.symmetric:
             return None
@@ -364,7 +361,8 @@ class _Run:
             return
         if self.objective.regularization and self.objective.unique:
             # Newton's steps cost a factorization each: worth it near the end, or where the iteration fails.
-            near = (self.point.residual <= _NEWTON_FROM) & (self.point.value.shape[-1] <= _NEWTON_WIDTH)
+            narrow = self.point.value.shape[-1] <= self.objective.energy.costs.newton_width
+            near = (self.point.residual <= _NEWTON_FROM) & narrow
             due = due & (near | (self.progress.idle >= _PATIENCE) | (iteration >= self.solver.max_iter))
         rows = due.nonzero().squeeze(-1)
         if len(rows) == 0:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from implicit_bregman.solvers.anderson import Anderson
+from implicit_bregman.solvers.auto import Auto
 from implicit_bregman.solvers.base import Solver
 from implicit_bregman.solvers.broyden import Broyden
 from implicit_bregman.solvers.mm import MM
@@ -12,7 +13,7 @@ from implicit_bregman.solvers.newton import Newton
 from implicit_bregman.solvers.splitting import Splitting
 
 _SOLVERS: dict[str, type[Solver]] = {
-    "auto": Newton,
+    "auto": Auto,
     "mm": MM,
     "anderson": Anderson,
     "broyden": Broyden,
@@ -22,7 +23,7 @@ _SOLVERS: dict[str, type[Solver]] = {
 
 
 def solver_named(solver: str | Solver) -> Solver:
-    """A solver with its default settings, by name ("auto" is Newton); an instance passes through.
+    """A solver with its default settings, by name ("auto" is Auto); an instance passes through.
 
     Raises:
         ValueError: for an unknown name.

@@ -10,7 +10,6 @@ one product and one elementwise map, for any H whose symmetric part is positive 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from implicit_bregman.legendre.prox import prox_dual
 from implicit_bregman.objective import Objective
+from implicit_bregman.operators.splitter import Splitter
 from implicit_bregman.settings import check_positive
 from implicit_bregman.solvers.base import Outcome, Solver
 from implicit_bregman.solvers.exact.result import ExactResult, exact_outcome
@@ -29,8 +29,6 @@ from implicit_bregman.status import Status
 _STAGES = (1e-3, 1e-6)
 #: Iterations between two looks at the residual.
 _LOOK = 6
-#: α² (m + γσ)(L + γσ) = 1; where m + γσ is smaller than this share of L, the share stands for it.
-_LEAST = 1e-4
 #: A sample whose residual has not fallen by this factor within so many looks has met rounding.
 _GAIN, _PATIENCE = 0.9, 8
 #: The residual aimed at, relative to the tolerance: beyond it the error falls on as cheaply as before.
@@ -83,14 +81,17 @@ class Splitting(Solver):
         tol, dtype = self.tolerance(dual.dtype), dual.dtype
         # In float64 rounding neither stops the iteration nor decides which bounds are active.
         wide = objective.double()
-        ends, dual = objective.energy.hessian(dual).bounds_guess(), dual.double()
+        strong = objective.regularization * objective.geometry.strong_convexity
+        known = Splitter.of(objective.energy.hessian(dual), strong, self.step)
+        dual = dual.double()
+        splitter = replace(known, operator=wide.energy.hessian(dual))
         ends_exactly = self.ends_exactly and can_solve_exactly(objective)
         levels = [*(level for level in _STAGES if level > tol and ends_exactly), tol]
         steps = torch.zeros(len(dual), dtype=torch.int64, device=dual.device)
         calls = torch.zeros_like(steps)
         rows, result = torch.arange(len(dual), device=dual.device), None
         for level in levels:
-            run = _Run(wide.select(rows), dual[rows], ends, self.step)
+            run = _Run(wide.select(rows), dual[rows], splitter.select(rows))
             reached, value = run.until(_BELOW * level, level, self.max_iter - steps[rows])
             dual = dual.index_copy(0, rows, reached)
             steps = steps.index_add(0, rows, run.steps)
@@ -113,39 +114,20 @@ class Splitting(Solver):
         return replace(outcome, status=torch.where(result.accepted, outcome.status, failed))
 
 
-def active_set_guess(objective: Objective, dual: Float[Tensor, "batch d"], steps: int) -> Float[Tensor, "batch d"]:
-    """γ = 0: 2x − u after so many iterations, which is outside C where a bound is active."""
-    return _Run(objective, dual, objective.energy.hessian(dual).bounds_guess(), None).walk(steps)
-
-
 def _rounded(dual: Tensor, dtype: torch.dtype) -> Tensor:
     """A dual in another precision, finite."""
     return dual.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max).to(dtype)
 
 
-def _same(v: Tensor) -> Tensor:
-    return v
-
-
 class _Run:
     """The iteration for a batch, from its duals."""
 
-    def __init__(self, objective: Objective, dual: Tensor, ends: tuple[float, float], step: float | None) -> None:
+    def __init__(self, objective: Objective, dual: Tensor, splitter: Splitter) -> None:
         self.objective = objective
         self.dual = dual
+        self.splitter = splitter
         self.steps = torch.zeros(len(dual), dtype=torch.int64, device=dual.device)
         self.calls = torch.zeros_like(self.steps)
-        operator = objective.energy.hessian(dual)
-        strong = objective.regularization * objective.geometry.strong_convexity
-        least, largest = ends
-        least = max(least + strong, _LEAST * largest)
-        self.alpha = ((least * (largest + strong)) ** -0.5 if least > 0 else 1.0) if step is None else step
-        self.relaxation = 2.0 if least > _LEAST * largest else 1.0
-        self.embed, self.restrict = _same, _same
-        dilation = operator.dilation()
-        if dilation is not None:  # x and u are on the larger space, whose other coordinates have C = {0}
-            operator, self.embed, self.restrict = dilation
-        self.resolvent = operator.inverted(1 / self.alpha)
 
     def until(self, level: float, enough: float, most: Tensor) -> tuple[Tensor, Tensor]:
         """y and z, (B, d), of iterates whose residual is at most `level`, or at most `enough` and no longer falling.
@@ -155,19 +137,22 @@ class _Run:
         objective, dual = self.objective, self.dual
         point = objective.evaluate(dual, torch.ones_like(dual[:, :1]))
         self.calls += 2
-        u, base = self.embed(torch.add(point.value, point.gradient, alpha=self.alpha)), self._base(dual)
+        splitter, none = self.splitter, torch.zeros_like(dual)
+        u, base = (
+            splitter.embed(torch.add(point.value, point.gradient, alpha=splitter.alpha)),
+            splitter.base(-objective.energy.gradient(none)),
+        )
         # Of γ = 0 the iterate is z, whose dual is looked for at the end.
         final, best = (dual if objective.regularization else point.value).clone(), point.residual
         rows = (best > level).nonzero().squeeze(-1)
         objective, u, at, base, best = objective.select(rows), u[rows], final[rows], base[rows], best[rows]
         idle, left = torch.zeros_like(rows), int(most.min()) if len(most) else 0
-        resolvent = self._resolvent(objective, u)
         while left > 0 and len(rows):
             count = min(_LOOK, left)
             for _ in range(count):
-                x = torch.add(base, resolvent(u), alpha=1 / self.alpha)
-                z, at = self._prox(self.restrict(2 * x - u), at)
-                u = torch.add(u, self.embed(z) - x, alpha=self.relaxation)
+                v = splitter.reflect(u, base)
+                z, at = self._prox(splitter.restrict(v), at)
+                u = splitter.moved(u, v, z)
             left -= count
             self.steps[rows] += count
             self.calls[rows] += 1
@@ -181,39 +166,19 @@ class _Run:
                 kept = going.nonzero().squeeze(-1)
                 objective, rows, u, at = objective.select(kept), rows[kept], u[kept], at[kept]
                 base, best, idle = base[kept], best[kept], idle[kept]
-                resolvent = self._resolvent(objective, u)
+                splitter = splitter.select(kept)
         geometry = objective.geometry
         if objective.regularization:
             return final, geometry.activation(final)
         return geometry.finite_dual(final, final.dtype), final
 
-    def _resolvent(self, objective: Objective, like: Tensor) -> Callable[[Tensor], Tensor]:
-        """u ↦ (I/α + H)⁻¹u for some of the samples."""
-        operator = objective.energy.hessian(like)
-        return self.resolvent if operator.batch is None else operator.inverted(1 / self.alpha)  # (of no dilation)
-
-    def walk(self, steps: int) -> Float[Tensor, "batch d"]:
-        """2x − u after so many iterations with γ = 0."""
-        energy, (lo, hi) = self.objective.energy, self.objective.geometry.bounds(self.dual.dtype)
-        z, base = self.objective.geometry.activation(self.dual), self._base(self.dual)
-        u = self.embed(torch.add(z, energy.gradient(z), alpha=self.alpha))
-        for _ in range(steps):
-            x = torch.add(base, self.resolvent(u), alpha=1 / self.alpha)
-            target = self.restrict(2 * x - u)
-            u = torch.add(u, self.embed(target.clamp(lo, hi)) - x, alpha=self.relaxation)
-        return target
-
-    def _base(self, like: Tensor) -> Float[Tensor, "batch d"]:
-        """(I + αH)⁻¹αc."""
-        return self.resolvent(self.embed(-self.objective.energy.gradient(torch.zeros_like(like))))
-
     def _prox(self, v: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
         """z, and its dual (γ = 0: z again)."""
         geometry, gamma = self.objective.geometry, self.objective.regularization
         if not gamma:
-            z = v.clamp_(*geometry.bounds(v.dtype))
+            z = v.clamp(*geometry.bounds(v.dtype))
             return z, z
-        dual = prox_dual(geometry, v, self.alpha * gamma, near)
+        dual = prox_dual(geometry, v, self.splitter.alpha * gamma, near)
         return geometry.activation(dual), geometry.project_dual(dual)
 
     @staticmethod

@@ -99,9 +99,9 @@ def test_only_broyden_leaves_an_estimate() -> None:
 
 def test_an_energy_declares_its_form() -> None:
     dense = ib.QuadraticEnergy(3).bind(torch.zeros(2, 3))
-    assert dense.matrix_form is dense
+    assert dense.factored is dense
     diagonal = ib.QuadraticEnergy.from_operator(ib.operators.Diagonal(torch.ones(3)))
     low_rank = ib.QuadraticEnergy(3, weight="low_rank", rank=2)
     for energy in (diagonal, low_rank):
-        assert energy.bind(torch.zeros(2, 3)).matrix_form is None
+        assert energy.bind(torch.zeros(2, 3)).factored is None
     assert (low_rank.bind(torch.zeros(2, 3)).own is None, dense.own) == (False, None)

@@ -109,12 +109,15 @@ def test_every_operator_by_finite_differences(name: str, gamma: float, c: Tensor
 
 
 @REGULARIZED
-def test_a_field_by_its_products(
-    gamma: float, c: Tensor, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_field_by_its_products(gamma: float, c: Tensor, generator: torch.Generator) -> None:
     """Without a matrix, as operators are solved that are wide."""
-    monkeypatch.setattr(ib.operators.LinearOperator, "fits_a_matrix", False)
-    solve = solution_of(OPERATORS["kronecker, general"], gamma)
+    wide = ib.operators.Costs(matrix_entries=0)
+
+    def energy(w: Tensor) -> ib.Energy:
+        operator = ib.operators.Kronecker(w[:2, :2] + _turned(w[:2, :2]), w[2:, 2:])
+        return ib.QuadraticEnergy.from_operator(operator.with_costs(wide))
+
+    solve = solution_of(energy, gamma)
     leaves = definite(generator, 4).requires_grad_(), c.requires_grad_()
     assert gradcheck(solve, leaves, **OUT)
     assert gradgradcheck(solve, leaves, check_batched_grad=True, check_fwd_over_rev=True)

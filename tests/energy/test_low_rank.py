@@ -58,8 +58,8 @@ def test_the_bound_energy_agrees_and_never_forms_more_than_it_needs(
     torch.testing.assert_close(hessian.product(z.double()), -(z @ energy.weight).double(), rtol=1e-5, atol=1e-5)
     tensors, rebuild = hessian.pack()
     torch.testing.assert_close(rebuild(*tensors).product(z), hessian.product(z))
-    assert bound.shared is None
-    assert hessian.shared is None
+    assert bound.factored is None
+    assert not hessian.factorizes
     assert bound.double().dtype == torch.float64
     part = bound.select(torch.tensor([3, 1]))
     torch.testing.assert_close(part.gradient(z[[3, 1]]), bound.gradient(z)[[3, 1]])

@@ -30,7 +30,8 @@ def test_the_steps_that_are_promised_reach_the_tolerance(
     interval = (1 / condition, 1.0)
     count = steps_needed(interval, tol, 200)
     assert count is not None
-    found = semi_iteration(lambda x: rhs - x @ matrix.mT, torch.zeros_like(rhs), rhs, inverse, interval, count)
+    precondition = inverse if inverse is None else lambda b, v, beta, alpha: beta * b + alpha * v @ inverse
+    found = semi_iteration(lambda x: rhs - x @ matrix.mT, torch.zeros_like(rhs), rhs, precondition, interval, count)
     # In the norm in which A is symmetric; 2 for the change of norm.
     assert float((found - exact).norm() / exact.norm()) <= 2 * tol * condition
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from implicit_bregman.linalg import masked
-from implicit_bregman.linalg.masked import solve_on_free_set
+from implicit_bregman.operators import Costs, Dense
 
 #: Batches that take the three routes: one factorization per set, per sample, and iterations.
 ROUTES = ("by set", "by sample", "iterative")
@@ -25,10 +24,15 @@ def free_sets(route: str, batch: int, d: int, generator: torch.Generator) -> Ten
 
 
 @pytest.fixture(params=ROUTES)
-def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "iterative":
-        monkeypatch.setattr(masked, "_LARGEST_DENSE", 0)
+def route(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+def solve_on_free_set(
+    matrix: Tensor, free: Tensor, rhs: Tensor, symmetric: bool, definite: bool = False, route: str = "by sample"
+) -> tuple[Tensor, Tensor]:
+    costs = Costs(free_width=0 if route == "iterative" else 512)
+    return Dense(matrix, symmetric, costs=costs).solve_on(free, rhs, definite)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -38,7 +42,7 @@ def test_against_a_dense_solve_per_sample(
     matrix = system(7, symmetric, generator, dtype)
     free = free_sets(route, 48, 7, generator)
     rhs = torch.randn(48, 7, generator=generator, dtype=dtype)
-    found, solved = solve_on_free_set(matrix, free, rhs, symmetric)
+    found, solved = solve_on_free_set(matrix, free, rhs, symmetric, route=route)
     assert bool(solved.all())
     assert found.dtype == dtype
     assert bool((found[~free] == 0).all())
@@ -53,8 +57,8 @@ def test_entries_outside_the_free_set_do_not_matter(route: str, symmetric: bool,
     matrix = system(7, symmetric, generator)
     free = free_sets(route, 48, 7, generator)
     rhs = torch.randn(48, 7, generator=generator, dtype=torch.float64)
-    found, _ = solve_on_free_set(matrix, free, rhs, symmetric)
-    other, solved = solve_on_free_set(matrix, free, torch.where(free, rhs, torch.nan), symmetric)
+    found, _ = solve_on_free_set(matrix, free, rhs, symmetric, route=route)
+    other, solved = solve_on_free_set(matrix, free, torch.where(free, rhs, torch.nan), symmetric, route=route)
     assert bool(solved.all())
     assert torch.equal(found, other)
 
@@ -63,9 +67,9 @@ def test_a_right_hand_side_that_is_not_finite_spoils_no_other(route: str, genera
     matrix = system(7, True, generator)
     free = free_sets(route, 48, 7, generator)
     rhs = torch.randn(48, 7, generator=generator, dtype=torch.float64)
-    clean, _ = solve_on_free_set(matrix, free, rhs, True)
+    clean, _ = solve_on_free_set(matrix, free, rhs, True, route=route)
     rhs[1] = torch.nan
-    found, solved = solve_on_free_set(matrix, free, rhs, True)
+    found, solved = solve_on_free_set(matrix, free, rhs, True, route=route)
     others = torch.arange(48) != 1
     assert not bool(solved[1])
     assert bool(solved[others].all())
@@ -79,9 +83,9 @@ def test_blocks_that_are_not_positive_definite_are_refused_on_request(route: str
     if route == "by set":
         free = free.repeat(10, 1)
     rhs = torch.ones(free.shape)
-    _, refused = solve_on_free_set(matrix, free, rhs, True, definite=True)
+    _, refused = solve_on_free_set(matrix, free, rhs, True, definite=True, route=route)
     assert refused.tolist() == [False, True] * (len(free) // 2)
-    found, solved = solve_on_free_set(matrix, free, rhs, True)
+    found, solved = solve_on_free_set(matrix, free, rhs, True, route=route)
     assert bool(solved.all())
     assert torch.allclose(found[0], torch.tensor([-1.0, 1.0, 0.5]))
 
@@ -94,7 +98,7 @@ def test_singular_blocks_are_reported(route: str, symmetric: bool) -> None:
     free = torch.tensor([[True, True, True], [False, True, True], [False, False, False]])
     if route == "by set":
         free = free.repeat(10, 1)
-    found, solved = solve_on_free_set(matrix, free, torch.ones(free.shape), symmetric)
+    found, solved = solve_on_free_set(matrix, free, torch.ones(free.shape), symmetric, route=route)
     assert solved[:3].tolist() == [False, True, True]
     assert bool(torch.isfinite(found).all())
 

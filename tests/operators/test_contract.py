@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import implicit_bregman as ib
-from implicit_bregman.operators import LinearOperator
+from implicit_bregman.operators import Costs, LinearOperator
 
 B = 5
 
@@ -40,6 +40,7 @@ class Contract:
 
     #: Whether it has to be stated that H is positive definite.
     stated = False
+    costs = Costs()
 
     def tensors(self) -> list[Tensor]:
         raise NotImplementedError
@@ -139,6 +140,50 @@ class Contract:
         # (the product follows the precision of v)
         assert single.product(v).dtype == torch.float64
 
+    def test_a_product_is_added_in_one_pass(self, dtype: torch.dtype) -> None:
+        operator = self.make(dtype)
+        b, v = normal(2, B, operator.size, seed=1).to(dtype)
+        image = operator.product(v)
+        torch.testing.assert_close(operator.add_product(b, v), b + image)
+        torch.testing.assert_close(operator.add_product(b, v, beta=-1.0), image - b)
+        torch.testing.assert_close(operator.add_product(b, v, beta=0.5, alpha=-2.0), 0.5 * b - 2 * image)
+
+    def test_free_blocks_are_solved(self) -> None:
+        """With H, with its adjoint, and damped, where H_FF + diag is definite; 0 on the rest, whatever stands there."""
+        operator, d = self.make(), self.make().size
+        matrices = operator.dense().expand(B, d, d)
+        free, b = normal(B, d, seed=6) < 0.3, normal(B, d, seed=1)
+        damping, tol = normal(B, d, seed=2).abs(), torch.full((B,), 1e-11).double()
+        found, solved = operator.solve_on(free, torch.where(free, b, torch.nan))
+        other, as_well = operator.solve_on(free, b, adjoint=True)
+        # (of an indefinite block without symmetry, iterations may say that they have not solved it)
+        assert solved.all() or not operator.symmetric
+        for one, good, matrix in ((found, solved, matrices), (other, as_well, matrices.mT)):
+            left = torch.where(free & good[:, None], (matrix @ one[:, :, None]).squeeze(-1) - b, 0.0)
+            assert float(left.abs().max()) <= 1e-7
+            assert not one[~free].any()
+        if operator.symmetric:
+            for at_once in (False, True):
+                found, positive = operator.solve_damped_on(free, torch.where(free, b, 0.0), damping, tol, at_once)
+                left = (matrices @ found[:, :, None]).squeeze(-1) + damping * found - b
+                assert float(torch.where(free, left, 0.0).abs().max()) <= 1e-7
+                assert positive.all()
+                assert not found[~free].any()
+
+    def test_norms_are_bounds(self) -> None:
+        operator = self.make()
+        matrix, norm, rows = operator.dense(), operator.norm(), operator.row_sizes()
+        assert norm is None or norm >= float(torch.linalg.matrix_norm(matrix, 2).max()) * (1 - 1e-9)
+        assert rows is None or torch.allclose(rows, matrix.abs().sum(-1))
+
+    def test_other_costs_change_nothing_else(self) -> None:
+        operator, costs = self.make(), Costs(matrix_entries=0)
+        other, v = operator.with_costs(costs), normal(B, operator.size, seed=1)
+        assert operator.costs == Costs()
+        for one in (other, other.detach(), other.to(torch.float64), other.select(torch.arange(B))):
+            assert one.costs == costs
+            assert torch.equal(one.product(v), operator.product(v))
+
     def test_rounding_is_a_bound_of_rounding(self) -> None:
         operator, v = self.make(), normal(B, self.make().size, seed=3)
         single = operator.to(torch.float32)
@@ -166,12 +211,12 @@ class Contract:
             if one.is_floating_point():
                 torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-9)
 
-    def test_the_solvers_find_it_without_a_matrix(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_solvers_find_it_without_a_matrix(self) -> None:
         """By H's own products and solves alone, where these prove that there is one equilibrium."""
         operator = self.make()
         if operator.symmetric or operator.bounds() is None or operator.bounds()[0] <= 0:
             pytest.skip("symmetric operators are solved so anyway, and others are not known to be monotone")
-        monkeypatch.setattr(LinearOperator, "fits_a_matrix", False)
+        self.costs = Costs(matrix_entries=0)
         for gamma in (0.0, 0.05, 1.0):
             for solver in ("auto", ib.solvers.Splitting(), *(() if gamma else ("mm",))):
                 self.test_the_solvers_find_what_they_find_for_the_matrix(solver, "tanh", gamma)
@@ -179,7 +224,7 @@ class Contract:
         assert ib.find_critical_point(self._energy(operator), "tanh", x).objective is None
 
     def _energy(self, operator: LinearOperator) -> ib.QuadraticEnergy:
-        return ib.QuadraticEnergy.from_operator(operator, convex=self.stated)
+        return ib.QuadraticEnergy.from_operator(operator.with_costs(self.costs), convex=self.stated)
 
     def _twin(self, operator: LinearOperator) -> ib.QuadraticEnergy:
         return ib.QuadraticEnergy.from_operator(ib.operators.Dense(operator.dense()))

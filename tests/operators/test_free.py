@@ -1,36 +1,39 @@
 """Solves with the free blocks through the shared inverse, against a dense solve per sample."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from implicit_bregman.operators import Dense
+from implicit_bregman.operators import Costs
 from implicit_bregman.operators import free as module
+from implicit_bregman.operators.factor import Factor
 from implicit_bregman.operators.free import free_blocks, solve_free_blocks
+from implicit_bregman.operators.packing import packed
 from tests.operators.test_dense import matrix_with
 
 D, BATCH = 14, 9
 
 
-@pytest.fixture(params=["factorized", "iterated", "grouped"])
-def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "iterated":
-        monkeypatch.setattr(module, "_LARGEST_BLOCK", 0)
-    if request.param == "grouped":
-        monkeypatch.setattr(module, "_WORTH_SPLITTING", 0)
-        monkeypatch.setattr(module, "_SPLIT", 1.0)
+#: Costs by which the blocks are factorized, iterated with and split into groups.
+ROUTES = {"factorized": Costs(), "iterated": Costs(block=0), "grouped": Costs(split_from=0, split_share=1.0)}
+
+
+@pytest.fixture(params=list(ROUTES))
+def route(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 def problem(
-    share: float, condition: float, dtype: torch.dtype, generator: torch.Generator
-) -> tuple[Dense, Tensor, Tensor, Tensor]:
+    share: float, condition: float, dtype: torch.dtype, generator: torch.Generator, costs: Costs | None = None
+) -> tuple[Factor, Tensor, Tensor, Tensor]:
     eigenvalues = torch.logspace(0, -float(torch.tensor(condition).log10()), D)
     matrix = matrix_with(eigenvalues, generator).to(dtype)
     free = torch.rand(BATCH, D, generator=generator) >= share
     free[0], free[1] = True, False
     rhs, fixed = torch.randn(2, BATCH, D, generator=generator, dtype=torch.float64).to(dtype)
-    return Dense(matrix, True), free, rhs, fixed
+    return Factor(matrix, True, costs=costs), free, rhs, fixed
 
 
 def exact_solution(matrix: Tensor, free: Tensor, rhs: Tensor, fixed: Tensor) -> Tensor:
@@ -47,7 +50,7 @@ def exact_solution(matrix: Tensor, free: Tensor, rhs: Tensor, fixed: Tensor) -> 
 def test_against_a_dense_solve(
     route: str, share: float, condition: float, dtype: torch.dtype, generator: torch.Generator
 ) -> None:
-    shared, free, rhs, fixed = problem(share, condition, dtype, generator)
+    shared, free, rhs, fixed = problem(share, condition, dtype, generator, ROUTES[route])
     z, excess, solved, products, *_ = solve_free_blocks(shared, free, rhs, fixed)
     assert bool(solved.all())
     assert 1 <= products <= module._REFINEMENTS
@@ -103,26 +106,21 @@ def test_what_is_not_finite_is_said(generator: torch.Generator) -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.4, 1.0])
-def test_kept_factors_give_the_same(
-    route: str, share: float, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, generator: torch.Generator
-) -> None:
+def test_kept_factors_give_the_same(route: str, share: float, dtype: torch.dtype, generator: torch.Generator) -> None:
     """What is packed for the backward pass, and unpacked there."""
-    monkeypatch.setattr(module, "_SMALL", D)
-    shared, free, rhs, _ = problem(share, 100.0, dtype, generator)
-    tensors, rebuild = free_blocks(shared, free).pack()
-    again = rebuild(free, *tensors)
+    costs = replace(ROUTES[route], kept_block=D)
+    shared, free, rhs, _ = problem(share, 100.0, dtype, generator, costs)
+    tensors, rebuild = packed(free_blocks(shared, free).to_keep(D, costs))
+    again = rebuild(*tensors)
     assert (again is None) == (route == "grouped"), "groups are made again in the backward pass"
     first, second = solve_free_blocks(shared, free, rhs), solve_free_blocks(shared, free, rhs, blocks=again)
     assert torch.equal(first.value, second.value)
     assert torch.equal(first.residual, second.residual)
 
 
-def test_large_factors_are_not_kept(monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:
-    monkeypatch.setattr(module, "_SMALL", 0)
+def test_large_factors_are_not_kept(generator: torch.Generator) -> None:
     shared, free, *_ = problem(0.4, 10.0, torch.float64, generator)
-    tensors, rebuild = free_blocks(shared, free).pack()
-    assert tensors == ()
-    assert rebuild(free) is None
+    assert free_blocks(shared, free).to_keep(D, Costs(kept_block=0)) is None
 
 
 def test_one_large_set_among_small_ones_is_solved_apart(generator: torch.Generator) -> None:
@@ -132,7 +130,7 @@ def test_one_large_set_among_small_ones_is_solved_apart(generator: torch.Generat
     free = torch.ones(batch, d, dtype=torch.bool)
     free[:, :2] = False
     free[7, :32] = False
-    shared, rhs = Dense(matrix, True), torch.randn(batch, d, generator=generator, dtype=torch.float64)
+    shared, rhs = Factor(matrix, True), torch.randn(batch, d, generator=generator, dtype=torch.float64)
     blocks = free_blocks(shared, free)
     assert sorted(len(rows) for rows, _ in blocks.groups) == [1, batch - 1]
     assert [rows.tolist() for rows, _ in blocks.groups if len(rows) == 1] == [[7]]
@@ -140,6 +138,4 @@ def test_one_large_set_among_small_ones_is_solved_apart(generator: torch.Generat
     few = torch.tensor([0, 7, 200])
     exact = exact_solution(shared.wide.matrix, free[few], rhs[few], torch.zeros(3, d))
     torch.testing.assert_close(found.value[few], exact, rtol=1e-10, atol=1e-11)
-    tensors, rebuild = blocks.pack()
-    assert tensors == ()
-    assert rebuild(free) is None
+    assert blocks.to_keep(d, Costs()) is None

@@ -194,33 +194,30 @@ def test_saturated_and_warm_starts(name: str, gamma: float) -> None:
 # Work -------------------------------------------------------------------------------------------------------------
 
 
+#: No factorization per sample: conjugate gradients only.
+BY_PRODUCTS = ib.operators.Costs(dual_width=0, dual_work=0)
+
+
 @pytest.mark.parametrize("limit", [1, 2, 5])
 def test_max_iter_bounds_the_products_too(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from implicit_bregman.solvers.exact import dual_direction
-
     h = random_convex(40, 1e6)
     c = 30 * torch.randn(3, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    monkeypatch.setattr(dual_direction, "_WIDE", 0)  # conjugate gradients only
-    monkeypatch.setattr(dual_direction, "_FEW", 0)
     seen = []
     product = torch.Tensor.__matmul__
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: (seen.append(1), product(a, b))[1])
     solver = ib.solvers.Newton(max_iter=limit, on_failure="ignore")
-    energy = ib.QuadraticEnergy.from_matrices(-h)
+    energy = ib.QuadraticEnergy.from_operator(ib.operators.Dense(h, costs=BY_PRODUCTS))
     solution = ib.find_critical_point(energy, "tanh", c, regularization=1e-5, solver=solver)
     assert bool((solution.status == ib.Status.MAX_ITER).all())
     assert len(seen) <= 10 * limit + 40
 
 
-def test_conjugate_gradients_alone(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    from implicit_bregman.solvers.exact import dual_direction
-
+def test_conjugate_gradients_alone(dtype: torch.dtype) -> None:
     h = random_convex(24, 100.0).to(dtype)
     c = (3 * torch.randn(8, 24, generator=torch.Generator().manual_seed(1), dtype=torch.float64)).to(dtype)
     expected = found(-h, "tanh", c, 1e-3)
-    monkeypatch.setattr(dual_direction, "_WIDE", 0)
-    monkeypatch.setattr(dual_direction, "_FEW", 0)
-    solution = found(-h, "tanh", c, 1e-3)
+    energy = ib.QuadraticEnergy.from_operator(ib.operators.Dense(h, costs=BY_PRODUCTS))
+    solution = ib.find_critical_point(energy, "tanh", c, regularization=1e-3, solver="newton")
     assert bool(solution.converged.all())
     torch.testing.assert_close(solution.value, expected.value, rtol=1e-5, atol=1e-6)
 

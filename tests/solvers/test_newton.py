@@ -10,10 +10,12 @@ import implicit_bregman as ib
 from implicit_bregman.experiments.oracle import reference_solution
 from implicit_bregman.experiments.problems import Problem, make_problem
 from implicit_bregman.objective import Objective
-from implicit_bregman.operators import dense
+from implicit_bregman.operators import Costs
 from implicit_bregman.solvers import newton
 from implicit_bregman.solvers.exact import active_set
+from implicit_bregman.solvers.exact.minimum import Guess, by_active_set
 from implicit_bregman.solvers.exact.projected_newton import projected_newton
+from implicit_bregman.solvers.loop import run
 from tests.solvers.helpers import relative_error, solve
 
 CONVERGED = (ib.Status.CONVERGED, ib.Status.DEGENERATE)
@@ -98,11 +100,10 @@ def test_projected_newton_agrees_with_the_active_set(dtype: torch.dtype) -> None
 
 def test_wide_problems_with_few_samples_are_not_factorized(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = make_problem(dim=40, batch=2, condition=100.0, active=0.2)
-    monkeypatch.setattr(dense, "_ALWAYS", 0)
-    monkeypatch.setattr(dense, "_PER_SAMPLE", 1)
+    costs = Costs(inverse_width=0, inverse_per_sample=1)
     monkeypatch.setattr(torch, "cholesky_inverse", lambda *a: pytest.fail("inverted"))
     weight = problem.weight.clone().requires_grad_()
-    energy = ib.QuadraticEnergy.from_matrices(weight)
+    energy = ib.QuadraticEnergy.from_operator(ib.operators.Dense(-weight, costs=costs))
     found = ib.find_critical_point(energy, "tanh", problem.offset, solver="newton")
     assert bool(found.converged.all())
     assert float(relative_error(found.value.detach(), problem.solution).max()) <= 1e-9
@@ -110,40 +111,36 @@ def test_wide_problems_with_few_samples_are_not_factorized(monkeypatch: pytest.M
     assert bool(torch.isfinite(weight.grad).all())
 
 
-def test_a_set_that_turns_in_a_circle_is_left_to_projected_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_set_that_turns_in_a_circle_is_left_to_interior_point_steps() -> None:
     problem = make_problem(dim=30, batch=10, condition=1e3, active=0.3)
-    monkeypatch.setattr(newton, "_GUESSES", 0)
-    monkeypatch.setattr(newton, "_CORRECTIONS", 0)
-    found = solve(problem, "newton", max_iter=100)
-    assert bool(found.converged.all())
+    guess = Guess(objective_of(problem), torch.zeros_like(problem.offset), steps=1)
+    found = by_active_set(guess, 1e-11, 100, steps=1, corrections=0)
+    assert bool(found.accepted.all())
     assert float(relative_error(found.value, problem.solution).max()) <= 1e-9
 
 
 def test_what_newton_gives_up_goes_to_mm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Samples 0 and 3 are declared failed; the others keep their result, and these get MM's."""
-    problem = make_problem(dim=10, batch=5, condition=10.0)
-    expected = solve(problem, "newton")
-    module_function = newton.solve_active_set
+
+    class Bowl(ib.Energy):
+        def value(self, z: Tensor, x: Tensor) -> Tensor:
+            return (0.5 * z**2 - x * z).sum(-1)
+
+    made, x = newton.projected_newton, torch.linspace(-2.0, 2.0, 10, dtype=torch.float64).reshape(5, 2)
 
     def failing(*arguments: object, **settings: object) -> object:
-        found = module_function(*arguments, **settings)
-        if len(found.accepted) == 5:
-            found.accepted[[0, 3]] = False
+        found = made(*arguments, **settings)
+        found.accepted[[0, 3]] = False
         return found
 
-    monkeypatch.setattr(newton, "solve_active_set", failing)
-    monkeypatch.setattr(
-        newton, "projected_newton", lambda objective, value, *a: projected_newton(objective, value, 0.5)
-    )
-    weight = problem.weight.clone().requires_grad_()
-    energy = ib.QuadraticEnergy.from_matrices(weight)
-    found = ib.find_critical_point(energy, "tanh", problem.offset, solver="newton")
+    monkeypatch.setattr(newton, "projected_newton", failing)
+    monkeypatch.setattr(newton, "rounding_accepted", lambda objective, found, tol: found)
+    steps = []
+    monkeypatch.setattr(newton, "run", lambda *given: steps.append(len(given[2])) or run(*given))
+    found = ib.find_critical_point(Bowl(2, convex=True), "tanh", x, solver="newton")
+    assert steps == [2]
     assert bool(found.converged.all())
-    assert float(relative_error(found.value.detach(), expected.value).max()) <= 1e-9
-    found.value.sum().backward()
-    exact = problem.weight.clone().requires_grad_()
-    ib.find_critical_point(ib.QuadraticEnergy.from_matrices(exact), "tanh", problem.offset, solver="newton")
-    assert bool(torch.isfinite(weight.grad).all())
+    assert float((found.value - x.clamp(-1, 1)).abs().max()) <= 1e-9
 
 
 def test_max_iter_is_kept() -> None:

@@ -15,8 +15,7 @@ from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.experiments.problems import Problem, make_problem
 from implicit_bregman.objective import Objective
 from implicit_bregman.operators import Dense
-from implicit_bregman.operators.free import solve_free_blocks
-from implicit_bregman.solvers.exact import active_set
+from implicit_bregman.operators.free import FreeSolution
 from tests.solvers.helpers import ALL, ITERATIVE, solve, solver_of, some
 
 CASES = {
@@ -151,10 +150,10 @@ class Counting(BoundQuadratic):
         return counted
 
     def double(self) -> Counting:
-        return Counting(self.shared, self.offset, calls=self.calls)
+        return Counting(self.operator, self.offset, calls=self.calls)
 
     def select(self, index: Tensor) -> Counting:
-        return Counting(self.shared, self.offset[index], calls=self.calls)
+        return Counting(self.operator, self.offset[index], calls=self.calls)
 
 
 @exact_or_not
@@ -166,13 +165,15 @@ def test_evaluations_are_the_calls_really_made(
     problem = case(name, 1)
     energy = Counting(Dense(-problem.weight, problem.kind != "general"), problem.offset)
 
-    def counted(*arguments: object) -> tuple[Tensor, Tensor, Tensor, int]:
-        # The refinement of an exact solve evaluates ∇f by itself; tests/linalg counts these.
-        result = solve_free_blocks(*arguments)
-        energy.calls["gradient"] += result[3]
+    refine_on = Dense.refine_on
+
+    def counted(*arguments: object) -> FreeSolution:
+        # The refinement of an exact solve evaluates ∇f by itself; tests/operators counts these.
+        result = refine_on(*arguments)
+        energy.calls["gradient"] += result.products
         return result
 
-    monkeypatch.setattr(active_set, "solve_free_blocks", counted)
+    monkeypatch.setattr(Dense, "refine_on", counted)
     objective = Objective(energy, problem.geometry, problem.regularization)
     energy.calls.clear()
     method = solver_of(solver, exact=exactly, max_iter=100)

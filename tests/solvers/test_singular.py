@@ -18,7 +18,7 @@ from torch import Tensor
 
 import implicit_bregman as ib
 from implicit_bregman.objective import Objective
-from implicit_bregman.operators import Dense
+from implicit_bregman.operators.factor import Factor
 from implicit_bregman.solvers.exact.interior_point import minimise_convex
 
 DOUBLE = torch.float64
@@ -442,10 +442,10 @@ def test_sparsemax_by_a_penalty(penalty: float, width: int, generator: torch.Gen
 
 
 def test_detection_costs_the_definite_nothing(monkeypatch: pytest.MonkeyPatch, generator: torch.Generator) -> None:
-    def refused(self: Dense) -> None:
+    def refused(self: Factor) -> None:
         raise AssertionError("asked for")
 
-    monkeypatch.setattr(Dense, "semidefinite", property(refused))
+    monkeypatch.setattr(Factor, "semidefinite", property(refused))
     factor = torch.randn(12, 12, generator=generator).double()
     hessian = factor @ factor.T + torch.eye(12)
     assert bool(solve(hessian, torch.randn(5, 12, generator=generator).double(), "tanh").converged.all())

@@ -16,9 +16,8 @@ from torch import Tensor
 
 from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.energy.contract import BoundEnergy
-from implicit_bregman.linalg.masked import solve_on_free_set
 from implicit_bregman.objective import Objective
-from implicit_bregman.operators.free import FreeBlocks, free_blocks, solve_free_blocks
+from implicit_bregman.operators.free import FreeBlocks
 from implicit_bregman.solvers.exact.result import ExactResult
 
 #: How often the active set of a problem with one critical point is corrected within one solve.
@@ -78,7 +77,7 @@ def solve_projected_active_set(
 
 
 def _quadratic(objective: Objective) -> BoundQuadratic:
-    energy = objective.energy.matrix_form
+    energy = objective.energy.factored
     if energy is None:
         raise TypeError(f"an exact solve needs a quadratic energy, got {type(objective.energy).__name__}")
     return energy
@@ -100,12 +99,11 @@ def point_with(
         at_hi: those at their upper bound.
         tol: see `solve_active_set`.
     """
-    geometry, dtype = objective.geometry, objective.energy.dtype
-    lo, hi = geometry.bounds(dtype)
+    lo, hi = objective.geometry.bounds(objective.energy.dtype)
     free = ~(at_lo | at_hi)
     fixed = _on_bounds(at_lo, at_hi, lo, hi)
     exact, gradient, scale, solved, products, blocks = _solve(objective, energy, free, fixed, tol)
-    residual, margin = _violation(objective, exact, gradient, scale, lo, hi)
+    residual, margin = violation(objective, exact, gradient, scale)
     accepted = solved & (residual <= tol)
     degenerate = (margin <= 10 * tol) & accepted
 
@@ -113,10 +111,28 @@ def point_with(
     if bool(degenerate.any()) and not torch.equal(clamped, exact):
         # What is put back on a bound moves ∇f of the others.
         moved = energy.gradient(clamped)
-        there, _ = _violation(objective, clamped, moved, objective.scale(energy.terms(moved)), lo, hi)
+        there, _ = violation(objective, clamped, moved, objective.scale(energy.terms(moved)))
         accepted &= there <= tol
         degenerate &= accepted
+    found = at_point(objective, exact, free, gradient, scale, residual, accepted, degenerate)
+    return replace(found, tries=products * found.tries, blocks=blocks)
+
+
+def at_point(
+    objective: Objective,
+    exact: Float[Tensor, "batch d"],
+    free: Bool[Tensor, "batch d"],
+    gradient: Float[Tensor, "batch d"],
+    scale: Float[Tensor, "batch d"],
+    residual: Float[Tensor, " batch"],
+    accepted: Bool[Tensor, " batch"],
+    degenerate: Bool[Tensor, " batch"],
+) -> ExactResult:
+    """The result that consists of these points, found in one step."""
+    geometry, dtype = objective.geometry, objective.energy.dtype
+    clamped = exact.clamp(*geometry.bounds(dtype))
     dual = geometry.finite_dual(clamped, dtype)
+    once = torch.ones_like(accepted, dtype=torch.int64)
     return ExactResult(
         value=clamped.to(dtype),
         dual=dual.to(dtype),
@@ -128,9 +144,8 @@ def point_with(
         residual=residual.to(dtype),
         accepted=accepted,
         degenerate=degenerate,
-        steps=torch.ones_like(accepted, dtype=torch.int64),
-        tries=torch.full_like(accepted, products, dtype=torch.int64),
-        blocks=blocks,
+        steps=once,
+        tries=once,
     )
 
 
@@ -157,13 +172,14 @@ def within_rounding(
     return objective.residual(z, total, scale, objective.geometry.bounds(objective.energy.dtype)) <= tol
 
 
-def _violation(
-    objective: Objective, z: Tensor, gradient: Tensor, scale: Tensor, lo: float, hi: float
+def violation(
+    objective: Objective, z: Tensor, gradient: Tensor, scale: Tensor
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
     """The residual as `Objective.residual` defines it, and the least margin of a condition, each (B,).
 
     A gradient step from z ends near a bound, from either side, where the multiplier or the distance to it is small.
     """
+    lo, hi = objective.geometry.bounds(objective.energy.dtype)
     step, below, above = objective.relative_step(gradient, scale), z - lo, z - hi
     residual = step.clamp(above, below).abs_().amax(-1)
     margin = torch.minimum(below.sub_(step).abs_().amin(-1), above.sub_(step).abs_().amin(-1))
@@ -174,18 +190,17 @@ def _solve(
     objective: Objective, energy: BoundQuadratic, free: Tensor, fixed: Tensor, tol: float
 ) -> tuple[Tensor, Tensor, Tensor, Bool[Tensor, " batch"], int, FreeBlocks | None]:
     """z with (∇f)_F = 0, ∇f there and its scale, whether it was found, evaluations, and the factors."""
-    definite = energy.symmetric and objective.unique
-    shared = _quadratic(objective).shared
-    if definite and shared.is_worth_inverting(len(free)) and shared.inverse is not None:
-        offset, blocks = energy.offset, free_blocks(shared, free)
-        found = solve_free_blocks(shared, free, offset, fixed, 0.5 * tol, blocks, objective.floor)
-        gradient = found.excess if blocks.interior else torch.where(free, found.excess, found.excess - offset)
+    operator, offset = _quadratic(objective).operator, energy.offset
+    blocks = operator.free_blocks(free) if objective.unique else None
+    if blocks is not None:
+        found = operator.refine_on(free, offset, fixed, 0.5 * tol, blocks, objective.floor)
+        assert found is not None  # there are blocks
         assert found.scale is not None  # a floor was given
+        gradient = found.excess if blocks.interior else torch.where(free, found.excess, found.excess - offset)
         return found.value, gradient, found.scale, found.solved, found.products, blocks
     # Where there may be several critical points, a block that is not definite belongs to a saddle.
     refuse_saddles = energy.symmetric and not objective.unique
-    right = -energy.gradient(fixed)
-    inside, solved = solve_on_free_set(energy.shared.matrix, free, right, energy.symmetric, refuse_saddles)
+    inside, solved = energy.operator.solve_on(free, -energy.gradient(fixed), refuse_saddles)
     exact = torch.where(free, inside, fixed)
     gradient = energy.gradient(exact)
     return exact, gradient, objective.scale(energy.terms(gradient)), solved, 2, None

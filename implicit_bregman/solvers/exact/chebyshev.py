@@ -51,13 +51,13 @@ def chebyshev_steps(
     Returns:
         y; 1, or 0 where no steps were needed; the evaluations of ∇f.
     """
-    geometry, gamma, shared = objective.geometry, objective.regularization, energy.shared
+    geometry, gamma, operator = objective.geometry, objective.regularization, energy.operator
 
     def residual(y: Tensor) -> Tensor:
         """−E(y) = −∇f(ρ(y)) − γy."""
         return energy.force(geometry.activation(y)).sub_(y, alpha=gamma)
 
-    sigma, a = geometry.strong_convexity, gamma * shared.gradient_step
+    sigma, a = geometry.strong_convexity, gamma * operator.gradient_step
     # Where D has no bound it is guessed, like the least D.
     steepest = 1 / sigma if sigma > 0 else float(geometry.slope(dual).amax())
     error = residual(dual)
@@ -67,18 +67,18 @@ def chebyshev_steps(
     if not (math.isfinite(largest) and 0 < steepest < math.inf):
         return None
     if sigma > 0 and a >= _NO_NEED * steepest:
-        interval, inverse, spent = (gamma, gamma * (1 + steepest / a)), None, 1
+        interval, precondition, spent = (gamma, gamma * (1 + steepest / a)), None, 1
     else:
         # Where φ'' is constant so is D: then P is the inverse of J.
         constant = geometry.max_curvature == geometry.strong_convexity
         shift = gamma / steepest * (1 if constant else 2)
-        damped = shared.damped_inverse(shift) if shared.is_worth_inverting(len(dual)) else None
+        damped = operator.damped_inverse(shift) if operator.has_resolvent(len(dual)) else None
         if damped is None:
             return None
-        middle = gamma / damped[0]
-        inverse, spent = damped[1] / middle, 2
+        middle = gamma / damped.shift
+        precondition, spent = damped.scaled(1 / middle), 2
         # One step by P alone shows how flat ρ becomes.
-        dual = dual.addmm(error, inverse)
+        dual = precondition(dual, error, 1.0, 1.0)
         error = residual(dual)
         if not constant:
             low, high = (float(end) for end in geometry.slope(dual).aminmax())
@@ -96,4 +96,4 @@ def chebyshev_steps(
         return None
     if count > _LONG and dual.dtype != torch.float64:
         count = steps_needed(interval, min(1.0, _EARLIER * _AIM * tol / largest), count) or count
-    return semi_iteration(residual, dual, error, inverse, interval, count), 1, count - 1 + spent
+    return semi_iteration(residual, dual, error, precondition, interval, count), 1, count - 1 + spent

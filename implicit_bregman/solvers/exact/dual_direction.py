@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 
 from implicit_bregman.energy.contract import BoundEnergy
-from implicit_bregman.linalg.chunks import chunks
-from implicit_bregman.linalg.dense import solve_general
 from implicit_bregman.linearization import Linearization
 from implicit_bregman.objective import Objective
 from implicit_bregman.solvers.exact.dual_state import Budget, Course, Iterate
@@ -16,12 +14,6 @@ from implicit_bregman.solvers.exact.dual_state import Budget, Course, Iterate
 _LOOSE, _TIGHT = 0.1, 1e-4
 #: and where a looser one has led nowhere.
 _EXACT = 1e-10
-#: Multiplications up to which factorizing is as fast as a few products,
-_FEW = 2**18
-#: the width from which on it is out of the question,
-_WIDE = 1024
-#: and the products after which it would have been faster: so many, and one for every so many coordinates.
-_PATIENT, _PER_PRODUCT = 20, 4
 #: The least D that is divided by.
 _LEAST_SLOPE = 1e-290
 #: κD below which Δw follows from the equation of its own coordinate.
@@ -39,8 +31,8 @@ def newton_move(
 ) -> tuple[Tensor, Tensor]:
     """κ and Δw, with `slope` for D."""
     gamma = objective.regularization
-    # One matrix is the same everywhere, and its products are made in either precision.
-    hessian = (energy if energy.shared is None else objective.energy).hessian(at.value)
+    # What factorizes is the same everywhere, and its products are made in either precision.
+    hessian = (energy if energy.factored is None else objective.energy).hessian(at.value)
     system = Linearization(hessian, slope, torch.full_like(slope, gamma))
     curvature = _own_curvature(system, at.error)
     v = _direction(objective, system, at, curvature, course, target, budget)
@@ -53,7 +45,7 @@ def newton_move(
 
 
 def _own_curvature(system: Linearization, error: Tensor) -> Tensor:
-    """H_jj, where H is a matrix; else what stands for all of them, the curvature along DE. Not negative."""
+    """H_jj, where it is known; else what stands for all of them, the curvature along DE. Not negative."""
     hessian, entries = system.hessian, system.hessian.diagonal()
     if entries is not None:
         return entries.to(error.dtype).clamp_min(0.0).reshape(-1, entries.shape[-1])
@@ -73,18 +65,16 @@ def _direction(
     budget: Budget,
 ) -> Tensor:
     """v, by conjugate gradients, or by one factorization per sample where that is faster or the others fail."""
-    (batch, width), matrix = at.error.shape, system.hessian.shared
+    (batch, width), hessian, costs = at.error.shape, system.hessian, system.hessian.costs
     factorizes = can_factorize(objective)
-    everything = torch.arange(batch, device=at.error.device)
-    if matrix is not None and not (objective.unique and matrix.symmetric):
-        return _factorized(system, at.error, everything, objective.unique)
-    if matrix is not None and batch * width**3 <= _FEW:
-        return _factorized(system, at.error, everything, objective.unique)
+    few = batch * width**3 <= costs.dual_work
+    if hessian.factorizes and (few or not (objective.unique and hessian.symmetric)):
+        return _factorized(system, at.error, torch.arange(batch, device=at.error.device), objective.unique)
     # As exact as the progress of the last step promises this one to be, and no more than the goal asks for.
     goal = (0.3 * target / at.size).clamp(1e-7, _LOOSE)
     forcing = (at.size / course.before).square().nan_to_num(_LOOSE).clamp(_TIGHT, _LOOSE)
     forcing = torch.where(course.exact, _EXACT, torch.maximum(forcing, goal))
-    most = min(budget.left, _PATIENT + width // _PER_PRODUCT) if factorizes else budget.left
+    most = min(budget.left, costs.dual_patience + width // costs.dual_products) if factorizes else budget.left
     found = system.newton_step(at.error, curvature, forcing, most)
     budget.left -= int(found.iterations.max())
     if not objective.unique:
@@ -98,33 +88,19 @@ def _direction(
 
 def can_factorize(objective: Objective) -> bool:
     """Whether one factorization per sample is possible."""
-    shared = objective.energy.shared
-    return shared is not None and len(shared.matrix) <= _WIDE
+    energy = objective.energy.factored
+    return energy is not None and energy.operator.size <= energy.costs.dual_width
 
 
 def _factorized(system: Linearization, error: Tensor, rows: Tensor, convex: bool) -> Tensor:
-    """v for some of the samples, in float64."""
-    parts = [_factorized_part(system, error, rows[part], convex) for part in chunks(error[rows])]
-    return torch.cat(parts).to(error.dtype)
-
-
-def _factorized_part(system: Linearization, error: Tensor, rows: Tensor, convex: bool) -> Tensor:
-    """v with (γD⁻¹ + H) v = −E, after scaling the diagonal to 1."""
-    shared = system.hessian.shared
-    assert shared is not None  # a quadratic energy
-    wide = shared.wide.matrix
+    """v with (γD⁻¹ + H) v = −E for some of the samples, after scaling the diagonal to 1, in float64."""
+    hessian, entries = system.hessian, system.hessian.diagonal()
+    assert entries is not None  # what factorizes has them
     ratio = system.shift[rows].double() / system.slope[rows].double().clamp_min(_LEAST_SLOPE)
-    root = (ratio + wide.diagonal().clamp_min(0.0)).rsqrt()
-    matrix = root[:, :, None] * wide * root[:, None, :]
-    matrix.diagonal(dim1=1, dim2=2).add_(ratio * root * root)
-    right = -(root * error[rows].double())[:, :, None]
-    if not shared.symmetric:
-        return root * solve_general(matrix, right)[0].squeeze(-1)
-    factor, info = torch.linalg.cholesky_ex(matrix)
-    if bool((info != 0).any()):
-        if not convex:
-            return root * solve_general(matrix, right)[0].squeeze(-1)
-        # W was rounded, and the diagonal is 1.
-        matrix.diagonal(dim1=1, dim2=2).add_(shared.size * torch.finfo(shared.matrix.dtype).eps)
-        factor = torch.linalg.cholesky_ex(matrix)[0]
-    return root * torch.cholesky_solve(right, factor).squeeze(-1)
+    root = (ratio + entries.double().clamp_min(0.0)).rsqrt()
+    right, systems = -root * error[rows].double(), hessian.systems(ratio * root * root, root, root)
+    if not hessian.symmetric:
+        return (root * systems.solve(right)[0]).to(error.dtype)
+    # (W was rounded, and the diagonal is 1)
+    jitter = hessian.size * torch.finfo(hessian.dtype).eps if convex else None
+    return (root * systems.solve_symmetric(right, jitter)).to(error.dtype)

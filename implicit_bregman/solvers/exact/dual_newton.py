@@ -63,7 +63,7 @@ def newton(
         max_steps: bound on the number of steps, and on that of the products with H inside them.
         record: called with the duals and their rows before every step, and at the end.
     """
-    energy, quadratic = objective.energy, objective.energy.matrix_form
+    energy, quadratic = objective.energy, objective.energy.factored
     # A trace ends where the tolerance is met.
     enough = _CLOSE * tol if _is_well_conditioned(objective) else 0.0
     swept, limit = None, max(_BELOW * tol, enough)
@@ -82,7 +82,7 @@ def newton(
 
 def _is_well_conditioned(objective: Objective) -> bool:
     """Whether an error E is no great error of z: γ is no small part of λ_max."""
-    energy = objective.energy.matrix_form
+    energy = objective.energy.factored
     return energy is not None and objective.regularization * energy.gradient_step >= _WELL
 
 

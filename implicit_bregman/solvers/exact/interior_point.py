@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from implicit_bregman.energy.bound import BoundQuadratic
-from implicit_bregman.linalg.chunks import chunks
 from implicit_bregman.objective import Objective, RowsOfTensors
 from implicit_bregman.solvers.exact.projected_newton import projected_newton
 from implicit_bregman.solvers.exact.result import ExactResult
@@ -65,7 +64,7 @@ def minimise_convex(objective: Objective, start: Float[Tensor, "batch d"], tol: 
         tol: bound on the residual.
         max_steps: bound on the number of steps of both kinds together.
     """
-    energy = objective.energy.double().matrix_form
+    energy = objective.energy.double().factored
     assert energy is not None
     far = _FAR * runaway(energy, objective.unit, torch.finfo(torch.float64).eps)
     if all(math.isinf(end) for end in objective.geometry.domain):
@@ -145,11 +144,12 @@ def _step(energy: BoundQuadratic, at: _Iterate, sides: list[tuple[float, float]]
     z, m = at.value, at.multipliers
     s = sign * (z[:, None, :] - bound)
     unmet = energy.gradient(z) - (sign * m).sum(1)
-    factor = _factorize(energy, (m / s).sum(1))
+    least = _DAMPING * z.shape[-1] * energy.operator.diagonal().abs()
+    inverse = energy.operator.systems((m / s).sum(1) + least).factorized()
 
     def direction(complement: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         right = (sign * complement / s).sum(1) - unmet
-        move = torch.cholesky_solve(right[:, :, None], factor).squeeze(-1)
+        move = inverse(right)
         change = sign * move[:, None, :]
         return move, change, (complement - m * change) / s
 
@@ -164,16 +164,6 @@ def _step(energy: BoundQuadratic, at: _Iterate, sides: list[tuple[float, float]]
     return replace(
         at, value=z + length[:, 0] * move, multipliers=m * m_ratio, tendency=m_ratio / s_ratio, steps=at.steps + 1
     )
-
-
-def _factorize(energy: BoundQuadratic, diagonal: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d d"]:
-    matrix = energy.shared.matrix
-    least = _DAMPING * len(matrix) * matrix.diagonal().abs()
-    factors = []
-    for rows in chunks(diagonal):
-        system = matrix + torch.diag_embed(diagonal[rows] + least)
-        factors.append(torch.linalg.cholesky_ex(system).L)
-    return factors[0] if len(factors) == 1 else torch.cat(factors)
 
 
 def _longest(x: Float[Tensor, "batch bounds d"], dx: Tensor) -> Float[Tensor, "batch 1 1"]:

@@ -17,10 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from implicit_bregman.energy.contract import BoundEnergy, Evaluation
-from implicit_bregman.linalg.cg import conjugate_gradient
-from implicit_bregman.linalg.semidefinite import solve_damped
 from implicit_bregman.objective import Objective, RowsOfTensors
-from implicit_bregman.operators import LinearOperator
 from implicit_bregman.solvers.exact.result import ExactResult
 
 #: Projected Newton steps made before an iterate is given up.
@@ -33,10 +30,6 @@ _TRIALS = 25
 _ARMIJO = 1e-4
 #: Relative residual of the linear systems far from the solution, and near it.
 _LOOSE, _TIGHT = 0.1, 1e-6
-#: Most products in the linear system of one step, as a multiple of d.
-_PRODUCTS = 3
-#: Up to this width a free block is factorized at once, beyond it where CG needs more than d/4 products.
-_FACTORIZED = 512
 #: How far below the tolerance the residual is driven.
 _BELOW = 0.1
 
@@ -154,40 +147,13 @@ def _direction(
     objective: Objective, energy: BoundEnergy, at: _Iterate, free: Bool[Tensor, "batch d"]
 ) -> tuple[Tensor, Tensor]:
     """The Newton direction on the free coordinates, −∇f on the others, and where curvature was not positive."""
-    hessian, right = energy.hessian(at.value), torch.where(free, -at.gradient, 0.0)
-    shared, width = hessian.shared, right.shape[-1]
+    right = torch.where(free, -at.gradient, 0.0)
     damping = torch.zeros_like(right)
     if objective.convex:
         damping = at.residual[:, None] * at.scale / (objective.unit + at.value.abs())
-    if shared is not None and (width <= _FACTORIZED or not objective.unique):
-        found, solved = solve_damped(shared.matrix.to(right.dtype), free, right, damping)
-        return _downhill(found, at, free), ~solved
-    most = _PRODUCTS * width + 20 if shared is None else width // 4
-    found, solved, positive = _by_products(hessian, at, free, right, damping, most)
-    rows = (~solved).nonzero().squeeze(-1)
-    if shared is not None and len(rows):
-        part, good = solve_damped(shared.matrix.to(right.dtype), free[rows], right[rows], damping[rows])
-        found, positive = found.index_copy(0, rows, part), positive.index_copy(0, rows, good)
+    tol, hessian = at.residual.clamp(_TIGHT, _LOOSE), energy.hessian(at.value)
+    found, positive = hessian.solve_damped_on(free, right, damping, tol, at_once=not objective.unique)
     return _downhill(found, at, free), ~positive
-
-
-def _by_products(
-    hessian: LinearOperator, at: _Iterate, free: Tensor, right: Tensor, damping: Tensor, most: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The direction by CG, which samples were solved, and where curvature was positive."""
-    mask, entries = free.to(right.dtype), hessian.diagonal()
-    diagonal = torch.ones_like(right)
-    if entries is not None:
-        entries = damping + entries.to(right.dtype)
-        diagonal = torch.where(free & (entries > 0), entries, 1.0)
-    found = conjugate_gradient(
-        lambda v: mask * (hessian.product(mask * v) + damping * v) + (1 - mask) * v,
-        right,
-        lambda r: r / diagonal,
-        at.residual.clamp(_TIGHT, _LOOSE),
-        most,
-    )
-    return found.value, found.converged, found.positive
 
 
 def _downhill(found: Tensor, at: _Iterate, free: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from implicit_bregman.objective import Objective, Point, RowsOfTensors
 from implicit_bregman.operators.free import FreeBlocks
+from implicit_bregman.operators.splitter import Splitter
 from implicit_bregman.solvers.base import Outcome, Trace
 from implicit_bregman.status import Status
 
@@ -34,6 +35,7 @@ class ExactResult(RowsOfTensors):
         tries: evaluations of ∇f, (B,).
         stuck: whether no step led any further, though the tolerance is not met, (B,), if that is known.
         blocks: the factors with which these points were found, for all samples, if there are such.
+        splitter: else the splitting by which they were found.
     """
 
     value: Tensor
@@ -50,6 +52,7 @@ class ExactResult(RowsOfTensors):
     tries: Tensor
     stuck: Tensor | None = None
     blocks: FreeBlocks | None = None
+    splitter: Splitter | None = None
 
     @cached_property
     def complete(self) -> bool:
@@ -93,7 +96,7 @@ def exact_point(objective: Objective, point: Point, found: ExactResult) -> Point
 
 def _value(objective: Objective, found: ExactResult) -> Float[Tensor, " batch"] | None:
     """f at what was found, (B,); None for a field."""
-    quadratic = objective.energy.matrix_form
+    quadratic = objective.energy.factored
     if not objective.energy.symmetric:
         return None
     if quadratic is not None:
@@ -114,7 +117,7 @@ def exact_outcome(objective: Objective, found: ExactResult, trace: Trace | None)
         value = objective.evaluate(found.dual, torch.ones_like(found.dual[:, :1])).objective
     else:
         value = _value(objective, found)
-        if energy.symmetric and energy.shared is None:
+        if energy.symmetric and energy.factored is None:
             found = replace(found, tries=found.tries + 1)
     point = Point(
         dual=found.dual,
@@ -145,4 +148,5 @@ def exact_outcome(objective: Objective, found: ExactResult, trace: Trace | None)
         complete=found.complete,
         without_potential=gamma > 0 and trace is None,
         blocks=found.blocks,
+        splitter=found.splitter,
     )

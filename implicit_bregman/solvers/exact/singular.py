@@ -19,7 +19,7 @@ from torch import Tensor
 
 from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.linalg.nullspace import null_part
-from implicit_bregman.linalg.semidefinite import range_basis, same_sets, solve_definite
+from implicit_bregman.linalg.semidefinite import same_sets
 from implicit_bregman.objective import Objective
 from implicit_bregman.projection.newton import nearest
 from implicit_bregman.solvers.exact.active_set import within_rounding
@@ -91,7 +91,7 @@ def limit_of_mm(
         max_steps: bound on the number of steps to a minimiser.
     """
     start = objective.geometry.activation(dual)
-    energy, eps = objective.energy.matrix_form, torch.finfo(objective.energy.dtype).eps
+    energy, eps = objective.energy.factored, torch.finfo(objective.energy.dtype).eps
     assert energy is not None
     asked, tol = max(_EXACT, _ROUNDING * eps), max(tol, _ROUNDING * eps)
     found = minimise_convex(objective, start, asked, max_steps)
@@ -105,7 +105,7 @@ def limit_of_mm(
     several = found.accepted & ~definite
     if bool(several.any()):
         # Bounds that no multiplier holds may still leave no way off the minimiser, which interior points end at.
-        alone = solve_definite(problem.energy.shared.matrix, off, found.gradient, problem.eps)[1]
+        alone = problem.energy.operator.solve_definite_on(off, found.gradient, problem.eps)[1]
         found, moved = _nearest_to_start(problem, found, dual, several, alone, tol)
         status = torch.where(several & (moved | ~alone), int(Status.NONUNIQUE), status)
     found = replace(found, accepted=found.residual <= tol)
@@ -175,7 +175,7 @@ def far_from(start: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
 
 def _runs_away(objective: Objective, found: ExactResult) -> Bool[Tensor, " batch"]:
     z = found.unrounded
-    energy = objective.energy.matrix_form
+    energy = objective.energy.factored
     if energy is None:
         return z.abs().amax(-1) > far_from(torch.zeros_like(found.value))
     energy = energy.double()
@@ -183,7 +183,7 @@ def _runs_away(objective: Objective, found: ExactResult) -> Bool[Tensor, " batch
     # Far out along z without bounds and curvature, and still downhill.
     ray = z.clamp_min(0.0 if math.isfinite(lo) else -math.inf).clamp_max(0.0 if math.isfinite(hi) else math.inf)
     slope = -torch.linalg.vecdot(ray, found.gradient)
-    curvature = torch.linalg.vecdot(ray, energy.shared.product(ray))
+    curvature = torch.linalg.vecdot(ray, energy.operator.product(ray))
     away = (slope > _RUNAWAY * curvature.abs()) & (slope > _CLEARLY * (ray * found.gradient).abs().sum(-1))
     return away | (z.abs().amax(-1) > runaway(energy, objective.unit, torch.finfo(objective.energy.dtype).eps))
 
@@ -205,8 +205,7 @@ def _sharpened(
     problem: _Problem, found: ExactResult, free: Bool[Tensor, "batch d"]
 ) -> tuple[ExactResult, Bool[Tensor, " batch"]]:
     """The minimisers after one exact solve on their free sets, where these are definite, and where they are."""
-    matrix = problem.energy.shared.matrix
-    step, definite = solve_definite(matrix, free, -found.gradient, problem.eps)
+    step, definite = problem.energy.operator.solve_definite_on(free, -found.gradient, problem.eps)
     moved = problem.at(found, (found.unrounded + step).clamp(*problem.bounds))
     better = definite & found.accepted & (moved.residual <= found.residual)
     return moved.where(better, replace(found, tries=moved.tries)), definite
@@ -249,14 +248,11 @@ def _nearest_to_start(
         alone: those that may have one minimiser nevertheless: they have to end off all bounds, (B,).
         tol: bound on the residual.
     """
-    matrix, geometry = problem.energy.shared.matrix, problem.objective.geometry
+    operator, geometry = problem.energy.operator, problem.objective.geometry
     changed = torch.zeros_like(several)
     for rows, columns in same_sets(found.free, several.nonzero().squeeze(-1)):
         part, inside = problem.select(rows), found.select(rows)
-        block = matrix[columns][:, columns]
-        basis = range_basis(block, problem.eps)
-        factor, _ = torch.linalg.cholesky_ex(basis.mT @ block @ basis)
-        left = torch.cholesky_solve(basis.mT @ inside.gradient[:, columns].mT, factor).mT
+        basis, left = operator.solve_in_range(columns, inside.gradient[:, columns], problem.eps)
         y = start[rows].double()
         y[:, columns], steps = nearest(geometry, basis, y[:, columns], inside.unrounded[:, columns] @ basis - left)
         z = torch.where(inside.free, geometry.activation(y), inside.unrounded).clamp(*problem.bounds)

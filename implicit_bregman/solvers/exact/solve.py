@@ -1,7 +1,7 @@
 """The exact solve that an iterate points to: by its active set (γ = 0) or by Newton's method in the dual (γ > 0).
 
-Both need a quadratic f. Where there is no matrix that all samples share, but one critical point, projected Newton steps
-stand for the active set. What is returned has been tested, so that a wrong guess costs time and nothing else.
+Both need a quadratic f. Where it is not `factored`, but has one critical point, projected Newton steps stand for the
+active set. What is returned has been tested, so that a wrong guess costs time and nothing else.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _STEPS = 60
 
 def can_solve_exactly(objective: Objective) -> bool:
     """Whether an exact solve exists for this kind of problem."""
-    return objective.energy.shared is not None or (objective.unique and objective.energy.exact_by_newton)
+    return objective.energy.factored is not None or (objective.unique and objective.energy.exact_by_newton)
 
 
 def solve_exactly(objective: Objective, point: Point, tol: float) -> ExactResult:
@@ -37,7 +37,7 @@ def solve_exactly(objective: Objective, point: Point, tol: float) -> ExactResult
     else:
         found = (
             solve_active_set(objective, point.value, point.gradient, tol)
-            if objective.energy.shared is not None
+            if objective.energy.factored is not None
             else projected_newton(objective, point.value, tol, _STEPS)
         )
     return rounding_accepted(objective, found, tol)

@@ -1,0 +1,127 @@
+"""γ = 0 and one critical point of a quadratic f: from a guess of the active set to the exact point."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from implicit_bregman.objective import Objective
+from implicit_bregman.operators.splitter import Splitter
+from implicit_bregman.solvers.exact.active_set import solve_active_set, solve_projected_active_set
+from implicit_bregman.solvers.exact.by_splitting import solve_by_splitting
+from implicit_bregman.solvers.exact.interior_point import minimise_convex
+from implicit_bregman.solvers.exact.result import ExactResult
+
+#: Projected gradient steps after which it is asked how many bounds are active, and those that guess the active set.
+_FIRST, _ALL = 3, 7
+#: Corrections of the active set before a sample is left to interior-point steps, and of a set that should be right.
+_CORRECTIONS, _LAST_CORRECTIONS = 20, 8
+#: Digits of a splitting after which its cost is asked.
+_DIGITS = 1e-3
+
+
+class Guess:
+    """Projected gradient steps, which guess the active set.
+
+    Args:
+        objective: F.
+        dual: the start.
+        steps: how many to make.
+
+    Attributes:
+        energy: f.
+        value: the point before the last step, (B, d).
+        target: the point after it, (B, d); not projected, to tell on which side of a bound it ends.
+        length: that of the steps.
+        steps: their number.
+    """
+
+    def __init__(self, objective: Objective, dual: Float[Tensor, "batch d"], steps: int = _FIRST) -> None:
+        energy = objective.energy.factored
+        assert energy is not None  # (who has no factorizations makes other steps)
+        self.objective, self.energy, self.length = objective, energy, energy.gradient_step
+        self._descent, self._bounds = energy.descent(self.length), objective.geometry.bounds(dual.dtype)
+        self.value = objective.geometry.activation(dual)
+        self.target = self._descent(self.value)
+        self.steps = 1
+        self.go_on(steps)
+
+    def go_on(self, steps: int) -> None:
+        """Make more steps, so that there are so many in all."""
+        for _ in range(self.steps, steps):
+            self.value = self.target.clamp(*self._bounds)
+            self.target = self._descent(self.value)
+        self.steps = max(self.steps, steps)
+
+    def splitter(self) -> Splitter | None:
+        """The operator splitting, where it costs less than to factorize a block for each sample and each set."""
+        batch, d = self.target.shape
+        costs = self.energy.operator.costs
+        if batch * costs.splitting_per_sample < d:
+            return None
+        lo, hi = self._bounds
+        active = float(((self.target < lo) | (self.target > hi)).sum()) / batch
+        iterations = costs.splitting_block * min(active, d - active) ** 3 / d**2
+        if iterations < costs.splitting_least:
+            return None
+        splitter = Splitter.of(self.energy.operator)
+        return splitter if splitter.iterations(_DIGITS) <= iterations else None
+
+
+def by_splitting(guess: Guess, splitter: Splitter, tol: float, max_iter: int) -> ExactResult:
+    """By operator splitting; samples whose active set is then not certain, by correcting it."""
+    objective = guess.objective
+    # A gradient step of the length α.
+    target = torch.lerp(guess.value, guess.target, splitter.alpha / guess.length)
+    found, target = solve_by_splitting(objective, guess.energy, splitter, target, tol, max_iter)
+    found.tries.add_(guess.steps)
+    rows = (~found.accepted).nonzero().squeeze(-1)
+    left = max_iter - int(found.steps.max())
+    if len(rows) == 0 or left <= 1:
+        return found
+    again, before = _corrected(objective.select(rows), target[rows], tol, left), found.select(rows)
+    return found.replace_rows(rows, replace(again, steps=before.steps + again.steps, tries=before.tries + again.tries))
+
+
+def by_active_set(
+    guess: Guess, tol: float, max_iter: int, steps: int = _ALL, corrections: int = _CORRECTIONS
+) -> ExactResult:
+    """By correcting the active set, a semismooth Newton method; by interior-point steps where it turns round.
+
+    Args:
+        guess: the first steps.
+        tol: bound on the residual.
+        max_iter: bound on the number of sets and interior-point steps.
+        steps: how many steps are to guess the set.
+        corrections: how often it is corrected.
+    """
+    guess.go_on(steps)
+    found = _corrected(guess.objective, guess.target, tol, max_iter, corrections)
+    found.tries.add_(guess.steps)
+    return found
+
+
+def _corrected(
+    objective: Objective, target: Tensor, tol: float, max_iter: int, corrections: int = _CORRECTIONS
+) -> ExactResult:
+    lo, hi = objective.geometry.bounds(target.dtype)
+    found = solve_projected_active_set(objective, target, tol, min(corrections, max_iter - 1))
+    if found.complete:
+        return found
+    left = max_iter - int(found.steps.max())
+    if left <= 1:
+        return found
+    rows = (~found.accepted).nonzero().squeeze(-1)
+    part = objective.select(rows)
+    searched = minimise_convex(part, target[rows].clamp(lo, hi), tol, left - 1)
+    # The set is right now: solve for its point once more, exactly.
+    left -= int(searched.steps.max())
+    exact = solve_active_set(
+        part, searched.value, searched.gradient.to(target.dtype), tol, min(_LAST_CORRECTIONS, left - 1)
+    )
+    steps = found.steps[rows] + searched.steps + exact.steps
+    tries = found.tries[rows] + searched.tries + exact.tries
+    return found.replace_rows(rows, replace(exact, steps=steps, tries=tries))
