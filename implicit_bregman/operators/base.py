@@ -232,6 +232,13 @@ class LinearOperator(ABC):
         """
         return self.inverted(shift)
 
+    def splits(self, batch: int) -> bool:
+        """Whether `reflected`, of itself or its `dilation`, costs about as much as a product.
+
+        Operator splitting is then the method of choice for γ = 0 and a quadratic f with one critical point.
+        """
+        return False
+
     def dilation(self) -> Dilation | None:
         """An operator on a larger space of which this is a part and whose inverse is cheaper; None: there is none.
 

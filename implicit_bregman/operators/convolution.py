@@ -257,6 +257,15 @@ class Convolution(LinearOperator):
         of = self.grid, self.padding, self.stride, self.phases, self.symmetric, self.least
         return (self.kernel,), partial(_rebuild, of)
 
+    def pack_known(self) -> tuple[tuple[Tensor, ...], Rebuild]:
+        """The inverse that splitting used last is kept."""
+        tensors, rebuild = super().pack_known()
+        known = (self if self._is_circular else self._dilation.operator)._inverted  # type: ignore[attr-defined]
+        if not known:
+            return tensors, rebuild
+        (shift, adjoint), inverse = list(known.items())[-1]
+        return (*tensors, inverse), partial(_rebuild_known, rebuild, shift, adjoint)
+
     def diagonal(self) -> Float[Tensor, " d"]:
         kernel = self.kernel.detach()
         lags = [torch.arange(low, high + 1) for low, high in self._lags]
@@ -280,16 +289,25 @@ class Convolution(LinearOperator):
         ends = torch.linalg.eigvalsh(symbol)
         return float(ends.min()), float(ends.max())
 
+    def sizes_guess(self) -> tuple[float, float]:
+        return self.bounds()[0], self.norm()
+
+    def step_bound_guess(self) -> float:
+        """Of the circular convolution around, of which both constants are bounds."""
+        if not self.bounds()[0] > 0:
+            return self.norm()
+        symbol = self._symbol_without_gradient(self.kernel.dtype)
+        root = torch.linalg.cholesky_ex(0.5 * (symbol + symbol.mH)).L
+        # ‖Hz‖²/⟨z, Hz⟩ is that of S at each frequency, with M = (S + Sᴴ)/2 in the denominator.
+        scaled = torch.linalg.solve_triangular(root, symbol.mH, upper=False)
+        return spectral_bound(scaled @ scaled.mH)
+
     def inverted(self, shift: float, adjoint: bool = False) -> Callable[[Tensor], Tensor]:
         return self._by_frequencies(shift, adjoint) if self._is_circular else super().inverted(shift, adjoint)
 
     def _by_frequencies(self, shift: float, adjoint: bool = False) -> Callable[[Tensor], Tensor]:
         """(shift·I + H)⁻¹ of the circular convolution around, from and to the grid itself."""
-        with torch.no_grad():
-            symbol = self._symbol_without_gradient(self.kernel.dtype)
-            eye = torch.eye(symbol.shape[-1], dtype=symbol.dtype, device=symbol.device)
-            inverse, info = torch.linalg.inv_ex((symbol.mH if adjoint else symbol) + shift * eye)
-            inverse = _for_rows(torch.where((info == 0)[:, None, None], inverse, torch.nan))
+        inverse = self._inverse(shift, adjoint)
         known = {self.kernel.dtype: inverse}
 
         def apply(v: Tensor) -> Tensor:
@@ -299,6 +317,23 @@ class Convolution(LinearOperator):
                 return self._rows(self._filter(known[v.dtype], self._states(v)))
 
         return apply
+
+    @cached_property
+    def _inverted(self) -> dict[tuple[float, bool], Tensor]:
+        return {}
+
+    def _inverse(self, shift: float, adjoint: bool) -> Complex[Tensor, "frequencies c c"]:
+        """The inverses of all matrices in the frequency domain, as they multiply rows."""
+        known = self._inverted
+        if (shift, not adjoint) in known:
+            known[shift, adjoint] = known[shift, not adjoint].mH.resolve_conj().contiguous()
+        if (shift, adjoint) not in known:
+            with torch.no_grad():
+                symbol = self._symbol_without_gradient(self.kernel.dtype)
+                eye = torch.eye(symbol.shape[-1], dtype=symbol.dtype, device=symbol.device)
+                inverse, info = torch.linalg.inv_ex((symbol.mH if adjoint else symbol) + shift * eye)
+                known[shift, adjoint] = _for_rows(torch.where((info == 0)[:, None, None], inverse, torch.nan))
+        return known[shift, adjoint]
 
     def _preconditioner(self, shift: float, like: Float[Tensor, "batch d"]) -> Callable[[Tensor], Tensor]:
         return self.resolvent(shift) or super()._preconditioner(shift, like)
@@ -310,10 +345,15 @@ class Convolution(LinearOperator):
         """The inverse of the circular convolution around, from and to the grid itself."""
         return self._by_frequencies(shift) if self.bounds()[0] + shift > 0 else None
 
+    def splits(self, batch: int) -> bool:
+        return True
+
     def dilation(self) -> Dilation | None:
         """The circular convolution around."""
-        if self._is_circular:
-            return None
+        return None if self._is_circular else self._dilation
+
+    @cached_property
+    def _dilation(self) -> Dilation:
         grid = tuple(n * self.phases for n in self._around)
         around = Convolution.__new__(Convolution)._set(
             self.kernel, grid, "circular", 1, self.phases, self.symmetric, self.least
@@ -353,6 +393,10 @@ class Convolution(LinearOperator):
         )
 
     def norm(self) -> float:
+        return self._norm
+
+    @cached_property
+    def _norm(self) -> float:
         symbol = self._symbol_without_gradient(self.kernel.dtype)
         return spectral_bound(symbol @ symbol.mH) ** 0.5
 
@@ -422,6 +466,15 @@ def limits_of_the_spectrum(kernel: Float[Tensor, "c c *k"]) -> tuple[float, floa
     # (the size of S − middle·I is `half` on the grid)
     half /= math.prod(math.cos(math.pi * degree / n) for degree, n in zip(degrees, grid, strict=True))
     return middle - half, middle + half
+
+
+def _rebuild_known(
+    rebuild: Rebuild, shift: float, adjoint: bool, kernel: Tensor, inverse: Complex[Tensor, "frequencies c c"]
+) -> LinearOperator:
+    made = rebuild(kernel)
+    around = made.dilation()
+    (made if around is None else around.operator)._inverted[shift, adjoint] = inverse  # type: ignore[attr-defined]
+    return made
 
 
 def checked_sizes(name: str, value: object, count: int) -> tuple[int, ...]:

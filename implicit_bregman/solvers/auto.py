@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from implicit_bregman.energy.bound import BoundAffine
 from implicit_bregman.objective import Objective
+from implicit_bregman.operators.splitter import Splitter
 from implicit_bregman.solvers.base import Outcome
+from implicit_bregman.solvers.exact.by_splitting import solve_by_splitting
 from implicit_bregman.solvers.exact.minimum import Guess, by_splitting
+from implicit_bregman.solvers.exact.result import exact_outcome
 from implicit_bregman.solvers.exact.solve import rounding_accepted
 from implicit_bregman.solvers.newton import Newton
+from implicit_bregman.solvers.outcomes import merged
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,9 @@ class Auto(Newton):
         All but the first row are Newton's own: see `Newton`.
         """
         dual, energy = dual.detach(), objective.energy
+        if self._splits(objective, dual):
+            with torch.no_grad():
+                return self._by_splitting(objective, dual)
         quadratic = energy.own is None and energy.factored is not None and energy.symmetric
         if not quadratic or self.trace or objective.regularization or not objective.unique or len(dual) == 0:
             return super().solve(objective, dual)
@@ -58,3 +66,27 @@ class Auto(Newton):
                 return self._minimised(objective, dual, guess)
             found = rounding_accepted(objective, by_splitting(guess, splitter, tol, self.max_iter), tol)
             return self._judged(objective, dual, found)
+
+    def _splits(self, objective: Objective, dual: Tensor) -> bool:
+        """Whether operator splitting is to be tried for an operator that is no matrix."""
+        energy = objective.energy
+        if self.trace or objective.regularization or len(dual) == 0 or not (energy.affine and objective.unique):
+            return False
+        return energy.own is None and energy.factored is None and energy.hessian(dual).splits(len(dual))
+
+    def _by_splitting(self, objective: Objective, dual: Tensor) -> Outcome:
+        """By operator splitting; samples whose active set is then not certain, by other means."""
+        energy, start = objective.energy, objective.geometry.activation(dual)
+        assert isinstance(energy, BoundAffine)
+        splitter, tol = Splitter.of(energy.hessian(dual)), self.tolerance(dual.dtype)
+        target = torch.add(start, energy.gradient(start), alpha=-splitter.alpha)
+        found, _ = solve_by_splitting(objective, energy, splitter, target, tol, self.max_iter)
+        # (of so many coordinates some are nearer to changing sides than a loose tolerance tells)
+        near = found.residual <= tol
+        found = replace(found, accepted=found.accepted | near, degenerate=found.degenerate | (near & ~found.accepted))
+        outcome = exact_outcome(objective, found, None)
+        rows, left = (~found.accepted).nonzero().squeeze(-1), self.max_iter - int(found.steps.max())
+        if len(rows) == 0 or left <= 0:
+            return outcome
+        rest = Newton.solve(replace(self, max_iter=left), objective.select(rows), found.dual[rows])
+        return merged(objective, outcome, rows, rest)
