@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -24,12 +23,37 @@ _SOME_SIZE = 8
 
 
 class Injection(nn.Conv2d):
-    """x ↦ c(x): a `torch.nn.Conv2d` for kernels of any length, with ⌈n/stride⌉ outputs for n inputs."""
+    """x ↦ c(x): a `torch.nn.Conv2d` for kernels of any length, with ⌈n/stride⌉ outputs for n inputs.
+
+    Args:
+        in_channels: of x.
+        channels: of c.
+        lengths: of the kernel.
+        stride: in both dimensions.
+        padding: what surrounds an image, "zeros" or "circular".
+        bias: whether there is one.
+        device: where the parameters are made.
+        dtype: in which precision the parameters are made.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        lengths: tuple[int, int],
+        stride: int,
+        padding: str,
+        bias: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__(in_channels, channels, lengths, stride, bias=bias, device=device, dtype=dtype)
+        self.surrounding = "constant" if padding == "zeros" else padding
 
     def forward(self, x: Float[Tensor, "batch c_in height width"]) -> Float[Tensor, "batch c rows columns"]:
         sides = [side for k in reversed(self.kernel_size) for side in ((k - 1) // 2, k - 1 - (k - 1) // 2)]
         if any(sides):
-            x = functional.pad(x, sides, "constant" if self.padding_mode == "zeros" else self.padding_mode)
+            x = functional.pad(x, sides, self.surrounding)
         bias = None if self.bias is None else self.bias.to(x.dtype)
         return functional.conv2d(x, self.weight.to(x.dtype), bias, self.stride)
 
@@ -80,14 +104,13 @@ class ConvolutionEnergy(Energy):
         super().__init__(None, convex=weight == "convex")
         for name, value in (("in_channels", in_channels), ("channels", channels), ("stride", stride)):
             checked_sizes(name, value, 1)
-        lengths = checked_sizes("kernel_size", kernel_size, 2)
+        high, wide = checked_sizes("kernel_size", kernel_size, 2)
+        lengths = high, wide
         check_choice("padding", padding, PADDINGS)
         self.channels = channels
         self.padding = padding
         self.weight_map = kernel_named(weight, channels, lengths, margin, device, dtype)
-        self.injection = Injection(
-            in_channels, channels, lengths, stride, bias=bias, padding_mode=padding, device=device, dtype=dtype
-        )
+        self.injection = Injection(in_channels, channels, lengths, stride, padding, bias, device, dtype)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -163,5 +163,7 @@ def _parameter(
 def _noise_and_identity(entries: nn.Parameter, size: float) -> None:
     with torch.no_grad():
         entries.normal_(std=0.1 * entries[0].numel() ** -0.5)
-        middle = tuple((k - 1) // 2 for k in entries.shape[2:])
-        entries[(..., *middle)].diagonal().add_(size)
+        middle: Tensor = entries
+        for k in entries.shape[2:]:
+            middle = middle.select(2, (k - 1) // 2)
+        middle.diagonal().add_(size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from jaxtyping import Complex, Float
@@ -29,12 +30,12 @@ class Convolution(LinearOperator):
     """H, a convolution (a cross-correlation, as in `torch.nn.Conv2d`) of states of c channels on a grid.
 
     A state is (c, n) or (c, h, w), flattened. (Hz)_p is the sum over the taps t of K_t z_{p + t − ⌊(k − 1)/2⌋}: what
-    `torch.nn.functional.conv2d(z, kernel, padding="same")` computes. By FFT it is one c × c matrix for each frequency,
-    which all samples share, as they do its inverse.
+    `torch.nn.functional.conv2d(z, kernel, padding="same")` computes. By FFT it is one c × c matrix for each
+    frequency, which all samples share, as they do its inverse.
 
-    With zeros around the grid it is a part (a compression, see `dilation`) of the circular convolution on a grid so much
-    larger that nothing wraps round. The inverse of that serves operator splitting as it is, and conjugate gradients
-    (GMRES) as preconditioner, by which `solve` then iterates.
+    With zeros around the grid it is a part (a compression, see `dilation`) of the circular convolution on a grid so
+    much larger that nothing wraps round. The inverse of that serves operator splitting as it is, and conjugate
+    gradients (GMRES) as preconditioner, by which `solve` then iterates.
 
     A convolution from C_in to C_out channels, or with a stride, changes the shape of its input: off the diagonal of
     `Blocks` it joins states of several resolutions. Of it an H is made by `gram`.
@@ -106,7 +107,7 @@ class Convolution(LinearOperator):
         skew: Float[Tensor, "c c *k"] | None = None,
         stride: int = 1,
     ) -> Convolution:
-        """H = margin·I + A*A + B* − B, with A and B the convolutions with `kernel` and `skew`; for states of c channels.
+        """H = margin·I + A*A + B* − B, with the convolutions A and B of `kernel` and `skew`, for states of c channels.
 
         (H + Hᵀ)/2 ⪰ margin·I. With zeros around the grid Az is taken wherever the kernel meets the grid, also beside
         it, as monDEQ does: H is then a convolution as well.
@@ -237,7 +238,7 @@ class Convolution(LinearOperator):
             image = self._filter(right, self._states(v))
             if self.stride == 1:
                 return self._rows(image)
-            return _cropped(image, self.grid)[_every(self.stride, self._dims)].reshape(len(v), -1)
+            return _cropped(image, self.grid, self.stride).reshape(len(v), -1)
         if self.stride == 1:
             rows = v.reshape(len(v), -1, *self._coarse) if self.phases == 1 else self._states(v)
         else:
@@ -271,13 +272,13 @@ class Convolution(LinearOperator):
         lags = [torch.arange(low, high + 1) for low, high in self._lags]
         if self.padding == "circular":
             lags = [lag % n for lag, n in zip(lags, self._coarse, strict=True)]
-        here = math.prod(torch.meshgrid(*[lag == 0 for lag in lags], indexing="ij"))
+        here = torch.stack(torch.meshgrid(*[lag == 0 for lag in lags], indexing="ij")).all(0)
         entries = kernel.diagonal().flatten(0, -2).mT @ here.flatten().to(kernel)
         every = entries.reshape(1, -1, *[1] * self._dims).expand(1, -1, *self._coarse)
         return self._rows(every)[0]
 
     def bounds(self) -> tuple[float, float]:
-        """Of all matrices in the frequency domain: the ends of their spectra, or `least` and a norm where it is known."""
+        """Of all matrices in the frequency domain: the ends of their spectra, or `least`, if known, and a norm."""
         return self._bounds
 
     @cached_property
@@ -477,7 +478,7 @@ def _rebuild_known(
     return made
 
 
-def checked_sizes(name: str, value: object, count: int) -> tuple[int, ...]:
+def checked_sizes(name: str, value: Any, count: int) -> tuple[int, ...]:
     """Whole numbers from 1 up, one for each dimension.
 
     Raises:
@@ -524,12 +525,11 @@ def _for_rows(symbol: Complex[Tensor, "frequencies c_out c_in"]) -> Complex[Tens
     return symbol.mT.resolve_conj().contiguous()
 
 
-def _cropped(states: Tensor, grid: tuple[int, ...]) -> Tensor:
-    return states[(..., *(slice(n) for n in grid))]
-
-
-def _every(stride: int, dims: int) -> tuple[object, ...]:
-    return (..., *[slice(None, None, stride)] * dims)
+def _cropped(states: Tensor, grid: tuple[int, ...], stride: int = 1) -> Tensor:
+    """The states on this part of their grid, or at every so many positions of it."""
+    index: Any = (..., *(slice(None, n, stride) for n in grid))
+    part: Tensor = states[index]
+    return part
 
 
 def _centred(kernel: Tensor, lengths: list[int]) -> Tensor:

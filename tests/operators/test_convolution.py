@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import ClassVar
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ def kernel(*shape: int, seed: int = 0, size: float = 0.7) -> Tensor:
 class TestGram(Contract):
     """Zeros around a grid that is not square."""
 
-    settings: dict[str, object] = {}
+    settings: ClassVar[dict[str, object]] = {}
     shape, grid = (3, 2, 3, 3), (2, 3)
 
     def tensors(self) -> list[Tensor]:
@@ -49,7 +50,7 @@ class TestGram(Contract):
 
 
 class TestGramCircular(TestGram):
-    settings = {"padding": "circular"}
+    settings: ClassVar[dict[str, object]] = {"padding": "circular"}
 
 
 class TestGramInOneDimension(TestGram):
@@ -83,7 +84,7 @@ class TestGramOfAKernelWiderThanItsGrid(TestGram):
 
 
 class TestMonotone(Contract):
-    settings: dict[str, object] = {}
+    settings: ClassVar[dict[str, object]] = {}
 
     def tensors(self) -> list[Tensor]:
         return [kernel(2, 2, 3, 3), kernel(2, 2, 3, 3, seed=1)]
@@ -93,7 +94,7 @@ class TestMonotone(Contract):
 
 
 class TestMonotoneCircular(TestMonotone):
-    settings = {"padding": "circular"}
+    settings: ClassVar[dict[str, object]] = {"padding": "circular"}
 
 
 class TestMonotoneWithKernelsOfSeveralLengths(TestMonotone):
@@ -196,7 +197,9 @@ def test_the_gram_form_is_that_of_a_convolution(k: int, stride: int, padding: st
 def test_bounds_of_the_spectrum_come_near_to_it(dtype: torch.dtype) -> None:
     for seed in range(4):
         matrices = torch.randn(7, 12, 12, generator=torch.Generator().manual_seed(seed), dtype=torch.complex128)
-        matrices = (10.0**seed * matrices @ matrices.mH).to(torch.complex64 if dtype == torch.float32 else torch.complex128)
+        matrices = (10.0**seed * matrices @ matrices.mH).to(
+            torch.complex64 if dtype == torch.float32 else torch.complex128
+        )
         true = float(torch.linalg.eigvalsh(matrices).max())
         assert true * (1 - 1e-5) <= spectral_bound(matrices) <= 1.09 * true
     assert spectral_bound(torch.zeros(2, 3, 3, dtype=matrices.dtype)) == 0.0
@@ -226,7 +229,11 @@ def test_the_samples_share_one_matrix_per_frequency(monkeypatch: pytest.MonkeyPa
         (lambda k: Convolution(k[0, 0], 4), ValueError, r"kernel must be floating point .* of shape \(3, 3\)"),
         (lambda k: Convolution(k.long(), 4), ValueError, "torch.int64"),
         (lambda k: Convolution(k, 4, "reflect"), ValueError, "padding must be one of zeros, circular, got 'reflect'"),
-        (lambda k: Convolution(k, (4, 0)), ValueError, r"size must be at least 1 in each of 2 dimensions, got \(4, 0\)"),
+        (
+            lambda k: Convolution(k, (4, 0)),
+            ValueError,
+            r"size must be at least 1 in each of 2 dimensions, got \(4, 0\)",
+        ),
         (lambda k: Convolution(k, (4, 4, 4)), ValueError, "each of 2 dimensions"),
         (lambda k: Convolution(k, 4.0), TypeError, "size must be a whole number"),
         (lambda k: Convolution(k, 4, stride=0), ValueError, "stride must be at least 1"),
