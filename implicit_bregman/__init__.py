@@ -8,6 +8,7 @@ from implicit_bregman.legendre import LegendreFunction, geometries, geometry
 from implicit_bregman.majorization import Certificate, certify
 from implicit_bregman.nn import (
     BregmanDEQ,
+    BregmanDEQ2d,
     BregmanGraphDEQ,
     BregmanLinear,
     BregmanProjection,
@@ -24,6 +25,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdjointReport",
     "BregmanDEQ",
+    "BregmanDEQ2d",
     "BregmanGraphDEQ",
     "BregmanLinear",
     "BregmanProjection",

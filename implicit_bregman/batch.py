@@ -173,7 +173,7 @@ def as_states(shape: torch.Size, event: tuple[int, ...], rows: Float[Tensor, "N 
 
 def _is_batch_first(energy: Energy, x: Inputs) -> bool:
     """Whether the batch is the first dimension of every tensor, not all dimensions but the last."""
-    return isinstance(energy.features, tuple) or not isinstance(x, Tensor)
+    return isinstance(energy.event_shape(x), tuple) or not isinstance(x, Tensor)
 
 
 def _leaves(energy: Energy, x: Inputs) -> Leaves:
@@ -192,7 +192,7 @@ def _leaves(energy: Energy, x: Inputs) -> Leaves:
 
 def _shapes(energy: Energy, x: Inputs, leaves: Leaves) -> tuple[torch.Size, tuple[int, ...]]:
     """The leading shape of an input that fits, and the shape of a state."""
-    width, features = energy.input_width, energy.features
+    width, features = energy.input_width, energy.event_shape(x)
     if not _is_batch_first(energy, x):
         assert not isinstance(features, tuple)
         if x.dim() == 0:

@@ -36,6 +36,7 @@ ARGUMENTS = {
     ("batch", "Solution"),
     ("checks", "Energy"),
     ("energy.structured", "LinearOperator"),
+    ("nn.graph", "Solution"),
     ("nn.projection", "Solution"),
     ("solvers.registry", "Solver"),
 }

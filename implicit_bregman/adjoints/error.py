@@ -36,9 +36,11 @@ _STEPS = 4
 #: a step that raises the residual is shortened by this factor, so many times.
 _SHORTER = 0.3
 _SHORTENED = 4
-#: The Newton step's own linear system: the relative residual, and most products, where it is not factorized.
+#: The Newton step's own linear system: the relative residual, the products between two looks at it, and most of them,
+#: where it is not factorized; and the width beyond which all products at once cost more than they save.
 _COARSE = 0.03
-_PRODUCTS = 50
+_CYCLE, _PRODUCTS = 8, 50
+_WIDE = 512
 #: A gradient that grows by this factor within the last digits of z has no limit that it could be near to.
 _GROWTH = 1.5
 
@@ -248,6 +250,7 @@ def _newton_step(system: Linearization, error: Float[Tensor, "batch d"]) -> Floa
             (1 / system.diagonal()).mul,
             _COARSE,
             _PRODUCTS,
+            _CYCLE if error.shape[-1] > _WIDE else _PRODUCTS,
         ).value
     return unit * torch.where(torch.isfinite(step.sum(-1))[:, None], step, 0.0)
 

@@ -103,9 +103,12 @@ class Implicit(Adjoint):
             self,
             self.jacobian(objective, packed),
             _with_estimate(objective, kept, linearize_outcome(objective, kept)),
-            # A factorization's digits need no second Newton step to be judged.
-            # (nor is a network evaluated so often for it)
-            not (energy.is_field or (kept.complete and kept.without_steps and energy.factored is not None)),
+            # The digits of a factorization, or a splitting, need no second Newton step to be judged; nor is a network
+            # evaluated so often for it.
+            not (
+                energy.is_field
+                or (kept.complete and kept.without_steps and (energy.factored is not None or kept.splitter is not None))
+            ),
             *_error_state(objective, kept),
             usable,
             report,
@@ -209,7 +212,7 @@ def _error_state(objective: Objective, outcome: Outcome) -> tuple[Iterate | None
     """The iterate, where more than the residual is needed to judge the gradient, and that residual relative to z."""
     point, gamma = outcome.point, objective.regularization
     all_exact = outcome.without_steps and not gamma
-    if all_exact and outcome.complete and objective.energy.factored is not None:
+    if all_exact and outcome.complete and (objective.energy.factored is not None or outcome.splitter is not None):
         return None, point.residual
     exact = torch.ones_like(outcome.exact) if all_exact else outcome.exact & (gamma == 0)
     tol = DEFAULT_TOL[point.value.dtype]

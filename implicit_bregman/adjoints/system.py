@@ -70,6 +70,11 @@ def solve_adjoint_system(
 def _solve(system: Linearization, g: Tensor, method: str, tol: float | None, max_iter: int) -> AdjointSolution:
     """The same for rows of a moderate size."""
     target = DEFAULT_TOL[g.dtype] if tol is None else tol
+    if method == "auto" and system.splitting is not None and not system.hessian.factorizes and _on_free_sets(system):
+        split = _split(system, system.splitting, system.slope > 0, g, target)
+        if split is not None:
+            v, _, residual, iterations = split
+            return v.to(g.dtype), torch.zeros_like(iterations), residual, iterations
     direct = system.hessian.factorizes and (method == "dense" or (method == "auto" and _is_cheap(system)))
     v, solved, residual, iterations = (
         _direct(system, g, target) if direct else _iterate(system, g, method, target, max_iter)

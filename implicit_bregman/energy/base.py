@@ -64,6 +64,10 @@ class Energy(nn.Module):
         """How wide an x that is one tensor has to be; None: x may be anything that `value` takes."""
         return None
 
+    def event_shape(self, x: Inputs) -> int | tuple[int, ...] | None:
+        """The shape of a state that goes with the input x; None: as wide as x. Here: `features`, whatever x is."""
+        return self.features
+
     def value(self, z: Float[Tensor, "*batch *features"], x: Inputs) -> Float[Tensor, "*batch"]:
         """f_θ(z; x), one number per sample. To be written by the subclass."""
         raise TypeError(f"{type(self).__name__} must define value(z, x): an Energy is its value")

@@ -34,6 +34,11 @@ class OperatorEnergy(QuadraticEnergy):
             raise TypeError(
                 f"operator must be a LinearOperator, such as ib.operators.Dense(H), got {type(operator).__name__}"
             )
+        if operator.shape != (operator.size, operator.size):
+            raise ValueError(
+                f"operator has the shape {operator.shape}, and an H must be square: use Convolution.gram, or place it "
+                "off the diagonal of Blocks"
+            )
         if offset is not None and not isinstance(offset, nn.Module):
             raise TypeError(f"offset must be a module from x to c, or None for c = x, got {type(offset).__name__}")
         if convex:
@@ -103,8 +108,8 @@ class OperatorEnergy(QuadraticEnergy):
         if operator.shared is not None:
             spectrum = operator.shared.factor.spectrum
             return spectrum.lowest, spectrum.curvature
-        ends = ends_of(operator)
-        return None if ends is None else ends.lowest, _curvature(operator, ends)
+        ends = bounds_of(operator)
+        return None if ends is None else ends.lowest, mm_curvature(operator, ends)
 
     def curvature_bound(self) -> Tensor | None:  # type: ignore[override]
         return self.curvature_range()[1]
@@ -116,7 +121,7 @@ class OperatorEnergy(QuadraticEnergy):
         if operator.shared is not None or operator.batch is not None or not operator.fits_a_matrix:
             return operator
         if operator.symmetric and not transformed():
-            ends = ends_of(operator)
+            ends = bounds_of(operator)
             if ends is not None and ends.is_definite():
                 return operator
         return Dense(operator.dense(), operator.symmetric, convex=self.convex, costs=self._costs)
@@ -136,7 +141,7 @@ class OperatorEnergy(QuadraticEnergy):
             )
         if operator.shared is not None:
             return BoundQuadratic(self._declared(operator.shared), offset)
-        return BoundStructured(operator, offset, None if transformed() else ends_of(operator), self.convex)
+        return BoundStructured(operator, offset, None if transformed() else bounds_of(operator), self.convex)
 
     def _declared(self, matrix: Dense) -> Dense:
         if matrix.convex or not self.convex:
@@ -164,7 +169,7 @@ def _check_convex(operator: LinearOperator) -> None:
         )
 
 
-def ends_of(operator: LinearOperator) -> Spectrum | None:
+def bounds_of(operator: LinearOperator) -> Spectrum | None:
     """The bounds of the spectrum of (H + Hᵀ)/2 in H's own precision, where they are known."""
     bounds, like = operator.bounds(), operator.pack()[0][0]
     if bounds is None:
@@ -173,7 +178,7 @@ def ends_of(operator: LinearOperator) -> Spectrum | None:
     return Spectrum(lowest, highest, highest.clamp_min(0))
 
 
-def _curvature(operator: LinearOperator, ends: Spectrum | None) -> Tensor | None:
+def mm_curvature(operator: LinearOperator, ends: Spectrum | None) -> Tensor | None:
     """What MM's step is made of: λ_max, or without symmetry a guess of what stands for it."""
     if operator.symmetric:
         return None if ends is None else ends.curvature
@@ -214,7 +219,7 @@ class BoundStructured(BoundAffine):
 
     @property
     def curvature(self) -> Tensor | None:
-        return _curvature(self.operator, self.ends)
+        return mm_curvature(self.operator, self.ends)
 
     @property
     def is_convex(self) -> bool:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, ExitStack
 from functools import partial, reduce
 from itertools import accumulate
 from operator import add
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -19,7 +19,7 @@ from implicit_bregman.energy.base import Energy
 from implicit_bregman.energy.bound import BoundAffine, BoundQuadratic
 from implicit_bregman.energy.contract import BoundEnergy, Evaluation, Packed
 from implicit_bregman.energy.inputs import Inputs
-from implicit_bregman.energy.structured import BoundStructured, ends_of
+from implicit_bregman.energy.structured import BoundStructured, bounds_of
 from implicit_bregman.operators import Dense, LinearOperator, Rebuild, Sum
 from implicit_bregman.transforms import transformed
 
@@ -144,7 +144,7 @@ def _one_quadratic(parts: Sequence[BoundAffine]) -> BoundAffine:
     if len(matrices) == len(parts):
         return BoundQuadratic(Dense(reduce(add, (each.source for each in matrices)), symmetric, convex=convex), offset)
     operator = Sum(*(part.hessian(offset) for part in parts))
-    return BoundStructured(operator, offset, None if transformed() else ends_of(operator), convex)
+    return BoundStructured(operator, offset, None if transformed() else bounds_of(operator), convex)
 
 
 class _BoundSum(BoundEnergy):
@@ -260,6 +260,4 @@ class _SumOfHessians(Sum):
 
 
 def _preconditioned_again(rebuild: Rebuild, *tensors: Tensor) -> LinearOperator:
-    total = rebuild(*tensors)
-    assert isinstance(total, Sum)
-    return _SumOfHessians(*total.parts)
+    return _SumOfHessians(*cast(Sum, rebuild(*tensors)).parts)

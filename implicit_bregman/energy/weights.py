@@ -86,7 +86,7 @@ class ConvexWeight(Weight):
         self, features: int, margin: float, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> None:
         super().__init__()
-        self.margin = _checked_margin(margin)
+        self.margin = checked_margin(margin)
         self.factor = nn.Parameter(torch.empty(features, features, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -138,7 +138,7 @@ class MonotoneWeight(Weight):
         self, features: int, margin: float, device: torch.device | str | None, dtype: torch.dtype | None
     ) -> None:
         super().__init__()
-        self.margin = _checked_margin(margin)
+        self.margin = checked_margin(margin)
         self.factor = nn.Parameter(torch.empty(features, features, device=device, dtype=dtype))
         self.skew = nn.Parameter(torch.empty(features, features, device=device, dtype=dtype))
         self.reset_parameters()
@@ -232,7 +232,12 @@ def hold(module: nn.Module, name: str, tensor: Tensor | None) -> None:
         module.register_buffer(name, tensor)
 
 
-def _checked_margin(margin: float) -> float:
+def checked_margin(margin: float) -> float:
+    """A margin that may be one.
+
+    Raises:
+        ValueError: for one that is not positive.
+    """
     if not margin > 0:
         raise ValueError(f"margin must be positive, got {margin}: it bounds -W away from 0")
     return float(margin)

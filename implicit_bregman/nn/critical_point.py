@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from typing import Any
 
 import torch
@@ -165,6 +167,21 @@ class CriticalPoint(nn.Module):
 
     def _step(self, x: Inputs) -> Map:
         return fixed_point_map(self.energy, self.geometry, self.regularization, x)
+
+    @property
+    def _follows_limit(self) -> bool:
+        return adjoint_named(self.adjoint).follows_limit
+
+    def _warn_of_linear_map(self, formula: str) -> None:
+        """Of a quadratic energy: warn where C is everything and γ = 0."""
+        lo, hi = self.geometry.domain
+        if self.regularization == 0 and math.isinf(lo) and math.isinf(hi) and self._follows_limit:
+            warnings.warn(
+                f"with regularization=0 and the unbounded domain of {self.geometry.name} the layer is the linear map "
+                f"{formula}: use regularization > 0 or a geometry with a bound",
+                UserWarning,
+                stacklevel=3,
+            )
 
     def extra_repr(self) -> str:
         """Everything that is not a submodule."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from contextlib import AbstractContextManager
 
@@ -10,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.adjoints import Adjoint, adjoint_named
+from implicit_bregman.adjoints import Adjoint
 from implicit_bregman.energy import QuadraticEnergy
 from implicit_bregman.energy.weights import present_name
 from implicit_bregman.legendre import LegendreFunction
@@ -115,7 +114,7 @@ class BregmanDEQ(CriticalPoint):
         self.injection = injection
         self._weight = present_name(weight)
         self._check_injection()
-        self._warn_of_linear_map()
+        self._warn_of_linear_map("-W^-1 (Ux + b)")
         self._start_feasible()  # (the energy has drawn its parameters)
         if injection == "initial":
             self.energy.input_weight = None
@@ -172,10 +171,6 @@ class BregmanDEQ(CriticalPoint):
             f"injection={self.injection!r}"
         )
 
-    @property
-    def _follows_limit(self) -> bool:
-        return adjoint_named(self.adjoint).follows_limit
-
     def _check_injection(self) -> None:
         if self._weight == "low_rank" and self._follows_limit:
             check_projection(self.geometry, self.regularization)
@@ -214,14 +209,4 @@ class BregmanDEQ(CriticalPoint):
             raise ValueError(
                 f'injection="initial" takes x as the start, so in_features = {self.in_features} must equal '
                 f"out_features = {self.out_features}"
-            )
-
-    def _warn_of_linear_map(self) -> None:
-        lo, hi = self.geometry.domain
-        if self.regularization == 0 and math.isinf(lo) and math.isinf(hi) and self._follows_limit:
-            warnings.warn(
-                f"with regularization=0 and the unbounded domain of {self.geometry.name} the layer is the linear map "
-                "-W^-1 (Ux + b): use regularization > 0 or a geometry with a bound",
-                UserWarning,
-                stacklevel=3,
             )

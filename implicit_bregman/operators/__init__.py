@@ -1,7 +1,8 @@
 """Hessians as linear maps: the contract, and the structures that are known."""
 
-from implicit_bregman.operators.base import ROUNDING_ERRORS, LinearOperator, Rebuild
+from implicit_bregman.operators.base import ROUNDING_ERRORS, Dilation, LinearOperator, Rebuild
 from implicit_bregman.operators.blocks import Blocks
+from implicit_bregman.operators.convolution import Convolution
 from implicit_bregman.operators.costs import Costs
 from implicit_bregman.operators.dense import Dense
 from implicit_bregman.operators.diagonal import Diagonal
@@ -14,9 +15,11 @@ from implicit_bregman.operators.sums import Sum
 __all__ = [
     "ROUNDING_ERRORS",
     "Blocks",
+    "Convolution",
     "Costs",
     "Dense",
     "Diagonal",
+    "Dilation",
     "Kronecker",
     "LinearOperator",
     "LowRank",

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,8 +35,23 @@ _SOLVED, _PRODUCTS = 16, 10
 #: Those of a free block, and those for each coordinate of one that is damped.
 _SOLVED_ON, _PRODUCTS_ON, _PRODUCTS_DAMPED = 64, 20, 3
 
+Operator = TypeVar("Operator", bound="LinearOperator")
 Rebuild = Callable[..., "LinearOperator"]
 """From an operator's tensors to an operator of the same structure that is made of them."""
+
+
+class Dilation(NamedTuple):
+    """An operator H̃ on a larger space, with H = EᵀH̃E, and the way there and back: see `LinearOperator.dilation`.
+
+    Attributes:
+        operator: H̃, whose inverse is cheap. Its bounds are those of H too.
+        embed: E, (B, d) → (B, d̃): zeros where there are more coordinates.
+        restrict: Eᵀ, (B, d̃) → (B, d): without these.
+    """
+
+    operator: LinearOperator
+    embed: Callable[[Tensor], Tensor]
+    restrict: Callable[[Tensor], Tensor]
 
 
 class LinearOperator(ABC):
@@ -86,6 +101,11 @@ class LinearOperator(ABC):
         """d, the width of a state."""
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns: (d, d), but for a part of others that changes the width of a state."""
+        return self.size, self.size
+
+    @property
     def batch(self) -> int | None:
         """The number of samples that it is for; None: all share it."""
         return None
@@ -119,6 +139,14 @@ class LinearOperator(ABC):
         """A bound of ‖H‖₂, or None if none is known."""
         ends = self.bounds() if self.symmetric else None
         return None if ends is None else max(map(abs, ends))
+
+    def coupling(self, other: LinearOperator) -> float | None:
+        """A bound of the norm of (H + Kᵀ)/2, K the other, or None: how far H and K at opposite places move a spectrum.
+
+        Here: by their norms. An operator that sees K to be −Hᵀ, or near to it, says less.
+        """
+        norms = self.norm(), other.norm()
+        return None if None in norms else 0.5 * sum(norm for norm in norms if norm)
 
     def diagonal(self) -> Float[Tensor, "#batch d"] | None:
         """The diagonal of H, (d,) or (B, d), or None if it is not to be had cheaply."""
@@ -205,6 +233,20 @@ class LinearOperator(ABC):
         """
         return self.inverted(shift)
 
+    def splits(self, batch: int) -> bool:
+        """Whether `reflected`, of itself or its `dilation`, costs about as much as a product.
+
+        Operator splitting is then the method of choice for γ = 0 and a quadratic f with one critical point.
+        """
+        return False
+
+    def dilation(self) -> Dilation | None:
+        """An operator on a larger space of which this is a part and whose inverse is cheaper; None: there is none.
+
+        Operator splitting then works there, with C = {0} for the coordinates that are more.
+        """
+        return None
+
     def rounding(self, v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """About what rounding v and the sums in Hv may make of its entries, (B, d), in the precision of v.
 
@@ -267,7 +309,7 @@ class LinearOperator(ABC):
         """The operator without gradient."""
         return self._remade(torch.Tensor.detach)
 
-    def with_costs(self, costs: Costs) -> LinearOperator:
+    def with_costs(self: Operator, costs: Costs) -> Operator:
         """The same with other costs, by which a route can be chosen."""
         other = copy(self)
         other.costs = costs
@@ -447,7 +489,12 @@ class _Transposed(LinearOperator):
 
     @property
     def size(self) -> int:
-        return self.of.size
+        return self.of.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.of.shape
+        return columns, rows
 
     @property
     def batch(self) -> int | None:
@@ -455,6 +502,16 @@ class _Transposed(LinearOperator):
 
     def bounds(self) -> tuple[float, float] | None:
         return self.of.bounds()
+
+    def norm(self) -> float | None:
+        return self.of.norm()
+
+    def coupling(self, other: LinearOperator) -> float | None:
+        return self.of.coupling(other.transposed())
+
+    def dilation(self) -> Dilation | None:
+        found = self.of.dilation()
+        return None if found is None else found._replace(operator=found.operator.transposed())
 
     def diagonal(self) -> Tensor | None:
         return self.of.diagonal()
@@ -468,7 +525,7 @@ class _Transposed(LinearOperator):
     def select(self, index: Tensor) -> LinearOperator:
         return _Transposed(self.of.select(index))
 
-    def with_costs(self, costs: Costs) -> LinearOperator:
+    def with_costs(self, costs: Costs) -> _Transposed:
         return _Transposed(self.of.with_costs(costs))
 
     def transposed(self) -> LinearOperator:

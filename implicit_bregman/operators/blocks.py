@@ -166,6 +166,10 @@ class _Matrix:
     def shared(self) -> _Matrix:
         return self
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.source.shape)
+
     def product(self, v: Float[Tensor, "batch d_j"], adjoint: bool = False) -> Float[Tensor, "batch d_i"]:
         matrix = self.source.to(v.dtype)
         return v @ (matrix if adjoint else matrix.mT)
@@ -251,7 +255,7 @@ def _widths(parts: Grid) -> list[int]:
     Raises:
         ValueError: where it is not known, or a block does not fit.
     """
-    shapes = {(i, j): _shape(part) for i, row in enumerate(parts) for j, part in enumerate(row) if part is not None}
+    shapes = {(i, j): part.shape for i, row in enumerate(parts) for j, part in enumerate(row) if part is not None}
     count, found = len(parts), []
     for k in range(count):
         places = [(k, k, 0), *((k, j, 0) for j in range(count)), *((i, k, 1) for i in range(count))]
@@ -269,10 +273,6 @@ def _widths(parts: Grid) -> list[int]:
                 f"is {found[j][0]} wide ({found[j][1]})"
             )
     return [width for width, _ in found]
-
-
-def _shape(part: Part) -> tuple[int, ...]:
-    return tuple(part.source.shape) if isinstance(part, _Matrix) else (part.size, part.size)
 
 
 # What is known of them ------------------------------------------------------------------------------------------------
@@ -302,6 +302,8 @@ def _coupling(one: Part | None, other: Part | None) -> float | None:
         a, b = (0.0 if part is None else part.shared.matrix.double() for part in (one, other))  # type: ignore[union-attr]
         total = a + (b.mT if isinstance(b, Tensor) else b)
         return 0.5 * _norm(total) if isinstance(total, Tensor) else 0.0
+    if isinstance(one, LinearOperator) and isinstance(other, LinearOperator):
+        return one.coupling(other)
     norms = [0.0 if part is None else part.norm() for part in (one, other)]
     return None if None in norms else 0.5 * sum(norm for norm in norms if norm)
 
@@ -316,8 +318,8 @@ def _inverse_of(part: LinearOperator | None, shift: float, batch: int, exact: bo
     """(shift·I + H_ii)⁻¹ where it is cheap and `exact`, else by division by the diagonal; identity for what is 0."""
     if part is None:
         return lambda r: r / shift if shift > 0 else r
-    if exact and part.has_resolvent(batch):
-        inverse = part.inverted(shift)
+    inverse = part.resolvent(shift) if exact and part.has_resolvent(batch) else None
+    if inverse is not None:
 
         def apply(r: Tensor) -> Tensor:
             found = inverse(r)

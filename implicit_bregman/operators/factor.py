@@ -296,7 +296,7 @@ class Factor:
 
         The last few are kept, and returned for shifts within a factor of 2 of their own.
         """
-        known = [one for one in self._all_damped if 0.5 <= shift / one.shift <= 2.0]
+        known = [one for one in self._all_damped if 0.5 * one.shift <= shift <= 2.0 * one.shift]
         if known:
             self.damped = known[-1]
             return self.damped
@@ -310,7 +310,7 @@ class Factor:
     def _damped_factor(self, shift: float) -> Tensor | None:
         """The Cholesky factor of H + s·I, s within a factor of 2 of `shift`; None if that is not definite."""
         known, factor = self._factored
-        if factor is None or not 0.5 <= shift / known <= 2.0:
+        if factor is None or not 0.5 * known <= shift <= 2.0 * known:
             matrix = self.matrix.clone()
             matrix.diagonal().add_(shift)
             factor, info = torch.linalg.cholesky_ex(matrix)

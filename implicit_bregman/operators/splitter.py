@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from implicit_bregman.operators.base import LinearOperator
+from implicit_bregman.operators.base import Dilation, LinearOperator
 
 #: α² m L = 1; where m is smaller than this share of L, the share stands for it, and steps have half the length.
 _LEAST = 1e-4
@@ -88,16 +88,33 @@ class Splitter:
         return max(2, few if self.operator.symmetric else few + few // 2)
 
     @cached_property
-    def reflect(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """(u, b) ↦ (2(I + αH)⁻¹ − I)u + b, for u and b of shape (B, d)."""
-        return self.operator.reflected(self.alpha, self.adjoint)
+    def _dilation(self) -> Dilation | None:
+        return self.operator.dilation()
 
-    def base(self, right: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """2(I + αH)⁻¹αb, (B, d): the point 2x − u of u = 0."""
+    def embed(self, z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch e"]:
+        """States where the iteration works: (B, d), or on the larger space of a dilation of H."""
+        return z if self._dilation is None else self._dilation.embed(z)
+
+    def restrict(self, v: Float[Tensor, "batch e"]) -> Float[Tensor, "batch d"]:
+        """The way back."""
+        return v if self._dilation is None else self._dilation.restrict(v)
+
+    @cached_property
+    def reflect(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """(u, b) ↦ (2(I + αH)⁻¹ − I)u + b, for u and b of shape (B, e)."""
+        operator = self.operator if self._dilation is None else self._dilation.operator
+        return operator.reflected(self.alpha, self.adjoint)
+
+    def base(self, right: Float[Tensor, "batch d"]) -> Float[Tensor, "batch e"]:
+        """2(I + αH)⁻¹αb: the point 2x − u of u = 0."""
+        right = self.embed(right)
         return self.reflect(right, right) * self.alpha
 
-    def moved(self, u: Tensor, v: Tensor, z: Tensor) -> Float[Tensor, "batch d"]:
-        """The next u, given v = 2x − u and z: u + 2(z − x), or half the step."""
+    def moved(
+        self, u: Float[Tensor, "batch e"], v: Float[Tensor, "batch e"], z: Float[Tensor, "batch d"]
+    ) -> Float[Tensor, "batch e"]:
+        """The next u, given v = 2x − u and z: u + 2(z − x), or half the step; of a dilation z is 0 elsewhere."""
+        z = self.embed(z)
         return torch.add(z, u - v, alpha=0.5) if self.halves else torch.lerp(v, z, 2.0)
 
     def select(self, index: Int[Tensor, " kept"]) -> Splitter:
@@ -170,6 +187,6 @@ class Splitter:
         mask, base = free.to(dtype), self.base(right.to(dtype))
         v, u = base, torch.zeros_like(base)
         for _ in range(count - 1):
-            u = self.moved(u, v, mask * v)
+            u = self.moved(u, v, mask * self.restrict(v))
             v = self.reflect(u, base)
-        return mask * v
+        return mask * self.restrict(v)

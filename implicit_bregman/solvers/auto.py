@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from implicit_bregman.energy.bound import BoundAffine
 from implicit_bregman.objective import Objective
+from implicit_bregman.operators.splitter import Splitter
 from implicit_bregman.solvers.base import Outcome
+from implicit_bregman.solvers.exact.by_splitting import SplittingSteps, solve_by_splitting
 from implicit_bregman.solvers.exact.minimum import Guess, by_what_is_faster
+from implicit_bregman.solvers.exact.result import exact_outcome
 from implicit_bregman.solvers.exact.solve import rounding_accepted
 from implicit_bregman.solvers.newton import Newton
+from implicit_bregman.solvers.outcomes import merged
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ class Auto(Newton):
         | energy | critical points | γ | method |
         | --- | --- | --- | --- |
         | quadratic, H symmetric | one | 0 | active set; operator splitting where many bounds are active |
-        | | one | > 0 | Chebyshev steps, Newton in y |
+        | quadratic, H an operator that `splits` | one | 0 | operator splitting, then Newton where it is not certain |
+        | quadratic, H symmetric | one | > 0 | Chebyshev steps, Newton in y |
         | | several | any | MM until its limit is proved, as `Anderson`, then exact |
         | | a convex set of minimisers | 0 | interior point, then the minimiser nearest to the start |
         | quadratic, H monotone | one | 0 | operator splitting |
@@ -44,15 +51,36 @@ class Auto(Newton):
         | a network's field | any | any | Anderson without a safeguard, Newton by GMRES, continuation in γ |
         | low rank | one | any | Newton in the dual of the Bregman projection |
 
-        All but the first row are Newton's own: see `Newton`.
+        All but the first two rows are Newton's own: see `Newton`.
         """
         dual, energy = dual.detach(), objective.energy
-        quadratic = energy.own is None and energy.factored is not None and energy.symmetric
-        if not quadratic or self.trace or objective.regularization or not objective.unique or len(dual) == 0:
+        quadratic = energy.own is None and energy.affine and objective.unique
+        if not quadratic or objective.regularization or self.trace or len(dual) == 0:
             return super().solve(objective, dual)
         with torch.no_grad():
-            if not energy.hessian(dual).has_inverse(len(dual)):
-                return super().solve(objective, dual)
-            tol = self.tolerance(dual.dtype)
-            found = by_what_is_faster(Guess(objective, dual), tol, self.max_iter)
-            return self._judged(objective, dual, rounding_accepted(objective, found, tol))
+            operator = energy.hessian(dual)
+            if energy.factored is None and operator.splits(len(dual)):
+                return self._by_splitting(objective, dual)
+            if energy.symmetric and operator.has_inverse(len(dual)):
+                tol = self.tolerance(dual.dtype)
+                found = by_what_is_faster(Guess(objective, dual), tol, self.max_iter)
+                return self._judged(objective, dual, rounding_accepted(objective, found, tol))
+            return super().solve(objective, dual)
+
+    def _by_splitting(self, objective: Objective, dual: Tensor) -> Outcome:
+        """By operator splitting; samples whose active set is then not certain, by other means."""
+        energy, start = cast(BoundAffine, objective.energy), objective.geometry.activation(dual)
+        splitter, tol = Splitter.of(energy.hessian(dual)), self.tolerance(dual.dtype)
+        target = torch.add(start, energy.gradient(start), alpha=-splitter.alpha)
+        steps = SplittingSteps(objective, energy.offset, splitter, target)
+        found = solve_by_splitting(steps, energy, tol, self.max_iter)
+        found.tries.add_(1)
+        # (of so many coordinates some are nearer to changing sides than a loose tolerance tells)
+        near = found.residual <= tol
+        found = replace(found, accepted=found.accepted | near, degenerate=found.degenerate | (near & ~found.accepted))
+        outcome = exact_outcome(objective, found, None)
+        rows, left = (~found.accepted).nonzero().squeeze(-1), self.max_iter - int(found.steps.max())
+        if len(rows) == 0 or left <= 0:
+            return outcome
+        rest = Newton.solve(replace(self, max_iter=left), objective.select(rows), found.dual[rows])
+        return merged(objective, outcome, rows, rest)

@@ -139,7 +139,7 @@ class _Run:
         self.calls += 2
         splitter, none = self.splitter, torch.zeros_like(dual)
         u, base = (
-            torch.add(point.value, point.gradient, alpha=splitter.alpha),
+            splitter.embed(torch.add(point.value, point.gradient, alpha=splitter.alpha)),
             splitter.base(-objective.energy.gradient(none)),
         )
         # Of γ = 0 the iterate is z, whose dual is looked for at the end.
@@ -151,7 +151,7 @@ class _Run:
             count = min(_LOOK, left)
             for _ in range(count):
                 v = splitter.reflect(u, base)
-                z, at = self._prox(v, at)
+                z, at = self._prox(splitter.restrict(v), at)
                 u = splitter.moved(u, v, z)
             left -= count
             self.steps[rows] += count

@@ -53,15 +53,22 @@ class SplittingSteps:
     ) -> None:
         self.objective, self.splitter, self._offset = objective, splitter, offset
         self._bounds, self._base = objective.geometry.bounds(target.dtype), splitter.base(offset)
-        self.target, self.count, self._before = target, 0, target
+        self.target, self.count = target, 0
+        # u, and 2x − u, where the iteration works.
+        self._before = self._after = target
 
     def advance(self, count: int) -> None:
         """Make some iterations."""
+        splitter = self.splitter
         for _ in range(count):
             z = self.target.clamp(*self._bounds)
-            # Whatever u the start had, α∇f(z) = z − target gives it.
-            moved = self.splitter.moved(self._before, self.target, z) if self.count else torch.lerp(self.target, z, 2.0)
-            self._before, self.target = moved, self.splitter.reflect(moved, self._base)
+            if self.count:
+                self._before = splitter.moved(self._before, self._after, z)
+            else:
+                # Whatever u the start had, α∇f(z) = z − target gives it.
+                self._before = splitter.embed(torch.lerp(self.target, z, 2.0))
+            self._after = splitter.reflect(self._before, self._base)
+            self.target = splitter.restrict(self._after)
             self.count += 1
 
     def advance_until(self, level: float, max_iter: int) -> tuple[Float[Tensor, "batch d"], Int[Tensor, " batch"]]:
@@ -75,7 +82,7 @@ class SplittingSteps:
         final, stopped, before = self.target, torch.full_like(self.target[:, 0], self.count, dtype=torch.int64), None
         going = torch.ones_like(stopped, dtype=torch.bool)
         while True:
-            x = torch.lerp(self._before, self.target, 0.5)
+            x = torch.lerp(self.splitter.restrict(self._before), self.target, 0.5)
             gap = (self.target.clamp(*self._bounds) - x).mul_(weight).abs_().amax(-1)
             final = torch.where(going[:, None], self.target, final)
             stopped = torch.where(going, self.count, stopped)

@@ -227,17 +227,22 @@ def _uncertainty(old: Tensor, new: Tensor) -> Tensor:
 def _result(objective: Objective, at: _Iterate, bounds: tuple[float, float], tol: float) -> ExactResult:
     geometry, dtype = objective.geometry, objective.energy.dtype
     lo, hi = bounds
-    at_lo, at_hi = (at.value <= lo) & (at.gradient > 0), (at.value >= hi) & (at.gradient < 0)
+    accepted = at.residual <= tol
+    # At a bound is what is as near to it as the residual asks, and would go there. (A start may come from a dual, which
+    # reaches none.)
+    reach = torch.where(accepted[:, None], objective.relative_step(at.gradient, at.scale).abs(), 0.0)
+    reach = reach.clamp_max(objective.unit * tol)
+    at_lo, at_hi = (at.value - lo <= reach) & (at.gradient > 0), (hi - at.value <= reach) & (at.gradient < 0)
     free = ~(at_lo | at_hi)
-    dual = geometry.finite_dual(at.value, dtype)
-    gap = torch.minimum(at.value - lo, hi - at.value)
+    value = torch.where(at_lo, lo, torch.where(at_hi, hi, at.value))
+    dual = geometry.finite_dual(value, dtype)
+    gap = torch.minimum(value - lo, hi - value)
     near, weak = gap <= 10 * tol * objective.unit, at.gradient.abs() <= 10 * tol * at.scale
     thin = torch.where(free, near, weak).any(-1)
-    accepted = at.residual <= tol
     return ExactResult(
-        value=at.value.to(dtype),
+        value=value.to(dtype),
         dual=dual.to(dtype),
-        unrounded=at.value,
+        unrounded=value,
         unrounded_dual=dual,
         free=free,
         gradient=at.gradient,
