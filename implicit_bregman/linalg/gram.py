@@ -13,5 +13,6 @@ _ELEMENTS = 2**24
 def weighted_gram(vectors: Float[Tensor, "d k"], weight: Float[Tensor, "batch d"]) -> Float[Tensor, "batch k k"]:
     """QᵀDQ for a shared Q and one diagonal D per sample, in parts of bounded size."""
     size = max(1, _ELEMENTS // max(1, vectors.numel()))
-    parts = [(vectors.mT * rows[:, None, :]) @ vectors for rows in weight.split(size)] if len(weight) else []
-    return torch.cat(parts) if parts else weight.new_zeros(0, vectors.shape[1], vectors.shape[1])
+    if len(weight) <= size:
+        return (vectors.mT * weight[:, None]) @ vectors
+    return torch.cat([(vectors.mT * rows[:, None]) @ vectors for rows in weight.split(size)])

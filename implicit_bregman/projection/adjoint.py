@@ -24,7 +24,7 @@ from implicit_bregman.linalg.norms import norm, ratio
 from implicit_bregman.objective import Objective
 from implicit_bregman.projection.basis import Basis
 from implicit_bregman.projection.differentiable import Record, follow
-from implicit_bregman.projection.error import Unsolved, forward_errors, refined_error
+from implicit_bregman.projection.error import Solved, forward_errors, refined_error
 from implicit_bregman.projection.system import solve_projection_system
 from implicit_bregman.solvers.base import DEFAULT_TOL, Outcome
 from implicit_bregman.status import Status
@@ -55,26 +55,12 @@ def attach_projection(
             f'adjoint method "{method}" has no meaning for a low-rank weight, whose r x r systems are '
             f"factorized: use method={' or '.join(repr(name) for name in METHODS)}"
         )
-    gamma, point = objective.regularization, outcome.point
-    report = AdjointReport()
+    gamma, point, report = objective.regularization, outcome.point, AdjointReport()
     if not torch.is_grad_enabled():
         return point.value.detach(), report
-    slope = objective.geometry.slope(point.dual)
-    value, multiplier, soft, known = record_projection(energy, objective, outcome, dual)
-    state = _State(
-        on_failure,
-        report,
-        objective.geometry,
-        energy.basis,
-        value,
-        slope,
-        multiplier.to(value.dtype),
-        soft,
-        known,
-        gamma == 0,
-        *forward_errors(energy, objective, dual.detach(), point.dual, value, slope, multiplier, soft),
-    )
-    softness = softness_of(energy, gamma)
+    soft, usable = _is_soft(objective, outcome), differentiable(outcome)
+    state = _State(on_failure, report, objective.geometry, gamma, energy.basis, point.dual, soft, usable)
+    value, softness = point.value.detach(), softness_of(energy, gamma)
     return _AttachProjection.apply(value, energy.vectors, energy.target, dual, softness, state), report
 
 
@@ -82,12 +68,26 @@ def record_projection(
     energy: BoundLowRank, objective: Objective, outcome: Outcome, dual: Float[Tensor, "batch d"]
 ) -> Record:
     """What of an outcome, found from y⁰ = `dual`, its derivatives depend on."""
-    value = outcome.point.value.detach()
-    multiplier = _multiplier(energy, objective, outcome, dual.detach())
-    known = torch.isfinite(multiplier.to(value.dtype)).all(-1)
-    usable = differentiable(outcome)
+    point, gamma = outcome.point, objective.regularization
+    solved = Solved(
+        objective.geometry,
+        gamma,
+        energy.basis,
+        energy.target.detach(),
+        dual.detach(),
+        float(softness_of(energy, gamma)),
+        point.dual,
+        point.value.detach(),
+        _is_soft(objective, outcome),
+    )
+    return _record(solved, differentiable(outcome))
+
+
+def _record(solved: Solved, usable: Tensor | None) -> Record:
+    multiplier = solved.multiplier()
+    known = torch.isfinite(multiplier.to(solved.value.dtype)).all(-1)
     known = known if usable is None else known & usable
-    return value, torch.where(known[:, None], multiplier, 0.0), _is_soft(objective, outcome), known
+    return solved.value, torch.where(known[:, None], multiplier, 0.0), solved.soft, known
 
 
 def softness_of(energy: BoundLowRank, gamma: float) -> Float[Tensor, ""]:
@@ -101,29 +101,6 @@ def _is_soft(objective: Objective, outcome: Outcome) -> Bool[Tensor, " batch"]:
     return torch.ones_like(infeasible) if objective.regularization else infeasible
 
 
-def _multiplier(
-    energy: BoundLowRank, objective: Objective, outcome: Outcome, start: Tensor
-) -> Float[Tensor, "batch r"]:
-    """λ in float64, read off the outcome, so that it is right for every solver.
-
-    Vλ = y − y⁰ leaves out the part of λ that V maps to 0, and does not hold where a solver other than `Newton` met
-    an infeasible system or the dual was clamped: (β − Vᵀz)/ε, which loses digits for a small ε, does.
-    """
-    gamma, point = objective.regularization, outcome.point
-    with torch.no_grad():
-        base = torch.zeros_like(start) if gamma else start
-        by_dual = energy.basis.multiplier((point.dual - base).double() @ energy.basis.range)
-        soft = _is_soft(objective, outcome)
-        if not bool(soft.any()):
-            return by_dual
-        epsilon = gamma or float(energy.softness)
-        by_miss = (energy.target.double() - point.value.double() @ energy.vectors.double()) / (epsilon or 1.0)
-        if gamma and objective.geometry.is_legendre:
-            null = energy.basis.null
-            return by_dual + by_miss @ null @ null.mT
-        return torch.where(soft[:, None], by_miss, by_dual)
-
-
 @dataclass(frozen=True)
 class _State:
     """What the backward pass needs besides its differentiable inputs."""
@@ -131,19 +108,12 @@ class _State:
     on_failure: str
     report: AdjointReport
     geometry: LegendreFunction
+    gamma: float
     basis: Basis
-    value: Float[Tensor, "batch d"]
-    slope: Float[Tensor, "batch d"]
-    multiplier: Float[Tensor, "batch r"]
+    dual: Float[Tensor, "batch d"]
     soft: Bool[Tensor, " batch"]
-    known: Bool[Tensor, " batch"]
-    """The samples that have a derivative."""
-    moves: bool
-    """Whether the result depends on y⁰: γ = 0."""
-    spread: Float[Tensor, "batch d"]
-    """What `slope` may be off by, relative to itself."""
-    unsolved: Unsolved | None
-    """The samples whose gradient has an error beyond rounding."""
+    usable: Bool[Tensor, " batch"] | None
+    """The samples that may have a derivative; None: all."""
 
 
 class _AttachProjection(torch.autograd.Function):
@@ -158,38 +128,28 @@ class _AttachProjection(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         state: _State = inputs[5]
-        ctx.on_failure, ctx.report, ctx.moves, ctx.geometry = (
+        ctx.on_failure, ctx.report, ctx.geometry, ctx.gamma = (
             state.on_failure,
             state.report,
-            state.moves,
             state.geometry,
+            state.gamma,
         )
         # z is the output, which autograd keeps anyway.
-        basis = state.basis
-        ctx.save_for_backward(
-            output,
-            *inputs[1:5],
-            state.slope,
-            state.multiplier,
-            state.soft,
-            state.known,
-            state.spread,
-            basis.range,
-            basis.lift,
-            basis.null,
-            basis.equations,
-            *(() if state.unsolved is None else state.unsolved.tensors()),
-        )
+        ctx.save_for_backward(output, *inputs[1:5], state.dual, state.soft, state.usable, *state.basis.tensors())
 
     @staticmethod
     @batched_again
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        value, *of, slope, multiplier, soft, known, spread, columns, lift, null, equations = ctx.saved_tensors[:14]
-        vectors, _, _, softness = of
-        rest, again = ctx.saved_tensors[14:], torch.is_grad_enabled()
+        value, *of, dual, soft, forward, columns, lift, null, equations = ctx.saved_tensors
+        vectors, target, start, softness = of
+        again = torch.is_grad_enabled()
+        with torch.no_grad():
+            basis = Basis(columns, lift, null, equations, vectors.detach().double())
+            solved = Solved(ctx.geometry, ctx.gamma, basis, target, start, float(softness), dual, value.detach(), soft)
+            _, multiplier, _, known = record = _record(solved, forward)
 
         def followed(*of: Tensor) -> Tensor:
-            return follow(ctx.geometry, (value.detach(), multiplier.double(), soft, known), *of)
+            return follow(ctx.geometry, record, *of)
 
         if is_batched(gradient):
             # (there is no report for so many)
@@ -198,13 +158,14 @@ class _AttachProjection(torch.autograd.Function):
             usable = torch.isfinite(gradient).all(-1)
             g = torch.where((usable & known)[:, None], gradient, 0.0).double()
             epsilon = torch.where(soft, softness.double(), 0.0)
-            basis = Basis(columns, lift, null, equations, vectors.double())
+            slope = ctx.geometry.slope(dual)
             w, p, singular, residual = solve_projection_system(basis, slope.double(), epsilon, g)
+            spread, here = forward_errors(solved, slope, multiplier)
             error = residual + ratio(norm(spread * p), norm(p))
-            if rest:
-                here, tol = Unsolved(*rest), DEFAULT_TOL[value.dtype]
+            if here is not None:
                 g_here, w_here, p_here = (part[here.rows] for part in (g, w, p))
-                more = refined_error(here, ctx.geometry, basis, float(softness), tol, g_here, w_here, p_here)
+                tol = DEFAULT_TOL[value.dtype]
+                more = refined_error(here, ctx.geometry, basis, solved.softness, tol, g_here, w_here, p_here)
                 error = error.index_add(0, here.rows, more)
             if not bool(usable.all()):
                 # What is not finite goes on, so that whoever scales the loss sees it.
@@ -212,9 +173,8 @@ class _AttachProjection(torch.autograd.Function):
             status = torch.where(singular, int(Status.SINGULAR), int(Status.CONVERGED))
             status = torch.where(usable, status, int(Status.INVALID_INPUT))
             needs = ctx.needs_input_grad
-            lam = multiplier.double()
-            dv = p.mT @ lam - value.double().mT @ w if needs[1] else None
-            depsilon = -(torch.where(soft[:, None], w * lam, 0.0)).sum() if needs[4] else None
+            dv = p.mT @ multiplier - value.double().mT @ w if needs[1] else None
+            depsilon = -(torch.where(soft[:, None], w * multiplier, 0.0)).sum() if needs[4] else None
         residual, error = residual.to(gradient.dtype), error.to(gradient.dtype)
         ctx.report.fill(status, residual, torch.zeros_like(status), error, known)
         report_backward("implicit adjoint", ctx.report.status, ctx.on_failure)
@@ -225,7 +185,7 @@ class _AttachProjection(torch.autograd.Function):
             None,
             None if dv is None else dv.to(vectors.dtype),
             w.to(gradient.dtype) if needs[2] else None,
-            (p.to(gradient.dtype) if ctx.moves else torch.zeros_like(gradient)) if needs[3] else None,
+            (p.to(gradient.dtype) if not ctx.gamma else torch.zeros_like(gradient)) if needs[3] else None,
             None if depsilon is None else depsilon.to(softness.dtype),
             None,
         )

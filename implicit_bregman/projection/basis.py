@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from implicit_bregman.linalg.gram import weighted_gram
+
+_BROKEN = "the weight of the energy has NaN or infinite entries: check the last parameter update"
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,11 @@ class Basis:
 
     @classmethod
     def of(cls, vectors: Float[Tensor, "d r"]) -> Basis:
-        """The basis of V's range."""
+        """The basis of V's range.
+
+        Raises:
+            ValueError: if V has entries that are not finite.
+        """
         q, values, p, lengths = _decomposed(vectors)
         kept = len(values)
         lift = p[:, :kept] / values / lengths[:, None]
@@ -41,7 +50,30 @@ class Basis:
         null = torch.linalg.qr(p[:, kept:] / lengths[:, None]).Q
         return cls(q, lift - null @ (null.mT @ lift), null, lift, vectors.detach().double())
 
-    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """All but V, in the order of the arguments."""
+        return self.range, self.lift, self.null, self.equations
+
+    @cached_property
+    def across(self) -> Float[Tensor, "k d"]:
+        """Qᵀ."""
+        return self.range.mT
+
+    @cached_property
+    def sizes(self) -> Float[Tensor, "d k"]:
+        """|Q|."""
+        return self.range.abs()
+
+    @cached_property
+    def lengths(self) -> Float[Tensor, " r"]:
+        """The lengths of V's columns; 1 for one of zeros."""
+        return column_lengths(self.vectors)
+
+    def gram(self, weight: Float[Tensor, "batch d"]) -> Float[Tensor, "batch k k"]:
+        """QᵀDQ for one diagonal D per sample."""
+        return weighted_gram(self.range, weight)
+
+    @cached_property
     def metric(self) -> Float[Tensor, "k k"]:
         """TᵀT: μᵀTᵀTμ = ‖λ‖² for the shortest λ with Vλ = Qμ."""
         return self.lift.mT @ self.lift
@@ -56,10 +88,18 @@ def _decomposed(vectors: Float[Tensor, "d r"]) -> tuple[Tensor, Tensor, Tensor, 
 
     Returns:
         Q (d, k), the diagonal of Σ (k,), all of P (r, r), the columns' lengths (r,), 1 for one of zeros.
+
+    Raises:
+        ValueError: if V has entries that are not finite.
     """
     v, lengths = vectors.detach().double(), column_lengths(vectors)
-    q, values, p = torch.linalg.svd(v / lengths, full_matrices=False)
+    try:
+        q, values, p = torch.linalg.svd(v / lengths, full_matrices=False)
+    except torch.linalg.LinAlgError:
+        raise ValueError(_BROKEN) from None
     kept = int((values > max(v.shape) * torch.finfo(vectors.dtype).eps * values[0]).sum())
+    if kept < len(values) and not bool(torch.isfinite(lengths).all()):
+        raise ValueError(_BROKEN)
     # (a coordinate that no equation contains is not to be moved by rounding)
     used = (v != 0).any(-1, keepdim=True)
     return torch.where(used, q[:, :kept], 0.0), values[:kept], p.mT, lengths

@@ -137,6 +137,8 @@ class BoundLowRank(BoundEnergy):
         return LowRank(self.vectors.detach())
 
     def is_strictly_convex(self, curvature: float, strictly: bool) -> bool:
+        if not curvature and self.vectors.shape[1] < self.vectors.shape[0]:
+            return strictly  # (VVᵀ is singular, whatever V is)
         return self.spectrum.is_definite(curvature, strictly)
 
     def double(self) -> BoundLowRank:

@@ -12,7 +12,6 @@ where z is right to all digits.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,16 +19,12 @@ from torch import Tensor
 
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.linalg.dense import solve_general
-from implicit_bregman.linalg.gram import weighted_gram
 from implicit_bregman.linalg.norms import norm, ratio
-from implicit_bregman.objective import Objective, RowsOfTensors
+from implicit_bregman.objective import RowsOfTensors
 from implicit_bregman.projection.basis import Basis
 from implicit_bregman.projection.newton import Minimiser, minimise
 from implicit_bregman.projection.problem import dual_problem
 from implicit_bregman.projection.system import solve_projection_system
-
-if TYPE_CHECKING:
-    from implicit_bregman.projection.energy import BoundLowRank
 
 #: Newton steps in the dual that go on from where the solver stopped, at most.
 _STEPS = 20
@@ -39,6 +34,53 @@ _ROUNDING, _ROUNDING_OF_NEWTON = 16, 4e3
 _ROUNDING_OF_DUAL = 100
 #: Of p, what is this much smaller than Dg, of which it is the rest, counts as 0.
 _NOTHING = 1e-8
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A solution that some solver has found.
+
+    Attributes:
+        geometry: φ.
+        regularization: γ.
+        basis: of V's range.
+        target: β, (B, r).
+        start: y⁰, (B, d).
+        softness: ε of the samples that have one.
+        dual, value: y and z, (B, d).
+        soft: which samples have ε > 0, (B,).
+    """
+
+    geometry: LegendreFunction
+    regularization: float
+    basis: Basis
+    target: Tensor
+    start: Tensor
+    softness: float
+    dual: Tensor
+    value: Tensor
+    soft: Tensor
+
+    @property
+    def base(self) -> Float[Tensor, "batch d"]:
+        """What y is Vλ away from: y⁰, or 0 for γ > 0."""
+        return torch.zeros_like(self.start) if self.regularization else self.start
+
+    def multiplier(self) -> Float[Tensor, "batch r"]:
+        """λ in float64, read off the solution, so that it is right for every solver.
+
+        Vλ = y − y⁰ leaves out the part of λ that V maps to 0, and does not hold where a solver other than `Newton` met
+        an infeasible system or the dual was clamped: (β − Vᵀz)/ε, which loses digits for a small ε, does.
+        """
+        basis = self.basis
+        with torch.no_grad():
+            by_dual = basis.multiplier((self.dual - self.base).double() @ basis.range)
+            if not bool(self.soft.any()):
+                return by_dual
+            by_miss = (self.target.double() - self.value.double() @ basis.vectors) / (self.softness or 1.0)
+            if self.regularization and self.geometry.is_legendre:
+                return by_dual + by_miss @ basis.null @ basis.null.mT
+            return torch.where(self.soft[:, None], by_miss, by_dual)
 
 
 @dataclass(frozen=True)
@@ -61,20 +103,9 @@ class Unsolved(RowsOfTensors):
     target: Tensor
     soft: Tensor
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All of them, in the order of the arguments."""
-        return self.rows, self.dual, self.coordinates, self.value, self.target, self.soft
-
 
 def forward_errors(
-    energy: BoundLowRank,
-    objective: Objective,
-    start: Float[Tensor, "batch d"],
-    dual: Float[Tensor, "batch d"],
-    value: Float[Tensor, "batch d"],
-    slope: Float[Tensor, "batch d"],
-    multiplier: Float[Tensor, "batch r"],
-    soft: Bool[Tensor, " batch"],
+    at: Solved, slope: Float[Tensor, "batch d"], multiplier: Float[Tensor, "batch r"]
 ) -> tuple[Float[Tensor, "batch d"], Unsolved | None]:
     """What ρ'(y) may be off by relative to itself, (B, d), and the samples that more steps have to judge; None: none.
 
@@ -82,44 +113,36 @@ def forward_errors(
     the solver does not tell: next to a bound, what is missing may be large. In the others ρ'(y) is off by what rounding
     the sum y⁰ + Vλ makes of y, and by what one Newton step would still change.
     """
-    geometry = objective.geometry
+    geometry, basis, soft = at.geometry, at.basis, at.soft
     with torch.no_grad():
-        basis, eps = energy.basis, torch.finfo(dual.dtype).eps
-        y, z = dual.double(), value.double()
-        base = torch.zeros_like(y) if objective.regularization else start.double()
+        eps, target, vectors = torch.finfo(at.dual.dtype).eps, at.target.double(), basis.vectors
+        y, z, base = at.dual.double(), at.value.double(), at.base.double()
         # (a clamped y has left y⁰ + range(V))
-        mu = (
-            (y - base) @ basis.range
-            if geometry.is_legendre
-            else multiplier @ (energy.vectors.double().mT @ basis.range)
-        )
+        mu = (y - base) @ basis.range if geometry.is_legendre else multiplier @ (vectors.mT @ basis.range)
         moved = mu @ basis.range.mT
         clean = base + moved
         off = norm(y - geometry.project_dual(clean))
         holds = off <= _ROUNDING_OF_DUAL * eps * (norm(base) + norm(moved))
 
-        epsilon = objective.regularization or energy.softness.double()
-        pull = torch.where(soft[:, None], epsilon * mu @ basis.metric, 0.0)
-        target = torch.where(
-            soft[:, None], energy.target.double() @ basis.lift, energy.target.double() @ basis.equations
-        )
-        missed = z @ basis.range + pull - target
+        pull = torch.where(soft[:, None], at.softness * mu @ basis.metric, 0.0)
+        wanted = torch.where(soft[:, None], target @ basis.lift, target @ basis.equations)
+        missed = z @ basis.range + pull - wanted
         miss = norm(missed)
-        terms = norm(z) + norm(slope.double() * y) + norm(pull) + norm(target)
+        terms = norm(z) + norm(slope.double() * y) + norm(pull) + norm(wanted)
         rounding = _ROUNDING * eps + _ROUNDING_OF_NEWTON * torch.finfo(z.dtype).eps
         found = ~(holds & (miss <= rounding * terms)) & torch.isfinite(off + miss)
-        change = eps * ((multiplier.abs() @ energy.vectors.double().abs().mT) + base.abs())
+        change = eps * ((multiplier.abs() @ vectors.abs().mT) + base.abs())
         if bool((miss > _ROUNDING * torch.finfo(z.dtype).eps * terms).any()):
-            matrix = weighted_gram(basis.range, slope.double()) + epsilon * soft[:, None, None] * basis.metric
+            matrix = basis.gram(slope.double()) + at.softness * soft[:, None, None] * basis.metric
             step = solve_general(matrix, missed[..., None])[0].squeeze(-1) @ basis.range.mT
             change = torch.where(found[:, None], change, change + step.abs())
-        spread = (change * geometry.log_curvature_slope(dual).abs()).to(dual.dtype)
+        spread = (change * geometry.log_curvature_slope(at.dual).abs()).to(at.dual.dtype)
         rows = found.nonzero().squeeze(-1)
         if len(rows) == 0:
             return spread, None
         # (where y⁰ is large and y is not, their sum has lost digits that y has)
         begin = torch.where(holds[:, None], y, clean) if geometry.is_legendre else clean
-        return spread, Unsolved(rows, begin[rows], mu[rows], z[rows], energy.target[rows].double(), soft[rows])
+        return spread, Unsolved(rows, begin[rows], mu[rows], z[rows], target[rows], soft[rows])
 
 
 def refined_error(

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from implicit_bregman.legendre import LegendreFunction
-from implicit_bregman.linalg.gram import weighted_gram
 from implicit_bregman.objective import RowsOfTensors
+from implicit_bregman.per_sample import Running, all_rows, iterate
 from implicit_bregman.projection.basis import Basis
 from implicit_bregman.projection.problem import At, DualProblem, dual_problem
 
-#: Newton steps after which a sample is given up, and those within which its smallest gradient has to halve.
-_STEPS, _PATIENCE = 300, 150
+#: Newton steps within which the smallest gradient of a sample has to halve.
+_PATIENCE = 150
 #: So many steps are made before it is asked whether the system has no solution.
 _HOPEFUL = 2
 #: A Newton step with the ridge c‖gradient‖ is at most 1/c long; so long is the first one.
@@ -26,8 +27,8 @@ _LEAST_REACH, _MOST_REACH = 1e-14, 1e307
 _TRIALS = 40
 #: Within this factor of the rounding error a gradient that no longer halves is as small as it gets.
 _NEAR_ROUNDING = 1e3
-#: The tolerance of equations that are to hold as far as rounding lets them.
-_ROUNDING = 1e-15
+#: The tolerance of equations that are to hold as far as rounding lets them, and the steps that this may take.
+_ROUNDING, _STEPS = 1e-15, 300
 
 
 @dataclass(frozen=True)
@@ -49,23 +50,30 @@ class Minimiser(RowsOfTensors):
 
 
 @dataclass(frozen=True)
-class _State(RowsOfTensors):
+class _State(Running):
     """The samples that are still running.
 
     Attributes:
-        rows: which they are, (b,).
+        problem: what is minimised.
+        at: the iterates.
         evaluations: (b,).
-        stuck: whether the last step did not halve the gradient, (b,).
         best, idle: the smallest gradient, and the steps since it was last halved, (b,).
         reach: how long a Newton step may be, (b,).
+        stuck: the samples whose last step did not halve the gradient, (b,); None: it halved all, or there was none.
     """
 
-    rows: Tensor
+    problem: DualProblem
+    at: At
     evaluations: Tensor
-    stuck: Tensor
     best: Tensor
     idle: Tensor
     reach: Tensor
+    stuck: Tensor | None
+
+    @cached_property
+    def near(self) -> Bool[Tensor, " batch"]:
+        """Whether the equations hold, or the gradient is about as small as rounding lets it be."""
+        return (self.at.size <= _NEAR_ROUNDING * self.at.rounding) | self.problem.holds(self.at)
 
 
 def minimise(problem: DualProblem, max_iter: int, history: list[tuple[Tensor, Tensor]] | None) -> Minimiser:
@@ -74,51 +82,84 @@ def minimise(problem: DualProblem, max_iter: int, history: list[tuple[Tensor, Te
     The ridge keeps saturation in one direction (a curvature near 0) from shortening the step in the others, as a
     search along Newton's direction alone would; the convergence is superlinear (Li, Fukushima, Qi and Yamashita, 2004).
     The search goes far where the curvature changes by orders of magnitude on the way (exp, arcsinh). Slopes decide it,
-    which unlike values neither cancel nor overflow.
+    which unlike values neither cancel nor overflow. Most steps need none of this: they halve the gradients of all.
     """
     at = problem.evaluate(torch.zeros_like(problem.target), problem.start)
-    none = torch.zeros_like(at.size, dtype=torch.bool)
     count = torch.zeros_like(at.size, dtype=torch.int64)
-    result = Minimiser(at.dual, count, count + 1, none, none)
-    rows = torch.arange(len(count), device=count.device)
-    state = _State(rows, count + 1, none, at.size, count, torch.full_like(at.size, _FIRST_REACH))
-    for step in range(min(max_iter, _STEPS) + 1):
-        if history is not None:
-            history.append((state.rows, at.dual))
+    reach = torch.full_like(at.size, _FIRST_REACH)
+    state = _State(all_rows(count), problem, at, count + 1, at.size, count, reach, None)
+    record = None if history is None else lambda state: history.append((state.rows, state.at.dual))
+    return iterate(state, _step, partial(_goes_on, max_iter), partial(_end, max_iter), record)
+
+
+def _goes_on(max_iter: int, state: _State, count: int) -> Bool[Tensor, " batch"]:
+    over = _is_over(state)
+    if state.stuck is not None:
+        over |= state.idle >= _PATIENCE
         # (which takes as much as a step, and most samples are solved in a few)
-        refuted = problem.is_infeasible(at) if step >= _HOPEFUL else none[state.rows]
-        near = (at.size <= _NEAR_ROUNDING * at.rounding) | problem.holds(at)
-        flat = (at.size <= torch.maximum(at.rounding, problem.nothing)) | (near & state.stuck)
-        stopped = flat | refuted | (state.reach < _LEAST_REACH) | ~torch.isfinite(at.size)
-        limited = ~stopped & (step >= max_iter)
-        stopped = stopped | limited | (state.idle >= _PATIENCE) | torch.full_like(stopped, step >= _STEPS)
-        if bool(stopped.any()):
-            ended = torch.full_like(state.evaluations, step)
-            end = Minimiser(at.dual, ended, state.evaluations, refuted, limited)
-            done, kept = stopped.nonzero().squeeze(-1), (~stopped).nonzero().squeeze(-1)
-            result = result.replace_rows(state.rows[done], end.select(done))
-            problem, at, state, near = problem.select(kept), at.select(kept), state.select(kept), near[kept]
-        if len(state.rows) == 0:
-            break
-        move = _direction(problem, at, state.reach)
-        new, length, trials = _search(problem, at, move)
-        # Where the equations hold as far as they can, a step that brings nothing is not made.
-        worse = near & ~(new.size < at.size)
-        new, length = at.where(worse, new), torch.where(worse, 0.0, length)
-        moved = (length[:, None] * move).abs().amax(-1)
-        longer = torch.maximum(8 * state.reach, 8 * moved).clamp_max(_MOST_REACH)
-        shorter = torch.where(length >= 0.25, state.reach, state.reach * length.clamp_min(0.05))
-        halved = new.size <= 0.5 * state.best
-        state = replace(
-            state,
-            evaluations=state.evaluations + trials,
-            stuck=new.size > 0.5 * at.size,
-            best=torch.where(halved, new.size, state.best),
-            idle=torch.where(halved, 0, state.idle + 1),
-            reach=torch.where(length >= 1, longer, shorter),
-        )
-        at = new
-    return result
+        if count >= _HOPEFUL:
+            over |= state.problem.is_infeasible(state.at)
+    return ~over if count < max_iter else torch.zeros_like(over)
+
+
+def _is_over(state: _State) -> Bool[Tensor, " batch"]:
+    """Whether the gradient is as small as it has to be, or as it gets, or no step leads any further."""
+    at = state.at
+    # (NaN is over)
+    over = ~((at.size > torch.maximum(at.rounding, state.problem.nothing)) & (at.size < torch.inf))
+    return over if state.stuck is None else over | (state.near & state.stuck) | (state.reach < _LEAST_REACH)
+
+
+def _end(max_iter: int, state: _State, count: int) -> Minimiser:
+    problem, at, none = state.problem, state.at, torch.zeros_like(state.rows, dtype=torch.bool)
+    ended = torch.full_like(state.rows, count)
+    refuted = none if count < _HOPEFUL or bool(problem.holds(at).all()) else problem.is_infeasible(at)
+    limited = none if count < max_iter else ~(_is_over(state) | refuted)
+    return Minimiser(at.dual, ended, state.evaluations, refuted, limited)
+
+
+def _step(state: _State, count: int) -> _State:
+    problem, at = state.problem, state.at
+    step = _newton_step(problem, at, state.reach)
+    new = problem.moved(at, step.move, step.change)
+    if not bool((new.size <= 0.5 * at.size).all()):
+        return _careful_step(state, step, new)
+    return replace(
+        state,
+        at=new,
+        evaluations=state.evaluations + 1,
+        best=torch.minimum(state.best, new.size),
+        reach=(8 * state.reach).clamp_max_(_MOST_REACH),
+        stuck=None,
+    )
+
+
+def _careful_step(state: _State, step: _Step, new: At) -> _State:
+    """The next state where Newton's step, to `new`, did not halve the gradient of every sample."""
+    problem, at, near = state.problem, state.at, state.near
+    usable = (step.info == 0) & torch.isfinite(step.move.sum(-1)) & ((at.gradient * step.move).sum(-1) < 0)
+    if not bool(usable.all()):
+        # Where rounding spoils it, the step of the ridge alone.
+        move = torch.where(usable[:, None], step.move, at.gradient * (-state.reach / at.size)[:, None])
+        step = _limited(problem, at, move, step.info)
+        new = problem.moved(at, step.move, step.change)
+    new, length, trials = _search(problem, at, step, new)
+    # Where the equations hold as far as they can, a step that brings nothing is not made.
+    worse = near & ~(new.size < at.size)
+    new, length = at.where(worse, new), torch.where(worse, 0.0, length)
+    moved = (length[:, None] * step.move).abs().amax(-1)
+    longer = torch.maximum(8 * state.reach, 8 * moved).clamp_max(_MOST_REACH)
+    shorter = torch.where(length >= 0.25, state.reach, state.reach * length.clamp_min(0.05))
+    halved = new.size <= 0.5 * state.best
+    return replace(
+        state,
+        at=new,
+        evaluations=state.evaluations + trials,
+        best=torch.where(halved, new.size, state.best),
+        idle=torch.where(halved, 0, state.idle + 1),
+        reach=torch.where(length >= 1, longer, shorter),
+        stuck=new.size > 0.5 * at.size,
+    )
 
 
 def nearest(
@@ -144,31 +185,51 @@ def nearest(
     return found.dual, found.steps
 
 
-def _direction(problem: DualProblem, at: At, reach: Tensor) -> Tensor:
-    """Newton's step with the ridge; where rounding spoils it, that of the ridge alone."""
-    ridge = (at.size / reach)[:, None]
-    hessian = weighted_gram(problem.basis.range, at.slope)
+@dataclass(frozen=True)
+class _Step(RowsOfTensors):
+    """A step of the dual problem.
+
+    Attributes:
+        move: of μ, (b, k).
+        change: of y, (b, d).
+        info: not 0 where the system of the step could not be factorized, (b,).
+    """
+
+    move: Tensor
+    change: Tensor
+    info: Tensor
+
+
+def _newton_step(problem: DualProblem, at: At, reach: Tensor) -> _Step:
+    """Newton's step with the ridge."""
+    hessian = problem.basis.gram(at.slope)
     if problem.softness:
-        hessian = hessian + problem.metric[0]
-    hessian = hessian + torch.diag_embed(ridge.expand_as(at.mu))
+        hessian += problem.metric[0]
     diagonal = hessian.diagonal(dim1=-2, dim2=-1)
-    scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
-    factor, info = torch.linalg.cholesky_ex(scale[:, :, None] * hessian * scale[:, None, :])
-    move = -scale * torch.cholesky_solve((scale * at.gradient)[:, :, None], factor).squeeze(-1)
-    usable = (info == 0) & torch.isfinite(move.sum(-1)) & ((at.gradient * move).sum(-1) < 0)
-    move = torch.where(usable[:, None], move, -at.gradient / ridge)
-    return move * problem.most_length(at, move)[:, None].clamp_max(1.0)
+    diagonal += (at.size / reach)[:, None]
+    scale = diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny).rsqrt_()
+    hessian *= scale.unsqueeze(-1)
+    hessian *= scale.unsqueeze(-2)
+    factor, info = torch.linalg.cholesky_ex(hessian)
+    move = torch.cholesky_solve((scale * at.gradient).unsqueeze(-1), factor).squeeze(-1) * scale
+    return _limited(problem, at, move.neg_(), info)
 
 
-def _search(problem: DualProblem, at: At, move: Tensor) -> tuple[At, Tensor, Tensor]:
-    """The iterate at t·`move`, t (0 where none was found), and the number of trials, (B,).
+def _limited(problem: DualProblem, at: At, move: Tensor, info: Tensor) -> _Step:
+    """The step, no longer than it may be."""
+    change = move @ problem.basis.across
+    length = problem.most_length(at, change).clamp_max_(1.0)[:, None]
+    return _Step(move * length, change * length, info)
+
+
+def _search(problem: DualProblem, at: At, step: _Step, new: At) -> tuple[At, Tensor, Tensor]:
+    """The iterate at t·`step`, t (0 where none was found), and the number of trials, (B,); `new` is that at t = 1.
 
     By convexity the objective has fallen where the slope along the way is still negative at its end. A t is accepted
     if at least half of the slope is gone then, or half of the gradient.
     """
-    opening = (at.gradient * move).sum(-1)
-    new = problem.moved(at, move)
-    slope = (new.gradient * move).sum(-1)
+    opening = (at.gradient * step.move).sum(-1)
+    slope = (new.gradient * step.move).sum(-1)
     length = torch.ones_like(opening)
     trials = torch.ones_like(opening, dtype=torch.int64)
     done = _is_accepted(at, new, opening, slope)
@@ -179,7 +240,7 @@ def _search(problem: DualProblem, at: At, move: Tensor) -> tuple[At, Tensor, Ten
     rows = (~done).nonzero().squeeze(-1)
     low, high = torch.zeros_like(opening), torch.full_like(opening, torch.inf)
     trial, factor = torch.ones_like(opening), torch.full_like(opening, 4.0)
-    most = problem.most_length(at, move)
+    most = problem.most_length(at, step.change)
     for _ in range(_TRIALS):
         falls = slope[rows] <= 0
         low[rows] = torch.where(falls, trial[rows], low[rows])
@@ -189,9 +250,9 @@ def _search(problem: DualProblem, at: At, move: Tensor) -> tuple[At, Tensor, Ten
         rows = rows[(trial[rows] > low[rows]) & (trial[rows] < high[rows]) & (trial[rows] > 1e-30)]
         if len(rows) == 0:
             break
-        start = at.select(rows)
-        tried = problem.select(rows).moved(start, trial[rows, None] * move[rows])
-        slope[rows] = (tried.gradient * move[rows]).sum(-1)
+        start, t, part = at.select(rows), trial[rows, None], step.select(rows)
+        tried = problem.select(rows).moved(start, t * part.move, t * part.change)
+        slope[rows] = (tried.gradient * part.move).sum(-1)
         trials[rows] += 1
         accepted = _is_accepted(start, tried, opening[rows], slope[rows])
         # The farthest descent so far is kept for the case that nothing better turns up.

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.objective import RowsOfTensors
-from implicit_bregman.projection.basis import Basis, column_lengths
+from implicit_bregman.projection.basis import Basis
 
 #: Where ρ is cut off, so that nothing computed of it overflows: no solution lies there.
 HUGE = 1e120
@@ -62,38 +62,47 @@ class DualProblem(RowsOfTensors):
 
     def evaluate(self, mu: Float[Tensor, "batch k"], y: Float[Tensor, "batch d"]) -> At:
         """The gradient, its rounding error and the curvatures at μ, where y = y⁰ + Qμ."""
-        z = self.geometry.activation(y).clamp(-HUGE, HUGE)
-        slope = self.geometry.slope(y).clamp(max=HUGE)
-        gradient = z @ self.basis.range - self.target
-        noise = (z.abs() + slope * y.abs().clamp(max=FAR)) @ self.basis.range.abs() + self.target.abs()
+        z, slope = self.geometry.activation(y), self.geometry.slope(y)
+        if not self._is_tame:
+            z, slope = z.clamp(-HUGE, HUGE), slope.clamp(max=HUGE)
+        gradient = torch.addmm(self.target, z, self.basis.range, beta=-1.0)
+        terms = torch.addcmul(z.abs(), slope, y.abs().clamp_(max=FAR))
+        noise = torch.addmm(self.target.abs(), terms, self.basis.sizes)
         if self.softness:
             gradient = gradient + mu @ self.metric[0]
             noise = noise + mu.abs() @ self.metric[0].abs()
         rounding = 4 * torch.finfo(z.dtype).eps * noise.amax(-1) if mu.shape[1] else z.new_zeros(len(z))
         return At(mu, y, slope, gradient, torch.linalg.vector_norm(gradient, dim=-1), rounding)
 
-    def most_length(self, at: At, move: Tensor) -> Tensor:
-        """How many times `move` can be made before a y overflows or leaves saturation far behind, (B,)."""
-        direction = move @ self.basis.range.mT
-        size = at.dual.abs()
-        room = torch.full_like(size, FAR)
-        ends = zip(self.geometry.domain, self.geometry.saturated_dual(torch.float64), (-1.0, 1.0), strict=True)
-        for end, saturated, side in ends:
-            if math.isfinite(end):
-                known = _GROWTH * size.clamp_min(abs(saturated))
-                room = torch.where(side * direction > 0, known, room)
-        return (room / direction.abs().clamp_min(1e-300)).amin(-1)
+    @property
+    def _is_tame(self) -> bool:
+        """Whether ρ and ρ' are bounded, so that nothing has to be cut off."""
+        return all(map(math.isfinite, self.geometry.domain)) and self.geometry.strong_convexity > 0
+
+    def most_length(self, at: At, change: Float[Tensor, "batch d"]) -> Tensor:
+        """How many times `change` can be made before a y overflows or leaves saturation far behind, (B,)."""
+        size, ends = at.dual.abs(), self.geometry.domain
+        low, high = map(abs, self.geometry.saturated_dual(torch.float64))
+        if low == high and all(map(math.isfinite, ends)):
+            room = _GROWTH * size.clamp_min(low)
+        else:
+            below, above = (
+                _GROWTH * size.clamp_min(dual) if math.isfinite(end) else torch.full_like(size, FAR)
+                for end, dual in zip(ends, (low, high), strict=True)
+            )
+            room = torch.where(change < 0, below, above)
+        return (room / change.abs().clamp_min(1e-300)).amin(-1)
 
     def holds(self, at: At) -> Tensor:
         """Whether each equation holds within what is tolerated, (B,)."""
         return ((at.gradient @ self.equations[0]).abs() <= 0.9 * self.tolerated).all(-1)
 
-    def moved(self, at: At, move: Float[Tensor, "batch k"]) -> At:
-        """The iterate at μ + `move`.
+    def moved(self, at: At, move: Float[Tensor, "batch k"], change: Float[Tensor, "batch d"]) -> At:
+        """The iterate at μ + `move`, y + `change`.
 
         y is carried, not computed from μ: y⁰ may be so large that the sum would lose its digits.
         """
-        return self.evaluate(at.mu + move, at.dual + move @ self.basis.range.mT)
+        return self.evaluate(at.mu + move, at.dual + change)
 
     def is_infeasible(self, at: At) -> Tensor:
         """Whether ε = 0 and a hyperplane proves that no z in C meets all equations within what is tolerated, (B,)."""
@@ -105,10 +114,10 @@ class DualProblem(RowsOfTensors):
         lo, hi = self.geometry.domain
         size = normal.abs().amax(-1, keepdim=True)
         normal = normal / torch.where(size > 0, size, 1.0)
-        direction, least = normal @ self.basis.range.mT, torch.zeros_like(size[..., 0])
+        direction, least = normal @ self.basis.across, torch.zeros_like(size[..., 0])
         if math.isinf(lo) or math.isinf(hi):
             # What is 0 up to rounding does not count at an infinite end of C: it refutes all but gigantic z.
-            noise = 1e-15 * (normal.abs() @ self.basis.range.abs().mT)
+            noise = 1e-15 * (normal.abs() @ self.basis.sizes.mT)
             direction = torch.where(direction.abs() <= 8 * noise, 0.0, direction)
             least = 1e-3 * self.target.abs().amax(-1)
             # The largest value of ⟨Q·normal, z⟩ on C; 0 · ∞ counts as 0.
@@ -156,7 +165,7 @@ def dual_problem(
     beta, vectors = target.detach().double(), basis.vectors
     # (where ε > 0 dependent equations may ask for different things: the shortest λ then meets them halfway)
     target = beta @ (basis.lift if softness else basis.equations)
-    tolerated = tol * (column_lengths(vectors) + beta.abs())
+    tolerated = tol * (basis.lengths + beta.abs())
     size = torch.linalg.vector_norm(target, dim=-1)
     nothing = _NOTHING * tol * torch.where(size > 0, size, 1.0).clamp_max(1.0)
     return DualProblem(
@@ -166,7 +175,7 @@ def dual_problem(
         target,
         tolerated,
         nothing,
-        (basis.range.mT @ vectors,),
+        (basis.across @ vectors,),
         softness,
         (softness * basis.metric,),
     )

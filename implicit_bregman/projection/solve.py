@@ -11,9 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from implicit_bregman.legendre import LegendreFunction
-from implicit_bregman.linalg.gram import weighted_gram
 from implicit_bregman.objective import Objective, Point
-from implicit_bregman.projection.basis import column_lengths, inconsistency
+from implicit_bregman.projection.basis import inconsistency
 from implicit_bregman.projection.newton import Minimiser, minimise
 from implicit_bregman.projection.problem import FAR, HUGE, dual_problem
 from implicit_bregman.solvers.base import Outcome, Solver, Trace
@@ -88,59 +87,69 @@ def _is_consistent(energy: BoundLowRank, tol: float) -> Tensor:
     return inconsistency(energy.vectors, energy.target) <= tol
 
 
-def _errors(objective: Objective, energy: BoundLowRank, y: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """How far z is from solving Vᵀz = β (γ > 0: from being critical), relative to the terms, in float64.
-
-    Returns:
-        That error, (B,); ∇f, (B, d); and 1 + the size of its terms, (B, d).
-    """
-    vectors, target = energy.vectors.detach().double(), energy.target.detach().double()
-    miss = z @ vectors - target
-    gradient = miss @ vectors.mT
-    terms = torch.maximum(z.abs() @ vectors.abs(), target.abs())
-    scale = 1 + terms @ vectors.abs().mT
-    if objective.regularization:
-        error = ((gradient + objective.regularization * y).abs() / scale).amax(-1)
-    else:
-        error = (miss.abs() / (column_lengths(vectors) + terms)).amax(-1)
-    return error, gradient, scale
-
-
 def _outcome(
     energy: BoundLowRank, objective: Objective, found: Minimiser, solver: Solver, history: History | None
 ) -> Outcome:
-    geometry, dtype, tol = objective.geometry, energy.dtype, solver.tolerance(energy.dtype)
-    exact = geometry.activation(found.dual).clamp(-HUGE, HUGE)
-    error, gradient, scale = _errors(objective, energy, found.dual, exact)
-    point = _point(objective, geometry.project_dual(found.dual), exact, gradient, scale)
-
-    unsolved = torch.where(found.limited, int(Status.MAX_ITER), int(Status.STALLED))
-    status = torch.where(error <= tol, int(Status.CONVERGED), unsolved)
+    geometry, gamma, tol = objective.geometry, objective.regularization, solver.tolerance(energy.dtype)
+    error, exact, point = _judged(energy, objective, found.dual)
+    status = torch.zeros_like(found.steps)
+    if not gamma:
+        thin = _is_degenerate(energy, geometry, point.value, tol)
+        status = torch.where(thin, int(Status.DEGENERATE), status)
+    solved, unsolved = error <= tol, torch.where(found.limited, int(Status.MAX_ITER), int(Status.STALLED))
+    status = torch.where(solved, status, unsolved)
     status = torch.where(found.refuted, int(Status.INFEASIBLE), status)
     # (beyond FAR the dual of the solution overflows float64)
-    beyond = (exact.abs() > torch.finfo(dtype).max).any(-1)
-    beyond |= (found.dual.abs() >= FAR).any(-1) & ~found.refuted & (error > tol)
+    beyond = (torch.linalg.vector_norm(found.dual, torch.inf, -1) >= FAR) & ~(solved | found.refuted)
+    beyond |= torch.linalg.vector_norm(exact, torch.inf, -1) > torch.finfo(energy.dtype).max
     status = torch.where(beyond, int(Status.OVERFLOW), status)
     free = torch.ones_like(point.value, dtype=torch.bool)
-    trace = None if history is None else _trace(objective, history, len(status), dtype)
-    return Outcome(point, status, found.steps, found.evaluations, torch.zeros_like(beyond), free, trace)
-
-
-def _point(objective: Objective, dual: Tensor, exact: Tensor, gradient: Tensor, scale: Tensor) -> Point:
-    """The float64 result rounded once to the samples' precision, with the residual that it has before."""
-    dtype = objective.energy.dtype
-    largest = torch.finfo(dtype).max
-    rounded = dual.clamp(-largest, largest).to(dtype)
-    point = objective.evaluate(rounded, objective.initial_step(rounded))
-    total = gradient + objective.regularization * dual
-    residual = objective.residual(exact, total, scale)
-    low, high = objective.geometry.bounds(dtype)
-    return replace(
+    trace = None if history is None else _trace(objective, history, len(status), energy.dtype)
+    return Outcome(
         point,
+        status,
+        found.steps,
+        found.evaluations,
+        torch.zeros_like(beyond),
+        free,
+        trace,
+        without_steps=True,
+        complete=bool((status <= int(Status.DEGENERATE)).all()),
+        without_potential=gamma > 0,
+    )
+
+
+def _judged(energy: BoundLowRank, objective: Objective, dual: Tensor) -> tuple[Tensor, Tensor, Point]:
+    """How far z is from solving Vᵀz = β (γ > 0: from being critical), relative to the terms, (B,); z; and the result.
+
+    The error and z are in float64; the result is rounded once to the samples' precision.
+    """
+    gamma, geometry, dtype, basis = objective.regularization, objective.geometry, energy.dtype, energy.basis
+    target, vectors, sizes = energy.target.detach().double(), basis.vectors, basis.vectors.abs()
+    exact, nearest = geometry.activation(dual).clamp(-HUGE, HUGE), geometry.project_dual(dual)
+    miss = exact @ vectors - target
+    total = gradient = miss @ vectors.mT
+    terms = torch.maximum(exact.abs() @ sizes, target.abs())
+    scale = 1 + terms @ sizes.mT
+    if gamma:
+        error = ((gradient + gamma * dual).abs() / scale).amax(-1)
+        total = gradient + gamma * nearest
+    else:
+        error = (miss.abs() / (basis.lengths + terms)).amax(-1)
+    largest = torch.finfo(dtype).max
+    low, high = geometry.bounds(dtype)
+    rounded = nearest.clamp(-largest, largest).to(dtype)
+    point = Point(
+        dual=rounded,
         value=exact.clamp(max(low, -largest), min(high, largest)).to(dtype),
         gradient=gradient.clamp(-largest, largest).to(dtype),
-        residual=residual.to(dtype),
+        objective=0.5 * torch.linalg.vecdot(miss + target, miss - target).to(dtype),
+        residual=objective.residual(exact, total, scale).to(dtype),
+        scale=scale.to(dtype),
+        step=torch.full_like(rounded[:, :1], torch.nan),
+        next_dual=rounded,
     )
+    return error, exact, point
 
 
 def _is_degenerate(energy: BoundLowRank, geometry: LegendreFunction, z: Tensor, tol: float) -> Tensor:
@@ -156,7 +165,7 @@ def _is_degenerate(energy: BoundLowRank, geometry: LegendreFunction, z: Tensor, 
     rows = (~inside.all(-1)).nonzero().squeeze(-1)
     if len(rows) == 0:
         return result
-    least = torch.linalg.eigvalsh(weighted_gram(energy.basis.range, inside[rows].double()))[:, 0]
+    least = torch.linalg.eigvalsh(energy.basis.gram(inside[rows].double()))[:, 0]
     return result.index_copy(0, rows, least <= 1e-12)
 
 
@@ -183,14 +192,14 @@ def judge(energy: BoundLowRank, objective: Objective, outcome: Outcome, tol: flo
     DEGENERATE by the rank of V, not by multipliers: ∇f is 0 at every solution, however many of its coordinates are next
     to a bound.
     """
-    if objective.regularization:
+    if objective.regularization or outcome.without_steps:  # (`project` has judged its own)
         return outcome
     point = outcome.point
     done = (outcome.status == Status.CONVERGED) | (outcome.status == Status.DEGENERATE)
     thin = _is_degenerate(energy, objective.geometry, point.value, tol)
     status = torch.where(thin, int(Status.DEGENERATE), int(Status.CONVERGED))
     vectors, target = energy.vectors.detach(), energy.target.detach()
-    terms = column_lengths(vectors).to(target.dtype) + torch.maximum(point.value.abs() @ vectors.abs(), target.abs())
+    terms = energy.basis.lengths.to(target.dtype) + torch.maximum(point.value.abs() @ vectors.abs(), target.abs())
     error = (point.gradient.abs() / (1 + terms @ vectors.abs().mT)).amax(-1)
     solvable = _is_consistent(energy, 10 * tol) & (error <= 10 * tol)
     status = torch.where(solvable, status, int(Status.INFEASIBLE))

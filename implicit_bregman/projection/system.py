@@ -7,7 +7,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from implicit_bregman.linalg.graded import graded_least_squares
-from implicit_bregman.linalg.gram import weighted_gram
 from implicit_bregman.projection.basis import Basis, column_lengths
 
 #: Where a pivot of a system with a unit diagonal is smaller, or the part of Dg that is left over, the system is solved
@@ -33,7 +32,7 @@ def solve_projection_system(
     """
     pulled = slope * gradient
     right = pulled @ basis.range
-    matrix = weighted_gram(basis.range, slope) + epsilon[:, None, None] * basis.metric
+    matrix = basis.gram(slope) + epsilon[:, None, None] * basis.metric
     s, thin = _solve_scaled(matrix, right)
     error = torch.linalg.vector_norm((matrix @ s[:, :, None]).squeeze(-1) - right, dim=-1)
     size = torch.linalg.vector_norm(right, dim=-1)

@@ -90,7 +90,7 @@ def test_projected_newton_agrees_with_the_active_set(dtype: torch.dtype) -> None
     problem = make_problem(dim=40, batch=12, condition=300.0, active=0.25).to(dtype)
     objective = objective_of(problem)
     tol = 1e-6 if dtype == torch.float32 else 1e-11
-    found = projected_newton(objective, torch.zeros_like(problem.offset), tol)
+    found = projected_newton(objective, torch.zeros_like(problem.offset), tol, 200)
     assert bool(found.accepted.all())
     assert int(found.steps.max()) <= 40
     exact = reference_solution(problem.weight.double(), problem.offset.double(), problem.geometry, 0.0)

@@ -10,7 +10,7 @@ equation covers interior and active coordinates.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,6 +20,7 @@ from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.linearization import Linearization
 from implicit_bregman.objective import Objective
+from implicit_bregman.per_sample import Running, all_rows, iterate
 from implicit_bregman.solvers.exact.chebyshev import chebyshev_steps
 from implicit_bregman.solvers.exact.dual_direction import can_factorize, newton_move
 from implicit_bregman.solvers.exact.dual_state import NEAR, Budget, Course, Iterate, evaluate
@@ -76,8 +77,8 @@ def newton(
     at = _start(objective, energy, dual)
     if swept is not None:
         at = _better(at, swept)
-    at, stuck = _iterate(objective, energy, at, _BELOW * tol if record is None else tol, max_steps, record, enough)
-    return _result(objective, at, tol, stuck)
+    ended = _iterate(objective, energy, at, _BELOW * tol if record is None else tol, max_steps, record, enough)
+    return _result(objective, ended, tol, ended.stuck)
 
 
 def _is_well_conditioned(objective: Objective) -> bool:
@@ -142,6 +143,22 @@ def _better(at: Iterate, swept: Iterate) -> Iterate:
     return replace(swept, tries=tries).where(gained, replace(at, tries=tries))
 
 
+@dataclass(frozen=True)
+class _Run(Running):
+    """The samples that are still running: their energy, where they are, and how their steps have gone."""
+
+    energy: BoundEnergy
+    at: Iterate
+    course: Course
+
+
+@dataclass(frozen=True)
+class _Ended(Iterate):
+    """Where samples have ended, and which could not go on, (B,)."""
+
+    stuck: Tensor
+
+
 def _iterate(
     objective: Objective,
     energy: BoundEnergy,
@@ -150,34 +167,29 @@ def _iterate(
     max_steps: int,
     record: Callable[[Tensor, Tensor], None] | None = None,
     enough: float = 0.0,
-) -> tuple[Iterate, Bool[Tensor, " batch"]]:
-    """Newton steps until |E| ≤ target · scale (or `enough` · scale at the start), or as far as rounding lets them.
+) -> _Ended:
+    """Newton steps until |E| ≤ target · scale (or `enough` · scale at the start), or as far as rounding lets them."""
+    limit, budget = max(target, 8 * torch.finfo(at.dual.dtype).eps), Budget(max_steps)
 
-    Returns:
-        The last iterates, and which samples could not go on.
-    """
-    final, rows = at, torch.arange(len(at.size), device=at.size.device)
-    stuck = torch.zeros_like(at.size, dtype=torch.bool)
-    rounding = 8 * torch.finfo(at.dual.dtype).eps
-    course, budget = Course.at_start(at), Budget(max_steps)
-    while True:
-        if record is not None:
-            record(at.dual, rows)
-        limit, enough = max(target, rounding, enough), 0.0
-        running = (at.size > limit) & ~course.stuck & (at.steps < max_steps)
+    def going(run: _Run, count: int) -> Bool[Tensor, " batch"]:
+        goal = limit if count else max(limit, enough)
         if budget.left <= 0 and not can_factorize(objective):
-            running = torch.zeros_like(running)
-        if not bool(running.all()):
-            final, stuck = final.replace_rows(rows, at), stuck.index_copy(0, rows, course.stuck)
-            kept = running.nonzero().squeeze(-1)
-            rows, at, energy, course = rows[kept], at.select(kept), energy.select(kept), course.select(kept)
-        if len(rows) == 0:
-            return final, stuck
+            return torch.zeros_like(run.course.stuck)
+        return (run.at.size > goal) & ~run.course.stuck & (run.at.steps < max_steps)
+
+    def step(run: _Run, count: int) -> _Run:
+        at, course = run.at, run.course
         slope = objective.geometry.slope(at.dual)
         slope = torch.where(torch.isnan(course.chord), slope, course.chord)
-        weight, move = newton_move(objective, energy, at, slope, course, target, budget)
-        new, moved, chord = _search(objective, energy, at, slope, weight, move)
-        course, at = course.after(at.size, new, moved, chord, objective.convex, energy), new
+        weight, move = newton_move(objective, run.energy, at, slope, course, target, budget)
+        new, moved, chord = _search(objective, run.energy, at, slope, weight, move)
+        return replace(run, at=new, course=course.after(at.size, new, moved, chord, objective.convex, run.energy))
+
+    def end(run: _Run, count: int) -> _Ended:
+        return _Ended(**vars(run.at), stuck=run.course.stuck)
+
+    run = _Run(all_rows(at.size), energy, at, Course.at_start(at))
+    return iterate(run, step, going, end, None if record is None else lambda run: record(run.at.dual, run.rows))
 
 
 def _search(

@@ -10,15 +10,17 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from implicit_bregman.energy.bound import BoundQuadratic
 from implicit_bregman.objective import Objective, RowsOfTensors
+from implicit_bregman.per_sample import Running, all_rows, iterate
 from implicit_bregman.solvers.exact.projected_newton import projected_newton
 from implicit_bregman.solvers.exact.result import ExactResult
 
-#: Residual at which it ends if it is clear which coordinates are held, residual at which it ends anyway, most steps.
+#: Residual at which it ends if it is clear which coordinates are held, residual at which it ends anyway, and the steps
+#: after which projected Newton steps take over in any case.
 _NEAR, _NEARER, _STEPS = 1e-9, 1e-11, 60
 #: It is clear where the distance to the bound falls so many times as much in one step as the multiplier, or reversely.
 _CLEAR = 5.0
@@ -53,6 +55,23 @@ class _Iterate(RowsOfTensors):
     tendency: Tensor
     residual: Tensor
     steps: Tensor
+
+
+@dataclass(frozen=True)
+class _Run(Running):
+    """The samples that are still running.
+
+    Attributes:
+        energy: f.
+        at: the iterates.
+        far: the size of z beyond which a sample is given up, (b,).
+        going: which are neither near a solution nor given up, (b,).
+    """
+
+    energy: BoundQuadratic
+    at: _Iterate
+    far: Tensor
+    going: Tensor
 
 
 def minimise_convex(objective: Objective, start: Float[Tensor, "batch d"], tol: float, max_steps: int) -> ExactResult:
@@ -99,24 +118,23 @@ def _interior_point(
     """
     lo, hi = objective.geometry.bounds(objective.energy.dtype)
     sides = [(sign, bound) for sign, bound in ((1.0, lo), (-1.0, hi)) if math.isfinite(bound)]
-    at = _start(energy, start, lo, hi, len(sides))
-    final, rows = at, torch.arange(len(start), device=start.device)
-    for _ in range(min(max_steps, _STEPS)):
-        new = _step(energy, at, sides)
+
+    def step(run: _Run, count: int) -> _Run:
+        new, energy = _step(run.energy, run.at, sides), run.energy
         gradient = energy.gradient(new.value)
         residual = objective.residual(new.value, gradient, objective.scale(energy.terms(gradient)), (lo, hi))
         new = replace(new, residual=residual)
-        good = torch.isfinite(residual) & (new.value.abs().amax(-1) <= far[rows])
-        at = new.where(good, at)
+        good = torch.isfinite(residual) & (new.value.abs().amax(-1) <= run.far)
+        at = new.where(good, run.at)
         clear = (new.tendency.log().abs() > math.log(_CLEAR)).all(-1).all(-1)
-        running = good & (residual > torch.where(clear, _NEAR, _NEARER))
-        if not bool(running.all()):
-            final = final.replace_rows(rows, at)
-            kept = running.nonzero().squeeze(-1)
-            rows, at, energy = rows[kept], at.select(kept), energy.select(kept)
-            if len(rows) == 0:
-                break
-    final = final.replace_rows(rows, at)
+        return replace(run, at=at, going=good & (residual > torch.where(clear, _NEAR, _NEARER)))
+
+    def going(run: _Run, count: int) -> Bool[Tensor, " batch"]:
+        return run.going if count < min(max_steps, _STEPS) else torch.zeros_like(run.going)
+
+    at = _start(energy, start, lo, hi, len(sides))
+    run = _Run(all_rows(far), energy, at, far, torch.ones_like(far, dtype=torch.bool))
+    final = iterate(run, step, going, lambda run, _: run.at)
     z = final.value
     for number, (_, bound) in enumerate(sides):
         z = torch.where(final.tendency[:, number] > 1, bound, z)

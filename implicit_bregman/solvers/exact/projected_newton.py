@@ -18,10 +18,9 @@ from torch import Tensor
 
 from implicit_bregman.energy.contract import BoundEnergy, Evaluation
 from implicit_bregman.objective import Objective, RowsOfTensors
+from implicit_bregman.per_sample import Running, all_rows, iterate
 from implicit_bregman.solvers.exact.result import ExactResult
 
-#: Projected Newton steps made before an iterate is given up.
-_STEPS = 200
 #: Steps within which the smallest residual has to halve, or f to fall clearly, where a precision may be at its end.
 _PATIENCE = 20
 #: Trial lengths of a step, each a quarter of the one before.
@@ -57,11 +56,33 @@ class _Iterate(RowsOfTensors):
     tries: Tensor
 
 
+@dataclass(frozen=True)
+class _Run(Running):
+    """The samples that are still running.
+
+    Attributes:
+        energy: f.
+        at: the iterates.
+        length: of a gradient step that has proved itself, (b,).
+        best, idle: the smallest residual, and the steps since it was last halved or f fell clearly, (b,).
+        stuck: whether the last step led nowhere, or not far enough, (b,).
+        far: the size of z beyond which a sample is given up, (b,).
+    """
+
+    energy: BoundEnergy
+    at: _Iterate
+    length: Tensor
+    best: Tensor
+    idle: Tensor
+    stuck: Tensor
+    far: Tensor
+
+
 def projected_newton(
     objective: Objective,
     value: Float[Tensor, "batch d"],
     tol: float,
-    max_steps: int = _STEPS,
+    max_steps: int,
     record: Callable[[Tensor, Tensor], None] | None = None,
     far: Float[Tensor, " batch"] | None = None,
 ) -> ExactResult:
@@ -80,43 +101,47 @@ def projected_newton(
     start = value.to(energy.dtype).clamp(*bounds)
     none = torch.zeros(len(start), dtype=torch.int64, device=start.device)
     at = _iterate(objective, energy, start, bounds, none, none + 1)
-    final, rows = at, torch.arange(len(start), device=start.device)
-    length, best, idle = torch.ones_like(at.residual), at.residual, none
     target = _BELOW * tol if record is None else tol  # a trace ends where the tolerance is met
-    for step in range(min(_STEPS, max_steps) + 1):
-        if record is not None:
-            record(at.value, rows)
-        running = (at.residual > target) & torch.isfinite(at.residual)
-        if far is not None:
-            running &= at.value.abs().amax(-1) <= far[rows]
-        if step == max_steps:
-            running = torch.zeros_like(running)
-        if not bool(running.all()):
-            final = final.replace_rows(rows, at)
-            kept = running.nonzero().squeeze(-1)
-            rows, at, energy, length = rows[kept], at.select(kept), energy.select(kept), length[kept]
-            best, idle = best[kept], idle[kept]
-        if len(rows) == 0:
-            break
-        free = ~_held(objective, at, bounds, length)
-        direction, bent = _direction(objective, energy, at, free)
-        before = at
-        at, moved, length = _search(objective, energy, at, direction, free, bounds, length)
+
+    def going(run: _Run, count: int) -> Bool[Tensor, " batch"]:
+        if count == max_steps:
+            return torch.zeros_like(run.stuck)
+        at = run.at
+        # (an infinite residual does not go on, nor does NaN)
+        going = (at.residual > target) & (at.residual < torch.inf) & ~run.stuck
+        return going if far is None else going & (at.value.abs().amax(-1) <= run.far)
+
+    def step(run: _Run, count: int) -> _Run:
+        free = ~_held(objective, run.at, bounds, run.length)
+        direction, bent = _direction(objective, run.energy, run.at, free)
+        at, moved, length = _search(objective, run.energy, run.at, direction, free, bounds, run.length)
         stuck = ~moved | (bent & (not objective.convex))
         if record is None:  # good enough, and getting better too slowly
-            stuck |= (at.residual <= tol) & (at.residual > 0.5 * before.residual)
-        if not energy.affine:
-            halved = at.residual <= 0.5 * best
-            fell = before.f - at.f > 4 * _uncertainty(before.f, at.f)
-            best, idle = torch.where(halved, at.residual, best), torch.where(halved | fell, 0, idle + 1)
-            stuck |= idle >= _PATIENCE
-        if bool(stuck.any()):
-            final = final.replace_rows(rows, at)
-            kept = (~stuck).nonzero().squeeze(-1)
-            rows, at, energy, length = rows[kept], at.select(kept), energy.select(kept), length[kept]
-            best, idle = best[kept], idle[kept]
-    final = final.replace_rows(rows, at)
-    return _result(objective, final, bounds, tol)
+            stuck |= (at.residual <= tol) & (at.residual > 0.5 * run.at.residual)
+        new = replace(run, at=at, length=length, stuck=stuck)
+        return new if energy.affine else _watched(run, new)
+
+    def write(run: _Run) -> None:
+        # (of the stuck ones there is nothing new to tell)
+        rows = (~run.stuck).nonzero().squeeze(-1)
+        if record is not None and len(rows):
+            record(run.at.value[rows], run.rows[rows])
+
+    reach = torch.full_like(at.residual, torch.inf) if far is None else far
+    run = _Run(all_rows(start), energy, at, torch.ones_like(at.residual), at.residual, none, none > 0, reach)
+    found = iterate(run, step, going, lambda run, _: run.at, None if record is None else write)
+    return _result(objective, found, bounds, tol)
+
+
+def _watched(old: _Run, new: _Run) -> _Run:
+    """The run after a step, with the samples stuck whose precision may be at its end."""
+    at, before = new.at, old.at
+    halved = at.residual <= 0.5 * old.best
+    fell = before.f - at.f > 4 * _uncertainty(before.f, at.f)
+    idle = torch.where(halved | fell, 0, old.idle + 1)
+    return replace(
+        new, best=torch.where(halved, at.residual, old.best), idle=idle, stuck=new.stuck | (idle >= _PATIENCE)
+    )
 
 
 def _iterate(
