@@ -54,8 +54,8 @@ class Costs:
     free_width: int = 512
     free_products: int = 4
     splitting_per_sample: int = 4
-    splitting_block: int = 10
-    splitting_least: int = 8
+    splitting_block: int = 20
+    splitting_least: int = 16
     splitting_most: int = 32
     dual_work: int = 2**18
     dual_width: int = 1024

@@ -219,7 +219,9 @@ class Normed(ib.Field):
         return -0.9 * self.a(z) - self.u(x)
 
 
-@pytest.mark.parametrize("norm", [parametrizations.weight_norm, parametrizations.spectral_norm], ids=lambda norm: norm.__name__)
+@pytest.mark.parametrize(
+    "norm", [parametrizations.weight_norm, parametrizations.spectral_norm], ids=["weight", "spectral"]
+)
 @pytest.mark.parametrize("cached", [True, False], ids=["cached", "plain"])
 def test_norms_of_torch(norm: Callable[[nn.Module], nn.Module], cached: bool) -> None:
     field, x = Normed(norm), inputs(3)

@@ -21,8 +21,8 @@ _FIRST, _ALL = 3, 7
 _UNSETTLED = 0.3
 #: Corrections of the active set before a sample is left to interior-point steps, and of a set that should be right.
 _CORRECTIONS, _LAST_CORRECTIONS = 20, 8
-#: The accuracy at which a splitting has mostly found the active set, and the one that counts for its cost.
-_SET, _DIGITS = 1e-2, 1e-3
+#: The accuracy at which a splitting has mostly found the active set.
+_SET = 1e-2
 
 
 class Guess:
@@ -94,7 +94,7 @@ def by_what_is_faster(guess: Guess, tol: float, max_iter: int) -> ExactResult:
         return by_active_set(guess, tol, max_iter)
     if costs.splitting_iterations(guess.active, d) > costs.splitting_least:
         splitter = Splitter.of(operator)
-        if splitter.iterations(_DIGITS) <= costs.splitting_iterations(guess.active, d):
+        if splitter.iterations(tol) <= costs.splitting_iterations(guess.active, d):
             return by_splitting(guess, guess.split(splitter), tol, max_iter)
     guess.go_on(_ALL)
     if guess.is_unsettled:
@@ -104,7 +104,7 @@ def by_what_is_faster(guess: Guess, tol: float, max_iter: int) -> ExactResult:
             steps = guess.split(splitter)
             steps.advance(min(count, max_iter))
             guess.target, guess.steps = steps.target, guess.steps + steps.count
-            if splitter.iterations(_DIGITS) <= costs.splitting_iterations(guess.active, d):
+            if splitter.iterations(tol) <= costs.splitting_iterations(guess.active, d):
                 return by_splitting(guess, steps, tol, max_iter)
     return by_active_set(guess, tol, max_iter)
 
