@@ -203,4 +203,4 @@ def _steps(here: Unsolved, geometry: LegendreFunction, basis: Basis, softness: f
     problem = dual_problem(basis, here.target, geometry, here.dual, softness, tol)
     # Its coordinates are counted from y on: ε‖λ‖²/2 from Tμ on.
     problem = replace(problem, target=problem.target - here.coordinates @ problem.metric[0])
-    return minimise(problem, _STEPS, None)
+    return minimise(problem, _STEPS)

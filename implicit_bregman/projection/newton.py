@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -76,20 +77,25 @@ class _State(Running):
         return (self.at.size <= _NEAR_ROUNDING * self.at.rounding) | self.problem.holds(self.at)
 
 
-def minimise(problem: DualProblem, max_iter: int, history: list[tuple[Tensor, Tensor]] | None) -> Minimiser:
+def minimise(problem: DualProblem, max_iter: int, record: Callable[[Tensor, Tensor], None] | None = None) -> Minimiser:
     """Newton's method with a ridge of c‖gradient‖, and a search along its direction for the slope to end.
 
     The ridge keeps saturation in one direction (a curvature near 0) from shortening the step in the others, as a
     search along Newton's direction alone would; the convergence is superlinear (Li, Fukushima, Qi and Yamashita, 2004).
     The search goes far where the curvature changes by orders of magnitude on the way (exp, arcsinh). Slopes decide it,
     which unlike values neither cancel nor overflow. Most steps need none of this: they halve the gradients of all.
+
+    Args:
+        problem: what is minimised.
+        max_iter: bound on the number of steps.
+        record: called with the duals and their rows before every step, and at the end.
     """
     at = problem.evaluate(torch.zeros_like(problem.target), problem.start)
     count = torch.zeros_like(at.size, dtype=torch.int64)
     reach = torch.full_like(at.size, _FIRST_REACH)
     state = _State(all_rows(count), problem, at, count + 1, at.size, count, reach, None)
-    record = None if history is None else lambda state: history.append((state.rows, state.at.dual))
-    return iterate(state, _step, partial(_goes_on, max_iter), partial(_end, max_iter), record)
+    write = None if record is None else lambda state: record(state.at.dual, state.rows)
+    return iterate(state, _step, partial(_goes_on, max_iter), partial(_end, max_iter), write)
 
 
 def _goes_on(max_iter: int, state: _State, count: int) -> Bool[Tensor, " batch"]:
@@ -181,7 +187,7 @@ def nearest(
     if not basis.shape[1]:
         return start, torch.zeros_like(start[:, 0], dtype=torch.int64)
     problem = dual_problem(Basis.of(basis), target, geometry, start, 0.0, _ROUNDING)
-    found = minimise(problem, _STEPS, None)
+    found = minimise(problem, _STEPS)
     return found.dual, found.steps
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,14 +14,12 @@ from implicit_bregman.objective import Objective, Point
 from implicit_bregman.projection.basis import inconsistency
 from implicit_bregman.projection.newton import Minimiser, minimise
 from implicit_bregman.projection.problem import FAR, HUGE, dual_problem
-from implicit_bregman.solvers.base import Outcome, Solver, Trace
+from implicit_bregman.solvers.base import Outcome, Solver
+from implicit_bregman.solvers.log import Log
 from implicit_bregman.status import Status
 
 if TYPE_CHECKING:
     from implicit_bregman.projection.energy import BoundLowRank
-
-#: What every Newton step was at: which samples, and their duals.
-History = list[tuple[Tensor, Tensor]]
 
 
 def project(energy: BoundLowRank, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver) -> Outcome:
@@ -36,13 +33,13 @@ def project(energy: BoundLowRank, objective: Objective, dual: Float[Tensor, "bat
     """
     with torch.no_grad():
         gamma, tol = objective.regularization, solver.tolerance(dual.dtype)
-        history: History | None = [] if solver.trace else None
+        log = Log(objective, dual) if solver.trace else None
         start = torch.zeros_like(dual, dtype=torch.float64) if gamma else dual.detach().double()
         problem = dual_problem(energy.basis, energy.target, objective.geometry, start, gamma, tol)
-        found = minimise(problem, solver.max_iter, history)
+        found = minimise(problem, solver.max_iter, None if log is None else log.add_duals)
         if not gamma:
-            found = _soften_infeasible(energy, objective, start, found, solver, history)
-        return _outcome(energy, objective, found, solver, history)
+            found = _soften_infeasible(energy, objective, start, found, solver, log)
+        return _outcome(energy, objective, found, solver, log)
 
 
 def _soften_infeasible(
@@ -51,7 +48,7 @@ def _soften_infeasible(
     start: Tensor,
     found: Minimiser,
     solver: Solver,
-    history: History | None,
+    log: Log | None,
 ) -> Minimiser:
     """The samples whose system has no solution, solved once more in the softened form and marked `refuted`.
 
@@ -66,10 +63,8 @@ def _soften_infeasible(
     softened = dual_problem(
         part.basis, part.target, objective.geometry, start[rows], float(energy.softness.detach().double()), tol
     )
-    inner: History | None = None if history is None else []
-    again = minimise(softened, solver.max_iter, inner)
-    if history is not None and inner is not None:
-        history.extend((rows[index], dual) for index, dual in inner)
+    record = None if log is None else lambda dual, index: log.add_duals(dual, rows[index])
+    again = minimise(softened, solver.max_iter, record)
     before = found.select(rows)
     again = replace(
         again,
@@ -87,9 +82,7 @@ def _is_consistent(energy: BoundLowRank, tol: float) -> Tensor:
     return inconsistency(energy.vectors, energy.target) <= tol
 
 
-def _outcome(
-    energy: BoundLowRank, objective: Objective, found: Minimiser, solver: Solver, history: History | None
-) -> Outcome:
+def _outcome(energy: BoundLowRank, objective: Objective, found: Minimiser, solver: Solver, log: Log | None) -> Outcome:
     geometry, gamma, tol = objective.geometry, objective.regularization, solver.tolerance(energy.dtype)
     error, exact, point = _judged(energy, objective, found.dual)
     status = torch.zeros_like(found.steps)
@@ -104,7 +97,6 @@ def _outcome(
     beyond |= torch.linalg.vector_norm(exact, torch.inf, -1) > torch.finfo(energy.dtype).max
     status = torch.where(beyond, int(Status.OVERFLOW), status)
     free = torch.ones_like(point.value, dtype=torch.bool)
-    trace = None if history is None else _trace(objective, history, len(status), energy.dtype)
     return Outcome(
         point,
         status,
@@ -112,7 +104,7 @@ def _outcome(
         found.evaluations,
         torch.zeros_like(beyond),
         free,
-        trace,
+        None if log is None else log.trace(),
         without_steps=True,
         complete=bool((status <= int(Status.DEGENERATE)).all()),
         without_potential=gamma > 0,
@@ -167,21 +159,6 @@ def _is_degenerate(energy: BoundLowRank, geometry: LegendreFunction, z: Tensor, 
         return result
     least = torch.linalg.eigvalsh(energy.basis.gram(inside[rows].double()))[:, 0]
     return result.index_copy(0, rows, least <= 1e-12)
-
-
-def _trace(objective: Objective, history: History, batch: int, dtype: torch.dtype) -> Trace:
-    """Residual, objective and dual of every Newton step; NaN where a sample had already stopped."""
-    residuals, objectives, duals = [], [], []
-    for rows, exact in history:
-        dual = objective.geometry.project_dual(exact).to(dtype)
-        part = objective.select(rows)
-        point = part.evaluate(dual, part.initial_step(dual))
-        empty = dual.new_full((batch,), math.nan)
-        assert point.objective is not None
-        residuals.append(empty.index_copy(0, rows, point.residual))
-        objectives.append(empty.index_copy(0, rows, point.objective))
-        duals.append(empty[:, None].expand(batch, dual.shape[-1]).clone().index_copy(0, rows, dual))
-    return Trace(torch.stack(residuals), torch.stack(objectives), torch.stack(duals))
 
 
 def judge(energy: BoundLowRank, objective: Objective, outcome: Outcome, tol: float) -> Outcome:

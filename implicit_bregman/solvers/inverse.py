@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -38,3 +39,14 @@ def apply_updates(
     """Σ left_i ⟨right_i, vector⟩ per sample."""
     weights = right @ vector[:, :, None]
     return (left * weights).sum(1)
+
+
+def assembled(parts: list[tuple[Tensor, InverseEstimate]], like: Float[Tensor, "batch d"]) -> InverseEstimate:
+    """The estimates of a whole batch, from those of some rows each; without updates for samples that have none."""
+    most = max((part.left.shape[1] for _, part in parts), default=0)
+    left = like.new_zeros(len(like), most, like.shape[-1])
+    right, count = torch.zeros_like(left), torch.zeros(len(like), dtype=torch.int64, device=like.device)
+    for index, part in parts:
+        rows = part.left.shape[1]
+        left[index, :rows], right[index, :rows], count[index] = part.left, part.right, part.count
+    return InverseEstimate(left, right, count)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from implicit_bregman.objective import Objective
-from implicit_bregman.solvers.base import Trace
+from implicit_bregman.solvers.recorder import Recorder
 
 
 def last(rows: Tensor, steps: Tensor) -> Tensor:
@@ -14,35 +14,20 @@ def last(rows: Tensor, steps: Tensor) -> Tensor:
     return rows[steps, torch.arange(len(steps), device=steps.device)]
 
 
-class Log:
+class Log(Recorder):
     """Builds a `Trace` from the iterates of a method."""
 
     def __init__(self, objective: Objective, like: Tensor) -> None:
+        super().__init__(like)
         self.objective = objective
-        self.like = like
-        self.rows: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.dtype = like.dtype
 
     def add_duals(self, dual: Tensor, index: Tensor) -> None:
         """One iteration, in dual coordinates."""
-        dual = self.objective.geometry.project_dual(dual.to(self.like.dtype))
+        dual = self.objective.geometry.project_dual(dual.to(self.dtype))
         part = self.objective.select(index)
-        point = part.evaluate(dual, part.initial_step(dual))
-        missing = torch.full_like(self.like[:, 0], torch.nan)
-        value = missing[index] if point.objective is None else point.objective
-        self.rows.append(
-            (
-                missing.index_copy(0, index, point.residual),
-                missing.index_copy(0, index, value),
-                torch.full_like(self.like, torch.nan).index_copy(0, index, dual),
-            )
-        )
+        self.add(index, part.evaluate(dual, part.initial_step(dual)))
 
     def add_values(self, value: Tensor, index: Tensor) -> None:
         """One iteration, in primal coordinates."""
-        self.add_duals(self.objective.geometry.finite_dual(value, self.like.dtype), index)
-
-    def trace(self) -> Trace | None:
-        """The trace; None where not a step was needed."""
-        if not self.rows:
-            return None
-        return Trace(*(torch.stack(column) for column in zip(*self.rows, strict=True)))
+        self.add_duals(self.objective.geometry.finite_dual(value, self.dtype), index)

@@ -138,7 +138,7 @@ class Newton(Solver):
             return found, None
         # The last row of a trace is the result, also in the last digit, which may depend on the size of the batch.
         trace = log.trace()
-        dual = found.dual if trace is None else last(trace.dual, found.steps)
+        dual = last(trace.dual, found.steps)
         point = objective.evaluate(dual, torch.ones_like(dual[:, :1]))
         return replace(found, dual=dual, value=point.value, residual=point.residual), trace
 

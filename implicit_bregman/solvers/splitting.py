@@ -13,12 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from implicit_bregman.legendre.prox import prox_dual
-from implicit_bregman.objective import Objective
+from implicit_bregman.objective import Objective, RowsOfTensors
 from implicit_bregman.operators.splitter import Splitter
+from implicit_bregman.per_sample import Running, all_rows, iterate
 from implicit_bregman.settings import check_positive
 from implicit_bregman.solvers.base import Outcome, Solver
 from implicit_bregman.solvers.exact.result import ExactResult, exact_outcome
@@ -91,16 +92,17 @@ class Splitting(Solver):
         calls = torch.zeros_like(steps)
         rows, result = torch.arange(len(dual), device=dual.device), None
         for level in levels:
-            run = _Run(wide.select(rows), dual[rows], splitter.select(rows))
-            reached, value = run.until(_BELOW * level, level, self.max_iter - steps[rows])
+            part, left = wide.select(rows), self.max_iter - int(steps[rows].max()) if len(rows) else 0
+            ended = _iterated(part, dual[rows], splitter.select(rows), _BELOW * level, level, left)
+            reached, value = _dual_and_value(part, ended.at)
             dual = dual.index_copy(0, rows, reached)
-            steps = steps.index_add(0, rows, run.steps)
+            steps = steps.index_add(0, rows, ended.steps)
             if ends_exactly:
                 part, near = objective.select(rows), _rounded(reached, dtype)
                 found = solve_exactly(part, part.evaluate(near, torch.ones_like(near[:, :1])), tol)
             else:
-                found = run.found(reached, value, tol, dtype)
-            calls = calls.index_add(0, rows, run.calls + 1 + found.tries)
+                found = _found(part, reached, value, tol, dtype)
+            calls = calls.index_add(0, rows, ended.calls + 1 + found.tries)
             found = replace(found, steps=steps[rows], tries=calls[rows])
             result = found if result is None else result.replace_rows(rows, found)
             rows = (~result.accepted).nonzero().squeeze(-1)
@@ -119,101 +121,145 @@ def _rounded(dual: Tensor, dtype: torch.dtype) -> Tensor:
     return dual.clamp(torch.finfo(dtype).min, torch.finfo(dtype).max).to(dtype)
 
 
-class _Run:
-    """The iteration for a batch, from its duals."""
+@dataclass(frozen=True)
+class _Run(Running):
+    """The samples that are still running.
 
-    def __init__(self, objective: Objective, dual: Tensor, splitter: Splitter) -> None:
-        self.objective = objective
-        self.dual = dual
-        self.splitter = splitter
-        self.steps = torch.zeros(len(dual), dtype=torch.int64, device=dual.device)
-        self.calls = torch.zeros_like(self.steps)
+    Attributes:
+        objective: F.
+        splitter: the resolvent.
+        u, base: of the iteration, (b, d).
+        at: the iterate's dual, (b, d); for γ = 0 the iterate z itself, whose dual is looked for at the end.
+        best_at, best: that of the smallest residual so far, and this residual, (b, d), (b,).
+        idle: looks since it fell clearly, (b,).
+        lost: whether the residual is not finite any more, (b,).
+    """
 
-    def until(self, level: float, enough: float, most: Tensor) -> tuple[Tensor, Tensor]:
-        """y and z, (B, d), of iterates whose residual is at most `level`, or at most `enough` and no longer falling.
+    objective: Objective
+    splitter: Splitter
+    u: Tensor
+    base: Tensor
+    at: Tensor
+    best_at: Tensor
+    best: Tensor
+    idle: Tensor
+    lost: Tensor
 
-        Of samples without such an iterate, the best one.
-        """
-        objective, dual = self.objective, self.dual
-        point = objective.evaluate(dual, torch.ones_like(dual[:, :1]))
-        self.calls += 2
-        splitter, none = self.splitter, torch.zeros_like(dual)
-        u, base = (
-            splitter.embed(torch.add(point.value, point.gradient, alpha=splitter.alpha)),
-            splitter.base(-objective.energy.gradient(none)),
+
+@dataclass(frozen=True)
+class _Ended(RowsOfTensors):
+    """The best iterates as in `_Run`, the iterations, and the evaluations of ∇f, (B,) each."""
+
+    at: Tensor
+    steps: Tensor
+    calls: Tensor
+
+
+def _iterated(objective: Objective, dual: Tensor, splitter: Splitter, level: float, enough: float, most: int) -> _Ended:
+    """Iterates whose residual is at most `level`, or at most `enough` and no longer falling.
+
+    Of samples that have none after `most` iterations, or whose residual does not fall any more, the best one.
+    """
+    gamma = objective.regularization
+    point = objective.evaluate(dual, torch.ones_like(dual[:, :1]))
+    at = dual if gamma else point.value
+    rows = all_rows(at)
+    start = _Run(
+        rows=rows,
+        objective=objective,
+        splitter=splitter,
+        u=splitter.embed(torch.add(point.value, point.gradient, alpha=splitter.alpha)),
+        base=splitter.base(-objective.energy.gradient(torch.zeros_like(dual))),
+        at=at,
+        best_at=at,
+        best=point.residual,
+        idle=torch.zeros_like(rows),
+        lost=torch.zeros_like(rows, dtype=torch.bool),
+    )
+
+    def going(run: _Run, looks: int) -> Bool[Tensor, " batch"]:
+        if looks * _LOOK >= most:
+            return torch.zeros_like(run.lost)
+        return (run.best > level) & (run.idle < torch.where(run.best > enough, _PATIENCE, 1)) & ~run.lost
+
+    def step(run: _Run, looks: int) -> _Run:
+        u, at = run.u, run.at
+        for _ in range(min(_LOOK, most - looks * _LOOK)):
+            v = run.splitter.reflect(u, run.base)
+            z, at = _prox(run, run.splitter.restrict(v), at)
+            u = run.splitter.moved(u, v, z)
+        residual = _residual(run.objective, z, at)
+        better = residual < run.best
+        return replace(
+            run,
+            u=u,
+            at=at,
+            best_at=torch.where(better[:, None], at, run.best_at),
+            best=torch.where(better, residual, run.best),
+            idle=torch.where(residual < _GAIN * run.best, 0, run.idle + 1),
+            lost=~torch.isfinite(residual),
         )
-        # Of γ = 0 the iterate is z, whose dual is looked for at the end.
-        final, best = (dual if objective.regularization else point.value).clone(), point.residual
-        rows = (best > level).nonzero().squeeze(-1)
-        objective, u, at, base, best = objective.select(rows), u[rows], final[rows], base[rows], best[rows]
-        idle, left = torch.zeros_like(rows), int(most.min()) if len(most) else 0
-        while left > 0 and len(rows):
-            count = min(_LOOK, left)
-            for _ in range(count):
-                v = splitter.reflect(u, base)
-                z, at = self._prox(splitter.restrict(v), at)
-                u = splitter.moved(u, v, z)
-            left -= count
-            self.steps[rows] += count
-            self.calls[rows] += 1
-            residual = self._residual(objective, z, at)
-            better = residual < best
-            final[rows[better]] = at[better]
-            idle = torch.where(residual < _GAIN * best, 0, idle + 1)
-            best = torch.where(better, residual, best)
-            going = (best > level) & (idle < torch.where(best > enough, _PATIENCE, 1)) & torch.isfinite(residual)
-            if not bool(going.all()):
-                kept = going.nonzero().squeeze(-1)
-                objective, rows, u, at = objective.select(kept), rows[kept], u[kept], at[kept]
-                base, best, idle = base[kept], best[kept], idle[kept]
-                splitter = splitter.select(kept)
-        geometry = objective.geometry
-        if objective.regularization:
-            return final, geometry.activation(final)
-        return geometry.finite_dual(final, final.dtype), final
 
-    def _prox(self, v: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
-        """z, and its dual (γ = 0: z again)."""
-        geometry, gamma = self.objective.geometry, self.objective.regularization
-        if not gamma:
-            z = v.clamp(*geometry.bounds(v.dtype))
-            return z, z
-        dual = prox_dual(geometry, v, self.splitter.alpha * gamma, near)
-        return geometry.activation(dual), geometry.project_dual(dual)
+    def end(run: _Run, looks: int) -> _Ended:
+        steps = torch.full_like(run.rows, min(looks * _LOOK, most))
+        return _Ended(run.best_at, steps, torch.full_like(steps, 2 + looks))
 
-    @staticmethod
-    def _residual(objective: Objective, z: Tensor, dual: Tensor) -> Float[Tensor, " batch"]:
-        gradient, gamma = objective.energy.gradient(z), objective.regularization
-        total = torch.add(gradient, dual, alpha=gamma) if gamma else gradient
-        return objective.residual(z, total, objective.scale(objective.energy.terms(gradient)))
+    return iterate(start, step, going, end)
 
-    def found(
-        self, dual: Float[Tensor, "batch d"], value: Float[Tensor, "batch d"], tol: float, dtype: torch.dtype
-    ) -> ExactResult:
-        """The iterates themselves in the samples' precision, accepted where their residual is small."""
-        objective, (lo, hi) = self.objective, self.objective.geometry.bounds(dtype)
-        point = objective.evaluate(dual, torch.ones_like(dual[:, :1]))
-        if not objective.regularization:
-            # (a bound itself, which no finite dual may reach)
-            gradient = objective.energy.gradient(value)
-            scale = objective.scale(objective.energy.terms(gradient))
-            residual = objective.residual(value, gradient, scale)
-            point = replace(point, value=value, gradient=gradient, scale=scale, residual=residual)
-        ends = objective.geometry.bounds(value.dtype)
-        free = (value > ends[0]) & (value < ends[1]) | bool(objective.regularization)
-        none = torch.zeros(len(value), dtype=torch.int64, device=value.device)
-        found = ExactResult(
-            value=value.clamp(lo, hi).to(dtype),
-            dual=_rounded(dual, dtype),
-            unrounded=value,
-            unrounded_dual=dual,
-            free=free,
-            gradient=point.gradient,
-            scale=point.scale,
-            residual=point.residual.to(dtype),
-            accepted=point.residual <= tol,
-            degenerate=objective.degenerate(point, 10 * tol),
-            steps=none,
-            tries=none + (0 if objective.regularization else 1),
-        )
-        return rounding_accepted(objective, found, tol)
+
+def _prox(run: _Run, v: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+    """z, and its dual (γ = 0: z again)."""
+    geometry, gamma = run.objective.geometry, run.objective.regularization
+    if not gamma:
+        z = v.clamp(*geometry.bounds(v.dtype))
+        return z, z
+    dual = prox_dual(geometry, v, run.splitter.alpha * gamma, near)
+    return geometry.activation(dual), geometry.project_dual(dual)
+
+
+def _residual(objective: Objective, z: Tensor, dual: Tensor) -> Float[Tensor, " batch"]:
+    gradient, gamma = objective.energy.gradient(z), objective.regularization
+    total = torch.add(gradient, dual, alpha=gamma) if gamma else gradient
+    return objective.residual(z, total, objective.scale(objective.energy.terms(gradient)))
+
+
+def _dual_and_value(objective: Objective, at: Tensor) -> tuple[Tensor, Tensor]:
+    """y and z of an iterate as in `_Run`."""
+    geometry = objective.geometry
+    return (at, geometry.activation(at)) if objective.regularization else (geometry.finite_dual(at, at.dtype), at)
+
+
+def _found(
+    objective: Objective,
+    dual: Float[Tensor, "batch d"],
+    value: Float[Tensor, "batch d"],
+    tol: float,
+    dtype: torch.dtype,
+) -> ExactResult:
+    """The iterates themselves in the samples' precision, accepted where their residual is small."""
+    lo, hi = objective.geometry.bounds(dtype)
+    point = objective.evaluate(dual, torch.ones_like(dual[:, :1]))
+    if not objective.regularization:
+        # (a bound itself, which no finite dual may reach)
+        gradient = objective.energy.gradient(value)
+        scale = objective.scale(objective.energy.terms(gradient))
+        residual = objective.residual(value, gradient, scale)
+        point = replace(point, value=value, gradient=gradient, scale=scale, residual=residual)
+    ends = objective.geometry.bounds(value.dtype)
+    free = (value > ends[0]) & (value < ends[1]) | bool(objective.regularization)
+    none = torch.zeros(len(value), dtype=torch.int64, device=value.device)
+    found = ExactResult(
+        value=value.clamp(lo, hi).to(dtype),
+        dual=_rounded(dual, dtype),
+        unrounded=value,
+        unrounded_dual=dual,
+        free=free,
+        gradient=point.gradient,
+        scale=point.scale,
+        residual=point.residual.to(dtype),
+        accepted=point.residual <= tol,
+        degenerate=objective.degenerate(point, 10 * tol),
+        steps=none,
+        tries=none + (0 if objective.regularization else 1),
+    )
+    return rounding_accepted(objective, found, tol)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.settings import check_choice
-from implicit_bregman.solvers.base import Outcome, Solver, Trace
+from implicit_bregman.solvers.base import Outcome, Solver
 from implicit_bregman.solvers.exact.result import exact_point
 from implicit_bregman.solvers.exact.solve import can_solve_exactly, solve_exactly
+from implicit_bregman.solvers.recorder import Recorder
 from implicit_bregman.status import Status
 
 METHODS = ("anderson", "broyden", "fixed_point_iter")
@@ -113,7 +114,7 @@ class _Watch:
         self.solved = torch.zeros_like(self.done)
         self.degenerate = torch.zeros_like(self.done)
         self.free = torch.ones_like(dual, dtype=torch.bool)
-        self.rows: list[tuple[Tensor, Tensor, Tensor]] | None = [] if trace else None
+        self.recorder = Recorder(dual) if trace else None
 
     def __call__(self, dual: Tensor) -> Tensor:
         finite = torch.isfinite(dual.sum(-1))
@@ -125,7 +126,9 @@ class _Watch:
             good = self.objective.majorized(self.objective.restep(self.best, self.step), point) & finite
             self.step = torch.where(good[:, None], self.step, 0.5 * self.step)
             point = self.objective.restep(point, self.step)
-        self._record(point)
+        if self.recorder is not None:
+            going = (~self.done).nonzero().squeeze(-1)
+            self.recorder.add(going, point.select(going))
         if self.best is None:
             self.best = point
         else:
@@ -137,18 +140,6 @@ class _Watch:
         if bool(self.done.all()):
             raise _AllDone
         return torch.where(finite[:, None], point.next_dual, dual)
-
-    def _record(self, point: Point) -> None:
-        if self.rows is not None:
-            stopped = self.done
-            objective = point.objective if point.objective is not None else torch.full_like(point.residual, torch.nan)
-            self.rows.append(
-                (
-                    point.residual.masked_fill(stopped, torch.nan),
-                    objective.masked_fill(stopped, torch.nan),
-                    point.dual.masked_fill(stopped[:, None], torch.nan),
-                )
-            )
 
     def solve_exactly(self) -> None:
         """Solve exactly, where the active set of the best iterate is right."""
@@ -171,9 +162,6 @@ class _Watch:
         at_bound = self.done & ~self.solved & self.objective.degenerate(point, 10 * self.tol)
         status = torch.where(self.degenerate | at_bound, int(Status.DEGENERATE), status)
         iterations = torch.where(self.done & ~self.solved, self.at, max(self.calls - 1, 0))
-        trace = None
-        if self.rows:
-            residual, objective, dual = (torch.stack(column) for column in zip(*self.rows, strict=True))
-            trace = Trace(residual, objective, dual)
+        trace = None if self.recorder is None else self.recorder.trace()
         calls = torch.full_like(self.at, self.calls)
         return Outcome(point, status, iterations, calls + self.extra, self.exact, self.free, trace)
