@@ -13,7 +13,8 @@ from implicit_bregman.energy.base import Energy
 from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.energy.kernels import kernel_named
 from implicit_bregman.energy.structured import BoundStructured, bounds_of, mm_curvature
-from implicit_bregman.operators.convolution import PADDINGS, Convolution, checked_sizes, limits_of_the_spectrum
+from implicit_bregman.operators.convolution import PADDINGS, Convolution, limits_of_the_spectrum
+from implicit_bregman.operators.kernels import checked_sizes
 from implicit_bregman.settings import check_choice
 from implicit_bregman.tensors import check_dense
 from implicit_bregman.transforms import transformed

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from implicit_bregman.energy.weights import at_least_single, checked_margin
-from implicit_bregman.operators.convolution import gram_kernel
+from implicit_bregman.operators.kernels import gram_kernel
 from implicit_bregman.settings import check_choice
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, TypeVar
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor
 from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient
 from implicit_bregman.linalg.gmres import gmres
 from implicit_bregman.operators.costs import DEFAULT_COSTS, Costs
-from implicit_bregman.operators.inverse import Invertible, inverse
+from implicit_bregman.operators.inverse import Shifted, inverse
 from implicit_bregman.transforms import transformed
 
 if TYPE_CHECKING:
@@ -170,7 +169,7 @@ class LinearOperator(ABC):
             return self.inverted(shift, adjoint)(v)
         # (of an operator with a part for each sample, all samples would have to be multiplied)
         rows = (False,) * len(tensors) if self.batch is None else None
-        return inverse(_Shifted(rebuild, shift, adjoint, rows), v, *tensors)
+        return inverse(Shifted(rebuild, shift, adjoint, rows), v, *tensors)
 
     def inverted(self, shift: float, adjoint: bool = False) -> Callable[[Tensor], Tensor]:
         """v ↦ `solve(v, shift, adjoint)` without gradient, for many v: what it takes of H is computed once.
@@ -321,7 +320,9 @@ class LinearOperator(ABC):
 
     def transposed(self) -> LinearOperator:
         """Hᵀ."""
-        return self if self.symmetric else _Transposed(self)
+        from implicit_bregman.operators.transposed import Transposed  # (which is made of this class)
+
+        return self if self.symmetric else Transposed(self)
 
     # On free sets ---------------------------------------------------------------------------------------------------
 
@@ -469,83 +470,3 @@ class LinearOperator(ABC):
 
     def _refuse(self) -> NoReturn:
         raise TypeError(f"{type(self).__name__} has no factorizations: ask whether it `factorizes` first")
-
-
-class _Transposed(LinearOperator):
-    """Hᵀ of an operator that has no better one."""
-
-    symmetric = False
-
-    def __init__(self, of: LinearOperator) -> None:
-        self.of = of
-        self.costs = of.costs
-
-    def product(self, v: Tensor, adjoint: bool = False) -> Tensor:
-        return self.of.product(v, not adjoint)
-
-    def pack(self) -> tuple[tuple[Tensor, ...], Rebuild]:
-        tensors, rebuild = self.of.pack()
-        return tensors, lambda *tensors: _Transposed(rebuild(*tensors))
-
-    @property
-    def size(self) -> int:
-        return self.of.shape[0]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        rows, columns = self.of.shape
-        return columns, rows
-
-    @property
-    def batch(self) -> int | None:
-        return self.of.batch
-
-    def bounds(self) -> tuple[float, float] | None:
-        return self.of.bounds()
-
-    def norm(self) -> float | None:
-        return self.of.norm()
-
-    def coupling(self, other: LinearOperator) -> float | None:
-        return self.of.coupling(other.transposed())
-
-    def dilation(self) -> Dilation | None:
-        found = self.of.dilation()
-        return None if found is None else found._replace(operator=found.operator.transposed())
-
-    def diagonal(self) -> Tensor | None:
-        return self.of.diagonal()
-
-    def inverted(self, shift: float, adjoint: bool = False) -> Callable[[Tensor], Tensor]:
-        return self.of.inverted(shift, not adjoint)
-
-    def at(self, z: Tensor) -> LinearOperator:
-        return _Transposed(self.of.at(z))
-
-    def select(self, index: Tensor) -> LinearOperator:
-        return _Transposed(self.of.select(index))
-
-    def with_costs(self, costs: Costs) -> _Transposed:
-        return _Transposed(self.of.with_costs(costs))
-
-    def transposed(self) -> LinearOperator:
-        return self.of
-
-
-@dataclass(frozen=True)
-class _Shifted(Invertible):
-    """shift·I + H, or with Hᵀ, of the tensors that H is made of."""
-
-    rebuild: Rebuild
-    shift: float
-    adjoint: bool
-    rows: tuple[bool, ...] | None
-
-    def product(self, v: Tensor, *tensors: Tensor) -> Tensor:
-        return torch.add(self.rebuild(*tensors).product(v, self.adjoint), v, alpha=self.shift)
-
-    def solve(self, right: Tensor, *tensors: Tensor) -> Tensor:
-        return self.rebuild(*tensors).inverted(self.shift, self.adjoint)(right)
-
-    def transposed(self) -> _Shifted:
-        return replace(self, adjoint=not self.adjoint)

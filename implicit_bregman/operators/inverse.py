@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from implicit_bregman.transforms import batched_again, map_over_samples, on_numbers, primals, pull, push, transformed
+
+if TYPE_CHECKING:
+    from implicit_bregman.operators.base import LinearOperator
 
 
 class Invertible(ABC):
@@ -82,3 +86,22 @@ class _Inverse(torch.autograd.Function):
     def vmap(info: Any, in_dims: tuple[int | None, ...], system: Invertible, *tensors: Tensor) -> tuple[Any, Any]:
         rows = (False,) * len(in_dims) if system.rows is None else (False, True, *system.rows)
         return map_over_samples(_Inverse.apply, info.batch_size, in_dims, (system, *tensors), rows)
+
+
+@dataclass(frozen=True)
+class Shifted(Invertible):
+    """shift·I + H, or with Hᵀ, of the tensors that H is made of."""
+
+    rebuild: Callable[..., LinearOperator]
+    shift: float
+    adjoint: bool
+    rows: tuple[bool, ...] | None
+
+    def product(self, v: Tensor, *tensors: Tensor) -> Tensor:
+        return torch.add(self.rebuild(*tensors).product(v, self.adjoint), v, alpha=self.shift)
+
+    def solve(self, right: Tensor, *tensors: Tensor) -> Tensor:
+        return self.rebuild(*tensors).inverted(self.shift, self.adjoint)(right)
+
+    def transposed(self) -> Shifted:
+        return replace(self, adjoint=not self.adjoint)

@@ -13,12 +13,12 @@ import implicit_bregman as ib
 from implicit_bregman.adjoints import AdjointReport
 from implicit_bregman.energy import BoundEnergy
 from implicit_bregman.objective import Objective
-from implicit_bregman.solvers import MM, Broyden, Newton, Outcome, Solver
+from implicit_bregman.solvers import MM, Auto, Broyden, Newton, Outcome, Solver
 
 DECLARED = {
-    "implicit": (Newton(), True),
-    "phantom": (Newton(), True),
-    "one_step": (Newton(), True),
+    "implicit": (Auto(), True),
+    "phantom": (Auto(), True),
+    "one_step": (Auto(), True),
     "shine": (Broyden(memory=100, exact=False, max_iter=1000), True),
     "unrolled": (MM(), False),
 }

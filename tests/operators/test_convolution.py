@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import implicit_bregman as ib
 from implicit_bregman.operators import Blocks, Convolution, LinearOperator
-from implicit_bregman.operators.convolution import spectral_bound
+from implicit_bregman.operators.kernels import spectral_bound
 from tests.operators.test_contract import B, Contract, normal
 
 

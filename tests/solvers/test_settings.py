@@ -11,7 +11,7 @@ import torch
 
 import implicit_bregman as ib
 from implicit_bregman.experiments.problems import make_problem
-from implicit_bregman.solvers import MM, Anderson, Broyden, Newton, Solver, TorchDEQ, solver_named
+from implicit_bregman.solvers import MM, Anderson, Auto, Broyden, Newton, Solver, TorchDEQ, solver_named
 from tests.solvers.helpers import FIRST_ORDER, own_residual, solve
 
 CLASSES = (MM, Anderson, Broyden, TorchDEQ)
@@ -85,7 +85,7 @@ def test_settings_are_values(kind: type[Solver]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("auto", Newton), ("newton", Newton), ("mm", MM), ("anderson", Anderson), ("broyden", Broyden)]
+    ("name", "kind"), [("auto", Auto), ("newton", Newton), ("mm", MM), ("anderson", Anderson), ("broyden", Broyden)]
 )
 def test_solvers_by_name(name: str, kind: type[Solver]) -> None:
     assert solver_named(name) == kind()
