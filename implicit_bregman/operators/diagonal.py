@@ -55,5 +55,8 @@ class Diagonal(LinearOperator):
     def has_resolvent(self, batch: int) -> bool:
         return True
 
+    def splits(self, batch: int) -> bool:
+        return True
+
     def rounding(self, v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         return torch.finfo(v.dtype).eps * self.product(v).abs()

@@ -216,6 +216,9 @@ class Kronecker(LinearOperator):
     def has_resolvent(self, batch: int) -> bool:
         return self.symmetric and self.sparse is None
 
+    def splits(self, batch: int) -> bool:
+        return self.has_resolvent(batch)
+
     def select(self, index: Int[Tensor, " kept"]) -> Kronecker:
         if self.batch is None or self.sparse is None:
             return self

@@ -95,6 +95,9 @@ class LowRank(LinearOperator):
     def has_resolvent(self, batch: int) -> bool:
         return True
 
+    def splits(self, batch: int) -> bool:
+        return True
+
     def rounding(self, v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         with torch.no_grad():
             vectors = self.vectors.to(v.dtype).abs()
