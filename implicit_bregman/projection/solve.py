@@ -119,7 +119,8 @@ def _judged(energy: BoundLowRank, objective: Objective, dual: Tensor) -> tuple[T
     gamma, geometry, dtype, basis = objective.regularization, objective.geometry, energy.dtype, energy.basis
     target, vectors, sizes = energy.target.detach().double(), basis.vectors, basis.vectors.abs()
     exact, nearest = geometry.activation(dual).clamp(-HUGE, HUGE), geometry.project_dual(dual)
-    miss = exact @ vectors - target
+    image = exact @ vectors
+    miss = image - target
     total = gradient = miss @ vectors.mT
     terms = torch.maximum(exact.abs() @ sizes, target.abs())
     scale = 1 + terms @ sizes.mT
@@ -135,7 +136,8 @@ def _judged(energy: BoundLowRank, objective: Objective, dual: Tensor) -> tuple[T
         dual=rounded,
         value=exact.clamp(max(low, -largest), min(high, largest)).to(dtype),
         gradient=gradient.clamp(-largest, largest).to(dtype),
-        objective=0.5 * torch.linalg.vecdot(miss + target, miss - target).to(dtype),
+        # (not by what is left of Vᵀz where β is much larger)
+        objective=0.5 * torch.linalg.vecdot(image, miss - target).to(dtype),
         residual=objective.residual(exact, total, scale).to(dtype),
         scale=scale.to(dtype),
         step=torch.full_like(rounded[:, :1], torch.nan),

@@ -26,7 +26,7 @@ from implicit_bregman.status import Status
 #: Fixed-point steps on a field, after which, at a residual above this, continuation takes over.
 _STEPS, _NEAR = 300, 1e-3
 #: Iterations of the splitting on a monotone field with γ > 0, after which Newton's method goes on from the start.
-_MONOTONE_STEPS = 50
+_MONOTONE_STEPS = 72
 #: What steps with one Jacobian for all samples aim at, relative to the tolerance.
 _CHORD_AIM = 0.01
 #: How far from the iterates, relative to the size of z, Newton's method may end: farther is another equilibrium.
@@ -74,8 +74,11 @@ def _unregularized(objective: Objective, dual: Tensor, solver: Solver) -> Outcom
     if energy is None:
         return _split(objective, dual, solver)
     tol, z = solver.tolerance(dual.dtype), objective.geometry.activation(dual)
+    gradient = energy.gradient(z)
+    if bool((objective.residual(z, gradient, objective.scale(energy.terms(gradient))) <= tol).all()):
+        return _split(objective, dual, solver)  # which sees that nothing is to be done
     splitter = Splitter.of(energy.hessian(z))
-    target = torch.sub(z, energy.gradient(z), alpha=splitter.alpha)
+    target = torch.sub(z, gradient, alpha=splitter.alpha)
     steps = SplittingSteps(objective, energy.offset, splitter, target)
     found = solve_by_splitting(steps, energy, tol, solver.max_iter)
     found.tries.add_(1)

@@ -95,7 +95,7 @@ def test_every_adjoint_goes_with_a_sum() -> None:
 def test_quadratic_energies_are_one() -> None:
     one, other, x = quadratic(), quadratic(weight="symmetric"), inputs()
     bound = (one + other).bind(x)
-    torch.testing.assert_close(bound.matrix_form.shared.matrix, -(one.weight + other.weight))
+    torch.testing.assert_close(bound.factored.operator.matrix, -(one.weight + other.weight))
     twice = ib.find_critical_point(one + one, "tanh", x)
     same = ib.QuadraticEnergy.from_matrices(2 * one.weight, 2 * one.input_weight, 2 * one.bias)
     torch.testing.assert_close(twice.value, ib.find_critical_point(same, "tanh", x).value, rtol=0, atol=1e-10)

@@ -12,6 +12,8 @@ from implicit_bregman.operators import Costs, Dense
 from implicit_bregman.solvers import Newton, Outcome, solver_named
 
 D, B = 30, 40
+#: A splitting whatever it costs.
+ALWAYS = Costs(splitting_block=10**6)
 
 
 def layer(least: float, skew: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -36,7 +38,7 @@ def outcome(hessian: Tensor, c: Tensor, geometry: str, solver: object = "auto", 
 def test_the_points_are_those_of_float64(least: float, skew: float, geometry: str, dtype: torch.dtype) -> None:
     hessian, c = layer(least, skew, dtype)
     c = 3 * c if geometry == "sin" else c
-    found = outcome(hessian, c, geometry)
+    found = outcome(hessian, c, geometry, costs=ALWAYS)
     assert found.splitter is not None
     assert found.complete
     exact = outcome(hessian.double(), c.double(), geometry, Newton() if skew == 0 else ib.solvers.Splitting(tol=1e-12))
@@ -99,7 +101,7 @@ def test_the_costs_choose_the_route() -> None:
 @pytest.mark.parametrize("max_iter", [1, 5])
 def test_max_iter_is_a_bound(max_iter: int) -> None:
     hessian, c = layer(0.1, 0.0, torch.float64)
-    found = outcome(hessian, c, "softplus", ib.solvers.Auto(max_iter=max_iter))
+    found = outcome(hessian, c, "softplus", ib.solvers.Auto(max_iter=max_iter), ALWAYS)
     assert int(found.iterations.max()) <= max_iter
     assert bool((found.status == ib.Status.MAX_ITER).any())
 
