@@ -39,6 +39,11 @@ class OperatorEnergy(QuadraticEnergy):
                 f"operator has the shape {operator.shape}, and an H must be square: use Convolution.gram, or place it "
                 "off the diagonal of Blocks"
             )
+        if not isinstance(getattr(operator, "symmetric", None), bool):
+            raise TypeError(
+                f"{type(operator).__name__}.symmetric must be True or False, got "
+                f"{getattr(operator, 'symmetric', 'nothing')}: say whether H = Hᵀ"
+            )
         if offset is not None and not isinstance(offset, nn.Module):
             raise TypeError(f"offset must be a module from x to c, or None for c = x, got {type(offset).__name__}")
         if convex:

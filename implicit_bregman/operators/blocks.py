@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -74,8 +75,7 @@ class Blocks(LinearOperator):
 
     def pack(self) -> tuple[tuple[Tensor, ...], Rebuild]:
         tensors, rebuild = packed(self.parts)
-        widths, symmetric = self.widths, self.symmetric
-        return tensors, lambda *tensors: Blocks.__new__(Blocks)._set(rebuild(*tensors), widths, symmetric)
+        return tensors, partial(_rebuild, rebuild, self.widths, self.symmetric)
 
     def diagonal(self) -> Float[Tensor, "#batch d"] | None:
         like, found = self.pack()[0][0].detach(), []
@@ -330,3 +330,7 @@ def _inverse_of(part: LinearOperator | None, shift: float, batch: int, exact: bo
     scale = torch.ones(()) if diagonal is None else shift + diagonal
     scale = torch.where(scale > 0, scale, 1.0).reciprocal()
     return lambda r: r * scale.to(r)
+
+
+def _rebuild(rebuild: Callable[..., Any], widths: list[int], symmetric: bool, *tensors: Tensor) -> Blocks:
+    return Blocks.__new__(Blocks)._set(rebuild(*tensors), widths, symmetric)

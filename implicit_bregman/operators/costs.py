@@ -31,6 +31,8 @@ class Costs:
             width m that an active set takes, corrections included,
         splitting_least: which takes more than so many,
         splitting_most: and it guesses an active set that gradient steps are slow to find where so many are enough.
+        splitting_longest: the iterations up to which a splitting of an operator that is no matrix is cheaper than
+            Newton steps by conjugate gradients.
         dual_work: multiplications, B d³, up to which one factorization per sample is as fast as a few products,
         dual_width: the d beyond which a factorization per sample is out of the question for Newton steps in the dual,
         dual_patience: and the products after which it would have been faster: so many,
@@ -57,6 +59,7 @@ class Costs:
     splitting_block: int = 20
     splitting_least: int = 16
     splitting_most: int = 32
+    splitting_longest: int = 200
     dual_work: int = 2**18
     dual_width: int = 1024
     dual_patience: int = 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from copy import copy
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float, Int
@@ -87,11 +87,11 @@ class Kronecker(LinearOperator):
         return torch.add(image, v, alpha=self.shift) if self.shift else image
 
     def pack(self) -> tuple[tuple[Tensor, ...], Rebuild]:
-        symmetric, shift = self.symmetric, self.shift
+        known = self.symmetric, self.shift
         if self.sparse is None:
-            return (self._matrix, self.right), lambda left, right: Kronecker(left, right, symmetric, shift)
+            return (self._matrix, self.right), partial(_rebuild, None, *known)
         tensors, rebuild = self.sparse.pack()
-        return (*tensors, self.right), lambda *t: Kronecker(rebuild(*t[:-1]), t[-1], symmetric, shift)
+        return (*tensors, self.right), partial(_rebuild, rebuild, *known)
 
     def diagonal(self) -> Float[Tensor, "#batch d"]:
         with torch.no_grad():
@@ -251,3 +251,8 @@ def _both(left: Tensor, right: Tensor, v: Tensor) -> Float[Tensor, "batch d"]:
 def _across(left: Sparse, right: Tensor, v: Tensor, adjoint: bool = False) -> Float[Tensor, "batch d"]:
     """The same with a sparse A, or Aᵀ."""
     return left.along(v.reshape(len(v), left.size, -1) @ right.mT, adjoint).reshape(v.shape)
+
+
+def _rebuild(rebuild: Callable[..., Sparse] | None, symmetric: bool, shift: float, *tensors: Tensor) -> Kronecker:
+    *left, right = tensors
+    return Kronecker(left[0] if rebuild is None else rebuild(*left), right, symmetric, shift)

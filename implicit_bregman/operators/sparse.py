@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from jaxtyping import Float, Int
@@ -125,7 +125,7 @@ class Sparse(LinearOperator):
 
     def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Sparse]]:
         known = (self._size, self.symmetric, self._bounds, self._samples)
-        return (self.values, self.indices), lambda values, indices: Sparse.of(indices, values, *known)
+        return (self.values, self.indices), partial(_rebuild, known)
 
     def absolute(self) -> Sparse:
         """|H|, entry by entry, without gradient."""
@@ -203,3 +203,9 @@ def _by_rows(matrix: Tensor) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
         return matrix.to_sparse_csr()
+
+
+def _rebuild(
+    known: tuple[int, bool, tuple[float, float] | None, int | None], values: Tensor, indices: Tensor
+) -> Sparse:
+    return Sparse.of(indices, values, *known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -44,8 +45,7 @@ class Stacked(LinearOperator):
         return ((matrices.mT if adjoint else matrices) @ v[:, :, None]).squeeze(-1)
 
     def pack(self) -> tuple[tuple[Tensor, ...], Rebuild]:
-        symmetric = self.symmetric
-        return (self.matrices,), lambda matrices: Stacked(matrices, symmetric)
+        return (self.matrices,), partial(_rebuild, self.symmetric)
 
     def diagonal(self) -> Float[Tensor, "batch d"]:
         return self.matrices.detach().diagonal(dim1=1, dim2=2)
@@ -82,3 +82,7 @@ class Stacked(LinearOperator):
 
     def select(self, index: Int[Tensor, " kept"]) -> LinearOperator:
         return Stacked(self.matrices[index], self.symmetric).with_costs(self.costs)
+
+
+def _rebuild(symmetric: bool, matrices: Tensor) -> Stacked:
+    return Stacked(matrices, symmetric)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 from jaxtyping import Float, Int
@@ -45,7 +47,7 @@ class Sum(LinearOperator):
 
     def pack(self) -> tuple[tuple[Tensor, ...], Rebuild]:
         tensors, rebuild = packed(self.parts)
-        return tensors, lambda *tensors: Sum(*rebuild(*tensors))
+        return tensors, partial(_rebuild, rebuild)
 
     def diagonal(self) -> Float[Tensor, "#batch d"] | None:
         diagonals = [part.diagonal() for part in self.parts]
@@ -77,3 +79,7 @@ class Sum(LinearOperator):
 
     def select(self, index: Int[Tensor, " kept"]) -> LinearOperator:
         return Sum(*(part.select(index) for part in self.parts)).with_costs(self.costs)
+
+
+def _rebuild(rebuild: Callable[..., tuple[LinearOperator, ...]], *tensors: Tensor) -> Sum:
+    return Sum(*rebuild(*tensors))

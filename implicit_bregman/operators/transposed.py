@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 
@@ -24,7 +25,7 @@ class Transposed(LinearOperator):
 
     def pack(self) -> tuple[tuple[Tensor, ...], Rebuild]:
         tensors, rebuild = self.of.pack()
-        return tensors, lambda *tensors: Transposed(rebuild(*tensors))
+        return tensors, partial(_rebuild, rebuild)
 
     @property
     def size(self) -> int:
@@ -69,3 +70,7 @@ class Transposed(LinearOperator):
 
     def transposed(self) -> LinearOperator:
         return self.of
+
+
+def _rebuild(rebuild: Rebuild, *tensors: Tensor) -> Transposed:
+    return Transposed(rebuild(*tensors))

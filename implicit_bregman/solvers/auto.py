@@ -60,24 +60,24 @@ class Auto(Newton):
         with torch.no_grad():
             operator = energy.hessian(dual)
             if energy.factored is None and operator.splits(len(dual)):
-                return self._by_splitting(objective, dual)
+                splitter, tol = Splitter.of(operator), self.tolerance(dual.dtype)
+                if splitter.iterations(tol) <= operator.costs.splitting_longest:
+                    return self._by_splitting(objective, dual, splitter, tol)
             if energy.symmetric and operator.has_inverse(len(dual)):
                 tol = self.tolerance(dual.dtype)
                 found = by_what_is_faster(Guess(objective, dual), tol, self.max_iter)
                 return self._judged(objective, dual, rounding_accepted(objective, found, tol))
             return super().solve(objective, dual)
 
-    def _by_splitting(self, objective: Objective, dual: Tensor) -> Outcome:
+    def _by_splitting(self, objective: Objective, dual: Tensor, splitter: Splitter, tol: float) -> Outcome:
         """By operator splitting; samples whose active set is then not certain, by other means."""
         energy, start = cast(BoundAffine, objective.energy), objective.geometry.activation(dual)
-        splitter, tol = Splitter.of(energy.hessian(dual)), self.tolerance(dual.dtype)
         target = torch.add(start, energy.gradient(start), alpha=-splitter.alpha)
         steps = SplittingSteps(objective, energy.offset, splitter, target)
         found = solve_by_splitting(steps, energy, tol, self.max_iter)
         found.tries.add_(1)
-        # (of so many coordinates some are nearer to changing sides than a loose tolerance tells)
-        near = found.residual <= tol
-        found = replace(found, accepted=found.accepted | near, degenerate=found.degenerate | (near & ~found.accepted))
+        # (of so many coordinates some are nearer to changing sides than an estimate of the error can tell)
+        found = replace(found, accepted=found.accepted | (found.residual <= tol))
         outcome = exact_outcome(objective, found, None)
         rows, left = (~found.accepted).nonzero().squeeze(-1), self.max_iter - int(found.steps.max())
         if len(rows) == 0 or left <= 0:

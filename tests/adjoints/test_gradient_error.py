@@ -151,6 +151,7 @@ def test_the_size_of_z_does_not_matter(gamma: float) -> None:
 SOLVERS = {"mm": ib.solvers.MM, "anderson": ib.solvers.Anderson, "broyden": ib.solvers.Broyden}
 
 
+@pytest.mark.slow
 def test_within_a_factor_of_thirty() -> None:
     """Over geometries, γ, solvers and tolerances: nine of ten, and hardly any far below a gradient that is wrong."""
     good, far_below, count = 0, 0, 0

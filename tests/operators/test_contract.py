@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -33,6 +34,9 @@ def laplacian(d: int) -> Tensor:
         matrix[i, j] -= 1
         matrix[j, i] -= 1
     return matrix
+
+
+SOLVERS = ["auto", "newton", "anderson", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mm", "broyden"))]
 
 
 class Contract:
@@ -199,6 +203,13 @@ class Contract:
             assert one.costs == costs
             assert torch.equal(one.product(v), operator.product(v))
 
+    def test_what_it_is_made_of_can_be_pickled(self) -> None:
+        """`torch.save(layer)` keeps the function that makes the operator of its tensors."""
+        operator, v = self.make(), normal(B, self.make().size, seed=1)
+        tensors, rebuild = operator.pack()
+        again = pickle.loads(pickle.dumps(rebuild))(*tensors)
+        assert torch.equal(again.product(v), operator.product(v))
+
     def test_rounding_is_a_bound_of_rounding(self) -> None:
         operator, v = self.make(), normal(B, self.make().size, seed=3)
         single = operator.to(torch.float32)
@@ -207,7 +218,9 @@ class Contract:
 
     @pytest.mark.parametrize("gamma", [0.0, 0.05, 1.0])
     @pytest.mark.parametrize("geometry", ["tanh", "softplus"])
-    @pytest.mark.parametrize("solver", ["auto", "mm", "anderson", "broyden", "newton"])
+    @pytest.mark.parametrize(
+        "solver", ["auto", "newton", "anderson", *(pytest.param(s, marks=pytest.mark.slow) for s in ("mm", "broyden"))]
+    )
     def test_the_solvers_find_what_they_find_for_the_matrix(self, solver: str, geometry: str, gamma: float) -> None:
         found, twin = [], []
         for results, energy_of in ((found, self._energy), (twin, self._twin)):

@@ -26,6 +26,8 @@ _GAIN = 0.7
 _ASK, _ROUNDED = 0.3, 4
 #: The error that is left where the set is certain, relative to the tolerance.
 _ERROR = 2.0
+#: Where it is not, a margin below so many times the tolerance counts as none.
+_THIN = 10.0
 #: A set is certain where all margins exceed so many times the error.
 _CLEAR = 10.0
 
@@ -116,8 +118,7 @@ def solve_by_splitting(steps: SplittingSteps, energy: BoundAffine, tol: float, m
         solved = splitter.refine_on(inside, f.offset, before.z, 0.5 * level, objective.floor)
         tries = before.tries + solved.products
         at = at.replace_rows(rows, _judged(objective, f, splitter, solved.value, solved.excess, tol, tries))
-    weak = torch.zeros_like(at.sure)
-    found = at_point(objective, at.z, free, at.gradient, at.scale, at.residual, at.sure, weak)
+    found = at_point(objective, at.z, free, at.gradient, at.scale, at.residual, at.sure, at.thin)
     return replace(found, steps=stopped, tries=at.tries, splitter=splitter)
 
 
@@ -129,6 +130,7 @@ class _Judged(RowsOfTensors):
         z, gradient, scale: the points, ∇f there, and what its entries are measured against, (B, d).
         residual: see `Objective.residual`, (B,).
         sure: the verdict, (B,).
+        thin: whether a margin is as small as the tolerance, (B,).
         tries: evaluations of ∇f, (B,).
     """
 
@@ -137,6 +139,7 @@ class _Judged(RowsOfTensors):
     scale: Tensor
     residual: Tensor
     sure: Tensor
+    thin: Tensor
     tries: Tensor
 
 
@@ -153,4 +156,4 @@ def _judged(
     residual, margin = violation(objective, z, gradient, scale)
     error = splitter.condition * residual
     sure = (error <= _ERROR * tol) & (margin > _CLEAR * error)
-    return _Judged(z, gradient, scale, residual, sure, tries)
+    return _Judged(z, gradient, scale, residual, sure, ~sure & (margin <= _THIN * tol), tries)
