@@ -154,6 +154,8 @@ class Factor:
 
     def ends_guess(self) -> tuple[float, float]:
         """About the least and the largest eigenvalue of (H + Hᵀ)/2."""
+        if not math.isfinite(self.norm):
+            return 0.0, math.inf
         if not self.symmetric:
             _ = self.symmetric_part.inverse  # which costs less than a spectrum
             return self.symmetric_part.ends_guess()
@@ -165,7 +167,7 @@ class Factor:
 
     def sizes_guess(self) -> tuple[float, float]:
         """About the least and the largest singular value of H."""
-        if self.symmetric:
+        if self.symmetric or not math.isfinite(self.norm):
             return self.ends_guess()
         inverse, info = torch.linalg.inv_ex(self.matrix)
         if int(info) != 0:
@@ -367,7 +369,9 @@ def _power_step(matrix: Tensor, norm: float) -> float:
     # Divided by its norm, no power of the matrix can overflow, and few of these steps cannot vanish.
     if not 0 < norm < math.inf:
         return 1.0
-    v = torch.add(matrix.diagonal(), matrix.sum(0), alpha=0.1).div_(norm).add_(1e-3)
+    # (the ramp is no eigenvector, as a constant is of many matrices)
+    ramp = torch.linspace(0.5e-3, 1.5e-3, matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    v = torch.add(matrix.diagonal(), matrix.sum(0), alpha=0.1).div_(norm).add_(ramp)
     for _ in range(_POWER_STEPS):
         v = torch.addmv(v, matrix, v, beta=0, alpha=1 / norm)
     after = torch.mv(matrix, v)
@@ -379,8 +383,9 @@ def _largest_singular_value(matrix: Tensor) -> float:
     """About that, by a few steps of the power method, and a tenth more, since it is approached from below."""
     v = torch.linspace(0.5, 1.0, matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     for _ in range(_POWER_STEPS):
-        v = torch.mv(matrix.mT, torch.mv(matrix, v))
-        v = v / torch.linalg.vector_norm(v, torch.inf)
+        for side in (matrix, matrix.mT):
+            v = torch.mv(side, v)
+            v = v / torch.linalg.vector_norm(v, torch.inf)
     before, size = torch.linalg.vector_norm(torch.stack((v, torch.mv(matrix, v))), dim=-1).tolist()
     return 1.1 * size / before
 

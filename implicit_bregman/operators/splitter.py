@@ -64,7 +64,8 @@ class Splitter:
     def alpha(self) -> float:
         """α."""
         least, largest = max(self.ends[0], _LEAST * self.ends[1]), self.ends[1]
-        known = (least * largest) ** -0.5 if least > 0 else 1.0
+        # (whose product may overflow, or vanish)
+        known = least**-0.5 * largest**-0.5 if 0 < least < math.inf else 1.0
         return known if self.step is None else self.step
 
     @property
@@ -77,7 +78,8 @@ class Splitter:
         """The splitting of an operator H where H + strong·I is strongly monotone."""
         least, largest = operator.bounds_guess()
         low, high = (least, largest) if operator.symmetric else operator.sizes_guess()
-        condition = (max(largest, high) + strong) / (least + strong) if least + strong > 0 else math.inf
+        known = math.isfinite(low + high + least + largest) and least + strong > 0
+        condition = max(1.0, (max(largest, high) + strong) / (least + strong)) if known else math.inf
         return cls(operator, (low + strong, high + strong), condition, step)
 
     def iterations(self, reduction: float) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -78,6 +79,8 @@ def _unregularized(objective: Objective, dual: Tensor, solver: Solver) -> Outcom
     if bool((objective.residual(z, gradient, objective.scale(energy.terms(gradient))) <= tol).all()):
         return _split(objective, dual, solver)  # which sees that nothing is to be done
     splitter = Splitter.of(energy.hessian(z))
+    if not math.isfinite(splitter.condition):
+        return _split(objective, dual, solver)
     target = torch.sub(z, gradient, alpha=splitter.alpha)
     steps = SplittingSteps(objective, energy.offset, splitter, target)
     found = solve_by_splitting(steps, energy, tol, solver.max_iter)

@@ -239,14 +239,20 @@ def _found(
     """The iterates themselves in the samples' precision, accepted where their residual is small."""
     lo, hi = objective.geometry.bounds(dtype)
     point = objective.evaluate(dual, torch.ones_like(dual[:, :1]))
+    free = torch.ones_like(value, dtype=torch.bool)
     if not objective.regularization:
         # (a bound itself, which no finite dual may reach)
         gradient = objective.energy.gradient(value)
         scale = objective.scale(objective.energy.terms(gradient))
         residual = objective.residual(value, gradient, scale)
+        # At a bound is what is as near to it as the tolerance allows, and would go there: a dual reaches none.
+        ends, reach = objective.geometry.bounds(value.dtype), tol * objective.unit
+        target = value - objective.relative_step(gradient, scale)
+        at_lo = (target <= ends[0]) & (value - ends[0] <= reach)
+        at_hi = (target >= ends[1]) & (ends[1] - value <= reach)
+        free = ~(at_lo | at_hi)
+        value = torch.where(at_lo, ends[0], torch.where(at_hi, ends[1], value))
         point = replace(point, value=value, gradient=gradient, scale=scale, residual=residual)
-    ends = objective.geometry.bounds(value.dtype)
-    free = (value > ends[0]) & (value < ends[1]) | bool(objective.regularization)
     none = torch.zeros(len(value), dtype=torch.int64, device=value.device)
     found = ExactResult(
         value=value.clamp(lo, hi).to(dtype),

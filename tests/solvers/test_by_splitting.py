@@ -115,3 +115,64 @@ def test_a_set_that_gradient_steps_are_slow_to_find() -> None:
     fast, slow = outcome(hessian, c, "tanh"), outcome(hessian, c, "tanh", Newton())
     assert fast.splitter is None or fast.complete
     torch.testing.assert_close(fast.point.value, slow.point.value, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("d", [5, 12])
+def test_a_coordinate_at_its_bound_has_no_part_in_the_gradient(d: int, dtype: torch.dtype) -> None:
+    """Much skewed and far out: a set that is not certain is found again, from duals that reach no bound."""
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(d, d, generator=generator, dtype=torch.float64)
+    hessian = 0.1 * torch.eye(d).double() + root @ root.mT / d + 10 * (root - root.mT) / d**0.5
+    c = 1e3 * torch.randn(60, d, generator=generator, dtype=torch.float64)
+    x = c.to(dtype).requires_grad_()
+    found = ib.find_critical_point(ib.QuadraticEnergy.from_matrices(-hessian.to(dtype)), "softplus", x)
+    found.value.sum().backward()
+    solved = found.status == ib.Status.CONVERGED
+    assert bool(solved.sum() > 50)
+    z = found.value.detach().double()
+    force = x.detach().double() - z @ hessian.mT
+    active = (z <= 1e-6) & (force < -1e-3)
+    assert float(x.grad[active & solved[:, None]].abs().max()) == 0.0
+    free = (~active).double()
+    system = free[:, :, None] * hessian.mT * free[:, None, :] + torch.diag_embed(1 - free)
+    v = torch.linalg.solve(system, free[:, :, None]).squeeze(-1)
+    wrong = (x.grad.double() - v).abs().amax(-1) / v.abs().amax(-1).clamp_min(1e-3)
+    assert float(wrong[solved].max()) <= (1e-3 if dtype == torch.float32 else 1e-8)
+
+
+@pytest.mark.parametrize("max_iter", [1, 2, 4])
+def test_converged_means_a_residual_within_the_tolerance(max_iter: int) -> None:
+    """Also where the condition is so near to 1 that the error is no larger than the residual."""
+    generator = torch.Generator().manual_seed(11)
+    root, c = torch.randn(40, 40, generator=generator).double(), torch.randn(60, 40, generator=generator).double()
+    hessian = torch.eye(40).double() + 0.02 * (root - root.mT) / 40**0.5
+    found = outcome(hessian, 2 * c, "softplus", ib.solvers.Auto(tol=1e-3, max_iter=max_iter))
+    assert bool((found.point.residual[found.status <= 1] <= 1e-3).all())
+
+
+@pytest.mark.parametrize("skew", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("size", "dtype"), [(1e23, torch.float32), (1e25, torch.float32), (1e160, torch.float64), (1e-170, torch.float64)]
+)
+def test_the_size_of_the_matrix_does_not_matter(size: float, skew: float, dtype: torch.dtype) -> None:
+    hessian, c = layer(0.5, skew, torch.float64)
+    x = (size * c).to(dtype)
+    found = ib.find_critical_point(
+        ib.QuadraticEnergy.from_matrices((-size * hessian).to(dtype)),
+        "softplus",
+        x,
+        solver=ib.solvers.Auto(on_failure="ignore"),
+    )
+    exact = outcome(hessian, c, "softplus").point.value
+    right = (found.value.double() - exact).abs().amax(-1) <= 1e-5
+    assert bool((right | ~found.converged).all())
+    if skew or dtype == torch.float64:  # (float32 without skew says STALLED)
+        assert bool(found.converged.all())
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-2])
+def test_small_values_have_as_many_digits(size: float) -> None:
+    hessian, c = layer(0.3, 0.0, torch.float64)
+    found = outcome(hessian.float(), size * c.float(), "softplus", costs=ALWAYS).point.value
+    exact = outcome(hessian, size * c.float().double(), "softplus", Newton()).point.value
+    assert float((found.double() - exact).abs().amax() / exact.abs().amax()) <= 1e-5

@@ -26,6 +26,8 @@ _GAIN = 0.7
 _ASK, _ROUNDED = 0.3, 4
 #: The error that is left where the set is certain, relative to the tolerance.
 _ERROR = 2.0
+#: The least size of z that the error is measured by.
+_TINY = 1e-4
 #: Where it is not, a margin below so many times the tolerance counts as none.
 _THIN = 10.0
 #: A set is certain where all margins exceed so many times the error.
@@ -115,7 +117,8 @@ def solve_by_splitting(steps: SplittingSteps, energy: BoundAffine, tol: float, m
     rows = (~at.sure).nonzero().squeeze(-1)
     if len(rows):
         f, inside, before = wide.select(rows), free[rows], at.select(rows)
-        solved = splitter.refine_on(inside, f.offset, before.z, 0.5 * level, objective.floor)
+        size = float(before.z.abs().amax(-1).clamp(_TINY, 1.0).min())
+        solved = splitter.refine_on(inside, f.offset, before.z, 0.5 * level * size, objective.floor)
         tries = before.tries + solved.products
         at = at.replace_rows(rows, _judged(objective, f, splitter, solved.value, solved.excess, tol, tries))
     found = at_point(objective, at.z, free, at.gradient, at.scale, at.residual, at.sure, at.thin)
@@ -155,5 +158,7 @@ def _judged(
     scale = objective.scale(energy.terms(gradient))
     residual, margin = violation(objective, z, gradient, scale)
     error = splitter.condition * residual
-    sure = (error <= _ERROR * tol) & (margin > _CLEAR * error)
+    # (a small z is wanted to as many digits)
+    small = error <= _ERROR * tol * z.abs().amax(-1).clamp_max(1.0)
+    sure = small & (residual <= tol) & (margin > _CLEAR * error)
     return _Judged(z, gradient, scale, residual, sure, ~sure & (margin <= _THIN * tol), tries)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -90,7 +91,7 @@ def by_what_is_faster(guess: Guess, tol: float, max_iter: int) -> ExactResult:
         max_iter: bound on the number of iterations, sets and interior-point steps.
     """
     (batch, d), costs, operator = guess.target.shape, guess.energy.operator.costs, guess.energy.operator
-    if batch * costs.splitting_per_sample < d:
+    if batch * costs.splitting_per_sample < d or not math.isfinite(operator.factor.norm):
         return by_active_set(guess, tol, max_iter)
     if costs.splitting_iterations(guess.active, d) > costs.splitting_least:
         splitter = Splitter.of(operator)
