@@ -57,7 +57,7 @@ class Costs:
     free_products: int = 4
     splitting_per_sample: int = 4
     splitting_block: int = 20
-    splitting_least: int = 16
+    splitting_least: int = 8
     splitting_most: int = 32
     splitting_longest: int = 200
     dual_work: int = 2**18

@@ -10,6 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
+#: Types of what holds no tensors.
+_PLAIN = frozenset({type(None), bool, int, float, str})
+
 Make = Callable[[Iterator[Tensor]], Any]
 
 
@@ -29,6 +32,9 @@ def _made(make: Make, *tensors: Tensor) -> Any:
 
 
 def _taken_apart(part: Any, into: list[Tensor]) -> Make:
+    # (first what needs no look: this is done in every call)
+    if type(part) in _PLAIN:
+        return partial(_as_it_is, part)
     if isinstance(part, Tensor):
         into.append(part)
         return next

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -92,9 +94,10 @@ def test_a_sample_is_left_alone_when_it_has_stopped() -> None:
 
 def test_the_costs_choose_the_route() -> None:
     hessian, c = layer(1.0, 0.0, torch.float64)
-    assert outcome(hessian, c, "softplus").splitter is not None
-    assert outcome(hessian, c, "softplus", costs=Costs(splitting_per_sample=0)).splitter is None
-    assert outcome(hessian, c[:2], "softplus").splitter is None  # too few samples for its inverse
+    assert outcome(hessian, c, "softplus", costs=ALWAYS).splitter is not None
+    assert outcome(hessian, c, "softplus", costs=replace(ALWAYS, splitting_per_sample=0)).splitter is None
+    assert outcome(hessian, c, "softplus", costs=replace(ALWAYS, splitting_block=0)).splitter is None
+    assert outcome(hessian, c[:2], "softplus", costs=ALWAYS).splitter is None  # too few samples for its inverse
     assert outcome(hessian, c, "softplus", Newton()).splitter is None
 
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from implicit_bregman.objective import Objective
@@ -16,10 +16,11 @@ from implicit_bregman.solvers.exact.by_splitting import SplittingSteps, solve_by
 from implicit_bregman.solvers.exact.interior_point import minimise_convex
 from implicit_bregman.solvers.exact.result import ExactResult
 
-#: Projected gradient steps after which it is asked how many bounds are active, and those that guess the active set.
-_FIRST, _ALL = 3, 7
-#: A guess is not settled where the last step has changed the sets of more than this share of the samples.
-_UNSETTLED = 0.3
+#: Projected gradient steps that guess the active set.
+_ALL = 7
+#: A guess is not settled where the last step has changed the sets of more than this share of the samples; one that is
+#: takes this share of the sets that are solved for.
+_UNSETTLED, _SETTLED = 0.3, 0.25
 #: Corrections of the active set before a sample is left to interior-point steps, and of a set that should be right.
 _CORRECTIONS, _LAST_CORRECTIONS = 20, 8
 #: The accuracy at which a splitting has mostly found the active set.
@@ -42,7 +43,7 @@ class Guess:
         steps: their number.
     """
 
-    def __init__(self, objective: Objective, dual: Float[Tensor, "batch d"], steps: int = _FIRST) -> None:
+    def __init__(self, objective: Objective, dual: Float[Tensor, "batch d"], steps: int = _ALL) -> None:
         energy = objective.energy.factored
         assert energy is not None  # (who has no factorizations makes other steps)
         self.objective, self.energy, self.length = objective, energy, energy.gradient_step
@@ -59,19 +60,12 @@ class Guess:
             self.target = self._descent(self.value)
         self.steps = max(self.steps, steps)
 
-    @property
-    def active(self) -> float:
-        """How many bounds of a sample are active on average, as it looks."""
-        return float(self._outside(self.target).sum()) / len(self.target)
-
-    @property
-    def is_unsettled(self) -> bool:
-        """Whether the last step has changed the active sets of many samples."""
-        changed = (self._outside(self.target) ^ self._outside(self._before)).any(-1)
-        return float(changed.sum()) > _UNSETTLED * len(changed)
-
-    def _outside(self, target: Tensor) -> Bool[Tensor, "batch d"]:
-        return target != target.clamp(*self._bounds)
+    def look(self) -> tuple[float, bool]:
+        """How many bounds of a sample are active on average, and whether the last step changed the sets of many."""
+        outside = self.target != self.target.clamp(*self._bounds)
+        changed = (outside ^ (self._before != self.value)).any(-1)
+        active, restless = torch.stack((outside.sum(), changed.sum())).tolist()
+        return active / len(outside), restless > _UNSETTLED * len(outside)
 
     def split(self, splitter: Splitter) -> SplittingSteps:
         """An operator splitting that starts here."""
@@ -93,19 +87,19 @@ def by_what_is_faster(guess: Guess, tol: float, max_iter: int) -> ExactResult:
     (batch, d), costs, operator = guess.target.shape, guess.energy.operator.costs, guess.energy.operator
     if batch * costs.splitting_per_sample < d or not math.isfinite(operator.factor.norm):
         return by_active_set(guess, tol, max_iter)
-    if costs.splitting_iterations(guess.active, d) > costs.splitting_least:
+    active, is_unsettled = guess.look()
+    # A set that has settled is solved for once, another several times.
+    affordable = costs.splitting_iterations(active, d) * (1.0 if is_unsettled else _SETTLED)
+    if affordable > costs.splitting_least or is_unsettled:
         splitter = Splitter.of(operator)
-        if splitter.iterations(tol) <= costs.splitting_iterations(guess.active, d):
+        if splitter.iterations(tol) <= affordable:
             return by_splitting(guess, guess.split(splitter), tol, max_iter)
-    guess.go_on(_ALL)
-    if guess.is_unsettled:
-        splitter = Splitter.of(operator)
         count = splitter.iterations(_SET)
-        if count <= costs.splitting_most:
+        if is_unsettled and count <= costs.splitting_most:
             steps = guess.split(splitter)
             steps.advance(min(count, max_iter))
             guess.target, guess.steps = steps.target, guess.steps + steps.count
-            if splitter.iterations(tol) <= costs.splitting_iterations(guess.active, d):
+            if splitter.iterations(tol) <= costs.splitting_iterations(guess.look()[0], d):
                 return by_splitting(guess, steps, tol, max_iter)
     return by_active_set(guess, tol, max_iter)
 
