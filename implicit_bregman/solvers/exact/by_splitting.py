@@ -24,8 +24,8 @@ _LOOKS, _LONGEST = 8, 3
 _GAIN = 0.7
 #: The residual of z may be a few times that of the iteration, which rounding keeps above so many times its unit.
 _ASK, _ROUNDED = 0.3, 4
-#: The error that is left where the set is certain, relative to the tolerance.
-_ERROR = 2.0
+#: The error that is left where the set is certain, relative to the tolerance: float64 has digits to spare.
+_ERROR = {torch.float32: 2.0, torch.float64: 0.2}
 #: The least size of z that the error is measured by.
 _TINY = 1e-4
 #: Where it is not, a margin below so many times the tolerance counts as none.
@@ -108,19 +108,20 @@ def solve_by_splitting(steps: SplittingSteps, energy: BoundAffine, tol: float, m
     """
     objective, splitter = steps.objective, steps.splitter
     lo, hi = objective.geometry.bounds(steps.target.dtype)
-    level = _ERROR * tol / splitter.condition
+    aim = _ERROR[steps.target.dtype] * tol
+    level = aim / splitter.condition
     reached = max(_ASK * level, _ROUNDED * torch.finfo(steps.target.dtype).eps)
     target, stopped = steps.advance_until(reached, max_iter)
     wide = energy.double()
     free, z = (target >= lo) & (target <= hi), target.clamp(lo, hi).double()
-    at = _judged(objective, wide, splitter, z, wide.gradient(z), tol, torch.ones_like(stopped))
+    at = _judged(objective, wide, splitter, z, wide.gradient(z), tol, aim, torch.ones_like(stopped))
     rows = (~at.sure).nonzero().squeeze(-1)
     if len(rows):
         f, inside, before = wide.select(rows), free[rows], at.select(rows)
         size = float(before.z.abs().amax(-1).clamp(_TINY, 1.0).min())
         solved = splitter.refine_on(inside, f.offset, before.z, 0.5 * level * size, objective.floor)
         tries = before.tries + solved.products
-        at = at.replace_rows(rows, _judged(objective, f, splitter, solved.value, solved.excess, tol, tries))
+        at = at.replace_rows(rows, _judged(objective, f, splitter, solved.value, solved.excess, tol, aim, tries))
     found = at_point(objective, at.z, free, at.gradient, at.scale, at.residual, at.sure, at.thin)
     return replace(found, steps=stopped, tries=at.tries, splitter=splitter)
 
@@ -153,12 +154,13 @@ def _judged(
     z: Float[Tensor, "batch d"],
     gradient: Float[Tensor, "batch d"],
     tol: float,
+    aim: float,
     tries: Int[Tensor, " batch"],
 ) -> _Judged:
     scale = objective.scale(energy.terms(gradient))
     residual, margin = violation(objective, z, gradient, scale)
     error = splitter.condition * residual
     # (a small z is wanted to as many digits)
-    small = error <= _ERROR * tol * z.abs().amax(-1).clamp_max(1.0)
+    small = error <= aim * z.abs().amax(-1).clamp_max(1.0)
     sure = small & (residual <= tol) & (margin > _CLEAR * error)
     return _Judged(z, gradient, scale, residual, sure, ~sure & (margin <= _THIN * tol), tries)
