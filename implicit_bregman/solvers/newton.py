@@ -12,7 +12,7 @@ from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.objective import Objective
 from implicit_bregman.solvers.base import Outcome, Solver, Trace
 from implicit_bregman.solvers.exact.dual_newton import newton
-from implicit_bregman.solvers.exact.minimum import Guess, by_active_set
+from implicit_bregman.solvers.exact.minimum import Guess, by_active_set, sharpen
 from implicit_bregman.solvers.exact.projected_newton import projected_newton
 from implicit_bregman.solvers.exact.result import ExactResult, exact_outcome
 from implicit_bregman.solvers.exact.singular import failure, far_from, limit_of_mm
@@ -129,7 +129,9 @@ class Newton(Solver):
                 # Newton's own test is stricter than the residual, which is what counts in the end.
                 found = replace(found, accepted=found.accepted | (found.residual <= tol))
         elif log is None and energy is not None and energy.operator.has_inverse(len(dual)):
-            found = by_active_set(Guess(objective, dual), tol, self.max_iter)
+            guess = Guess(objective, dual)
+            sharpen(guess, self.max_iter)
+            found = by_active_set(guess, tol, self.max_iter)
         else:
             start = objective.geometry.activation(dual)
             found = projected_newton(objective, start, tol, self.max_iter, None if log is None else log.add_values)

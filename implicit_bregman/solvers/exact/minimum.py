@@ -94,14 +94,30 @@ def by_what_is_faster(guess: Guess, tol: float, max_iter: int) -> ExactResult:
         splitter = Splitter.of(operator)
         if splitter.iterations(tol) <= affordable:
             return by_splitting(guess, guess.split(splitter), tol, max_iter)
-        count = splitter.iterations(_SET)
-        if is_unsettled and count <= costs.splitting_most:
-            steps = guess.split(splitter)
-            steps.advance(min(count, max_iter))
-            guess.target, guess.steps = steps.target, guess.steps + steps.count
-            if splitter.iterations(tol) <= costs.splitting_iterations(guess.look()[0], d):
-                return by_splitting(guess, steps, tol, max_iter)
+        steps = _sharpened(guess, splitter, max_iter) if is_unsettled else None
+        if steps is not None and splitter.iterations(tol) <= costs.splitting_iterations(guess.look()[0], d):
+            return by_splitting(guess, steps, tol, max_iter)
     return by_active_set(guess, tol, max_iter)
+
+
+def sharpen(guess: Guess, max_iter: int) -> None:
+    """Guess the set by operator splitting where gradient steps are slow to find it and its inverse pays."""
+    (batch, d), operator = guess.target.shape, guess.energy.operator
+    if batch * operator.costs.splitting_per_sample < d or not math.isfinite(operator.factor.norm):
+        return
+    if guess.look()[1]:
+        _sharpened(guess, Splitter.of(operator), max_iter)
+
+
+def _sharpened(guess: Guess, splitter: Splitter, max_iter: int) -> SplittingSteps | None:
+    """The guess goes on by some iterations of the splitting; None where it takes too many."""
+    count = splitter.iterations(_SET)
+    if count > guess.energy.operator.costs.splitting_most:
+        return None
+    steps = guess.split(splitter)
+    steps.advance(min(count, max_iter))
+    guess.target, guess.steps = steps.target, guess.steps + steps.count
+    return steps
 
 
 def by_splitting(guess: Guess, steps: SplittingSteps, tol: float, max_iter: int) -> ExactResult:
