@@ -15,7 +15,7 @@ from implicit_bregman.projection.basis import inconsistency
 from implicit_bregman.projection.newton import Minimiser, minimise
 from implicit_bregman.projection.problem import FAR, HUGE, dual_problem
 from implicit_bregman.solvers.base import Outcome, Solver
-from implicit_bregman.solvers.log import Log
+from implicit_bregman.solvers.tracing import TraceLog
 from implicit_bregman.status import Status
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def project(energy: BoundLowRank, objective: Objective, dual: Float[Tensor, "bat
     """
     with torch.no_grad():
         gamma, tol = objective.regularization, solver.tolerance(dual.dtype)
-        log = Log(objective, dual) if solver.trace else None
+        log = TraceLog(objective, dual) if solver.trace else None
         start = torch.zeros_like(dual, dtype=torch.float64) if gamma else dual.detach().double()
         problem = dual_problem(energy.basis, energy.target, objective.geometry, start, gamma, tol)
         found = minimise(problem, solver.max_iter, None if log is None else log.add_duals)
@@ -48,7 +48,7 @@ def _soften_infeasible(
     start: Tensor,
     found: Minimiser,
     solver: Solver,
-    log: Log | None,
+    log: TraceLog | None,
 ) -> Minimiser:
     """The samples whose system has no solution, solved once more in the softened form and marked `refuted`.
 
@@ -82,7 +82,9 @@ def _is_consistent(energy: BoundLowRank, tol: float) -> Tensor:
     return inconsistency(energy.vectors, energy.target) <= tol
 
 
-def _outcome(energy: BoundLowRank, objective: Objective, found: Minimiser, solver: Solver, log: Log | None) -> Outcome:
+def _outcome(
+    energy: BoundLowRank, objective: Objective, found: Minimiser, solver: Solver, log: TraceLog | None
+) -> Outcome:
     geometry, gamma, tol = objective.geometry, objective.regularization, solver.tolerance(energy.dtype)
     error, exact, point = _judged(energy, objective, found.dual)
     status = torch.zeros_like(found.steps)

@@ -18,11 +18,11 @@ from implicit_bregman.solvers.exact.result import ExactResult, exact_outcome
 from implicit_bregman.solvers.exact.singular import failure, far_from, limit_of_mm
 from implicit_bregman.solvers.exact.solve import rounding_accepted
 from implicit_bregman.solvers.fields import accelerated, solve_field, solve_monotone
-from implicit_bregman.solvers.log import Log, last
 from implicit_bregman.solvers.loop import run
 from implicit_bregman.solvers.networks import solve_network
 from implicit_bregman.solvers.outcomes import joined, merged
 from implicit_bregman.solvers.several import after_mm, limit_by_products
+from implicit_bregman.solvers.tracing import TraceLog, last
 from implicit_bregman.status import Status
 
 
@@ -30,10 +30,10 @@ from implicit_bregman.status import Status
 class Newton(Solver):
     """Newton's method; for a quadratic energy with one factorization for the whole batch, forward and backward.
 
-    - γ = 0, one critical point: the active set is guessed by a few projected gradient steps and corrected until
-      the optimality conditions hold (a semismooth Newton method), through the inverse of −W that all samples and the
-      adjoint share. Where d is too large for the number of samples, and for an energy of your own: projected Newton
-      steps by conjugate gradients, with a line search on the objective.
+    - γ = 0, one critical point: the active set is guessed by a few projected gradient steps, by an operator splitting
+      where these have not settled, and corrected until the optimality conditions hold (a semismooth Newton method),
+      through the inverse of −W that all samples and the adjoint share. Where d is too large for the number of samples,
+      and for an energy of your own: projected Newton steps by conjugate gradients, with a line search on the objective.
     - γ > 0, one critical point: for a quadratic energy a few Chebyshev steps, where these are few (γ no small part of
       λ_max(−W)); then, where they are not enough, Newton's method in coordinates that suit both y and z, so that γ → 0
       takes no more steps: by conjugate gradients, preconditioned with the shared factor where γ is small, or one
@@ -122,7 +122,7 @@ class Newton(Solver):
 
     def _newton_steps(self, objective: Objective, dual: Tensor) -> tuple[ExactResult, Trace | None]:
         tol, energy = self.tolerance(dual.dtype), objective.energy.factored
-        log = Log(objective, dual) if self.trace else None
+        log = TraceLog(objective, dual) if self.trace else None
         if objective.regularization:
             found = newton(objective, dual, tol, self.max_iter, None if log is None else log.add_duals)
             if not found.complete:

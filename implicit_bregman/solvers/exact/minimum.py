@@ -67,6 +67,12 @@ class Guess:
         active, restless = torch.stack((outside.sum(), changed.sum())).tolist()
         return active / len(outside), restless > _UNSETTLED * len(outside)
 
+    @property
+    def can_split(self) -> bool:
+        """Whether there are samples enough for the splitting's inverse to pay, and the size of H is known."""
+        (batch, d), operator = self.target.shape, self.energy.operator
+        return batch * operator.costs.splitting_per_sample >= d and math.isfinite(operator.factor.norm)
+
     def split(self, splitter: Splitter) -> SplittingSteps:
         """An operator splitting that starts here."""
         # A gradient step of the length α.
@@ -84,9 +90,10 @@ def by_what_is_faster(guess: Guess, tol: float, max_iter: int) -> ExactResult:
         tol: bound on the residual.
         max_iter: bound on the number of iterations, sets and interior-point steps.
     """
-    (batch, d), costs, operator = guess.target.shape, guess.energy.operator.costs, guess.energy.operator
-    if batch * costs.splitting_per_sample < d or not math.isfinite(operator.factor.norm):
+    if not guess.can_split:
         return by_active_set(guess, tol, max_iter)
+    d, operator = guess.target.shape[-1], guess.energy.operator
+    costs = operator.costs
     active, is_unsettled = guess.look()
     # A set that has settled is solved for once, another several times.
     affordable = costs.splitting_iterations(active, d) * (1.0 if is_unsettled else _SETTLED)
@@ -102,11 +109,8 @@ def by_what_is_faster(guess: Guess, tol: float, max_iter: int) -> ExactResult:
 
 def sharpen(guess: Guess, max_iter: int) -> None:
     """Guess the set by operator splitting where gradient steps are slow to find it and its inverse pays."""
-    (batch, d), operator = guess.target.shape, guess.energy.operator
-    if batch * operator.costs.splitting_per_sample < d or not math.isfinite(operator.factor.norm):
-        return
-    if guess.look()[1]:
-        _sharpened(guess, Splitter.of(operator), max_iter)
+    if guess.can_split and guess.look()[1]:
+        _sharpened(guess, Splitter.of(guess.energy.operator), max_iter)
 
 
 def _sharpened(guess: Guess, splitter: Splitter, max_iter: int) -> SplittingSteps | None:

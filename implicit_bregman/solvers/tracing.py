@@ -1,4 +1,4 @@
-"""A trace made of the iterates of a method that is not the loop of `loop`."""
+"""Traces of methods that have no MM steps: made of their iterates, as these come."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def last(rows: Tensor, steps: Tensor) -> Tensor:
     return rows[steps, torch.arange(len(steps), device=steps.device)]
 
 
-class Log(Recorder):
+class TraceLog(Recorder):
     """Builds a `Trace` from the iterates of a method."""
 
     def __init__(self, objective: Objective, like: Tensor) -> None:
