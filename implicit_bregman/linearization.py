@@ -229,7 +229,7 @@ class Linearization:
         if not hessian.symmetric or not hessian.has_resolvent(len(self.slope)):
             return None
         kappa = float(mean)
-        # (a mean that is negative, or not a number, is no shift; a matrix without one is factorized elsewhere)
+        # (a mean that is negative, or not a number, is no shift; without one H is inverted only if it is no matrix)
         if not 0 <= kappa * (hessian.gradient_step or torch.nan) < _DIAGONAL_WILL_DO:
             return None
         if kappa == 0 and hessian.factorizes:
