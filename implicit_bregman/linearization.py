@@ -98,7 +98,7 @@ class Linearization:
 
     def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Linearization]]:
         """Its tensors, and a function that makes the same of them and holds none itself."""
-        hessian, rebuild = self.hessian.pack_known()
+        hessian, rebuild = self.hessian.pack_known(splits=self.splitting is not None)
         blocks = None if self.blocks is None else self.blocks.to_keep(self.slope.shape[-1], self.hessian.costs)
         kept, remake = packed((blocks, self.splitting, self.estimate))
         make = partial(_rebuild, rebuild, remake, len(kept), self.on_free_sets, self.damping)

@@ -254,6 +254,7 @@ def _training(comparison: Comparison, axes: Sequence[Axes]) -> None:
             axis.plot(horizontal, losses, color=color, linestyle=line, alpha=alpha, label=row.name)
     axes[0].set_xlabel("training steps")
     axes[1].set(xlabel="training time [s]", xscale="log")
+    axes[1].xaxis.set_minor_formatter("")  # (of less than a decade the labels in between would run together)
     for axis in axes:
         axis.set(ylabel="training loss [nats]", yscale="log")
 

@@ -89,8 +89,12 @@ class LinearOperator(ABC):
     def pack(self) -> tuple[tuple[Tensor, ...], Rebuild]:
         """Its tensors, and a function that makes the same operator of such tensors and holds none itself."""
 
-    def pack_known(self) -> tuple[tuple[Tensor, ...], Rebuild]:
-        """The same without gradient, with what has been computed of it: for the backward pass of this solve."""
+    def pack_known(self, splits: bool = False) -> tuple[tuple[Tensor, ...], Rebuild]:
+        """The same without gradient, with what has been computed of it: for the backward pass of this solve.
+
+        Args:
+            splits: whether that pass is a splitting, and wants what `reflected` has computed.
+        """
         tensors, rebuild = self.pack()
         return tuple(tensor.detach() for tensor in tensors), rebuild
 

@@ -265,9 +265,9 @@ class Convolution(LinearOperator):
         of = self.grid, self.padding, self.stride, self.phases, self.symmetric, self.least
         return (self.kernel,), partial(_rebuild, of)
 
-    def pack_known(self) -> tuple[tuple[Tensor, ...], Rebuild]:
+    def pack_known(self, splits: bool = False) -> tuple[tuple[Tensor, ...], Rebuild]:
         """The inverse that splitting used last is kept."""
-        tensors, rebuild = super().pack_known()
+        tensors, rebuild = super().pack_known(splits)
         known = (self if self._is_circular else self._dilation.operator)._inverted  # type: ignore[attr-defined]
         if not known:
             return tensors, rebuild

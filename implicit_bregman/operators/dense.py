@@ -133,8 +133,8 @@ class Dense(LinearOperator):
         of = self.factor
         return (self.source,), partial(_rebuild, (of.symmetric, of.least, of.convex, of.given, of.costs))
 
-    def pack_known(self) -> tuple[tuple[Tensor, ...], Rebuild]:
-        known, rebuild = self.factor.pack()
+    def pack_known(self, splits: bool = False) -> tuple[tuple[Tensor, ...], Rebuild]:
+        known, rebuild = self.factor.pack(splits)
         return (self.matrix, *known), partial(_rebuild_known, rebuild)
 
     def to(self, dtype: torch.dtype) -> Dense:

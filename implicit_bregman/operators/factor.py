@@ -95,10 +95,14 @@ class Factor:
         self._factored: tuple[float, Tensor | None] = (1.0, None)
         self._reflection: tuple[float, Tensor] | None = None
 
-    def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Factor]]:
-        """The inverse, damped inverse and reflection that are known, and what makes the same of H and them."""
+    def pack(self, splits: bool = False) -> tuple[tuple[Tensor, ...], Callable[..., Factor]]:
+        """The inverse and damped inverse that are known, and what makes the same of H and them.
+
+        Args:
+            splits: whether the reflection is wanted too.
+        """
         about = (self.symmetric, self.least, self.known_semidefinite is not None, self.given, self.costs)
-        known, rebuild = packed((self.known_inverse, self.damped, self._step, self._reflection))
+        known, rebuild = packed((self.known_inverse, self.damped, self._step, self._reflection if splits else None))
         return known, partial(_rebuild, about, rebuild)
 
     def transposed(self) -> Factor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import implicit_bregman as ib
+from implicit_bregman.adjoints.implicit import linearize_outcome
 from implicit_bregman.objective import Objective
 from implicit_bregman.operators import Costs, Dense
 from implicit_bregman.solvers import Newton, Outcome, solver_named
@@ -179,3 +180,13 @@ def test_small_values_have_as_many_digits(size: float) -> None:
     found = outcome(hessian.float(), size * c.float(), "softplus", costs=ALWAYS).point.value
     exact = outcome(hessian, size * c.float().double(), "softplus", Newton()).point.value
     assert float((found.double() - exact).abs().amax() / exact.abs().amax()) <= 1e-5
+
+
+def test_the_backward_pass_keeps_the_reflection_only_where_it_splits() -> None:
+    hessian, c = layer(1.0, 0.0, torch.float64)
+    for solver, more in (("auto", 1), (Newton(), 0)):
+        energy = ib.QuadraticEnergy.from_operator(Dense(hessian, costs=ALWAYS)).bind(c)
+        found = solver_named(solver).solve(Objective(energy, ib.geometry("softplus"), 0.0), torch.zeros_like(c))
+        kept = linearize_outcome(Objective(energy, ib.geometry("softplus"), 0.0), found).pack()[0]
+        matrices = [tensor for tensor in kept if tensor.shape == (D, D)]
+        assert len(matrices) == 2 + more  # H, its inverse
