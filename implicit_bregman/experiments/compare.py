@@ -75,7 +75,7 @@ def check(settings: CompareSettings) -> Dataset:
         FileNotFoundError: For missing data files.
     """
     device = find_device(settings.device)
-    Classifier(2, 2, 2, geometry=settings.geometry, weight=settings.weight, regularization=settings.regularization)
+    settings.architecture().classifier((2,), 2)
     data = load_dataset(settings.dataset, settings.data_dir, settings.seed, settings.download)
     return data.limited(settings.train_size).to(device)
 
@@ -147,15 +147,7 @@ def run_comparison(
 
 
 def _model(settings: CompareSettings, data: Dataset, method: Method, seed: int) -> Classifier:
-    model = Classifier(
-        data.features,
-        settings.width,
-        data.classes,
-        geometry=settings.geometry,
-        weight=settings.weight,
-        regularization=settings.regularization,
-        seed=seed,
-    ).to(data.train_x.device)
+    model = settings.architecture().classifier(data.shape, data.classes, seed).to(data.train_x.device)
     model.layer.solver = method.solver
     model.layer.adjoint = method.adjoint
     return model

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from implicit_bregman.experiments.model import Classifier
 from implicit_bregman.experiments.oracle import reference_gradient, reference_solution
 from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.nn import BregmanDEQ
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,12 @@ class GradientCheck:
 def reference_gradients(
     model: Classifier, x: Float[Tensor, "batch features"], y: Int[Tensor, " batch"]
 ) -> ReferenceGradient | None:
-    """Exact gradient of the mean cross entropy in the layer's parameters, from the active set.
+    """Exact gradient of the mean cross entropy in the layer's parameters, in float64.
 
-    The critical point and its adjoint come from an oracle that shares no solver with the library; the
-    read-out and the parametrization of the energy are differentiated by autograd in float64. The model's
-    solver and adjoint play no part.
+    Of a dense layer the critical point and its adjoint come from an oracle that shares no solver with the library, by
+    the active set; the read-out and the parametrization of the energy are differentiated by autograd. For other layers,
+    whose matrices would be too large, it is the library's own implicit gradient, at the tolerances it has in float64.
+    The model's solver and adjoint play no part.
 
     Args:
         model: The model; it is not changed.
@@ -61,6 +63,8 @@ def reference_gradients(
     """
     exact = deepcopy(model).to("cpu", torch.float64)
     inputs, labels = x.detach().to("cpu", torch.float64), y.detach().cpu()
+    if not isinstance(exact.layer, BregmanDEQ):
+        return _by_the_library(exact, inputs, labels)
     energy, geometry, gamma = exact.layer.energy, exact.layer.geometry, exact.layer.regularization
     weight, offset = energy.weight.detach(), energy.linear(inputs).detach()
     if energy.symmetric:
@@ -81,6 +85,15 @@ def reference_gradients(
     # dL/dc = v and dL/dW = v zᵀ are the derivatives of vᵀ(Wz + c) with v and z held fixed.
     carrier = (adjoint * (value @ energy.weight.mT + energy.linear(inputs[kept]))).sum()
     return ReferenceGradient(_flat(carrier, exact.layer.parameters()), kept)
+
+
+def _by_the_library(exact: Classifier, x: Tensor, y: Tensor) -> ReferenceGradient | None:
+    exact.layer.solver, exact.layer.adjoint = "auto", "implicit"
+    kept = exact.layer.solve(exact.shaped(x)).converged
+    if not bool(kept.any()):
+        return None
+    loss = nn.functional.cross_entropy(exact(x[kept]), y[kept])
+    return ReferenceGradient(_flat(loss, exact.layer.parameters()), kept)
 
 
 def compare_gradient(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from implicit_bregman.energy.weights import present_name
 from implicit_bregman.experiments.methods import Method, default_rows, make_methods
+from implicit_bregman.experiments.model import Architecture
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,12 @@ class CompareSettings:
         if self.seed < 0:
             raise ValueError(f"seed must be >= 0, got {self.seed}")
         make_methods(self.rows, self.tol, self.max_iter)
+
+    def architecture(self) -> Architecture:
+        """The model of all rows."""
+        return Architecture(
+            width=self.width, geometry=self.geometry, regularization=self.regularization, weight=self.weight
+        )
 
     def methods(self) -> tuple[Method, ...]:
         """The rows."""

@@ -16,7 +16,7 @@ from implicit_bregman.experiments.data import Dataset
 from implicit_bregman.experiments.model import Classifier
 
 WARM_UP_STEPS = 2
-EVALUATION_BATCH = 2048
+EVALUATION_BATCH = 512
 LOSS_SAMPLES = 512
 CURVE_POINTS = 25
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -117,6 +118,13 @@ class CriticalPoint(nn.Module):
         )
         self.last_solution = solution.detach()
         return solution
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """A context for inference in which what the energy can keep over calls is kept; see `QuadraticEnergy.frozen`.
+
+        For other energies nothing is.
+        """
+        return self.energy.frozen()
 
     def certificate(self) -> Certificate:
         """What is guaranteed of MM at the present parameters; see `certify`."""

@@ -10,7 +10,7 @@ from implicit_bregman.experiments.compare import check, run_comparison
 from implicit_bregman.experiments.data import Dataset, load_dataset
 from implicit_bregman.experiments.devices import find_device
 from implicit_bregman.experiments.methods import default_rows, make_methods
-from implicit_bregman.experiments.model import Classifier
+from implicit_bregman.experiments.model import Architecture, Classifier
 from implicit_bregman.experiments.results import COLUMNS, Comparison
 from implicit_bregman.experiments.settings import CompareSettings
 from implicit_bregman.experiments.training import Recipe, epoch_batches, evaluate, steps_per_epoch, train
@@ -31,7 +31,7 @@ def data() -> Dataset:
 
 
 def make_model(adjoint: object | None = None) -> Classifier:
-    model = Classifier(64, 6, 10, seed=3)
+    model = Architecture(width=6).classifier((64,), 10, seed=3)
     model.layer.adjoint = adjoint or ib.adjoints.Unrolled(steps=2)
     return model
 
@@ -187,7 +187,7 @@ def test_a_run_records_its_epochs_and_its_state(data: Dataset) -> None:
 
 def test_equal_seeds_give_equal_models_and_leave_the_global_state_alone() -> None:
     before = torch.random.get_rng_state()
-    one, same, other = Classifier(4, 3, 2, seed=0), Classifier(4, 3, 2, seed=0), Classifier(4, 3, 2, seed=1)
+    one, same, other = (Architecture(width=3).classifier((4,), 2, seed) for seed in (0, 0, 1))
     assert torch.equal(before, torch.random.get_rng_state())
     for a, b, c in zip(one.parameters(), same.parameters(), other.parameters(), strict=True):
         assert torch.equal(a, b)

@@ -11,7 +11,7 @@ from implicit_bregman.experiments.gradients import (
     gradient_check,
     reference_gradients,
 )
-from implicit_bregman.experiments.model import Classifier
+from implicit_bregman.experiments.model import Architecture, Classifier
 
 BATCH, FEATURES, WIDTH, CLASSES = 6, 5, 8, 3
 
@@ -20,15 +20,8 @@ def make_model(
     geometry: str = "tanh", regularization: float = 0.0, weight: str = "convex", push: float = 3.0
 ) -> tuple[Classifier, Tensor, Tensor]:
     """A float64 model, inputs large enough to make some coordinates active, and labels."""
-    model = Classifier(
-        FEATURES,
-        WIDTH,
-        CLASSES,
-        geometry=geometry,
-        weight=weight,
-        regularization=regularization,
-        seed=1,
-    ).double()
+    layer = Architecture("dense", WIDTH, geometry, regularization, weight)
+    model = layer.classifier((FEATURES,), CLASSES, seed=1).double()
     generator = torch.Generator().manual_seed(2)
     x = push * torch.randn(BATCH, FEATURES, generator=generator, dtype=torch.float64)
     return model, x, torch.arange(BATCH) % CLASSES

@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 import implicit_bregman as ib
 from implicit_bregman.experiments.memory import activation_bytes, bytes_held_for_backward, peak_bytes
-from implicit_bregman.experiments.model import Classifier
+from implicit_bregman.experiments.model import Architecture
 
 BATCH, WIDTH = 5, 8
 FLOAT = 4
@@ -75,7 +75,7 @@ def test_what_a_custom_function_keeps_aside_is_found(x: Tensor) -> None:
 
 def test_implicit_memory_does_not_depend_on_the_iterations_and_unrolled_memory_does() -> None:
     x = torch.randn(BATCH, 3)
-    model = Classifier(3, WIDTH, 2, seed=0)
+    model = Architecture(width=WIDTH).classifier((3,), 2)
 
     def held(solver: object, adjoint: object) -> int:
         model.layer.solver, model.layer.adjoint = solver, adjoint

@@ -47,10 +47,11 @@ def depth(
     changes = given(
         datasets=names(datasets),
         depths=numbers("depths", depths),
-        regularization=regularization,
         epochs=epochs,
         train_size=train_size,
         seeds=seeds,
     )
     settings = replace(settings, **changes)
+    if regularization is not None:
+        settings = settings.with_layer(regularization=regularization)
     STUDY.run("depth", lambda chosen, grid: study_depth(chosen, grid, data_dir), settings, options)

@@ -21,13 +21,16 @@ SMALL_ERROR = 0.1
 Numbers = Sequence[float]
 
 
-def study_depth(settings: DepthSettings, grid: Grid, data_dir: str | Path | None = None) -> GridReport:
+def study_depth(
+    settings: DepthSettings, grid: Grid, data_dir: str | Path | None = None, name: str = "depth"
+) -> GridReport:
     """Train one model implicitly and through L = 1, 2, … unrolled steps, under equal steps and under equal time.
 
     Args:
         settings: Data sets, depths, seeds and the recipe, which is the same for all rows.
         grid: Computes and keeps the cells.
         data_dir: Folder with the files of the image data sets.
+        name: Of the study.
 
     Raises:
         ValueError: For bad data files, or names that the layer refuses.
@@ -35,7 +38,7 @@ def study_depth(settings: DepthSettings, grid: Grid, data_dir: str | Path | None
     """
     measured = measure_depth(settings, grid, None if data_dir is None else str(Path(data_dir).resolve()))
     return GridReport(
-        "depth",
+        name,
         "Implicit against unrolled training",
         _setting(settings, measured),
         (),
@@ -57,7 +60,7 @@ def study_depth(settings: DepthSettings, grid: Grid, data_dir: str | Path | None
             found.dataset: {"costs": found.costs, "runs": {_name(depth): runs for depth, runs in found.runs.items()}}
             for found in measured
         },
-        {"depth.png": _learned(measured), "depth-costs.png": _costs(measured)},
+        {f"{name}.png": _learned(measured), f"{name}-costs.png": _costs(measured)},
     )
 
 
@@ -66,20 +69,24 @@ def _setting(settings: DepthSettings, measured: Sequence[Measured]) -> tuple[str
     budgets = ", ".join(f"{task.dataset} {task.epochs} epochs of batches of {task.batch_size}" for task in tasks)
     notes = [f"{found.dataset}: {found.note}." for found in measured if found.note]
     return (
-        f"Model: a layer of {settings.width} features ({settings.geometry}, {settings.weight} W, "
-        f"γ = {settings.regularization:g}) and a linear read-out; Adam, learning rate {settings.learning_rate:g} for "
-        "every row; equal initial parameters and batches for all rows of a seed; float32, one CPU thread.",
+        f"Model: {settings.architecture.described()} and a linear read-out; Adam, learning rate "
+        f"{settings.learning_rate:g} for every row; equal initial parameters and batches for all rows of a seed; "
+        "float32, one CPU thread.",
         f"Equal steps: {budgets}. Equal time: the seconds that implicit training took for these steps; faster rows "
         "train on, slower ones are judged at their last step in time.",
         "At the limit: the trained parameters, the representation computed by MM's limit instead of by L steps. "
         "Distance: median over test samples of ‖z_L − z‖/‖z‖ at these parameters.",
         f"Gradient error: of the training gradient in the layer's parameters, at the row's own trained parameters, on "
-        f"{GRADIENT_SAMPLES} samples, relative to an independent float64 one; median over the seeds.",
+        f"{GRADIENT_SAMPLES} samples, relative to {_reference(settings)}; median over the seeds.",
         "Time of a step and bytes held for backward: at the parameters that implicit training ends with, all rows in "
         "turn, median.",
         f"Seeds: {settings.seed} … {settings.seed + settings.seeds - 1}.",
         *notes,
     )
+
+
+def _reference(settings: DepthSettings) -> str:
+    return "an independent float64 one" if settings.architecture.kind == "dense" else "the implicit one in float64"
 
 
 def _name(depth: int | None) -> str:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from implicit_bregman.energy.weights import present_name
 from implicit_bregman.experiments.data import DATASETS
+from implicit_bregman.experiments.model import Architecture
 from implicit_bregman.experiments.study.task import Task
-from implicit_bregman.settings import check_choice, check_count, check_nonnegative, check_positive
+from implicit_bregman.settings import check_choice, check_count, check_positive
 
 EPOCHS = {"digits": 10, "spirals": 40, "mnist": 2, "fashion": 2, "cifar10": 2}
 BATCHES = {"digits": 64, "spirals": 64, "mnist": 128, "fashion": 128, "cifar10": 128}
+
+#: The model of the study of images.
+IMAGES = Architecture("conv", 16, "softplus", margin=1.0, kernel_size=3, stride=2, pool=2)
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,7 @@ class DepthSettings:
         seeds: Number of seeds.
         epochs: Epochs of the budget "equal steps"; None: those of `EPOCHS`.
         train_size: Training samples; None: all.
-        width: d, the width of the representation.
-        geometry: Name of the geometry.
-        regularization: γ ≥ 0.
-        weight: Kind of W: "convex", "symmetric", "monotone" or "general".
+        architecture: The model.
         learning_rate: Adam's constant learning rate, of all rows.
 
     Raises:
@@ -40,14 +41,10 @@ class DepthSettings:
     seeds: int = 5
     epochs: int | None = None
     train_size: int | None = None
-    width: int = 64
-    geometry: str = "tanh"
-    regularization: float = 0.0
-    weight: str = "convex"
+    architecture: Architecture = field(default_factory=Architecture)
     learning_rate: float = 5e-3
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weight", present_name(self.weight))
         for name in self.datasets:
             check_choice("datasets", name, DATASETS)
         for depth in self.depths:
@@ -57,18 +54,30 @@ class DepthSettings:
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{name} must be different and at least one, got {', '.join(map(str, values))}")
         check_count("seed", self.seed, 0)
-        for name in ("seeds", "width"):
-            check_count(name, getattr(self, name))
+        check_count("seeds", self.seeds)
         for name in ("epochs", "train_size"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
-        check_nonnegative("regularization", self.regularization)
         check_positive("learning_rate", self.learning_rate)
 
     @classmethod
     def quick(cls, seed: int = 0) -> DepthSettings:
         """A subset for a look: the sets that need no files, 2 seeds, a fifth of the epochs, depths up to 50."""
         return cls(("digits", "spirals"), (1, 5, 20, 50), seed, seeds=2, epochs=4)
+
+    @classmethod
+    def images(cls, seed: int = 0) -> DepthSettings:
+        """Convolutional layers on images, z ≥ 0."""
+        return cls(("mnist", "cifar10"), (1, 2, 5, 10, 20, 50), seed, 2, 2, 10_000, IMAGES, 2e-3)
+
+    @classmethod
+    def quick_images(cls, seed: int = 0) -> DepthSettings:
+        """A subset for a look: the digits, which need no files, 4 channels, depths up to 10."""
+        return cls(("digits",), (1, 5, 10), seed, 2, 10, 400, replace(IMAGES, width=4), 1e-2)
+
+    def with_layer(self, **changes: Any) -> DepthSettings:
+        """The same with other attributes of the architecture."""
+        return replace(self, architecture=replace(self.architecture, **changes))
 
     def task(self, dataset: str, seed: int) -> Task:
         """The training problem of a data set and a seed."""
@@ -78,9 +87,6 @@ class DepthSettings:
             epochs=self.epochs or EPOCHS[dataset],
             batch_size=BATCHES[dataset],
             train_size=self.train_size,
-            width=self.width,
-            geometry=self.geometry,
-            regularization=float(self.regularization),
-            weight=self.weight,
+            architecture=self.architecture,
             learning_rate=self.learning_rate,
         )

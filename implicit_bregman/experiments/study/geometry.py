@@ -9,6 +9,7 @@ from implicit_bregman.experiments import active, data, problems, training
 from implicit_bregman.experiments import model as models
 from implicit_bregman.experiments.cells import Cell, library_version
 from implicit_bregman.experiments.grid import Grid
+from implicit_bregman.experiments.model import Architecture
 from implicit_bregman.experiments.study import geometry_boxes, geometry_cells
 from implicit_bregman.experiments.study.geometry_boxes import (
     BOX_GEOMETRIES,
@@ -80,7 +81,15 @@ class GeometrySettings:
 
     def task(self, seed: int) -> Task:
         """What is trained with one seed."""
-        return Task("digits", seed, self.epochs, self.batch_size, self.train_size, self.width, self.learning_rate)
+        return Task(
+            "digits",
+            seed,
+            self.epochs,
+            self.batch_size,
+            self.train_size,
+            Architecture(width=self.width),
+            self.learning_rate,
+        )
 
     @property
     def all_seeds(self) -> range:

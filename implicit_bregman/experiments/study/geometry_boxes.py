@@ -122,7 +122,7 @@ def train_on_one_box(settings: Boxes) -> dict[str, Any]:
     data = replace(data, train_x=data.train_x.double(), test_x=data.test_x.double())
     geometries = [on_box(name) for name in settings.geometries]
     with without_warnings():
-        tasks = [replace(task, geometry=phi, regularization=regime.gamma(phi)) for phi in geometries]
+        tasks = [task.with_layer(geometry=phi, regularization=regime.gamma(phi)) for phi in geometries]
         models = [own.model(data, regime.steps).double() for own in tasks]
         for model in models:
             model.layer.solver = regime.solver

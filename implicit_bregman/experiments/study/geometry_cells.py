@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from implicit_bregman.experiments.data import Dataset
 from implicit_bregman.experiments.model import Classifier
 from implicit_bregman.experiments.study.task import Task, without_warnings
 from implicit_bregman.experiments.training import evaluate, train
-from implicit_bregman.nn import BregmanDEQ
+from implicit_bregman.nn import CriticalPoint
 from implicit_bregman.solution import Solution
 from implicit_bregman.solvers import MM
 from implicit_bregman.status import Status
@@ -85,8 +85,8 @@ def train_once(settings: Run) -> dict[str, Any]:
         of samples that `max_steps` were too few for; "lowest" and "highest" eigenvalue of W.
     """
     regime = settings.regime
-    task = replace(
-        settings.task, geometry=settings.geometry, regularization=regime.regularization, weight=regime.weight
+    task = settings.task.with_layer(
+        geometry=settings.geometry, regularization=regime.regularization, weight=regime.weight
     )
     data = task.data()
     with without_warnings():
@@ -174,7 +174,7 @@ def _measured(model: Classifier, data: Dataset, max_steps: int) -> dict[str, Any
 
 
 @torch.no_grad()
-def plain_mm(layer: BregmanDEQ, x: Float[Tensor, "batch n"], tol: float, max_steps: int) -> Solution:
+def plain_mm(layer: CriticalPoint, x: Float[Tensor, "batch n"], tol: float, max_steps: int) -> Solution:
     """The layer's critical point by MM steps alone, without exact solve, to a residual of `tol` or for `max_steps`."""
     solver = MM(tol=tol, max_iter=max_steps, exact=False, on_failure="ignore")
     return find_critical_point(layer.energy, layer.geometry, x, regularization=layer.regularization, solver=solver)

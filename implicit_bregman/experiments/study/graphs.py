@@ -12,17 +12,17 @@ import torch
 from torch import nn
 
 from implicit_bregman.adjoints import Implicit, Unrolled
+from implicit_bregman.experiments import graph_models
 from implicit_bregman.experiments.cells import Cell, library_version
 from implicit_bregman.experiments.data import graphs as data_graphs
 from implicit_bregman.experiments.data.graphs import GRAPHS, SPLITS, load_graph
-from implicit_bregman.experiments.grid import Grid
-from implicit_bregman.experiments.study import graph_models
-from implicit_bregman.experiments.study.graph_models import (
+from implicit_bregman.experiments.graph_models import (
     GraphConvolutionalNetwork,
     ImplicitGraphModel,
     averaging,
     with_loops,
 )
+from implicit_bregman.experiments.grid import Grid
 from implicit_bregman.experiments.study.task import without_warnings
 from implicit_bregman.settings import check_choice, check_count
 

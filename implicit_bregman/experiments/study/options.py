@@ -16,6 +16,7 @@ RESULT_OPTIONS = (
     "geometries",
     "families",
     "splits",
+    "width",
     "regularization",
     "quick",
     "seed",

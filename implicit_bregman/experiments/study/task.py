@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from implicit_bregman.adjoints import Implicit, Unrolled
 from implicit_bregman.experiments.data import Dataset, load_dataset
-from implicit_bregman.experiments.model import Classifier
+from implicit_bregman.experiments.model import Architecture, Classifier
 from implicit_bregman.experiments.training import Recipe, steps_per_epoch
-from implicit_bregman.legendre import LegendreFunction
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,8 @@ class Task:
         epochs: Epochs.
         batch_size: Samples per step.
         train_size: Number of training samples; None: all.
-        width: d, the width of the representation.
+        architecture: The model.
         learning_rate: Adam's constant learning rate.
-        geometry: φ, by name or instance.
-        regularization: γ ≥ 0.
-        weight: Kind of W: "convex", "symmetric", "monotone" or "general".
     """
 
     dataset: str
@@ -38,11 +35,12 @@ class Task:
     epochs: int
     batch_size: int
     train_size: int | None
-    width: int
+    architecture: Architecture
     learning_rate: float
-    geometry: str | LegendreFunction = "tanh"
-    regularization: float = 0.0
-    weight: str = "convex"
+
+    def with_layer(self, **changes: Any) -> Task:
+        """The same with other attributes of the architecture."""
+        return replace(self, architecture=replace(self.architecture, **changes))
 
     def data(self, data_dir: str | None = None) -> Dataset:
         """The data."""
@@ -50,15 +48,7 @@ class Task:
 
     def model(self, data: Dataset, depth: int | None = None) -> Classifier:
         """The untrained model, unrolled through `depth` steps; None: implicit."""
-        made = Classifier(
-            data.features,
-            self.width,
-            data.classes,
-            geometry=self.geometry,
-            weight=self.weight,
-            regularization=self.regularization,
-            seed=self.seed,
-        )
+        made = self.architecture.classifier(data.shape, data.classes, self.seed)
         made.layer.adjoint = Implicit() if depth is None else Unrolled(steps=depth)
         return made
 

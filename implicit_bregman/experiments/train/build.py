@@ -12,8 +12,10 @@ import torch
 from implicit_bregman import adjoints, solvers
 from implicit_bregman.adjoints.base import Adjoint
 from implicit_bregman.experiments.data import Dataset
+from implicit_bregman.experiments.data.graphs import load_graph
 from implicit_bregman.experiments.methods import TORCHDEQ_MAX_ITER, torchdeq_installed
-from implicit_bregman.experiments.model import Classifier
+from implicit_bregman.experiments.model import Classifier, seeded
+from implicit_bregman.experiments.train.nodes import NodeClassifier
 from implicit_bregman.experiments.train.settings import TrainSettings
 from implicit_bregman.settings import check_choice
 from implicit_bregman.solvers.base import Solver
@@ -70,21 +72,13 @@ def make_adjoint(name: str) -> Adjoint:
     return ADJOINTS[name]()
 
 
-def make_model(settings: TrainSettings, data: Dataset) -> Classifier:
+def make_model(settings: TrainSettings, data: Dataset) -> Classifier | NodeClassifier:
     """The model, on the CPU, in float32.
 
     Raises:
         ValueError: For names or a γ that the layer refuses, or a solver and an adjoint that do not fit.
     """
-    model = Classifier(
-        data.features,
-        settings.width,
-        data.classes,
-        geometry=settings.geometry,
-        weight=settings.weight,
-        regularization=settings.regularization,
-        seed=settings.seed,
-    )
+    model = _of_kind(settings, data)
     solver = make_solver(settings.solver, settings.tol, settings.max_iter)
     adjoint = make_adjoint(settings.adjoint)
     if isinstance(adjoint, adjoints.Shine) and isinstance(solver, solvers.Broyden):
@@ -93,6 +87,15 @@ def make_model(settings: TrainSettings, data: Dataset) -> Classifier:
     with torch.no_grad():
         model(data.train_x[:1])
     return model
+
+
+def _of_kind(settings: TrainSettings, data: Dataset) -> Classifier | NodeClassifier:
+    if settings.model != "graph":
+        return settings.architecture().classifier(data.shape, data.classes, settings.seed)
+    graph = load_graph(settings.dataset, settings.data_dir)
+    return seeded(
+        lambda: NodeClassifier(graph, settings.width, settings.geometry, settings.regularization), settings.seed
+    )
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,11 @@ NEEDED = ("lightning_fabric", "tensorboardX")
 
 
 def train(
-    dataset: Annotated[str, typer.Option(help="digits, spirals, mnist, fashion or cifar10.")] = DEFAULTS.dataset,
+    dataset: Annotated[
+        str, typer.Option(help="digits, spirals, mnist, fashion or cifar10; cora or citeseer.")
+    ] = DEFAULTS.dataset,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder with the files of mnist, fashion and cifar10.")
+        Path | None, typer.Option(help="Folder with the files of all but digits and spirals.")
     ] = DEFAULTS.data_dir,
     download: Annotated[
         bool, typer.Option("--download", help="Fetch them into --data-dir from OpenML.")
@@ -31,13 +33,26 @@ def train(
         float, typer.Option(help="Share of them held out to choose the best epoch; 0: none.")
     ] = DEFAULTS.validation,
     seed: Annotated[int, typer.Option(help="Of the initial parameters and the batches.")] = DEFAULTS.seed,
+    model: Annotated[
+        str, typer.Option(help="Kind of the layer: dense, conv or field; of cora and citeseer graph.")
+    ] = DEFAULTS.model,
     geometry: Annotated[str, typer.Option(help="Name of the geometry.")] = DEFAULTS.geometry,
     regularization: Annotated[
         float, typer.Option(help="γ, the weight of φ in the objective.")
     ] = DEFAULTS.regularization,
     weight: Annotated[str, typer.Option(help="Kind of W: convex, symmetric, monotone or general.")] = DEFAULTS.weight,
-    width: Annotated[int, typer.Option(help="Width of the representation.")] = DEFAULTS.width,
-    solver: Annotated[str, typer.Option(help="auto, newton, anderson, broyden, mm or torchdeq.")] = DEFAULTS.solver,
+    margin: Annotated[
+        float, typer.Option(help="Of convex and monotone: the least eigenvalue of −W (of its symmetric part).")
+    ] = DEFAULTS.margin,
+    width: Annotated[int, typer.Option(help="Width of the representation; of conv its channels.")] = DEFAULTS.width,
+    kernel_size: Annotated[int, typer.Option(help="Of conv: size of the kernels.")] = DEFAULTS.kernel_size,
+    stride: Annotated[int, typer.Option(help="Of conv: how much smaller z is than the image.")] = DEFAULTS.stride,
+    pool: Annotated[
+        int, typer.Option(help="Of conv: the read-out takes means over squares of so many pixels.")
+    ] = DEFAULTS.pool,
+    solver: Annotated[
+        str, typer.Option(help="auto, newton, anderson, broyden, mm, splitting or torchdeq.")
+    ] = DEFAULTS.solver,
     adjoint: Annotated[
         str, typer.Option(help="implicit, one-step, phantom, shine, unrolled-L or truncated-K-of-L.")
     ] = DEFAULTS.adjoint,

@@ -48,7 +48,7 @@ class EpochRow:
         converged: Share of the solves that converged; 0 for unrolled adjoints, which do not solve.
         active: Share of the coordinates of z on a bound, within 1e-6.
         spectral_bound: λ_max(−W) after the epoch, or for a W that is not symmetric the constant that replaces it in the
-            step size.
+            step size; None where no bound is known (a field).
         seconds: Time of the epoch's training steps.
         finished: When the epoch ended, in seconds since 1970.
     """
@@ -67,7 +67,7 @@ class EpochRow:
     worst_residual: float
     converged: float
     active: float
-    spectral_bound: float
+    spectral_bound: float | None
     seconds: float
     finished: float
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from implicit_bregman.experiments.data import Dataset, load_dataset
 from implicit_bregman.experiments.data.download import files_at
+from implicit_bregman.experiments.data.graphs import GRAPHS, load_graph
 from implicit_bregman.experiments.data.load import FROM_FILES
 from implicit_bregman.experiments.model import Classifier
 from implicit_bregman.experiments.train import checkpoint as checkpoints
@@ -25,6 +26,7 @@ from implicit_bregman.experiments.train.checkpoint import Checkpoint, best_row
 from implicit_bregman.experiments.train.lock import locked
 from implicit_bregman.experiments.train.logs import EpochRow, TensorBoard
 from implicit_bregman.experiments.train.measures import Objective, evaluate
+from implicit_bregman.experiments.train.nodes import NodeClassifier, nodes_of
 from implicit_bregman.experiments.train.settings import TrainSettings
 from implicit_bregman.experiments.training import EVALUATION_BATCH, cpu_threads, steps_per_epoch
 
@@ -77,6 +79,9 @@ def load_data(settings: TrainSettings) -> Dataset:
     """
     if settings.download and under_torchrun():
         _refuse_shared_download(settings)
+    if settings.dataset in GRAPHS:
+        data = nodes_of(load_graph(settings.dataset, settings.data_dir), settings.seed)
+        return data.limited(settings.train_size)
     data = load_dataset(settings.dataset, settings.data_dir, settings.seed, settings.download)
     return data.limited(settings.train_size)
 
@@ -172,7 +177,7 @@ class _Run:
         self,
         settings: TrainSettings,
         fabric: Fabric,
-        model: Classifier,
+        model: Classifier | NodeClassifier,
         data: Dataset,
         held: tuple[Tensor, Tensor],
         start: Checkpoint | None,
@@ -235,7 +240,8 @@ class _Run:
         return row
 
     def _has_usable_weight(self) -> bool:
-        return bool(self.model.layer.energy.weight.detach().norm().isfinite())
+        # (W is at most as large as the square of its parameters)
+        return all(bool(parameter.detach().norm().square().isfinite()) for parameter in self.model.parameters())
 
     def _diverged(self, what: str, epoch: int) -> ValueError:
         other = "" if self.settings.weight in ("convex", "monotone") else ", or --weight convex"
@@ -254,6 +260,7 @@ class _Run:
         seconds = time.perf_counter() - began
         validation = self._evaluate(*self.held) if self.settings.validation > 0 else (None, None)
         test = self._evaluate(*self.tested)
+        bound = self.model.layer.energy.curvature_bound()
         return EpochRow(
             epoch=number,
             steps=number * self.steps,
@@ -269,7 +276,7 @@ class _Run:
             worst_residual=measures.worst_residual,
             converged=measures.converged,
             active=measures.active,
-            spectral_bound=float(self.model.layer.energy.curvature_bound()),
+            spectral_bound=None if bound is None else float(bound),
             seconds=seconds,
             finished=time.time(),
         )
@@ -287,7 +294,9 @@ class _Run:
         index = index.to(self.data.train_x.device)
         self.optimizer.zero_grad()
         inputs = self.augmentation(self.data.train_x[index].to(self.wide), step, count, self.part)
-        loss = self.trained(inputs, self.data.train_y[index], self.fabric.world_size / count)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1_000_003 * self.settings.seed + step)  # (dropout draws the same in a resumed run)
+            loss = self.trained(inputs, self.data.train_y[index], self.fabric.world_size / count)
         self.fabric.backward(loss)
         self.optimizer.step()
 

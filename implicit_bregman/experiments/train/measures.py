@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from implicit_bregman.experiments.active import active_coordinates
 from implicit_bregman.experiments.model import Classifier
+from implicit_bregman.experiments.train.nodes import NodeClassifier
 
 Reduce = Callable[[Tensor, str], Tensor]
 """Sum ("sum") or largest ("max") of a tensor over all processes."""
@@ -51,7 +52,7 @@ class Objective(nn.Module):
         model: The model.
     """
 
-    def __init__(self, model: Classifier) -> None:
+    def __init__(self, model: Classifier | NodeClassifier) -> None:
         super().__init__()
         self.model = model
         self._sums: list[Tensor] = []
@@ -78,21 +79,21 @@ class Objective(nn.Module):
     def _record(self, scores: Tensor, loss: Tensor, labels: Tensor) -> None:
         solution = self.model.layer.last_solution
         assert solution is not None
-        sums = (
-            torch.tensor(float(len(labels)), device=labels.device),
-            loss,
-            (scores.argmax(-1) == labels).sum(),
-            solution.iterations.sum(),
-            solution.residual.double().sum(),
-            solution.converged.sum(),
-            active_coordinates(solution.value, self.model.layer.geometry).double().mean(-1).sum(),
-        )
-        self._sums.append(torch.stack([item.double() for item in sums]))
-        worst = solution.residual.double()
+        count = torch.tensor(len(labels), dtype=torch.float64, device=labels.device)
+        active = active_coordinates(solution.value, self.model.layer.geometry)
+        # (a graph is one sample of its layer, however many nodes have labels)
+        of_layer = [
+            each.double().mean() * count
+            for each in (solution.iterations, solution.residual, solution.converged, active)
+        ]
+        self._sums.append(torch.stack([count, loss.double(), (scores.argmax(-1) == labels).sum().double(), *of_layer]))
+        worst = solution.residual.double().reshape(-1)
         self._worst.append(torch.cat([worst, worst.new_zeros(1)]).amax())
 
 
-def evaluate(model: Classifier, inputs: Tensor, labels: Tensor, batch_size: int, reduce: Reduce) -> tuple[float, float]:
+def evaluate(
+    model: Classifier | NodeClassifier, inputs: Tensor, labels: Tensor, batch_size: int, reduce: Reduce
+) -> tuple[float, float]:
     """Mean cross entropy (nats) and share of correct answers.
 
     Args:
@@ -103,6 +104,8 @@ def evaluate(model: Classifier, inputs: Tensor, labels: Tensor, batch_size: int,
         reduce: Adds up what the processes found.
     """
     total = torch.zeros(3, dtype=torch.float64, device=inputs.device)
+    was_training = model.training
+    model.eval()
     with torch.no_grad(), model.layer.frozen():
         for part, truth in zip(inputs.split(batch_size), labels.split(batch_size), strict=True):
             scores = model(part)
@@ -110,5 +113,6 @@ def evaluate(model: Classifier, inputs: Tensor, labels: Tensor, batch_size: int,
             loss = nn.functional.cross_entropy(scores, truth, reduction="sum")
             found = (loss, (scores.argmax(-1) == truth).sum(), torch.tensor(float(len(truth)), device=inputs.device))
             total += torch.stack([item.double() for item in found])
+    model.train(was_training)
     loss, correct, count = reduce(total, "sum").tolist()
     return loss / count, correct / count

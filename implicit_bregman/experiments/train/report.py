@@ -122,6 +122,6 @@ def _cells(row: EpochRow) -> list[str]:
         f"{row.worst_residual:.1e}",
         f"{100 * row.converged:.1f}",
         f"{100 * row.active:.1f}",
-        f"{row.spectral_bound:.3f}",
+        "" if row.spectral_bound is None else f"{row.spectral_bound:.3f}",
         f"{row.seconds:.2f}",
     ]

@@ -6,12 +6,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from implicit_bregman.energy.weights import present_name
+from implicit_bregman.experiments.data.graphs import GRAPHS
+from implicit_bregman.experiments.model import KINDS, Architecture
 from implicit_bregman.settings import check_choice, check_count, check_nonnegative, check_positive
 
 ACCELERATORS = ("auto", "cpu", "gpu")
 STRATEGIES = ("auto", "ddp")
 # float16 is left out: its loss scaling would be one more thing to resume, and bfloat16 needs none.
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true")
+MODELS = (*KINDS, "graph")
 SCHEDULES = ("constant", "cosine")
 # AdamW's first step is ten times as long, and has to be a number in float32.
 LARGEST_RATE = 1e37
@@ -25,16 +28,22 @@ class TrainSettings:
     """Everything that a training run depends on. The defaults are those of `implicit-bregman train`.
 
     Attributes:
-        dataset: Name of the data set, see `load_dataset`.
-        data_dir: Folder with the files of "mnist", "fashion" and "cifar10".
+        dataset: Name of the data set, see `load_dataset`; or of a graph, see `load_graph`.
+        data_dir: Folder with the files of "mnist", "fashion", "cifar10" and the graphs.
         download: Whether to fetch these from OpenML if they are not there.
         train_size: Number of training samples to use, the validation set included; None: all.
         validation: Share of them that is held out to choose the best epoch, in [0, 1). 0: none; the last epoch counts.
         seed: Seed of the initial parameters and of the order of the batches.
+        model: "dense", "conv" or "field" (see `Architecture`), or "graph" (see `NodeClassifier`), which goes with the
+            data sets "cora" and "citeseer".
         geometry: Name of the geometry.
         regularization: γ ≥ 0.
         weight: Kind of W: "convex", "symmetric", "monotone" or "general".
-        width: d, the width of the representation.
+        margin: Of "convex" and "monotone": the least eigenvalue that −W, or its symmetric part, can have.
+        width: d, the width of the representation; of "conv" its channels.
+        kernel_size: Of "conv".
+        stride: Of the injection of "conv".
+        pool: The read-out of "conv" takes means over squares of so many pixels.
         solver: Name of the solver: "auto", "newton", "anderson", "broyden", "mm", "splitting" or "torchdeq".
         adjoint: How to differentiate: "implicit", "one-step", "phantom", "shine", "unrolled-L" or "truncated-K-of-L".
         tol: Tolerance of the solver; None: its default.
@@ -67,10 +76,15 @@ class TrainSettings:
     train_size: int | None = None
     validation: float = 0.1
     seed: int = 0
+    model: str = "dense"
     geometry: str = "tanh"
     regularization: float = 0.0
     weight: str = "convex"
+    margin: float = 0.1
     width: int = 64
+    kernel_size: int = 3
+    stride: int = 1
+    pool: int = 1
     solver: str = "auto"
     adjoint: str = "implicit"
     tol: float | None = None
@@ -93,7 +107,16 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weight", present_name(self.weight))
-        for name in ("width", "epochs", "batch_size", "threads"):
+        check_choice("model", self.model, MODELS)
+        if (self.dataset in GRAPHS) != (self.model == "graph"):
+            raise ValueError(
+                f"dataset = {self.dataset!r} does not go with model = {self.model!r}: 'graph' is the model of "
+                f"{' and '.join(GRAPHS)}, the others are those of the other data sets"
+            )
+        if self.model == "graph" and self.precision.startswith("bf16"):
+            raise ValueError(f"precision = {self.precision!r} cannot be used with model = 'graph': use '32-true'")
+        self.architecture()
+        for name in ("epochs", "batch_size", "threads"):
             check_count(name, getattr(self, name))
         for name in ("train_size", "max_iter", "patience", "devices"):
             if getattr(self, name) is not None:
@@ -117,6 +140,20 @@ class TrainSettings:
         check_choice("accelerator", self.accelerator, ACCELERATORS)
         check_choice("strategy", self.strategy, STRATEGIES)
         check_choice("precision", self.precision, PRECISIONS)
+
+    def architecture(self) -> Architecture:
+        """The model; of "graph", what it has in common with a dense one."""
+        return Architecture(
+            "dense" if self.model == "graph" else self.model,
+            self.width,
+            self.geometry,
+            self.regularization,
+            self.weight,
+            self.margin,
+            self.kernel_size,
+            self.stride,
+            self.pool,
+        )
 
     def shown(self) -> dict[str, str | int | float | bool | None]:
         """The settings by name, in types that JSON and a checkpoint can hold."""

@@ -10,12 +10,13 @@ import torch
 from implicit_bregman.cli import main
 from implicit_bregman.experiments.data import load_dataset
 from implicit_bregman.experiments.grid import Backend, Grid
+from implicit_bregman.experiments.model import Architecture
 from implicit_bregman.experiments.study import depth as cells
 from implicit_bregman.experiments.study.depth import Costs, Run, measure_costs, train_once
 from implicit_bregman.experiments.study.depth_report import paired_gap, study_depth
 from implicit_bregman.experiments.study.depth_settings import DepthSettings
 
-SETTINGS = DepthSettings(("digits",), (1, 30), seeds=2, epochs=1, train_size=128, width=8)
+SETTINGS = DepthSettings(("digits",), (1, 30), seeds=2, epochs=1, train_size=128, architecture=Architecture(width=8))
 TASK = SETTINGS.task("digits", 0)
 
 
@@ -105,13 +106,17 @@ def test_report_and_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ({"depths": (5, 5)}, "depths must be different and at least one, got 5, 5"),
         ({"depths": (0,)}, "depths must be a whole number of at least 1, got 0"),
         ({"seeds": 0}, "seeds must be a whole number of at least 1, got 0"),
-        ({"regularization": -1.0}, "regularization must be a finite number >= 0, got -1.0"),
         ({"learning_rate": 0.0}, "learning_rate must be positive and finite, got 0.0"),
     ],
 )
 def test_bad_settings_are_refused(change: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(SETTINGS, **change)
+
+
+def test_a_bad_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"regularization must be a finite number >= 0, got -1.0"):
+        SETTINGS.with_layer(regularization=-1.0)
 
 
 def test_the_command_refuses_what_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,4 +131,14 @@ def test_the_command_says_where_the_image_files_are_missing(tmp_path: Path, caps
 
 
 def test_the_former_name_of_a_weight_is_understood() -> None:
-    assert DepthSettings(weight="free").task("digits", 0).weight == "general"
+    assert SETTINGS.with_layer(weight="free").task("digits", 0).architecture.weight == "general"
+
+
+def test_the_study_of_images_is_that_of_the_depth_with_a_convolutional_layer(tmp_path: Path) -> None:
+    options = ["--quick", "--seeds", "1", "--epochs", "1", "--train-size", "64", "--depths", "1,5", "--jobs", "1"]
+    assert main(["study", "images", *options, "--width", "3", "--out", str(tmp_path)]) == 0
+    report = (tmp_path / "report.md").read_text()
+    assert "a convolutional layer of 3 channels (softplus, convex W, γ = 0)" in report
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [row["depth"] for row in rows] == ["implicit", "1", "5"]
+    assert rows[0]["gradient_error"] < 1e-4 < rows[2]["gradient_error"] < rows[1]["gradient_error"]

@@ -15,6 +15,7 @@ import implicit_bregman as ib
 from implicit_bregman.cli import main
 from implicit_bregman.experiments.active import active_coordinates
 from implicit_bregman.experiments.grid import Backend, Grid
+from implicit_bregman.experiments.model import Architecture
 from implicit_bregman.experiments.oracle import reference_solution
 from implicit_bregman.experiments.problems import make_problem
 from implicit_bregman.experiments.study import geometry_boxes, geometry_cells
@@ -32,7 +33,9 @@ from implicit_bregman.experiments.study.geometry_cells import FAILED_STEPS, REGI
 from implicit_bregman.experiments.study.geometry_report import study_geometry
 from implicit_bregman.experiments.study.task import Task
 
-TASK = Task("digits", epochs=2, width=8, batch_size=64, learning_rate=0.02, train_size=256, seed=3)
+TASK = Task(
+    "digits", epochs=2, architecture=Architecture(width=8), batch_size=64, learning_rate=0.02, train_size=256, seed=3
+)
 SMALL = GeometrySettings(
     seeds=2,
     epochs=1,

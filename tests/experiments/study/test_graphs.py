@@ -11,9 +11,9 @@ import torch
 from implicit_bregman.adjoints import Implicit, Unrolled
 from implicit_bregman.cli import main
 from implicit_bregman.experiments.data.graphs import SPLITS, GraphDataset
+from implicit_bregman.experiments.graph_models import ImplicitGraphModel, averaging, with_loops
 from implicit_bregman.experiments.grid import Backend, Grid
 from implicit_bregman.experiments.study import graphs as cells
-from implicit_bregman.experiments.study.graph_models import ImplicitGraphModel, averaging, with_loops
 from implicit_bregman.experiments.study.graphs import Candidate, GraphRun, GraphSettings, measure_graphs, train_graph
 from implicit_bregman.experiments.study.graphs_report import study_graphs
 
