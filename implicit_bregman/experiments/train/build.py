@@ -55,8 +55,8 @@ def make_solver(name: str, tol: float | None = None, max_iter: int | None = None
     return name if name == "auto" and not given else SOLVERS[name](**given)
 
 
-def make_adjoint(name: str) -> Adjoint:
-    """The adjoint of that name.
+def make_adjoint(name: str, tol: float | None = None) -> Adjoint:
+    """The adjoint of that name; `tol` is for "implicit".
 
     Raises:
         ValueError: For an unknown name, or K > L.
@@ -69,7 +69,7 @@ def make_adjoint(name: str) -> Adjoint:
             f"adjoint must be one of {', '.join(ADJOINTS)}, unrolled-L or truncated-K-of-L with numbers K <= L, "
             f"got {name!r}"
         )
-    return ADJOINTS[name]()
+    return adjoints.Implicit(tol=tol) if name == "implicit" and tol is not None else ADJOINTS[name]()
 
 
 def make_model(settings: TrainSettings, data: Dataset) -> Classifier | NodeClassifier:
@@ -80,7 +80,7 @@ def make_model(settings: TrainSettings, data: Dataset) -> Classifier | NodeClass
     """
     model = _of_kind(settings, data)
     solver = make_solver(settings.solver, settings.tol, settings.max_iter)
-    adjoint = make_adjoint(settings.adjoint)
+    adjoint = make_adjoint(settings.adjoint, settings.tol)
     if isinstance(adjoint, adjoints.Shine) and isinstance(solver, solvers.Broyden):
         solver = replace(solver, exact=False)  # Shine needs the estimate at the point where Broyden stops
     model.layer.solver, model.layer.adjoint = solver, adjoint

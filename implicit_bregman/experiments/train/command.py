@@ -56,7 +56,9 @@ def train(
     adjoint: Annotated[
         str, typer.Option(help="implicit, one-step, phantom, shine, unrolled-L or truncated-K-of-L.")
     ] = DEFAULTS.adjoint,
-    tol: Annotated[float | None, typer.Option(help="Tolerance of the solver; default: its own.")] = DEFAULTS.tol,
+    tol: Annotated[
+        float | None, typer.Option(help="Tolerance of the solver and of the implicit adjoint; default: their own.")
+    ] = DEFAULTS.tol,
     max_iter: Annotated[
         int | None, typer.Option(help="Largest number of the solver's iterations; default: its own.")
     ] = DEFAULTS.max_iter,

@@ -46,7 +46,7 @@ class TrainSettings:
         pool: The read-out of "conv" takes means over squares of so many pixels.
         solver: Name of the solver: "auto", "newton", "anderson", "broyden", "mm", "splitting" or "torchdeq".
         adjoint: How to differentiate: "implicit", "one-step", "phantom", "shine", "unrolled-L" or "truncated-K-of-L".
-        tol: Tolerance of the solver; None: its default.
+        tol: Tolerance of the solver, and of the implicit adjoint; None: their defaults.
         max_iter: Largest number of the solver's iterations; None: its default.
         epochs: Largest number of epochs.
         batch_size: Samples per step, of all processes together; the last batch of an epoch may be smaller.
