@@ -43,6 +43,10 @@ class Running(RowsOfTensors):
         }
         return replace(self, **chosen)
 
+    def leaving(self: State, index: Int[Tensor, " stopped"]) -> State:
+        """Some of the samples, to be asked where they have ended: what only steps need may be left as it is."""
+        return self.select(index)
+
 
 def all_rows(like: Tensor) -> Int[Tensor, " batch"]:
     """The rows of a whole batch, that of this tensor."""
@@ -102,7 +106,7 @@ def iterate(
         left = int(goes.sum())
         if left < running or not running:
             ends = ~goes if over is None else ~(goes | over)
-            done = state.select(ends.nonzero().squeeze(-1)) if left or over is not None else state
+            done = state.leaving(ends.nonzero().squeeze(-1)) if left or over is not None else state
             stopped.add(done.rows, end(done, count))
             if not left:
                 return stopped.whole()
