@@ -9,13 +9,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.linalg.cg import LinearSolution
+from implicit_bregman.linalg.cg import LinearSolution, normalized
 from implicit_bregman.linalg.gmres import gmres
 
 #: Steps that are remembered.
 _MEMORY = 12
 #: Steps from one minimisation to the next, as long as each brings the largest residual below this share of itself.
 _EVERY, _NEARER = 3, 0.9
+#: Where minimising has twice left more than this share of the largest residual, the next is so many steps away.
+_POOR, _SELDOM = 0.7, 9
 #: Within one round of so many steps the largest residual has to fall to a half, or else GMRES takes over.
 _ROUND = 6
 #: The damping of the weights, relative to the squares of the products, in rounding errors.
@@ -44,19 +46,22 @@ def gcr(
         tol: bound on ‖b − Ax‖₂ / ‖b‖₂, one for all samples or one for each.
         max_iter: bound on the number of products.
     """
+    rhs, unit, usable = normalized(rhs)
     steps = _Steps(operator, preconditioner, rhs, tol)
     worst = before = steps.worst()
     waited, every, rate = 0, _EVERY, 1.0
-    least, mark = worst, 0
+    least, mark, poor = worst, 0, 0
     while worst > 1 and steps.count < max_iter:
         steps.make()
         waited, previous, worst = waited + 1, worst, steps.worst()
         if worst > _NEARER * previous:
             every = 1
         # (also where it is likely to be the last)
-        if worst > 1 and (waited >= every or before * rate**waited <= 1):
+        due = every if poor < 2 or every == 1 else _SELDOM
+        if worst > 1 and (waited >= due or before * rate**waited <= 1):
             steps.minimise()
-            worst = steps.worst()
+            without, worst = worst, steps.worst()
+            poor = poor + 1 if worst > _POOR * without else 0
             before, rate, waited = worst, (worst / before) ** (1 / waited), 0
         if worst <= 0.5 * least:
             least, mark = worst, steps.count
@@ -64,7 +69,8 @@ def gcr(
             break
     if not _SURE * torch.finfo(rhs.dtype).eps <= float(steps.tol.min()):
         steps.left = rhs - operator(steps.value)
-    return _finished(steps, max_iter)
+    found = _finished(steps, max_iter)
+    return replace(found, value=unit * found.value, converged=usable & found.converged)
 
 
 def _finished(steps: _Steps, max_iter: int) -> LinearSolution:
@@ -72,9 +78,8 @@ def _finished(steps: _Steps, max_iter: int) -> LinearSolution:
     size = torch.linalg.vector_norm(steps.left, dim=-1)
     converged = size <= steps.tol * steps.norm
     safe = torch.where(steps.norm > 0, steps.norm, 1.0)
-    used = torch.full_like(size, steps.count, dtype=torch.int64)
-    found = LinearSolution(steps.value, size / safe, used, converged, torch.ones_like(converged))
-    if bool(converged.all()):
+    found = LinearSolution(steps.value, size / safe, steps.taken, converged, torch.ones_like(converged))
+    if steps.count >= max_iter or bool(converged.all()):
         return found
     # (a sample that went astray starts anew)
     astray = ~(size <= steps.norm)
@@ -83,18 +88,18 @@ def _finished(steps: _Steps, max_iter: int) -> LinearSolution:
     left = torch.where(converged[:, None], 0.0, left)
     share = torch.where(astray, 1.0, size / safe)
     target = steps.tol / torch.where(share > 0, share, 1.0)
-    rest = gmres(steps.operator, left, steps.preconditioner, target, max(1, max_iter - steps.count))
+    rest = gmres(steps.operator, left, steps.preconditioner, target, max_iter - steps.count)
     return replace(
         found,
         value=value + rest.value,
         residual=torch.where(converged, found.residual, rest.residual * share),
-        iterations=used + rest.iterations,
+        iterations=steps.taken + rest.iterations,
         converged=converged | rest.converged,
     )
 
 
 class _Steps:
-    """x, what is left of b − Ax, and the last steps p with their Ap."""
+    """x, what is left of b − Ax, and the last steps p with their Ap. Samples that have converged are left alone."""
 
     def __init__(
         self,
@@ -110,6 +115,7 @@ class _Steps:
         self.norm = torch.linalg.vector_norm(rhs, dim=-1)
         self.value, self.left = torch.zeros_like(rhs), rhs
         self.count = self.known = 0
+        self.taken = torch.zeros_like(self.norm, dtype=torch.int64)
         target = (self.tol * self.norm).clamp_min(torch.finfo(rhs.dtype).tiny)
         self._share = 1 / target
         self._steps, self._images = rhs.new_empty(2, len(rhs), _MEMORY, rhs.shape[-1])
@@ -119,16 +125,19 @@ class _Steps:
         """The largest residual relative to what is asked for; not a number if one is not finite."""
         if len(self.rhs) == 0:
             return 0.0
-        return float((torch.linalg.vector_norm(self.left, dim=-1) * self._share).amax())
+        size = torch.linalg.vector_norm(self.left, dim=-1) * self._share
+        self._active = (size > 1).to(size.dtype)
+        return float(size.amax())
 
     def make(self) -> None:
         """One step of length 1."""
-        step = self.preconditioner(self.left)
+        step = self.preconditioner(self.left * self._active[:, None])
         image = self.operator(step)
         slot = self.count % _MEMORY
         self._steps[:, slot], self._images[:, slot] = step, image
         self.value, self.left = self.value + step, self.left - image
         self.count += 1
+        self.taken = self.taken + (self._active > 0)
 
     def minimise(self) -> None:
         """The shortest residual over all steps that are remembered."""
@@ -144,6 +153,7 @@ class _Steps:
         factor, failed = torch.linalg.cholesky_ex(matrix)
         right = (self.left[:, None] @ images.mT).to(factor.dtype)
         weights = torch.cholesky_solve(right.mT, factor).mT.to(steps.dtype)
-        weights = torch.where((failed == 0)[:, None, None], weights.nan_to_num(0.0, 0.0, 0.0), 0.0)
+        usable = (failed == 0) * self._active
+        weights = weights.nan_to_num(0.0, 0.0, 0.0) * usable[:, None, None]
         self.left = torch.baddbmm(self.left[:, None], weights, images, alpha=-1).squeeze(1)
         self.value = torch.baddbmm(self.value[:, None], weights, steps).squeeze(1)

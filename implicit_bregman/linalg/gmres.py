@@ -105,13 +105,14 @@ def _cycle(
     if not bool(usable.all()):
         # (0 times what is not finite)
         combined = torch.where(usable[:, None], combined, 0.0)
-    return _Cycle(preconditioner(combined), taken, _left_over(hessenberg, weights, basis[:, : taken + 1], norm_r, target))
+    left = _left_over(hessenberg, weights, basis[:, : taken + 1], norm_r, target)
+    return _Cycle(preconditioner(combined), taken, left)
 
 
 def _left_over(
     hessenberg: Tensor, weights: Tensor, basis: Tensor, norm_r: Tensor, target: Tensor
 ) -> Float[Tensor, "batch d"] | None:
-    """r − A M⁻¹ V c = V(‖r‖e₁ − Hc), which holds to rounding, however orthogonal V is; None where that is not enough."""
+    """r − A M⁻¹ V c = V(‖r‖e₁ − Hc), to rounding however orthogonal V is; None where that is not enough."""
     eps = torch.finfo(basis.dtype).eps
     rounding = eps * hessenberg.abs().amax((-2, -1)) * torch.linalg.vector_norm(weights, dim=-1)
     if not bool((_SURE * rounding <= target).all()):

@@ -57,7 +57,8 @@ class CriticalPoint(nn.Module):
 
     Raises:
         TypeError: for arguments of the wrong kind.
-        ValueError: for unknown names, or γ < 0; for a `norm` where there are no such layers, or a weight is parametrized.
+        ValueError: for unknown names, or γ < 0; for a `norm` where there are no such layers, or a weight is
+            parametrized already.
     """
 
     energy: Energy

@@ -5,8 +5,9 @@ y ↦ y − tE(y), E(y) = F(ρ(y)) + γy, with dual iterates mixed and the weigh
 `Anderson`. With the longest step, t = min(1, 1/γ), this is for γ ≥ 1 the fixed-point map y ↦ −F(ρ(y))/γ itself. There
 is no safeguard: what fails is left to solvers that have one.
 
-As long as plain steps come nearer, only every third is mixed, over the plain ones between: it takes as many evaluations
-(Pratapa, Suryanarayana and Pask, "Anderson acceleration of the Jacobi iterative method", 2016) and less time around them.
+As long as plain steps come nearer, only every third is mixed, over the plain ones between: that takes about as many
+evaluations and less time around them (Pratapa, Suryanarayana and Pask, "Anderson acceleration of the Jacobi iterative
+method", 2016).
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ _MEMORY = 6
 _RIDGE = 10
 #: Steps from one mixing to the next, as long as each plain step brings the largest residual below this share of itself.
 _EVERY, _NEARER = 3, 0.9
+#: Where mixing has twice left more than this share of the residual's square, the next is so many steps away.
+_POOR, _SELDOM = 0.65, 9
 #: Steps within which a sample has to bring its residual to a half.
 _PATIENCE = 12
 #: The batch shrinks where more than this share of the samples has stopped.
@@ -44,6 +47,7 @@ class _Past(RowsOfTensors):
         count: steps made.
         every: steps from one mixing to the next.
         waited: those since the last.
+        poor: mixings in a row that hardly helped.
     """
 
     residual: Tensor
@@ -53,6 +57,7 @@ class _Past(RowsOfTensors):
     count: int = 0
     every: int = _EVERY
     waited: int = 0
+    poor: int = 0
 
     @classmethod
     def empty(cls, like: Float[Tensor, "b d"]) -> _Past:
@@ -72,7 +77,8 @@ class _Past(RowsOfTensors):
     @property
     def is_due(self) -> bool:
         """Whether the next step is mixed."""
-        return self.waited >= self.every and self.count > 1
+        wait = self.every if self.poor < 2 or self.every == 1 else _SELDOM
+        return self.waited >= wait and self.count > 1
 
 
 @dataclass(frozen=True)
@@ -171,8 +177,8 @@ def _start(objective: Objective, dual: Tensor) -> _Course:
     value = objective.geometry.activation(dual)
     gradient, total, residual = _evaluated(objective, dual, value)
     idle = torch.zeros_like(residual, dtype=torch.int64)
-    rows = all_rows(dual)
-    return _Course(rows, objective, dual, value, gradient, total, residual, dual, residual, residual, idle, _Past.empty(dual))
+    rows, past = all_rows(dual), _Past.empty(dual)
+    return _Course(rows, objective, dual, value, gradient, total, residual, dual, residual, residual, idle, past)
 
 
 def _evaluated(objective: Objective, dual: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -193,8 +199,10 @@ def _stepped(course: _Course, _: int) -> _Course:
     past = course.past.with_step(value - course.value, image)
     is_plain = not past.is_due
     if not is_plain:
-        dual = geometry.project_dual(_mixed(past))
-        value, past = geometry.activation(dual), replace(past, waited=0)
+        mixed, left = _mixed(past)
+        dual = geometry.project_dual(mixed)
+        value = geometry.activation(dual)
+        past = replace(past, waited=0, poor=past.poor + 1 if bool(left.mean() > _POOR) else 0)
     gradient, total, residual = _evaluated(objective, dual, value)
     better, halved = residual < course.least, residual <= 0.5 * course.mark
     nearer = residual.amax() <= _NEARER * course.residual.amax()
@@ -218,8 +226,8 @@ def _stepped(course: _Course, _: int) -> _Course:
     )
 
 
-def _mixed(past: _Past) -> Float[Tensor, "batch d"]:
-    """The next dual: y⁺ − Σ w_i Δy⁺_i with ‖r − Σ w_i Δr_i‖ least."""
+def _mixed(past: _Past) -> tuple[Float[Tensor, "batch d"], Float[Tensor, " batch"]]:
+    """The next dual, y⁺ − Σ w_i Δy⁺_i with ‖r − Σ w_i Δr_i‖ least, and the share of ‖r‖² that this is."""
     filled = min(past.count - 1, _MEMORY)
     changes, moves = past.residual_steps[:, :filled], past.image_steps[:, :filled]
     gram = (changes @ changes.mT).double()
@@ -229,8 +237,9 @@ def _mixed(past: _Past) -> Float[Tensor, "batch d"]:
     factor, failed = torch.linalg.cholesky_ex(gram)
     # (a row times a matrix takes a tenth of the time of a matrix times a column)
     right = (past.residual[:, None] @ changes.mT).to(factor.dtype)
-    weights = torch.cholesky_solve(right.mT, factor).mT.to(changes.dtype)
+    exact = torch.cholesky_solve(right.mT, factor).mT
+    left = 1 - (right * exact).sum((1, 2)) / torch.linalg.vecdot(past.residual, past.residual)
+    weights = exact.to(changes.dtype)
     # (what is not finite, of a residual that underflows or overflows, ends here)
     weights = torch.where((failed == 0)[:, None, None], weights.nan_to_num(0.0, 0.0, 0.0), 0.0)
-    return torch.baddbmm(past.image[:, None], weights, moves, alpha=-1).squeeze(1)
-
+    return torch.baddbmm(past.image[:, None], weights, moves, alpha=-1).squeeze(1), left
