@@ -4,7 +4,8 @@ Run
 
     OMP_NUM_THREADS=1 python docs/scripts/sums.py
 
-d = 400, eigenvalues of H from 1 to 10⁴, 32 samples, float64. Times are the least of three, in seconds of processor time.
+d = 400, eigenvalues of H from 1 to 10⁴, 32 samples, float64. Times are the least of three, in seconds of processor
+time.
 """
 
 from __future__ import annotations
