@@ -15,6 +15,7 @@ from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient
 from implicit_bregman.linalg.chebyshev import Preconditioner, semi_iteration, steps_needed
 from implicit_bregman.linalg.gmres import gmres
+from implicit_bregman.linalg.updates import apply_updates
 from implicit_bregman.operators import LinearOperator
 from implicit_bregman.operators.free import FreeBlocks
 from implicit_bregman.operators.packing import packed
@@ -61,8 +62,7 @@ class UpdatedIdentity:
     right: Tensor
 
     def __call__(self, r: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        weights = self.left @ r[:, :, None]
-        return self.scale * (r + (self.right * weights).sum(1))
+        return self.scale * (r + apply_updates(self.right, self.left, r))
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,7 @@ class Linearization:
             tol: relative residual, per sample.
             max_iter: bound on the number of products.
         """
-        scale = (1 / self.diagonal()).mul
-        return gmres(lambda u: self.apply(u, adjoint=False), right, scale, tol, max_iter)
+        return gmres(lambda u: self.apply(u, adjoint=False), right, self._scaling(), tol, max_iter)
 
     def solve_symmetric(
         self, g: Float[Tensor, "batch d"], tol: float | Float[Tensor, " batch"], max_iter: int
@@ -286,7 +285,11 @@ class Linearization:
 
     def preconditioner(self) -> Callable[[Tensor], Tensor]:
         """About the inverse of the adjoint operator, for GMRES: an estimate, or the diagonal's."""
-        return (1 / self.diagonal()).mul if self.estimate is None else self.estimate
+        return self._scaling() if self.estimate is None else self.estimate
+
+    def _scaling(self) -> Callable[[Tensor], Tensor]:
+        """The inverse of the diagonal, where that is known."""
+        return _unchanged if self.hessian.diagonal() is None else (1 / self.diagonal()).mul
 
     def diagonal(self) -> Float[Tensor, "batch d"]:
         """The operator's diagonal, made positive for use as a preconditioner."""
@@ -296,6 +299,10 @@ class Linearization:
         diagonal = self.shift + self.slope * entries.to(self.slope.dtype)
         size = diagonal.abs().amax(-1, keepdim=True)
         return torch.where(diagonal > 1e-6 * size, diagonal, torch.where(size > 0, size, 1.0))
+
+
+def _unchanged(r: Tensor) -> Tensor:
+    return r
 
 
 def _rebuild(

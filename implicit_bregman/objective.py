@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -151,18 +152,29 @@ class Objective:
 
     def evaluate(self, dual: Float[Tensor, "batch d"], step: Float[Tensor, "batch 1"]) -> Point:
         """Everything that solvers need to know of the iterate `dual`: one evaluation of ∇f."""
-        geometry, gamma = self.geometry, self.regularization
         with torch.no_grad():
-            z = geometry.activation(dual)
+            z = self.geometry.activation(dual)
             at = self.energy.evaluate(z)
-            total = at.gradient + gamma * dual if gamma else at.gradient
-            scale = self.scale(self.energy.terms(at.gradient))
+            return self.point(dual, z, at.gradient, at.value, step)
+
+    def point(
+        self,
+        dual: Float[Tensor, "batch d"],
+        z: Float[Tensor, "batch d"],
+        gradient: Float[Tensor, "batch d"],
+        value: Float[Tensor, " batch"] | None,
+        step: Float[Tensor, "batch 1"],
+    ) -> Point:
+        """The same, of f and ∇f that have been evaluated at z = ρ(`dual`)."""
+        gamma = self.regularization
+        with torch.no_grad():
+            total = gradient + gamma * dual if gamma else gradient
+            scale = self.scale(self.energy.terms(gradient))
             residual = self.residual(z, total, scale)
-            objective = at.value
-            if objective is not None and gamma:
-                objective = objective + self.potential(dual)
-            next_dual = mm_step(geometry, dual, at.gradient, step, gamma)
-        return Point(dual, z, at.gradient, objective, residual, scale, step, next_dual)
+            if value is not None and gamma:
+                value = value + self.potential(dual)
+            next_dual = mm_step(self.geometry, dual, gradient, step, gamma)
+        return Point(dual, z, gradient, value, residual, scale, step, next_dual)
 
     @cached_property
     def unit(self) -> float:
@@ -207,7 +219,10 @@ class Objective:
         """
         lo, hi = self.geometry.bounds(z.dtype) if bounds is None else bounds
         # Not the move of z itself, which a large z would absorb.
-        residual = self.relative_step(total, scale).clamp_(z - hi, z - lo).abs_().amax(-1)
+        step = self.relative_step(total, scale)
+        if math.isfinite(lo) or math.isfinite(hi):
+            step = step.clamp_(z - hi, z - lo)
+        residual = step.abs_().amax(-1)
         return residual if self.unit == 1.0 else residual / self.unit
 
     def relative_step(self, total: Float[Tensor, "batch d"], scale: Float[Tensor, "batch d"]) -> Tensor:

@@ -43,6 +43,10 @@ class Running(RowsOfTensors):
         }
         return replace(self, **chosen)
 
+    def leaving(self: State, index: Int[Tensor, " stopped"]) -> State:
+        """Some of the samples, to be asked where they have ended: what only steps need may be left as it is."""
+        return self.select(index)
+
 
 def all_rows(like: Tensor) -> Int[Tensor, " batch"]:
     """The rows of a whole batch, that of this tensor."""
@@ -79,6 +83,7 @@ def iterate(
     going: Callable[[State, int], Bool[Tensor, " batch"]],
     end: Callable[[State, int], End],
     record: Callable[[State], None] | None = None,
+    crowd: float = 0.0,
 ) -> End:
     """Make steps until every sample has stopped, and return where each of them ended.
 
@@ -88,18 +93,25 @@ def iterate(
         going: which samples go on, from the same; every one has to stop at some number.
         end: what is kept of samples that have stopped, from the same.
         record: called with the running samples before every test.
+        crowd: samples that have stopped leave the batch once they are more than this share of it, since
+            leaving takes a copy of all others. Until then nothing that happens to them counts; but `record` sees them.
     """
     stopped: Stopped[End] = Stopped()
-    count = 0
+    count, running, over = 0, len(state.rows), None
     while True:
         if record is not None:
             record(state)
-        kept = (goes := going(state, count)).nonzero().squeeze(-1)
-        if len(kept) < len(goes) or not len(goes):
-            done = state.select((~goes).nonzero().squeeze(-1)) if len(kept) else state
+        goes = going(state, count)
+        goes = goes if over is None else goes & ~over
+        left = int(goes.sum())
+        if left < running or not running:
+            ends = ~goes if over is None else ~(goes | over)
+            done = state.leaving(ends.nonzero().squeeze(-1)) if left or over is not None else state
             stopped.add(done.rows, end(done, count))
-            if not len(kept):
+            if not left:
                 return stopped.whole()
-            state = state.select(kept)
+            running, over = left, ~goes
+            if len(goes) - left > crowd * len(goes):
+                state, over = state.select(goes.nonzero().squeeze(-1)), None
         state = step(state, count)
         count += 1

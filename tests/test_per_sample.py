@@ -33,10 +33,11 @@ class End(RowsOfTensors):
     steps: Tensor
 
 
-def count_down(numbers: list[int], seen: list[list[int]] | None = None, most: int = 100) -> End:
+def count_down(numbers: list[int], seen: list[list[int]] | None = None, most: int = 100, crowd: float = 0.0) -> End:
     def step(state: Countdown, count: int) -> Countdown:
         assert torch.equal(state.part.twice, 2 * (state.at + count))  # (no sample has another's part)
-        assert bool((state.at > 0).all())  # (who has stopped is not touched any more)
+        if not crowd:
+            assert bool((state.at > 0).all())  # (who has stopped is not touched any more)
         return replace(state, at=state.at - 1)
 
     def going(state: Countdown, count: int) -> Tensor:
@@ -51,7 +52,7 @@ def count_down(numbers: list[int], seen: list[list[int]] | None = None, most: in
 
     start = torch.tensor(numbers, dtype=torch.int64)
     state = Countdown(all_rows(start), start, Part(2 * start), "name")
-    return iterate(state, step, going, end, None if seen is None else record)
+    return iterate(state, step, going, end, None if seen is None else record, crowd)
 
 
 def test_each_sample_makes_its_own_number_of_steps() -> None:
@@ -79,3 +80,12 @@ def test_what_has_no_rows_is_kept_as_it_is() -> None:
     assert some.part.twice.tolist() == [6, 2]
     assert some.name == "name"
     assert some.nothing is None
+
+
+def test_who_has_stopped_may_wait_for_others() -> None:
+    seen: list[list[int]] = []
+    ended = count_down([2, 0, 3, 2, 0, 9], seen, crowd=0.5)
+    assert ended.steps.tolist() == [2, 0, 3, 2, 0, 9]
+    assert ended.start.tolist() == [2, 0, 3, 2, 0, 9]
+    assert seen[:3] == [[0, 1, 2, 3, 4, 5]] * 3
+    assert seen[3:] == [[2, 5]] * 7

@@ -117,7 +117,7 @@ def _within_range(objective: Objective, outcome: Outcome) -> Outcome:
         return outcome
     value, status = outcome.point.value, outcome.status
     solved = (status <= int(Status.TRUNCATED)) | (status == int(Status.NONUNIQUE))
-    beyond = (value.abs() >= torch.finfo(value.dtype).max).any(-1) & solved
+    beyond = (value.abs().amax(-1) >= torch.finfo(value.dtype).max) & solved
     if not bool(beyond.any()):
         return outcome
     return replace(outcome, status=torch.where(beyond, int(Status.OVERFLOW), status), complete=False)

@@ -163,12 +163,14 @@ def linearize_outcome(objective: Objective, outcome: Outcome) -> Linearization:
     """The adjoint system where a solver stopped: that of the free set of exact samples, scaled elsewhere."""
     point = outcome.point
     hessian = objective.energy.hessian(point.value)
-    if outcome.without_steps:
+    gamma, smooth = objective.regularization, objective.geometry.is_legendre
+    if outcome.without_steps and not gamma:
         # An exact point: its next MM iterate is itself.
-        if not objective.regularization:
-            ends = None if outcome.splitter is None else outcome.splitter.ends
-            return linearize_on_free_set(hessian, outcome.free, point.value.dtype, outcome.blocks, ends)
-        slope, gamma = objective.geometry.slope(point.dual), objective.regularization
+        ends = None if outcome.splitter is None else outcome.splitter.ends
+        return linearize_on_free_set(hessian, outcome.free, point.value.dtype, outcome.blocks, ends)
+    if gamma and (outcome.without_steps or (outcome.complete and smooth)):
+        # (within the tolerance, where there are no bounds, that goes for all)
+        slope = objective.geometry.slope(point.dual)
         return Linearization(hessian, slope, torch.full_like(slope, gamma), damping=gamma)
     scaled = linearize(hessian, objective.geometry, objective.regularization, point)
     on_free_set = linearize_on_free_set(hessian, outcome.free, point.value.dtype)

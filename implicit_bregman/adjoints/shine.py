@@ -18,12 +18,13 @@ from implicit_bregman.backward import AdjointReport, differentiable, report_back
 from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient, normalized
 from implicit_bregman.linalg.gmres import gmres
+from implicit_bregman.linalg.updates import apply_updates
 from implicit_bregman.linearization import Linearization
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.settings import FAILURE_MODES, check_choice, check_count
 from implicit_bregman.solvers.base import Outcome, Solver
 from implicit_bregman.solvers.broyden import Broyden
-from implicit_bregman.solvers.inverse import InverseEstimate, apply_updates
+from implicit_bregman.solvers.inverse import InverseEstimate
 from implicit_bregman.status import Status
 
 #: Rounds of refinement with a float64 residual.

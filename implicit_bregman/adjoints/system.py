@@ -10,6 +10,7 @@ from torch import Tensor
 
 from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.linalg.cg import conjugate_gradient, normalized
+from implicit_bregman.linalg.gcr import gcr
 from implicit_bregman.linalg.gmres import gmres
 from implicit_bregman.linalg.nullspace import null_part
 from implicit_bregman.linearization import Linearization
@@ -225,6 +226,8 @@ def _iterate(system: Linearization, g: Tensor, method: str, tol: float, max_iter
     swept = _sweep(system, g, tol, max_iter) if method == "auto" else None
     if swept is not None:
         return swept
+    if not (symmetric or system.hessian.factorizes):
+        return _by_products(system, g, tol, max_iter)
     wide = torch.float64 if system.hessian.factorizes else g.dtype
     equation = _Equation.of(system, symmetric, wide)
     right, residual, v = g, g.to(wide), torch.zeros_like(g, dtype=wide)
@@ -244,12 +247,8 @@ def _iterate(system: Linearization, g: Tensor, method: str, tol: float, max_iter
             step = system.slope * part.value
         v = torch.addcmul(v, unit[:, None], step.to(wide))
         iterations, positive = iterations + part.iterations, positive & part.positive
-        if symmetric or wide != g.dtype:
-            residual = equation.residual(v, g)
-            size = equation.size(residual)
-        else:
-            # (GMRES has just computed the same)
-            size = part.residual * norm
+        residual = equation.residual(v, g)
+        size = equation.size(residual)
         done = size <= tol * norm
         if bool(done.all()):
             break
@@ -263,6 +262,14 @@ def _iterate(system: Linearization, g: Tensor, method: str, tol: float, max_iter
     if not bool(positive.all()):
         v, solved, relative = _replace_indefinite(system, g, (v, solved, relative), positive, tol, max_iter)
     return v, _judged(system, v, g, solved, relative), relative.to(g.dtype), iterations
+
+
+def _by_products(system: Linearization, g: Tensor, tol: float, max_iter: int) -> AdjointSolution:
+    """Where H is neither symmetric nor a matrix: the solver's own residual is all that there is to be judged by."""
+    missing = min(max(0.7 * tol, _reach(g.dtype)), 0.5)
+    part = gcr(system.apply, g, system.preconditioner(), missing, max_iter)
+    v, solved = system.slope * part.value, part.converged | (part.residual <= tol)
+    return v, _judged(system, v, g, solved, part.residual), part.residual, part.iterations
 
 
 def _sweep(system: Linearization, g: Tensor, tol: float, max_iter: int) -> AdjointSolution | None:

@@ -40,6 +40,8 @@ class Snapshot:
         self.places = tuple(places)
         self.tensors = tuple(tensors)
         self._versions = versions(tensors)
+        self._found: list[object] = list(tensors)
+        """What was found in each place and is the same: it need not be compared again."""
 
     @classmethod
     def of(cls, module: nn.Module) -> Snapshot:
@@ -73,8 +75,12 @@ class Snapshot:
         """
         before: list[tuple[dict[str, Any], str, object]] = []
         try:
-            for place, tensor in zip(self.places, self.tensors, strict=True):
-                if _is_same(_dictionary(place.owner, place.kind).get(place.name), tensor):
+            for index, (place, tensor) in enumerate(zip(self.places, self.tensors, strict=True)):
+                current = _dictionary(place.owner, place.kind).get(place.name)
+                if current is self._found[index]:
+                    continue
+                if _is_same(current, tensor):
+                    self._found[index] = current
                     continue
                 for kind in _KINDS:  # (a name may have moved from one to another)
                     holder = _dictionary(place.owner, kind)

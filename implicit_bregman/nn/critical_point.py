@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from implicit_bregman.adjoints import Adjoint, adjoint_named
 from implicit_bregman.checks import check_energy
@@ -20,6 +21,7 @@ from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.majorization import Certificate, certify
 from implicit_bregman.nn.jacobian import Map, fixed_point_map, jacobian_penalty, spectral_radius
+from implicit_bregman.nn.norms import normalize
 from implicit_bregman.nn.traced import NOT_TO_BE_RECORDED, encoded, is_traceable, solve_traced
 from implicit_bregman.settings import check_nonnegative
 from implicit_bregman.solution import Solution
@@ -38,6 +40,9 @@ class CriticalPoint(nn.Module):
         regularization: γ ≥ 0.
         solver: a name or an instance from `implicit_bregman.solvers`.
         adjoint: a name or an instance from `implicit_bregman.adjoints`.
+        norm: "weight" or "spectral": the weights of all linear and convolutional layers of `energy` are parametrized by
+            `weight_norm` or `spectral_norm` of `torch.nn.utils.parametrizations`, in place, and computed once per call.
+            None: they are left as they are.
 
     Attributes:
         energy: f.
@@ -52,10 +57,13 @@ class CriticalPoint(nn.Module):
 
     Raises:
         TypeError: for arguments of the wrong kind.
-        ValueError: for unknown names, or γ < 0.
+        ValueError: for unknown names, or γ < 0; for a `norm` where there are no such layers, or a weight is
+            parametrized already.
     """
 
     energy: Energy
+    #: The normalization of the weights (None also of layers pickled before there was one).
+    norm: str | None = None
     #: The settings as a string, for recordings; "" (also of layers pickled before there was one): not to be recorded.
     settings: str = NOT_TO_BE_RECORDED
 
@@ -66,6 +74,7 @@ class CriticalPoint(nn.Module):
         regularization: float = 0.0,
         solver: str | Solver = "auto",
         adjoint: str | Adjoint = "implicit",
+        norm: str | None = None,
     ) -> None:
         super().__init__()
         self.energy = check_energy(energy)
@@ -75,6 +84,9 @@ class CriticalPoint(nn.Module):
         self.adjoint: str | Adjoint = adjoint
         solver_named(solver)
         adjoint_named(adjoint)
+        if norm is not None:
+            normalize(energy, norm)
+        self.norm = norm
         self.last_solution: Solution | None = None
 
     def forward(
@@ -113,9 +125,10 @@ class CriticalPoint(nn.Module):
         Raises:
             ValueError: for an input that does not fit, or a start that is given twice.
         """
-        solution = find_critical_point(
-            self.energy, self.geometry, x, initial, self.regularization, self.solver, self.adjoint, initial_dual
-        )
+        with parametrize.cached() if self.norm else nullcontext():
+            solution = find_critical_point(
+                self.energy, self.geometry, x, initial, self.regularization, self.solver, self.adjoint, initial_dual
+            )
         self.last_solution = solution.detach()
         return solution
 
@@ -195,7 +208,7 @@ class CriticalPoint(nn.Module):
         """Everything that is not a submodule."""
         return (
             f"geometry={self.geometry!r}, regularization={self.regularization}, solver={self.solver!r}, "
-            f"adjoint={self.adjoint!r}"
+            f"adjoint={self.adjoint!r}" + (f", norm={self.norm!r}" if self.norm else "")
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from implicit_bregman.linalg.updates import apply_updates
 from implicit_bregman.objective import Objective, Point, RowsOfTensors
 from implicit_bregman.settings import check_count
 from implicit_bregman.solvers.base import Outcome, Solver
-from implicit_bregman.solvers.inverse import InverseEstimate, apply_updates
+from implicit_bregman.solvers.inverse import InverseEstimate
 from implicit_bregman.solvers.loop import run
 
 #: Coordinates with a log φ'' so far above the least make MM's own steps on their way back from a bound.

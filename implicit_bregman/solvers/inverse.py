@@ -33,14 +33,6 @@ class InverseEstimate(RowsOfTensors):
         return InverseEstimate(self.left[:, :most].clone(), self.right[:, :most].clone(), self.count)
 
 
-def apply_updates(
-    left: Float[Tensor, "batch m d"], right: Float[Tensor, "batch m d"], vector: Float[Tensor, "batch d"]
-) -> Float[Tensor, "batch d"]:
-    """Σ left_i ⟨right_i, vector⟩ per sample."""
-    weights = right @ vector[:, :, None]
-    return (left * weights).sum(1)
-
-
 def assembled(parts: list[tuple[Tensor, InverseEstimate]], like: Float[Tensor, "batch d"]) -> InverseEstimate:
     """The estimates of a whole batch, from those of some rows each; without updates for samples that have none."""
     most = max((part.left.shape[1] for _, part in parts), default=0)

@@ -5,10 +5,10 @@ import scipy.sparse.linalg
 import torch
 from torch import Tensor
 
-from implicit_bregman.linalg import LinearSolution, conjugate_gradient, gmres
+from implicit_bregman.linalg import LinearSolution, conjugate_gradient, gcr, gmres
 
-METHODS = (conjugate_gradient, gmres)
-every_method = pytest.mark.parametrize("method", METHODS, ids=["cg", "gmres"])
+METHODS = (conjugate_gradient, gmres, gcr)
+every_method = pytest.mark.parametrize("method", METHODS, ids=["cg", "gmres", "gcr"])
 
 
 def with_eigenvalues(eigenvalues: Tensor, generator: torch.Generator) -> Tensor:
@@ -185,7 +185,8 @@ def test_results_do_not_depend_on_the_batch(method: object, generator: torch.Gen
     together = solve(method, matrix, rhs, tol=1e-8)
     for sample in range(6):
         alone = solve(method, matrix, rhs[sample : sample + 1], tol=1e-8)
-        assert torch.allclose(alone.value[0], together.value[sample], rtol=1e-6, atol=1e-9)
+        # (that all methods are within the tolerance times the condition is all that can be said)
+        assert torch.allclose(alone.value[0], together.value[sample], rtol=1e-5 if method is gcr else 1e-6, atol=1e-9)
         if method is conjugate_gradient:
             assert abs(int(alone.iterations) - int(together.iterations[sample])) <= 1
 
@@ -196,7 +197,7 @@ def test_a_sample_is_left_alone_once_it_has_converged(method: object, generator:
     matrix = definite(20, 1e4, generator)
     values, vectors = torch.linalg.eigh(matrix)
     easy, hard = vectors[:, 3] + vectors[:, 5], torch.randn(20, generator=generator, dtype=torch.float64)
-    settings = {"tol": 1e-8} if method is conjugate_gradient else {"tol": 1e-8, "restart": 3}
+    settings = {"tol": 1e-8, "restart": 3} if method is gmres else {"tol": 1e-8}
     found = solve(method, matrix, torch.stack([easy, hard]), **settings)
     stopped = int(found.iterations[0])
     assert stopped <= 3
@@ -348,3 +349,56 @@ def test_gmres_makes_no_more_products_than_it_needs(dtype: torch.dtype, generato
     assert bool(found.converged.all())
     assert len(calls) <= 3  # with the one that looks at the result
     assert found.iterations.tolist() == [2] * 5
+
+
+# GCR ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spread", [0.3, 0.8, 1.2], ids=["near to 1", "farther", "far"])
+def test_gcr_takes_about_as_many_products_as_gmres(
+    spread: float, dtype: torch.dtype, generator: torch.Generator
+) -> None:
+    matrix = torch.eye(80, dtype=torch.float64)
+    matrix = matrix + spread * torch.randn(80, 80, generator=generator, dtype=torch.float64) / 80**0.5
+    rhs = torch.randn(4, 80, generator=generator, dtype=torch.float64).to(dtype)
+    found, wanted = (solve(method, matrix, rhs, tol=1e-4) for method in (gcr, gmres))
+    assert bool(found.converged.all())
+    assert bool((residuals(matrix, found.value, rhs) <= 1e-4).all())
+    assert int(found.iterations.max()) <= int(wanted.iterations.max()) + (2 if spread < 1 else 10)
+
+
+def test_gcr_for_matrices_of_any_size(generator: torch.Generator) -> None:
+    matrix = general(8, generator)
+    rhs = torch.randn(3, 8, generator=generator)
+    for size in (1e-10, 1e10):
+        found = solve(gcr, matrix * size, rhs)
+        assert bool(found.converged.all())
+        exact = torch.linalg.solve(matrix, rhs.double().mT).mT
+        torch.testing.assert_close(found.value.double() * size, exact, rtol=1e-3, atol=1e-4)
+
+
+def test_gcr_leaves_what_goes_astray_to_gmres(generator: torch.Generator) -> None:
+    matrix = general(6, generator).float()
+    rhs = torch.randn(3, 6, generator=generator)
+    scale = torch.tensor([1.0, torch.inf, 1.0])[:, None]
+    found = gcr(lambda v: scale * (v @ matrix.mT), rhs, lambda r: r, 1e-5, 100)
+    assert found.converged.tolist() == [True, False, True]
+    assert bool(torch.isfinite(found.value).all())
+    clean = solve(gmres, matrix.double(), rhs)
+    torch.testing.assert_close(found.value[[0, 2]], clean.value[[0, 2]], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("most", [1, 2, 5])
+def test_gcr_makes_no_more_products_than_it_may(most: int, generator: torch.Generator) -> None:
+    calls = []
+
+    def product(v: Tensor) -> Tensor:
+        calls.append(1)
+        return v @ matrix.mT
+
+    matrix = 3 * general(30, generator)
+    rhs = torch.randn(2, 30, generator=generator, dtype=torch.float64)
+    found = gcr(product, rhs, lambda r: r, 1e-3, most)
+    assert found.iterations.tolist() == [most] * 2
+    assert len(calls) == most
+    assert not bool(found.converged.any())
