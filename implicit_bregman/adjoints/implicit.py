@@ -165,11 +165,11 @@ def linearize_outcome(objective: Objective, outcome: Outcome) -> Linearization:
     hessian = objective.energy.hessian(point.value)
     if outcome.without_steps:
         # An exact point: its next MM iterate is itself.
+        ends = None if outcome.splitter is None else outcome.splitter.ends
         if not objective.regularization:
-            ends = None if outcome.splitter is None else outcome.splitter.ends
             return linearize_on_free_set(hessian, outcome.free, point.value.dtype, outcome.blocks, ends)
         slope, gamma = objective.geometry.slope(point.dual), objective.regularization
-        return Linearization(hessian, slope, torch.full_like(slope, gamma), damping=gamma)
+        return Linearization(hessian, slope, torch.full_like(slope, gamma), damping=gamma, splitting=ends)
     scaled = linearize(hessian, objective.geometry, objective.regularization, point)
     on_free_set = linearize_on_free_set(hessian, outcome.free, point.value.dtype)
     exact = outcome.exact[:, None]

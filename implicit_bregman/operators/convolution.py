@@ -31,6 +31,8 @@ from implicit_bregman.transforms import numbers, transformed
 PADDINGS = ("zeros", "circular")
 #: Points in each dimension, and at least so many, at which the limits of all spectra are looked for.
 _POINTS, _LEAST_POINTS = 16, 16
+#: Steps of the power method behind a guess of a norm.
+_POWER_STEPS = 6
 
 
 class Convolution(LinearOperator):
@@ -297,8 +299,24 @@ class Convolution(LinearOperator):
         ends = torch.linalg.eigvalsh(symbol)
         return float(ends.min()), float(ends.max())
 
-    def sizes_guess(self) -> tuple[float, float]:
-        return self.bounds()[0], self.norm()
+    def skew_guess(self) -> float:
+        """By a few steps of the power method for each frequency."""
+        return 0.0 if self.symmetric else self._skew
+
+    @cached_property
+    def _skew(self) -> float:
+        symbol = self._symbol_without_gradient(self.kernel.dtype)
+        v = symbol.new_ones(*symbol.shape[:-1], 1)
+        v = (
+            v
+            + 1j
+            * torch.sin(1.7 * torch.arange(symbol.shape[-1], dtype=symbol.real.dtype, device=symbol.device))[:, None]
+        )
+        skew = 0.5 * (symbol - symbol.mH)
+        for _ in range(_POWER_STEPS):
+            before = torch.linalg.vector_norm(v, dim=-2, keepdim=True)
+            v = skew @ (v / torch.where(before > 0, before, 1.0))
+        return float(torch.linalg.vector_norm(v, dim=-2).amax())
 
     def step_bound_guess(self) -> float:
         """Of the circular convolution around, of which both constants are bounds."""
