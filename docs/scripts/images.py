@@ -7,8 +7,8 @@ Run
 A pass is everything from the kernels to the gradients of all parameters and of x, in float32, 32 images. Each contender
 is given the loosest tolerance with which its z and all its gradients come within 1e-3, or 1e-5, of those in float64
 (in the 2-norm, relative), and the loop the best of four steps α besides the one that monDEQ's code has by default.
-torchdeq (from the extra `experiments`) solves z = Π(z − τ(Hz − c)), or for γ = 1 either z = ρ(c − Hz) or MM's step in y,
-with H by `conv2d`, and is given the best of its solvers, forward and backward.
+torchdeq (from the extra `experiments`) solves z = Π(z − τ(Hz − c)), or for γ = 1 either z = ρ(c − Hz) or MM's step in
+y, with H by `conv2d`, and is given the best of its solvers, forward and backward.
 Times are processor time, the least of several, in milliseconds. With `--growth` images go up to 128 × 128.
 """
 
@@ -42,7 +42,7 @@ METHODS = (
     ("anderson", {"m": 6, "lam": 1e-4}),
     ("anderson", {"m": 6, "lam": 1e-8}),
 )
-LONGEST = 150
+LONGEST = 100
 
 Pass = Callable[[], list[Tensor]]
 """z, and the gradients of x and all parameters."""
@@ -281,11 +281,11 @@ def to_accuracy(of: Callable[[float], Pass], true: list[Tensor], target: float, 
     return math.inf
 
 
-def best_to_accuracy(of_all: list[Callable[[float], Pass]], true: list[Tensor], target: float) -> float:
-    """The least of their times; those that are much slower are given up."""
+def best_to_accuracy(of_all: list[Callable[[float], Pass]], true: list[Tensor], target: float, limit: float) -> float:
+    """The least of their times; those that are much slower are given up, as are those that take longer than `limit`."""
     best = math.inf
     for of in of_all:
-        best = min(best, to_accuracy(of, true, target, 2 * best))
+        best = min(best, to_accuracy(of, true, target, min(2 * best, limit)))
     return best
 
 
@@ -312,7 +312,7 @@ def compare() -> None:
                 to_accuracy(partial(users, made, x, g), true, target) if weight == "convex" else float("nan"),
             ]
             loops = [to_accuracy(partial(loop, made, x, g, alpha=a), true, target) for a in STEPS]
-            times += [min(loops), loops[0], best_to_accuracy(torchdeqs(made, x, g), true, target)]
+            times += [min(loops), loops[0], best_to_accuracy(torchdeqs(made, x, g), true, target, 10 * times[0])]
             print(f"{name:>34} {target:6.0e} " + " ".join(f"{t:8.1f}" for t in times), flush=True)
 
 

@@ -41,9 +41,13 @@ def gram_kernel(
 
 def spectral_bound(matrices: Complex[Tensor, "*many c c"]) -> float:
     """A number that no eigenvalue of these Hermitian matrices exceeds, and the largest in size comes near to."""
-    if matrices.numel() == 0 or not float(size := _frobenius(matrices).amax()) > 0:
-        return 0.0
-    power = (matrices / size).flatten(0, -3)
+    # (at the size 1, where no square overflows)
+    unit = float(torch.view_as_real(matrices).abs().amax()) if matrices.numel() else 0.0
+    if not 0 < unit < math.inf:
+        return unit if unit > 0 else 0.0
+    power = matrices.flatten(0, -3) / unit
+    size = _frobenius(power).amax()
+    power = power / size
     for _ in range(_SQUARINGS):
         # A matrix has at least 1/√c of its Frobenius norm: what is smaller by more has not the largest eigenvalue.
         norms = _frobenius(power)
@@ -52,7 +56,7 @@ def spectral_bound(matrices: Complex[Tensor, "*many c c"]) -> float:
     largest = float(_frobenius(power).double().amax())
     # (of what is smaller than the largest by so much that its power is 0 nothing is lost)
     slack = 1 + 4 * torch.finfo(matrices.real.dtype).eps * matrices.shape[-1]
-    return slack * float(size) * largest ** (0.5**_SQUARINGS)
+    return slack * unit * float(size) * largest ** (0.5**_SQUARINGS)
 
 
 def _frobenius(matrices: Complex[Tensor, "many c c"]) -> Float[Tensor, " many"]:

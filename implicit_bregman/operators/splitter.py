@@ -178,6 +178,13 @@ class Splitter:
         right = self.embed(right)
         return self.reflect(right, right) * self.alpha
 
+    def forward(self, z: Float[Tensor, "batch d"], right: Float[Tensor, "batch d"]) -> Float[Tensor, "batch e"]:
+        """z − α((H + μI)z − b): the point 2x − u of the u whose x is z."""
+        operator = self.operator if self._dilation is None else self._dilation.operator
+        z = self.embed(z)
+        force = self.embed(right) - operator.product(z, self.adjoint)
+        return torch.add(z * (1 - self.alpha * self.ends.strong), force, alpha=self.alpha)
+
     def moved(
         self, u: Float[Tensor, "batch e"], v: Float[Tensor, "batch e"], z: Float[Tensor, "batch d"]
     ) -> Float[Tensor, "batch e"]:
@@ -200,7 +207,7 @@ class Splitter:
         inside = torch.where(free, right, 0.0)
         unit = _units(inside)
         mask = free.to(self.operator.dtype)
-        target, count = self._approximate(mask, mask, inside / unit, max(_ROUND, _MARGIN * tol))
+        target, count, _ = self._approximate(mask, mask, inside / unit, max(_ROUND, _MARGIN * tol))
         found = self._refine(free, inside.double(), (unit * mask * target).double(), tol, lambda _: unit)
         return found._replace(iterations=found.iterations + count)
 
@@ -225,7 +232,9 @@ class Splitter:
         narrow = self.operator.dtype
         dtype = torch.float64 if tol < FAR_ABOVE * torch.finfo(narrow).eps else narrow
         operator = self.operator if dtype == narrow else self.operator.to(dtype)
-        b, wide = right.to(dtype), slope.to(dtype)
+        # (at the size 1, where no square overflows)
+        whole = _units(right)
+        b, wide = (right / whole).to(dtype), slope.to(dtype)
         slope, weight = slope.to(narrow), weight.to(narrow)
         inverse = (slope * (1 - self.alpha * self.ends.strong)).add_(self.alpha * damping).reciprocal_()
         share = slope * inverse
@@ -234,15 +243,18 @@ class Splitter:
         for _ in range(_REFINEMENTS):
             unit = _units(weight * left)
             level = max(aim, _LEAST_ROUNDING * torch.finfo(narrow).eps)
-            target, count = self._approximate(share, weight, (left / unit).to(narrow), level)
+            target, count, bound = self._approximate(share, weight, (left / unit).to(narrow), level)
             u, spent = torch.addcmul(u, unit, (inverse * target).to(dtype)), spent + count
+            if dtype == narrow and bound is not None and spent == count and bool((bound <= tol).all()):
+                # (far above rounding the residual need not be computed)
+                return ScaledSolution(whole * u, bound, spent)
             left = torch.sub(b, operator.product(wide * u, self.adjoint)).sub_(u, alpha=damping)
             error = torch.linalg.vector_norm(weight * left, dim=-1) / torch.where(size > 0, size, 1.0)
             worst = float(error.max()) if len(error) else 0.0
             if worst <= tol or not worst < _CONTRACTION * before:
                 break
             before, aim = worst, _MARGIN * tol / worst
-        return ScaledSolution(u, error, spent)
+        return ScaledSolution(whole * u, error, spent)
 
     def refine_on(
         self,
@@ -283,7 +295,7 @@ class Splitter:
             before, level = worst, max(_ROUND, _MARGIN * tol / worst)
             # Scaled to its own size, a residual can neither vanish nor overflow in float32.
             unit, mask = _units(error), free.to(self.operator.dtype)
-            target, count = self._approximate(mask, mask, (error / unit).to(mask.dtype), level)
+            target, count, _ = self._approximate(mask, mask, (error / unit).to(mask.dtype), level)
             z = torch.addcmul(z, unit, (mask * target).double(), value=-1)
             spent += count
         return FreeSetSolution(z, excess, left, products, spent)
@@ -294,26 +306,33 @@ class Splitter:
         weight: Float[Tensor, "batch d"],
         right: Float[Tensor, "batch d"],
         tol: float,
-    ) -> tuple[Float[Tensor, "batch d"], int]:
-        """The iteration whose prox is a factor for each coordinate: the point 2x − u near its limit, and the count.
+    ) -> tuple[Float[Tensor, "batch d"], int, Float[Tensor, " batch"] | None]:
+        """The iteration whose prox is a factor for each coordinate.
 
         Args:
             share: the factors, between 0 and 1, (B, d).
             weight: of the equations' errors, (B, d).
             right: b, (B, d), weighted of the size 1.
             tol: the largest weighted error that may be left. It follows from the last step.
+
+        Returns:
+            The point 2x − u near its limit, the count, and the errors that are left, (B,), where they are known.
         """
         base = self.base(right)
         v, target, u = base, self.restrict(base), torch.zeros_like(base)
         few = self.iterations(tol)
-        scale = weight * self.per_step
-        for count in range(1, few if self.halves or not len(right) else _LONGER * few):
+        scale, left = weight * self.per_step, None
+        # (half a step says nothing of the error)
+        adaptive = not self.halves and len(right) > 0
+        for count in range(1, _LONGER * few if adaptive else few):
             u = self.moved(u, v, share * target)
             v = self.reflect(u, base)
             before, target = target, self.restrict(v)
-            if not self.halves and len(right) and float(((target - before) * scale).abs_().amax()) <= tol:
-                return target, count + 1
-        return target, few
+            if adaptive:
+                left = ((target - before) * scale).abs_().amax(-1)
+                if bool((left <= tol).all()):
+                    return target, count + 1, left
+        return target, few, left
 
     @property
     def per_step(self) -> float:

@@ -85,11 +85,16 @@ def _iterated(
     # (2R − I)u + 2αRc = (2R − I)(u + αc) + αc
     force, most = splitter.embed(energy.offset) * splitter.alpha, min(max_iter, _LONGEST * splitter.iterations(level))
     y, z = dual, objective.geometry.activation(dual)
+    # A start of ρ(0) says nothing of z, another also what it is on the larger space of a dilation.
+    first = splitter.forward(z, energy.offset) if bool(dual.any()) else None
     u = splitter.embed(torch.lerp(prox.image(y, z), z, 2.0))
     final, steps, before = y, torch.zeros(len(y), dtype=torch.int64, device=y.device), None
     idle, going = torch.zeros_like(steps), torch.ones_like(steps, dtype=torch.bool)
     for count in range(1, most + 1):
-        v = splitter.reflect(u.add_(force), force)
+        if count == 1 and first is not None:
+            u, v = torch.lerp(first, splitter.embed(z), 2.0), first
+        else:
+            v = splitter.reflect(u.add_(force), force)
         y, z, change = prox.after(splitter.restrict(v), y, z)
         u = splitter.moved(u, v, z)
         size = change.mul_(weight).abs_().amax(-1)
