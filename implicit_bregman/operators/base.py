@@ -244,7 +244,7 @@ class LinearOperator(ABC):
     def splits(self, batch: int) -> bool:
         """Whether `reflected`, of itself or its `dilation`, costs about as much as a product.
 
-        Operator splitting is then the method of choice for γ = 0 and a quadratic f with one critical point.
+        Operator splitting is then the method of choice for a quadratic f with one critical point.
         """
         return False
 

@@ -18,8 +18,9 @@ from implicit_bregman.operators.base import Dilation, LinearOperator
 _LEAST = 1e-4
 #: The most that αμ can be: beyond 1 nothing is left of what is not H's.
 _OF_STRONG = 0.9
-#: The least that one round of iterations is to leave of the residual, and the share of the tolerance it aims at.
-_ROUND, _MARGIN = 1e-4, 0.3
+#: The least that one round of iterations is to leave of the residual, with a matrix too, and the share of the tolerance
+#: it aims at.
+_ROUND, _COUNTED_ROUND, _MARGIN = 1e-5, 1e-4, 0.3
 #: Residuals are computed in float64 for tolerances below so many rounding errors; no round is asked for less than so
 #: many.
 FAR_ABOVE, _LEAST_ROUNDING = 100.0, 4.0
@@ -146,7 +147,7 @@ class Splitter:
         skew = operator.skew_guess()
         low, high = (least, largest) if skew is not None else operator.sizes_guess()
         known = math.isfinite(low + high + least + largest) and least + strong > 0
-        most = max(largest, high) + (skew or 0.0)
+        most = math.hypot(max(largest, high), skew or 0.0)
         condition = max(1.0, (most + strong) / (least + strong)) if known else math.inf
         ends = Ends(low + strong, high + strong, skew, strong if step is None else 0.0)
         return cls(operator, ends, condition, step)
@@ -207,7 +208,7 @@ class Splitter:
         inside = torch.where(free, right, 0.0)
         unit = _units(inside)
         mask = free.to(self.operator.dtype)
-        target, count, _ = self._approximate(mask, mask, inside / unit, max(_ROUND, _MARGIN * tol))
+        target, count, _ = self._approximate(mask, mask, inside / unit, max(self._round, _MARGIN * tol))
         found = self._refine(free, inside.double(), (unit * mask * target).double(), tol, lambda _: unit)
         return found._replace(iterations=found.iterations + count)
 
@@ -292,7 +293,7 @@ class Splitter:
             worst = float(left.max()) if len(left) else 0.0
             if products > _REFINEMENTS or worst <= tol or not worst < _CONTRACTION * before:
                 break
-            before, level = worst, max(_ROUND, _MARGIN * tol / worst)
+            before, level = worst, max(self._round, _MARGIN * tol / worst)
             # Scaled to its own size, a residual can neither vanish nor overflow in float32.
             unit, mask = _units(error), free.to(self.operator.dtype)
             target, count, _ = self._approximate(mask, mask, (error / unit).to(mask.dtype), level)
@@ -322,8 +323,8 @@ class Splitter:
         v, target, u = base, self.restrict(base), torch.zeros_like(base)
         few = self.iterations(tol)
         scale, left = weight * self.per_step, None
-        # (half a step says nothing of the error)
-        adaptive = not self.halves and len(right) > 0
+        # (half a step says nothing of the error, and to look at a step takes as long as a product with a small matrix)
+        adaptive = not (self.halves or self.operator.factorizes) and len(right) > 0
         for count in range(1, _LONGER * few if adaptive else few):
             u = self.moved(u, v, share * target)
             v = self.reflect(u, base)
@@ -333,6 +334,11 @@ class Splitter:
                 if bool((left <= tol).all()):
                     return target, count + 1, left
         return target, few, left
+
+    @property
+    def _round(self) -> float:
+        """The least that one round of iterations is to leave of the residual."""
+        return _COUNTED_ROUND if self.operator.factorizes else _ROUND
 
     @property
     def per_step(self) -> float:
