@@ -19,6 +19,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -285,7 +286,9 @@ def best_to_accuracy(of_all: list[Callable[[float], Pass]], true: list[Tensor], 
     """The least of their times; those that are much slower are given up, as are those that take longer than `limit`."""
     best = math.inf
     for of in of_all:
-        best = min(best, to_accuracy(of, true, target, min(2 * best, limit)))
+        # (torchdeq's Anderson solves a system that may be singular)
+        with suppress(torch.linalg.LinAlgError):
+            best = min(best, to_accuracy(of, true, target, min(2 * best, limit)))
     return best
 
 
