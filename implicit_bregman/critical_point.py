@@ -230,4 +230,4 @@ def _dependence(objective: Objective, outcome: Outcome, value: Tensor) -> Depend
         moves = (outcome.status == int(Status.TRUNCATED)) | (outcome.status == int(Status.INFEASIBLE))
         moves = moves if bool(moves.any()) else None
     energy, z = objective.energy, outcome.point.value.detach()
-    return Dependence(value, energy.value_at(z), moves, energy.pack())
+    return Dependence(value, energy.value_at(z) if energy.symmetric else None, moves, energy.pack())

@@ -19,6 +19,7 @@ from implicit_bregman.linalg.updates import apply_updates
 from implicit_bregman.operators import LinearOperator
 from implicit_bregman.operators.free import FreeBlocks
 from implicit_bregman.operators.packing import packed
+from implicit_bregman.operators.splitter import Ends
 
 #: Coordinates whose D₊ exceeds this share of the largest are preconditioned together,
 _STEEP = 0.1
@@ -82,7 +83,8 @@ class Linearization:
         shift: (1 + τγ)(1 − r)/τ, (B, d).
         on_free_sets: whether every sample's system is known to be the free block of H and the identity.
         blocks: then the factors of these, if they are known.
-        splitting: else the ends of the spectrum by which `Splitter` solves them, if it is known to be cheap.
+        splitting: else the ends of the spectrum by which `Splitter` solves them, or a system with one `damping`, where
+            that is known to be cheap.
         damping: the number that the shift is known to be everywhere (γ, at an exact point), if so.
         estimate: about the inverse of the operator, to precondition GMRES with, if there is one that is worth it.
     """
@@ -93,7 +95,7 @@ class Linearization:
     on_free_sets: bool = False
     blocks: FreeBlocks | None = None
     damping: float | None = None
-    splitting: tuple[float, float] | None = None
+    splitting: Ends | None = None
     estimate: UpdatedIdentity | None = None
 
     def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Linearization]]:
@@ -307,7 +309,7 @@ def _unchanged(r: Tensor) -> Tensor:
 
 def _rebuild(
     rebuild: Callable[..., LinearOperator],
-    remake: Callable[..., tuple[FreeBlocks | None, tuple[float, float] | None, UpdatedIdentity | None]],
+    remake: Callable[..., tuple[FreeBlocks | None, Ends | None, UpdatedIdentity | None]],
     count: int,
     on_free_sets: bool,
     damping: float | None,
@@ -353,7 +355,7 @@ def linearize_on_free_set(
     free: Bool[Tensor, "batch d"],
     dtype: torch.dtype,
     blocks: FreeBlocks | None = None,
-    splitting: tuple[float, float] | None = None,
+    splitting: Ends | None = None,
 ) -> Linearization:
     """The second-order model at exact points: the Hessian's free block, the identity on active coordinates."""
     inside = free.to(dtype)

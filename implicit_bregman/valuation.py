@@ -44,13 +44,13 @@ class Dependence:
 
     Attributes:
         solution: z with its gradient, (B, d), of the flat batch.
-        value: f(z; x) at a fixed z, with its graph, (B,).
+        value: f(z; x) at a fixed z, with its graph, (B,); None where there is no objective.
         moves: the samples for which z is not critical, (B,), so that F changes with z; None: there are none.
         packed: what f is made of.
     """
 
     solution: Float[Tensor, "batch d"]
-    value: Callable[[], Float[Tensor, " batch"]]
+    value: Callable[[], Float[Tensor, " batch"]] | None
     moves: Bool[Tensor, " batch"] | None
     packed: Packed
 
@@ -88,7 +88,7 @@ class Valuation:
         known, how = self._objective, self.dependence
         if known is None:
             return None
-        if how is None or not torch.is_grad_enabled():
+        if how is None or how.value is None or not torch.is_grad_enabled():
             return self.shaped(known)
         carried = _Objective.apply(known, how.value(), self, how.solution, self.dual, *how.packed.tensors)
         return self.shaped(carried)

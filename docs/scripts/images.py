@@ -1,4 +1,4 @@
-"""What a convolutional layer costs: beside the same energy written by a user, and a plain Peaceman–Rachford loop.
+"""What a convolutional layer costs: beside the same energy written by a user, a Peaceman–Rachford loop, and torchdeq.
 
 Run
 
@@ -7,20 +7,26 @@ Run
 A pass is everything from the kernels to the gradients of all parameters and of x, in float32, 32 images. Each contender
 is given the loosest tolerance with which its z and all its gradients come within 1e-3, or 1e-5, of those in float64
 (in the 2-norm, relative), and the loop the best of four steps α besides the one that monDEQ's code has by default.
+torchdeq (from the extra `experiments`) solves z = Π(z − τ(Hz − c)), or for γ = 1 either z = ρ(c − Hz) or MM's step in
+y, with H by `conv2d`, and is given the best of its solvers, forward and backward.
 Times are processor time, the least of several, in milliseconds. With `--growth` images go up to 128 × 128.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torchdeq import get_deq
 
 import implicit_bregman as ib
 from implicit_bregman.solvers import solver_named
@@ -30,9 +36,18 @@ TOLERANCES = (1e-2, 1e-3, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6, 1e-7)
 #: α of the loop, the first that of monDEQ's code.
 STEPS = (1.0, 0.5, 2.0, 4.0)
 MARGIN = 0.1
+#: torchdeq's solvers, and the iterations that they may take.
+METHODS = (
+    ("fixed_point_iter", {}),
+    ("broyden", {}),
+    ("anderson", {"m": 6, "lam": 1e-4}),
+    ("anderson", {"m": 6, "lam": 1e-8}),
+)
+LONGEST = 100
 
 Pass = Callable[[], list[Tensor]]
 """z, and the gradients of x and all parameters."""
+Map = Callable[..., Tensor]
 
 
 def layer(
@@ -167,6 +182,56 @@ def loop(made: ib.BregmanDEQ2d, x: Tensor, g: Tensor, tol: float, alpha: float) 
     return run
 
 
+def maps(made: ib.BregmanDEQ2d, size: int) -> list[tuple[Map, Map]]:
+    """The fixed-point equations for torchdeq: (H, c, v) ↦ the next v, and v ↦ z."""
+    operator, gamma, rho = made.energy.operator((size, size)), made.regularization, made.geometry.activation
+    with torch.no_grad():
+        low, high = operator.bounds()
+        step = 2 / (low + high) if operator.symmetric else 1 / operator.step_bound_guess()
+    if not gamma:
+        return [(lambda h, c, z: (z - step * (h(z) - c)).clamp_min(0), lambda z: z)]
+    return [
+        (lambda h, c, z: rho((c - h(z)) / gamma), lambda z: z),
+        (lambda h, c, y: (y - (h(rho(y)) - c) / high) / (1 + gamma / high), rho),
+    ]
+
+
+def torchdeqs(made: ib.BregmanDEQ2d, x: Tensor, g: Tensor) -> list[Callable[[float], Pass]]:
+    """torchdeq with each of its solvers, for each equation."""
+
+    def of(method: tuple[str, dict[str, float]], same: bool, equation: tuple[Map, Map], tol: float) -> Pass:
+        name, options = method
+        deq = get_deq(
+            ift=True,
+            f_solver=name,
+            b_solver=name if same else "fixed_point_iter",
+            f_tol=tol,
+            b_tol=tol,
+            f_max_iter=LONGEST,
+            b_max_iter=LONGEST,
+            f_stop_mode="rel",
+            b_stop_mode="rel",
+        )
+        following, value = equation
+
+        def run() -> list[Tensor]:
+            leaf = x.clone().requires_grad_()
+            kernel, c = made.energy.weight_map(), made.energy.injection(leaf)
+            around = tuple(k // 2 for k in kernel.shape[2:])
+
+            def product(v: Tensor) -> Tensor:
+                return functional.conv2d(v, kernel, padding=around)
+
+            found = deq(lambda v: following(product, c, v), torch.zeros_like(c), solver_kwargs=options)[0][-1]
+            z = value(found)
+            return [z.detach(), *torch.autograd.grad(z, [leaf, *made.parameters()], g)]
+
+        return run
+
+    choices = itertools.product(METHODS, (True, False), maps(made, x.shape[-1]))
+    return [partial(of, *choice) for choice in choices if choice[1] or choice[0][0] != "fixed_point_iter"]
+
+
 def error(found: list[Tensor], true: list[Tensor]) -> float:
     """The largest relative error of z and all gradients."""
     return max(float((a.double() - b).norm() / b.norm()) for a, b in zip(found, true, strict=True))
@@ -205,13 +270,26 @@ def clocked(run: Pass) -> float:
     return 1e3 * min(times)
 
 
-def to_accuracy(of: Callable[[float], Pass], true: list[Tensor], target: float) -> float:
-    """The time with the loosest tolerance that suffices; inf where none does."""
+def to_accuracy(of: Callable[[float], Pass], true: list[Tensor], target: float, limit: float = math.inf) -> float:
+    """The time with the loosest tolerance that suffices; inf where none does, or not in that many milliseconds."""
     for tol in TOLERANCES:
-        run = of(tol)
-        if error(run(), true) <= target:
+        run, start = of(tol), time.process_time()
+        found = run()
+        if 1e3 * (time.process_time() - start) > limit:
+            break
+        if error(found, true) <= target:
             return clocked(run)
-    return float("inf")
+    return math.inf
+
+
+def best_to_accuracy(of_all: list[Callable[[float], Pass]], true: list[Tensor], target: float, limit: float) -> float:
+    """The least of their times; those that are much slower are given up, as are those that take longer than `limit`."""
+    best = math.inf
+    for of in of_all:
+        # (torchdeq's Anderson solves a system that may be singular)
+        with suppress(torch.linalg.LinAlgError):
+            best = min(best, to_accuracy(of, true, target, min(2 * best, limit)))
+    return best
 
 
 def cells() -> Iterator[tuple[int, int, str, float, float]]:
@@ -224,7 +302,7 @@ def cells() -> Iterator[tuple[int, int, str, float, float]]:
 
 def compare() -> None:
     """A table of the contenders."""
-    print(f"{'layer':>34} {'to':>6} {'layer':>8} {'user':>8} {'loop':>8} {'α = 1':>8}")
+    print(f"{'layer':>34} {'to':>6} {'layer':>8} {'user':>8} {'loop':>8} {'α = 1':>8} {'torchdeq':>8}")
     for channels, size, weight, scale, gamma in cells():
         made = layer(channels, weight, gamma, scale)
         x, g = images(channels, size)
@@ -237,7 +315,7 @@ def compare() -> None:
                 to_accuracy(partial(users, made, x, g), true, target) if weight == "convex" else float("nan"),
             ]
             loops = [to_accuracy(partial(loop, made, x, g, alpha=a), true, target) for a in STEPS]
-            times += [min(loops), loops[0]]
+            times += [min(loops), loops[0], best_to_accuracy(torchdeqs(made, x, g), true, target, 10 * times[0])]
             print(f"{name:>34} {target:6.0e} " + " ".join(f"{t:8.1f}" for t in times), flush=True)
 
 

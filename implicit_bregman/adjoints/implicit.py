@@ -164,14 +164,14 @@ def linearize_outcome(objective: Objective, outcome: Outcome) -> Linearization:
     point = outcome.point
     hessian = objective.energy.hessian(point.value)
     gamma, smooth = objective.regularization, objective.geometry.is_legendre
+    ends = None if outcome.splitter is None else outcome.splitter.ends
     if outcome.without_steps and not gamma:
         # An exact point: its next MM iterate is itself.
-        ends = None if outcome.splitter is None else outcome.splitter.ends
         return linearize_on_free_set(hessian, outcome.free, point.value.dtype, outcome.blocks, ends)
     if gamma and (outcome.without_steps or (outcome.complete and smooth)):
         # (within the tolerance, where there are no bounds, that goes for all)
         slope = objective.geometry.slope(point.dual)
-        return Linearization(hessian, slope, torch.full_like(slope, gamma), damping=gamma)
+        return Linearization(hessian, slope, torch.full_like(slope, gamma), damping=gamma, splitting=ends)
     scaled = linearize(hessian, objective.geometry, objective.regularization, point)
     on_free_set = linearize_on_free_set(hessian, outcome.free, point.value.dtype)
     exact = outcome.exact[:, None]

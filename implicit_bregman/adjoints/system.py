@@ -15,7 +15,7 @@ from implicit_bregman.linalg.gmres import gmres
 from implicit_bregman.linalg.nullspace import null_part
 from implicit_bregman.linearization import Linearization
 from implicit_bregman.operators import ROUNDING_ERRORS, LinearOperator
-from implicit_bregman.operators.splitter import Splitter
+from implicit_bregman.operators.splitter import Ends, Splitter
 from implicit_bregman.status import Status
 
 METHODS = ("auto", "cg", "gmres", "dense")
@@ -71,8 +71,8 @@ def solve_adjoint_system(
 def _solve(system: Linearization, g: Tensor, method: str, tol: float | None, max_iter: int) -> AdjointSolution:
     """The same for rows of a moderate size."""
     target = DEFAULT_TOL[g.dtype] if tol is None else tol
-    if method == "auto" and system.splitting is not None and not system.hessian.factorizes and _on_free_sets(system):
-        split = _split(system, system.splitting, system.slope > 0, g, target)
+    if method == "auto" and system.splitting is not None and not system.hessian.factorizes:
+        split = _split_any(system, system.splitting, g, target)
         if split is not None:
             v, _, residual, iterations = split
             return v.to(g.dtype), torch.zeros_like(iterations), residual, iterations
@@ -146,9 +146,21 @@ def _direct(system: Linearization, g: Tensor, tol: float) -> AdjointSolution:
     return v, _judged(system, v, g, solved & (residual <= limit), residual), residual, none
 
 
-def _split(
-    system: Linearization, ends: tuple[float, float], free: Tensor, g: Tensor, tol: float
-) -> AdjointSolution | None:
+def _split_any(system: Linearization, ends: Ends, g: Tensor, tol: float) -> AdjointSolution | None:
+    """The same for an operator that is no matrix, on free sets or with one damping; None for other systems."""
+    if system.damping is None:
+        return _split(system, ends, system.slope > 0, g, tol) if _on_free_sets(system) else None
+    splitter, slope = Splitter(system.hessian, ends, adjoint=True), system.slope
+    root = slope.sqrt()
+    found = splitter.solve_scaled(slope, system.damping, g, root / root.amax().clamp_min(1.0), tol)
+    solved = found.left <= tol
+    if not bool(solved.all()):
+        return None
+    steps = torch.full_like(found.left, found.iterations, dtype=torch.int64)
+    return system.slope * found.value, solved, found.left.to(g.dtype), steps
+
+
+def _split(system: Linearization, ends: Ends, free: Tensor, g: Tensor, tol: float) -> AdjointSolution | None:
     """By operator splitting, as the forward solve was made; None where it does not get there."""
     found = Splitter(system.hessian, ends, adjoint=True).solve_on(free, g, tol)
     solved = found.left <= tol

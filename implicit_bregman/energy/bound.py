@@ -51,6 +51,9 @@ class BoundAffine(BoundEnergy):
         with torch.no_grad():
             return torch.maximum((gradient + self.offset).abs_(), self.offset.abs())
 
+    def value_with(self, z: Float[Tensor, "batch d"], gradient: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
+        return 0.5 * torch.linalg.vecdot(z, gradient - self.offset)
+
     @property
     def stiffness(self) -> Tensor | None:
         return self.operator.row_sizes()

@@ -121,6 +121,12 @@ class BoundEnergy(ABC):
         """The largest term in each entry of ∇f, in size, (B, d), given ∇f; |∇f| where the terms are not known."""
         return gradient.abs()
 
+    def value_with(
+        self, z: Float[Tensor, "batch d"], gradient: Float[Tensor, "batch d"]
+    ) -> Float[Tensor, " batch"] | None:
+        """f(z), (B,), where it follows from ∇f(z) without an evaluation; else None."""
+        return None
+
     def leaves(self, z: Float[Tensor, "batch d"]) -> tuple[Tensor, ...]:
         """Tensors through which −∇f(z) at a fixed z depends on x and θ; by default −∇f(z) itself, with its graph."""
         return (-self.gradient(z),)

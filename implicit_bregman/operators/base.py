@@ -138,6 +138,10 @@ class LinearOperator(ABC):
         least, largest = self.bounds_guess()
         return least, largest if self.symmetric else max(largest, self.step_bound_guess())
 
+    def skew_guess(self) -> float | None:
+        """About the norm of (H − Hᵀ)/2: for the choice of a step, not for proofs; None: not known by itself."""
+        return 0.0 if self.symmetric else None
+
     def norm(self) -> float | None:
         """A bound of ‖H‖₂, or None if none is known."""
         ends = self.bounds() if self.symmetric else None
@@ -189,14 +193,15 @@ class LinearOperator(ABC):
 
         return solve
 
-    def reflected(self, step: float, adjoint: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
-        """(u, b) ↦ (2(I + αH)⁻¹ − I)u + b, or with Hᵀ, without gradient: an operator splitting's share of H.
+    def reflected(self, step: float, adjoint: bool = False, more: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:
+        """(u, b) ↦ (2(I + α(H + μI))⁻¹ − I)u + b, or with Hᵀ, without gradient: an operator splitting's share of H.
 
         Args:
             step: α.
             adjoint: whether it is Hᵀ.
+            more: μ.
         """
-        solve = self.inverted(1 / step, adjoint)
+        solve = self.inverted(1 / step + more, adjoint)
         return lambda u, b: torch.add(b - u, solve(u), alpha=2 / step)
 
     def _preconditioner(self, shift: float, like: Float[Tensor, "batch d"]) -> Callable[[Tensor], Tensor]:
@@ -239,7 +244,7 @@ class LinearOperator(ABC):
     def splits(self, batch: int) -> bool:
         """Whether `reflected`, of itself or its `dilation`, costs about as much as a product.
 
-        Operator splitting is then the method of choice for γ = 0 and a quadratic f with one critical point.
+        Operator splitting is then the method of choice for a quadratic f with one critical point.
         """
         return False
 

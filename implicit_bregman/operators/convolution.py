@@ -31,6 +31,8 @@ from implicit_bregman.transforms import numbers, transformed
 PADDINGS = ("zeros", "circular")
 #: Points in each dimension, and at least so many, at which the limits of all spectra are looked for.
 _POINTS, _LEAST_POINTS = 16, 16
+#: Steps of the power method behind a guess of a norm.
+_POWER_STEPS = 6
 
 
 class Convolution(LinearOperator):
@@ -268,7 +270,7 @@ class Convolution(LinearOperator):
     def pack_known(self, splits: bool = False) -> tuple[tuple[Tensor, ...], Rebuild]:
         """The inverse that splitting used last is kept."""
         tensors, rebuild = super().pack_known(splits)
-        known = (self if self._is_circular else self._dilation.operator)._inverted  # type: ignore[attr-defined]
+        known = self._inverted
         if not known:
             return tensors, rebuild
         (shift, adjoint), inverse = list(known.items())[-1]
@@ -297,8 +299,24 @@ class Convolution(LinearOperator):
         ends = torch.linalg.eigvalsh(symbol)
         return float(ends.min()), float(ends.max())
 
-    def sizes_guess(self) -> tuple[float, float]:
-        return self.bounds()[0], self.norm()
+    def skew_guess(self) -> float:
+        """By a few steps of the power method for each frequency."""
+        return 0.0 if self.symmetric else self._skew
+
+    @cached_property
+    def _skew(self) -> float:
+        symbol = self._symbol_without_gradient(self.kernel.dtype)
+        v = symbol.new_ones(*symbol.shape[:-1], 1)
+        v = (
+            v
+            + 1j
+            * torch.sin(1.7 * torch.arange(symbol.shape[-1], dtype=symbol.real.dtype, device=symbol.device))[:, None]
+        )
+        skew = 0.5 * (symbol - symbol.mH)
+        for _ in range(_POWER_STEPS):
+            before = torch.linalg.vector_norm(v, dim=-2, keepdim=True)
+            v = skew @ (v / torch.where(before > 0, before, 1.0))
+        return float(torch.linalg.vector_norm(v, dim=-2).amax())
 
     def step_bound_guess(self) -> float:
         """Of the circular convolution around, of which both constants are bounds."""
@@ -339,8 +357,9 @@ class Convolution(LinearOperator):
             with torch.no_grad():
                 symbol = self._symbol_without_gradient(self.kernel.dtype)
                 eye = torch.eye(symbol.shape[-1], dtype=symbol.dtype, device=symbol.device)
-                inverse, info = torch.linalg.inv_ex((symbol.mH if adjoint else symbol) + shift * eye)
-                known[shift, adjoint] = for_rows(torch.where((info == 0)[:, None, None], inverse, torch.nan))
+                known[shift, adjoint] = for_rows(
+                    _inverses((symbol.mH if adjoint else symbol) + shift * eye, self.symmetric)
+                )
         return known[shift, adjoint]
 
     def _preconditioner(self, shift: float, like: Float[Tensor, "batch d"]) -> Callable[[Tensor], Tensor]:
@@ -366,6 +385,9 @@ class Convolution(LinearOperator):
         around = Convolution.__new__(Convolution)._set(
             self.kernel, grid, "circular", 1, self.phases, self.symmetric, self.least
         )
+        # (its frequencies are the same)
+        around._known_symbols, around._known_right = self._known_symbols, self._known_right
+        around._inverted = self._inverted
         missing = [n - own for n, own in zip(grid, self.grid, strict=True)]
         margins = [side for more in reversed(missing) for side in (0, more)]
 
@@ -420,6 +442,17 @@ class Convolution(LinearOperator):
             return bool(((kernel - opposite).abs() <= rounding).all())
 
 
+def _inverses(matrices: Complex[Tensor, "frequencies c c"], symmetric: bool) -> Complex[Tensor, "frequencies c c"]:
+    """Their inverses; NaN where there is none."""
+    if symmetric:
+        # (half the work where they are definite, as they nearly always are)
+        root, info = torch.linalg.cholesky_ex(matrices)
+        if not bool(info.any()):
+            return torch.cholesky_inverse(root)
+    inverse, info = torch.linalg.inv_ex(matrices)
+    return torch.where((info == 0)[:, None, None], inverse, torch.nan)
+
+
 def _rebuild(of: tuple[tuple[int, ...], str, int, int, bool, float | None], kernel: Tensor) -> Convolution:
     return Convolution.__new__(Convolution)._set(kernel, *of)
 
@@ -444,6 +477,5 @@ def _rebuild_known(
     rebuild: Rebuild, shift: float, adjoint: bool, kernel: Tensor, inverse: Complex[Tensor, "frequencies c c"]
 ) -> LinearOperator:
     made = rebuild(kernel)
-    around = made.dilation()
-    (made if around is None else around.operator)._inverted[shift, adjoint] = inverse  # type: ignore[attr-defined]
+    made._inverted[shift, adjoint] = inverse  # type: ignore[attr-defined]
     return made

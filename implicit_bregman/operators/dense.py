@@ -116,8 +116,8 @@ class Dense(LinearOperator):
         inverse = self.factor.inverse_shifted(shift)
         return _times(inverse if adjoint else inverse.mT)
 
-    def reflected(self, step: float, adjoint: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
-        matrix = self.factor.reflection(step)
+    def reflected(self, step: float, adjoint: bool = False, more: float = 0.0) -> Callable[[Tensor, Tensor], Tensor]:
+        matrix = self.factor.reflection(step, more)
         matrix = matrix if adjoint else matrix.mT
         return lambda u, b: torch.addmm(b, u, matrix)
 

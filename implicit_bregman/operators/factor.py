@@ -93,7 +93,7 @@ class Factor:
         self._all_damped: tuple[Damped, ...] = ()
         self._definite_from: float | None = None
         self._factored: tuple[float, Tensor | None] = (1.0, None)
-        self._reflection: tuple[float, Tensor] | None = None
+        self._reflection: tuple[tuple[float, float], Tensor] | None = None
 
     def pack(self, splits: bool = False) -> tuple[tuple[Tensor, ...], Callable[..., Factor]]:
         """The inverse and damped inverse that are known, and what makes the same of H and them.
@@ -201,12 +201,12 @@ class Factor:
         inverse, info = torch.linalg.inv_ex(matrix)
         return inverse if int(info) == 0 else torch.full_like(inverse, torch.nan)
 
-    def reflection(self, step: float) -> Float[Tensor, "d d"]:
-        """2(I + step·H)⁻¹ − I; the last is kept."""
-        if self._reflection is None or self._reflection[0] != step:
-            reflection = (2 / step) * self.inverse_shifted(1 / step)
+    def reflection(self, step: float, more: float = 0.0) -> Float[Tensor, "d d"]:
+        """2(I + step·(H + more·I))⁻¹ − I; the last is kept."""
+        if self._reflection is None or self._reflection[0] != (step, more):
+            reflection = (2 / step) * self.inverse_shifted(1 / step + more)
             reflection.diagonal().sub_(1.0)
-            self._reflection = step, reflection
+            self._reflection = (step, more), reflection
         return self._reflection[1]
 
     # Definiteness -------------------------------------------------------------------------------------------------
@@ -396,7 +396,9 @@ def _largest_singular_value(matrix: Tensor) -> float:
 
 def _rebuild(
     about: tuple[bool, float | None, bool, torch.dtype | None, Costs],
-    rebuild: Callable[..., tuple[Tensor | None, Damped | None, float | None, tuple[float, Tensor] | None]],
+    rebuild: Callable[
+        ..., tuple[Tensor | None, Damped | None, float | None, tuple[tuple[float, float], Tensor] | None]
+    ],
     matrix: Tensor,
     *known: Tensor,
 ) -> Factor:

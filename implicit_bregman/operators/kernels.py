@@ -13,7 +13,7 @@ from torch.nn import functional
 
 #: Squarings of a matrix S whose Frobenius norm then bounds its spectral norm: ‖S^p‖_F^(1/p), p = 16, within c^(1/32).
 _SQUARINGS = 4
-#: A transform is as fast as its length has small prime factors.
+#: A transform is as fast as its length is even and has small prime factors.
 _FAST_FACTORS = (2, 3, 5, 7)
 
 
@@ -41,16 +41,27 @@ def gram_kernel(
 
 def spectral_bound(matrices: Complex[Tensor, "*many c c"]) -> float:
     """A number that no eigenvalue of these Hermitian matrices exceeds, and the largest in size comes near to."""
-    size = torch.linalg.matrix_norm(matrices).amax()
-    if not float(size) > 0:
-        return 0.0
-    power = matrices / size
+    # (at the size 1, where no square overflows)
+    unit = float(torch.view_as_real(matrices).abs().amax()) if matrices.numel() else 0.0
+    if not 0 < unit < math.inf:
+        return unit if unit > 0 else 0.0
+    power = matrices.flatten(0, -3) / unit
+    size = _frobenius(power).amax()
+    power = power / size
     for _ in range(_SQUARINGS):
+        # A matrix has at least 1/√c of its Frobenius norm: what is smaller by more has not the largest eigenvalue.
+        norms = _frobenius(power)
+        power = power[norms >= 0.99 * matrices.shape[-1] ** -0.5 * norms.amax()]
         power = power @ power
-    largest = float(torch.linalg.matrix_norm(power).double().amax())
+    largest = float(_frobenius(power).double().amax())
     # (of what is smaller than the largest by so much that its power is 0 nothing is lost)
     slack = 1 + 4 * torch.finfo(matrices.real.dtype).eps * matrices.shape[-1]
-    return slack * float(size) * largest ** (0.5**_SQUARINGS)
+    return slack * unit * float(size) * largest ** (0.5**_SQUARINGS)
+
+
+def _frobenius(matrices: Complex[Tensor, "many c c"]) -> Float[Tensor, " many"]:
+    """Their Frobenius norms."""
+    return torch.linalg.vector_norm(torch.view_as_real(matrices).flatten(-3), dim=-1)
 
 
 def checked_sizes(name: str, value: Any, count: int) -> tuple[int, ...]:
@@ -69,7 +80,7 @@ def checked_sizes(name: str, value: Any, count: int) -> tuple[int, ...]:
 
 
 def fast_length(least: int) -> int:
-    """The next length whose transform is fast."""
+    """The next even length whose transform is fast."""
 
     def rest(n: int) -> int:
         for factor in _FAST_FACTORS:
@@ -77,7 +88,7 @@ def fast_length(least: int) -> int:
                 n //= factor
         return n
 
-    return next(n for n in range(least, 2 * least + 1) if rest(n) == 1)
+    return next(n for n in range(least + least % 2, 2 * least + 2, 2) if rest(n) == 1)
 
 
 def waves(

@@ -14,8 +14,9 @@ from implicit_bregman.objective import Objective
 from implicit_bregman.operators.splitter import Splitter
 from implicit_bregman.solvers.base import Outcome
 from implicit_bregman.solvers.exact.by_splitting import SplittingSteps, solve_by_splitting
+from implicit_bregman.solvers.exact.dual_splitting import split_dual
 from implicit_bregman.solvers.exact.minimum import Guess, by_what_is_faster
-from implicit_bregman.solvers.exact.result import exact_outcome
+from implicit_bregman.solvers.exact.result import ExactResult, exact_outcome
 from implicit_bregman.solvers.exact.solve import rounding_accepted
 from implicit_bregman.solvers.newton import Newton
 from implicit_bregman.solvers.outcomes import merged
@@ -39,7 +40,7 @@ class Auto(Newton):
         | energy | critical points | γ | method |
         | --- | --- | --- | --- |
         | quadratic, H symmetric | one | 0 | active set; operator splitting where many bounds are active |
-        | quadratic, H an operator that `splits` | one | 0 | operator splitting, then Newton where it is not certain |
+        | quadratic, H an operator that `splits` | one | any | operator splitting, then Newton where it is not certain |
         | quadratic, H symmetric | one | > 0 | Chebyshev steps, Newton in y |
         | | several | any | MM until its limit is proved, as `Anderson`, then exact |
         | | a convex set of minimisers | 0 | interior point, then the minimiser nearest to the start |
@@ -55,32 +56,40 @@ class Auto(Newton):
         """
         dual, energy = dual.detach(), objective.energy
         quadratic = energy.own is None and energy.affine and objective.unique
-        if not quadratic or objective.regularization or self.trace or len(dual) == 0:
+        if not quadratic or self.trace or len(dual) == 0:
             return super().solve(objective, dual)
+        gamma, tol = objective.regularization, self.tolerance(dual.dtype)
         with torch.no_grad():
             operator = energy.hessian(dual)
             if energy.factored is None and operator.splits(len(dual)):
-                splitter, tol = Splitter.of(operator), self.tolerance(dual.dtype)
+                splitter = Splitter.of(operator, gamma * objective.geometry.strong_convexity)
                 if splitter.iterations(tol) <= operator.costs.splitting_longest:
                     return self._by_splitting(objective, dual, splitter, tol)
-            if energy.symmetric and operator.has_inverse(len(dual)):
-                tol = self.tolerance(dual.dtype)
+            if not gamma and energy.symmetric and operator.has_inverse(len(dual)):
                 found = by_what_is_faster(Guess(objective, dual), tol, self.max_iter)
                 return self._judged(objective, dual, rounding_accepted(objective, found, tol))
             return super().solve(objective, dual)
 
     def _by_splitting(self, objective: Objective, dual: Tensor, splitter: Splitter, tol: float) -> Outcome:
-        """By operator splitting; samples whose active set is then not certain, by other means."""
-        energy, start = cast(BoundAffine, objective.energy), objective.geometry.activation(dual)
-        target = torch.add(start, energy.gradient(start), alpha=-splitter.alpha)
-        steps = SplittingSteps(objective, energy.offset, splitter, target)
-        found = solve_by_splitting(steps, energy, tol, self.max_iter)
-        found.tries.add_(1)
-        # (of so many coordinates some are nearer to changing sides than an estimate of the error can tell)
-        found = replace(found, accepted=found.accepted | (found.residual <= tol))
+        """By operator splitting; samples that it does not solve, or whose active set is not certain, by other means."""
+        method = split_dual if objective.regularization else _split_primal
+        found = method(objective, cast(BoundAffine, objective.energy), splitter, dual, tol, self.max_iter)
         outcome = exact_outcome(objective, found, None)
         rows, left = (~found.accepted).nonzero().squeeze(-1), self.max_iter - int(found.steps.max())
         if len(rows) == 0 or left <= 0:
             return outcome
         rest = Newton.solve(replace(self, max_iter=left), objective.select(rows), found.dual[rows])
         return merged(objective, outcome, rows, rest)
+
+
+def _split_primal(
+    objective: Objective, energy: BoundAffine, splitter: Splitter, dual: Tensor, tol: float, max_iter: int
+) -> ExactResult:
+    """γ = 0: the critical points, accepted where the active set is certain."""
+    start = objective.geometry.activation(dual)
+    target = torch.add(start, energy.gradient(start), alpha=-splitter.alpha)
+    steps = SplittingSteps(objective, energy.offset, splitter, target)
+    found = solve_by_splitting(steps, energy, tol, max_iter)
+    found.tries.add_(1)
+    # (of so many coordinates some are nearer to changing sides than an estimate of the error can tell)
+    return replace(found, accepted=found.accepted | (found.residual <= tol))

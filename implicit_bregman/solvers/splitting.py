@@ -213,7 +213,9 @@ def _prox(run: _Run, v: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
     if not gamma:
         z = v.clamp(*geometry.bounds(v.dtype))
         return z, z
-    dual = prox_dual(geometry, v, run.splitter.alpha * gamma, near)
+    # (the strong convexity of γφ is H's share)
+    own = 1 - run.splitter.alpha * run.splitter.ends.strong
+    dual = prox_dual(geometry, v / own, run.splitter.alpha * gamma / own, near)
     return geometry.activation(dual), geometry.project_dual(dual)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from implicit_bregman.operators import Dense, Diagonal, Kronecker, LinearOperator
-from implicit_bregman.operators.splitter import Splitter
+from implicit_bregman.operators.splitter import Ends, Splitter
 
 B = 7
 
@@ -79,5 +79,5 @@ def test_any_step_is_used_as_it_is(least: float, skew: float) -> None:
 
 def test_what_is_not_definite_is_left_unsolved() -> None:
     operator = Dense(torch.diag(torch.tensor([1.0, -0.5, 2.0])).double())
-    found = Splitter(operator, (0.5, 2.0)).solve_on(torch.ones(1, 3).bool(), torch.ones(1, 3).double(), 1e-12)
+    found = Splitter(operator, Ends(0.5, 2.0)).solve_on(torch.ones(1, 3).bool(), torch.ones(1, 3).double(), 1e-12)
     assert not float(found.left.max()) <= 1e-12

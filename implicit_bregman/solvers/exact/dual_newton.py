@@ -71,14 +71,14 @@ def newton(
     if record is None and objective.unique and quadratic is not None and quadratic.symmetric:
         swept = _swept(objective, quadratic, _unclamped(objective, energy, dual), limit, max_steps)
         if swept is not None and bool((swept.size <= limit).all()):
-            return _result(objective, swept, tol)
+            return dual_result(objective, swept, tol)
     if energy.affine:
         energy, dual = energy.double(), dual.double()
     at = _start(objective, energy, dual)
     if swept is not None:
         at = _better(at, swept)
     ended = _iterate(objective, energy, at, _BELOW * tol if record is None else tol, max_steps, record, enough)
-    return _result(objective, ended, tol, ended.stuck)
+    return dual_result(objective, ended, tol, ended.stuck)
 
 
 def _is_well_conditioned(objective: Objective) -> bool:
@@ -249,7 +249,15 @@ def _is_accepted(objective: Objective, old: Iterate, new: Iterate) -> Bool[Tenso
     return accepted | (finite & (before < 0) & (decrease >= -_ARMIJO * before))
 
 
-def _result(objective: Objective, at: Iterate, tol: float, stuck: Tensor | None = None) -> ExactResult:
+def dual_result(objective: Objective, at: Iterate, tol: float, stuck: Tensor | None = None) -> ExactResult:
+    """The result that consists of these iterates, accepted where E and the residual are within the tolerance.
+
+    Args:
+        objective: F with γ > 0.
+        at: the iterates.
+        tol: bound on both.
+        stuck: which samples no step led any further, (B,), if that is known.
+    """
     geometry, gamma, dtype = objective.geometry, objective.regularization, objective.energy.dtype
     dual = geometry.project_dual(at.dual)
     lo, hi = geometry.bounds(dual.dtype)

@@ -96,12 +96,11 @@ def exact_point(objective: Objective, point: Point, found: ExactResult) -> Point
 
 def _value(objective: Objective, found: ExactResult) -> Float[Tensor, " batch"] | None:
     """f at what was found, (B,); None for a field."""
-    quadratic = objective.energy.factored
-    if not objective.energy.symmetric:
+    energy = objective.energy
+    if not energy.symmetric:
         return None
-    if quadratic is not None:
-        return 0.5 * torch.linalg.vecdot(found.unrounded, found.gradient - quadratic.offset)
-    return objective.energy.evaluate(found.value).value
+    known = energy.value_with(found.unrounded, found.gradient)
+    return energy.evaluate(found.value).value if known is None else known
 
 
 def exact_status(found: ExactResult) -> Tensor:
@@ -117,7 +116,7 @@ def exact_outcome(objective: Objective, found: ExactResult, trace: Trace | None)
         value = objective.evaluate(found.dual, torch.ones_like(found.dual[:, :1])).objective
     else:
         value = _value(objective, found)
-        if energy.symmetric and energy.factored is None:
+        if energy.symmetric and not energy.affine:
             found = replace(found, tries=found.tries + 1)
     point = Point(
         dual=found.dual,
