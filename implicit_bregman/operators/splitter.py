@@ -18,9 +18,8 @@ from implicit_bregman.operators.base import Dilation, LinearOperator
 _LEAST = 1e-4
 #: The most that αμ can be: beyond 1 nothing is left of what is not H's.
 _OF_STRONG = 0.9
-#: The least that one round of iterations is to leave of the residual, with a matrix too, and the share of the tolerance
-#: it aims at.
-_ROUND, _COUNTED_ROUND, _MARGIN = 1e-5, 1e-4, 0.3
+#: The least that one round of iterations is to leave of the residual, and the share of the tolerance it aims at.
+_ROUND, _MARGIN = 1e-4, 0.3
 #: Residuals are computed in float64 for tolerances below so many rounding errors; no round is asked for less than so
 #: many.
 FAR_ABOVE, _LEAST_ROUNDING = 100.0, 4.0
@@ -102,7 +101,7 @@ class Ends:
         rate = (root - 1) / (root + 1)
         few = math.ceil(math.log(reduction) / math.log(0.5 + 0.5 * rate if self.is_weak else rate)) if rate > 0 else 1
         # (singular values say less)
-        return max(2, few + few // 2 if self.skew is None else few)
+        return max(2, few + few // 2 if self.skew is None else few + few // 4 if self.skew else few)
 
 
 @dataclass(frozen=True)
@@ -208,7 +207,7 @@ class Splitter:
         inside = torch.where(free, right, 0.0)
         unit = _units(inside)
         mask = free.to(self.operator.dtype)
-        target, count, _ = self._approximate(mask, mask, inside / unit, max(self._round, _MARGIN * tol))
+        target, count, _ = self._approximate(mask, None, inside / unit, max(_ROUND, _MARGIN * tol))
         found = self._refine(free, inside.double(), (unit * mask * target).double(), tol, lambda _: unit)
         return found._replace(iterations=found.iterations + count)
 
@@ -293,10 +292,10 @@ class Splitter:
             worst = float(left.max()) if len(left) else 0.0
             if products > _REFINEMENTS or worst <= tol or not worst < _CONTRACTION * before:
                 break
-            before, level = worst, max(self._round, _MARGIN * tol / worst)
+            before, level = worst, max(_ROUND, _MARGIN * tol / worst)
             # Scaled to its own size, a residual can neither vanish nor overflow in float32.
             unit, mask = _units(error), free.to(self.operator.dtype)
-            target, count, _ = self._approximate(mask, mask, (error / unit).to(mask.dtype), level)
+            target, count, _ = self._approximate(mask, None, (error / unit).to(mask.dtype), level)
             z = torch.addcmul(z, unit, (mask * target).double(), value=-1)
             spent += count
         return FreeSetSolution(z, excess, left, products, spent)
@@ -304,7 +303,7 @@ class Splitter:
     def _approximate(
         self,
         share: Float[Tensor, "batch d"],
-        weight: Float[Tensor, "batch d"],
+        weight: Float[Tensor, "batch d"] | None,
         right: Float[Tensor, "batch d"],
         tol: float,
     ) -> tuple[Float[Tensor, "batch d"], int, Float[Tensor, " batch"] | None]:
@@ -312,7 +311,8 @@ class Splitter:
 
         Args:
             share: the factors, between 0 and 1, (B, d).
-            weight: of the equations' errors, (B, d).
+            weight: of the equations' errors, (B, d); None: they are not looked at, but the iterations are as many as
+                are expected to be enough.
             right: b, (B, d), weighted of the size 1.
             tol: the largest weighted error that may be left. It follows from the last step.
 
@@ -322,23 +322,18 @@ class Splitter:
         base = self.base(right)
         v, target, u = base, self.restrict(base), torch.zeros_like(base)
         few = self.iterations(tol)
-        scale, left = weight * self.per_step, None
-        # (half a step says nothing of the error, and to look at a step takes as long as a product with a small matrix)
-        adaptive = not (self.halves or self.operator.factorizes) and len(right) > 0
+        scale, left = None if weight is None else weight * self.per_step, None
+        # (half a step says nothing of the error)
+        adaptive = weight is not None and not self.halves and len(right) > 0
         for count in range(1, _LONGER * few if adaptive else few):
             u = self.moved(u, v, share * target)
             v = self.reflect(u, base)
             before, target = target, self.restrict(v)
-            if adaptive:
+            if scale is not None and adaptive:
                 left = ((target - before) * scale).abs_().amax(-1)
                 if bool((left <= tol).all()):
                     return target, count + 1, left
         return target, few, left
-
-    @property
-    def _round(self) -> float:
-        """The least that one round of iterations is to leave of the residual."""
-        return _COUNTED_ROUND if self.operator.factorizes else _ROUND
 
     @property
     def per_step(self) -> float:
