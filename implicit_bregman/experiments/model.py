@@ -56,8 +56,6 @@ class Classifier(nn.Module):
 class Network(Field):
     """z = ρ(N(z, x)/γ) with N(z, x) = A tanh(Bz + Ux + b) + a, of any γ ≥ 0 (at 0: z = Π_C(N)).
 
-    A and B have normalized weights (`torch.nn.utils.parametrizations.weight_norm`).
-
     Args:
         features: n, the width of x.
         width: d, the width of z.
@@ -66,9 +64,8 @@ class Network(Field):
 
     def __init__(self, features: int, width: int, regularization: float) -> None:
         super().__init__(width)
-        normalized = nn.utils.parametrizations.weight_norm
         self.inject = nn.Linear(features, width, bias=False)
-        self.inner, self.outer = normalized(nn.Linear(width, width)), normalized(nn.Linear(width, width))
+        self.inner, self.outer = nn.Linear(width, width), nn.Linear(width, width)
         self.moves_itself = regularization == 0
 
     def network(self, z: Float[Tensor, "batch d"], x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch d"]:
@@ -85,7 +82,7 @@ class Architecture:
     """What is trained, apart from how.
 
     Attributes:
-        kind: Of the layer: "dense" (`BregmanDEQ`), "conv" (`BregmanDEQ2d`) or "field" (`Network`).
+        kind: Of the layer: "dense" (`BregmanDEQ`), "conv" (`BregmanDEQ2d`) or "field" (`Network`, its weights normalized).
         width: d, the width of the representation; of images its channels.
         geometry: φ, by name or instance.
         regularization: γ ≥ 0.
@@ -164,7 +161,7 @@ class Architecture:
     def _field(self, shape: tuple[int, ...], classes: int) -> Classifier:
         features = math.prod(shape)
         layer = CriticalPoint(
-            Network(features, self.width, self.regularization), self.geometry, regularization=self.regularization
+            Network(features, self.width, self.regularization), self.geometry, self.regularization, norm="weight"
         )
         return Classifier(layer, nn.Linear(self.width, classes), (features,))
 
