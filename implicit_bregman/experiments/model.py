@@ -82,7 +82,7 @@ class Architecture:
     """What is trained, apart from how.
 
     Attributes:
-        kind: Of the layer: "dense" (`BregmanDEQ`), "conv" (`BregmanDEQ2d`) or "field" (`Network`, its weights normalized).
+        kind: Of the layer: "dense" (`BregmanDEQ`), "conv" (`BregmanDEQ2d`) or "field" (`Network`, normalized).
         width: d, the width of the representation; of images its channels.
         geometry: φ, by name or instance.
         regularization: γ ≥ 0.
