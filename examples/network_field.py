@@ -28,7 +28,7 @@ def spirals(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 def main() -> None:
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
-    layer = ib.CriticalPoint(Network(2, 24), "tanh", regularization=1.0, solver=ib.solvers.Newton(tol=1e-5))
+    layer = ib.CriticalPoint(Network(2, 24), "tanh", regularization=1.0)
     model, (x, label) = nn.Sequential(layer, nn.Linear(24, 2)), spirals(64)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     for step in range(101):
@@ -41,7 +41,6 @@ def main() -> None:
         (nn.functional.cross_entropy(score, label) + 3.0 * layer.jacobian_penalty(z, x)).backward()
         optimizer.step()
 
-    layer.solver = "auto"
     weight = layer.energy.inner.weight
     (gradient,) = torch.autograd.grad(layer(x).sum(), weight)
     ends, along = [], torch.randn_like(weight)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 
 import torch
@@ -122,10 +121,6 @@ class Energy(nn.Module):
                 return torch.zeros_like(v)
             (product,) = torch.autograd.grad(gradient, leaf, normal(v).detach(), allow_unused=True)
         return torch.zeros_like(v) if product is None else product.detach()
-
-    def frozen(self) -> AbstractContextManager[None]:
-        """A context for inference in which what can be kept over calls is kept; here nothing is."""
-        return nullcontext()
 
     def bind(self, x: Inputs) -> BoundEnergy:
         """This energy at the input x, with B samples in front, as the solvers see it."""

@@ -133,11 +133,8 @@ class CriticalPoint(nn.Module):
         return solution
 
     def frozen(self) -> AbstractContextManager[None]:
-        """A context for inference in which what the energy can keep over calls is kept; see `QuadraticEnergy.frozen`.
-
-        For other energies nothing is.
-        """
-        return self.energy.frozen()
+        """A context for inference in which what can be kept over calls is kept: of `BregmanDEQ` W's factorization."""
+        return nullcontext()
 
     def certificate(self) -> Certificate:
         """What is guaranteed of MM at the present parameters; see `certify`."""

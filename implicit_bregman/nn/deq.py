@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import AbstractContextManager
 
 import torch
 from jaxtyping import Float
@@ -158,6 +159,10 @@ class BregmanDEQ(CriticalPoint):
         for module in (self.energy.weight_map, self.energy):
             module.reset_parameters()
         self._start_feasible()
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """A context for inference in which W's factorization is kept over calls; see `QuadraticEnergy.frozen`."""
+        return self.energy.frozen()
 
     def extra_repr(self) -> str:
         """Everything that is not a submodule."""

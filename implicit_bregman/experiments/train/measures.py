@@ -83,7 +83,7 @@ class Objective(nn.Module):
         active = active_coordinates(solution.value, self.model.layer.geometry)
         # (a graph is one sample of its layer, however many nodes have labels)
         of_layer = [
-            each.double().mean() * count
+            each.double().sum() * (len(labels) / max(each.numel(), 1))
             for each in (solution.iterations, solution.residual, solution.converged, active)
         ]
         self._sums.append(torch.stack([count, loss.double(), (scores.argmax(-1) == labels).sum().double(), *of_layer]))
