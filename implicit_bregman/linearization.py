@@ -27,6 +27,8 @@ _STEEP = 0.1
 _NOT_FLAT = 1e-3
 #: The diagonal is preconditioner enough where the mean of shift/D₊ exceeds this share of λ_max(H).
 _DIAGONAL_WILL_DO = 0.5
+#: The share of coordinates that have to be steep.
+_MOST = 0.9
 #: Most Chebyshev steps: conjugate gradients need fewer, but three times as many operations for each.
 _MOST_SWEEPS = 28
 #: γ/λ_max, relative to the largest D, from which on these need no preconditioner.
@@ -194,7 +196,7 @@ class Linearization:
 
     def _solve_plain(self, g: Tensor, tol: float | Tensor, max_iter: int) -> LinearSolution:
         ratio, hessian = self.shift / self.slope, self.hessian
-        inverse = self._shared_inverse(ratio.mean())
+        inverse = self._shared_inverse(float(ratio.mean()))
 
         def operator(v: Tensor) -> Tensor:
             return hessian.add_product(ratio * v, v)
@@ -208,7 +210,7 @@ class Linearization:
         root, reciprocal = self.slope.sqrt(), 1 / self.diagonal()
         steep = self.slope > _STEEP * self.slope.amax(-1, keepdim=True)
         ratio = torch.where(steep, self.shift / self.slope, 0.0)
-        inverse = self._shared_inverse(ratio.sum() / steep.sum().clamp_min(1))
+        inverse = self._inverse_on(steep, ratio)
         product = self.hessian.product
 
         def operator(p: Tensor) -> Tensor:
@@ -224,12 +226,19 @@ class Linearization:
             )
         return replace(found, value=root * found.value)
 
-    def _shared_inverse(self, mean: Tensor) -> Callable[[Tensor], Tensor] | None:
-        """About (H + κI)⁻¹ for κ = `mean`, if it is worth having."""
+    def _inverse_on(self, steep: Bool[Tensor, "batch d"], ratio: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """The same for the mean of `ratio` on steep coordinates; None where many are flat.
+
+        The part of an inverse is then far from the inverse of a part, and costs more iterations than it saves.
+        """
+        total, count = torch.stack([ratio.sum(dtype=torch.float64), steep.sum().double()]).tolist()
+        return None if count < _MOST * steep.numel() else self._shared_inverse(total / max(count, 1))
+
+    def _shared_inverse(self, kappa: float) -> Callable[[Tensor], Tensor] | None:
+        """About (H + κI)⁻¹, if it is worth having."""
         hessian = self.hessian
         if not hessian.symmetric or not hessian.has_resolvent(len(self.slope)):
             return None
-        kappa = float(mean)
         # (a mean that is negative, or not a number, is no shift; without one H is inverted only if it is no matrix)
         if not 0 <= kappa * (hessian.gradient_step or torch.nan) < _DIAGONAL_WILL_DO:
             return None
@@ -270,7 +279,7 @@ class Linearization:
             return torch.addcmul(diagonal * p, scaling * square, product(scaling * p))
 
         steep = self.slope > _STEEP * self.slope.amax(-1, keepdim=True)
-        inverse = self._shared_inverse(torch.where(steep, ratio, 0.0).sum() / steep.sum().clamp_min(1))
+        inverse = self._inverse_on(steep, torch.where(steep, ratio, 0.0))
         if inverse is None:
             found = conjugate_gradient(operator, right, torch.Tensor.clone, tol.to(dtype), max_iter)
         else:

@@ -151,6 +151,30 @@ def test_the_resolvent_of_the_quadratic_part_saves_products() -> None:
     assert products[0] < 0.3 * products[1]
 
 
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_the_sum_takes_no_more_products_than_one_value(scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where many coordinates are close to a bound, and the inverse of all is no good preconditioner."""
+    torch.manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(100, 100, dtype=D))[0]
+    matrix = (basis * torch.logspace(4, 0, 100, dtype=D)) @ basis.mT
+    part, x = ib.QuadraticEnergy.from_matrices(-matrix, torch.eye(100, dtype=D)), scale * torch.randn(4, 100, dtype=D)
+    calls, real = [0], ib.Energy.hessian_product
+
+    def counted(self: ib.Energy, z: Tensor, x: Tensor, v: Tensor) -> Tensor:
+        calls[0] += 1
+        return real(self, z, x, v)
+
+    monkeypatch.setattr(ib.Energy, "hessian_product", counted)
+    taken = []
+    for energy in (part + Quartic(), Whole(part, Quartic())):
+        calls[0] = 0
+        found = ib.find_critical_point(energy, "tanh", x, regularization=1e-3)
+        assert found.converged.all()
+        taken.append((calls[0], found.value))
+    torch.testing.assert_close(taken[0][1], taken[1][1], rtol=0, atol=1e-9)
+    assert 0 < taken[0][0] <= (0.2 if scale == 1 else 1.1) * taken[1][0]
+
+
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="must have the same features and take the same x, got features 6, 5"):
         quadratic() + quadratic(5)
