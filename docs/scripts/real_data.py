@@ -19,6 +19,9 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 import implicit_bregman as ib
@@ -31,8 +34,8 @@ from implicit_bregman.experiments.train.settings import TrainSettings
 
 IMAGES = Path(__file__).parents[1] / "images"
 SHOWN = (1, 2, 4, 8, 16)
-CHANNELS = 3
-MOST = 60
+CHANNELS = 2
+MOST = 40
 
 
 def trained(folder: Path, data_dir: Path) -> tuple[Classifier, Tensor]:
@@ -69,29 +72,22 @@ def equilibrium(folder: Path, data_dir: Path) -> None:
     limit = model.layer.solve(x).value
     strongest = limit[0].flatten(1).norm(dim=1).argsort(descending=True)[:CHANNELS].tolist()
     paths = {"MM": iterates(model, x, ib.solvers.MM()), "splitting": iterates(model, x, ib.solvers.Splitting())}
-    columns = len(SHOWN) + 2
-    with figure_of(columns * CHANNELS + 0, 4.2, columns=columns, rows=CHANNELS) as (figure, axes):
-        for row, channel in enumerate(strongest):
-            highest = float(limit[0, channel].max())
-            own = axes[row * columns : (row + 1) * columns]
-            states = [paths["MM"][k] for k in SHOWN]
-            for axis, picture, title in zip(
-                own,
-                [x[0, 0], *(state[0, channel] for state in states), limit[0, channel]],
-                ["image", *(f"k = {k}" for k in SHOWN), "limit"],
-                strict=True,
-            ):
-                is_image = title == "image"
-                axis.imshow(
-                    picture,
-                    cmap="gray" if is_image else "viridis",
-                    vmin=None if is_image else 0.0,
-                    vmax=None if is_image else highest,
-                )
-                axis.set_axis_off()
-                if row == 0:
-                    axis.set_title(title)
-        (IMAGES / "real-data-equilibrium.png").write_bytes(png(figure))
+    rows = [(channel, name) for channel in strongest for name in paths]
+    figure = Figure(figsize=(7, 1.05 * len(rows)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(rows), len(SHOWN) + 2, squeeze=False)
+    for (channel, name), own in zip(rows, axes, strict=True):
+        states = [x[0], *(paths[name][k][0, channel] for k in SHOWN), limit[0, channel]]
+        titles = ["image", *(f"k = {k}" for k in SHOWN), "limit"]
+        for axis, state, title in zip(own, states, titles, strict=True):
+            is_image = title == "image"
+            ends = {} if is_image else {"vmin": 0.0, "vmax": float(limit[0, channel].max())}
+            axis.imshow(state.squeeze(), cmap="gray" if is_image else "viridis", **ends)
+            axis.set(xticks=[], yticks=[])
+            if (channel, name) == rows[0]:
+                axis.set_title(title, fontsize=8)
+        own[0].set_ylabel(name, fontsize=8)
+    (IMAGES / "real-data-equilibrium.png").write_bytes(png(figure))
     with figure_of(1, 2.4) as (figure, axes):
         for (name, states), color in zip(paths.items(), (ORANGE, BLUE), strict=True):
             errors = [float((state - limit).norm() / limit.norm()) for state in states]
@@ -131,6 +127,7 @@ def curves(labelled: list[str], name: str) -> None:
             for minutes, accuracy in runs:
                 axes[1].plot(minutes, accuracy, color=color, marker="o", markersize=2.5)
         axes[0].set(xlabel="epoch", ylabel="test accuracy [%]")
+        axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[1].set(xlabel="minutes of training, one core")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         (IMAGES / f"real-data-{name}.png").write_bytes(png(figure))

@@ -22,7 +22,8 @@ _POOR, _SELDOM = 0.7, 9
 _ROUND = 6
 #: The damping of the weights, relative to the squares of the products, in rounding errors.
 _RIDGE = 10
-#: Tolerances below so many rounding errors are judged by the residual itself, not by what was subtracted from it.
+#: Tolerances below so many rounding errors of the largest residual on the way are judged by the residual itself, not by
+#: what was subtracted from it.
 _SURE = 32.0
 
 
@@ -67,8 +68,8 @@ def gcr(
             least, mark = worst, steps.count
         elif steps.count - mark >= _ROUND:
             break
-    if not _SURE * torch.finfo(rhs.dtype).eps <= float(steps.tol.min()):
-        steps.left = rhs - operator(steps.value)
+    if not steps.is_sure():
+        steps.recompute()
     found = _finished(steps, max_iter)
     return replace(found, value=unit * found.value, converged=usable & found.converged)
 
@@ -78,7 +79,8 @@ def _finished(steps: _Steps, max_iter: int) -> LinearSolution:
     size = torch.linalg.vector_norm(steps.left, dim=-1)
     converged = size <= steps.tol * steps.norm
     safe = torch.where(steps.norm > 0, steps.norm, 1.0)
-    found = LinearSolution(steps.value, size / safe, steps.taken, converged, torch.ones_like(converged))
+    residual = (size + torch.finfo(size.dtype).eps * steps.largest) / safe
+    found = LinearSolution(steps.value, residual, steps.taken, converged, torch.ones_like(converged))
     if steps.count >= max_iter or bool(converged.all()):
         return found
     # (a sample that went astray starts anew)
@@ -114,6 +116,7 @@ class _Steps:
         self.tol = torch.as_tensor(tol, dtype=rhs.dtype, device=rhs.device)
         self.norm = torch.linalg.vector_norm(rhs, dim=-1)
         self.value, self.left = torch.zeros_like(rhs), rhs
+        self.largest = self.norm
         self.count = self.known = 0
         self.taken = torch.zeros_like(self.norm, dtype=torch.int64)
         target = (self.tol * self.norm).clamp_min(torch.finfo(rhs.dtype).tiny)
@@ -125,9 +128,24 @@ class _Steps:
         """The largest residual relative to what is asked for; not a number if one is not finite."""
         if len(self.rhs) == 0:
             return 0.0
-        size = torch.linalg.vector_norm(self.left, dim=-1) * self._share
-        self._active = (size > 1).to(size.dtype)
-        return float(size.amax())
+        size = torch.linalg.vector_norm(self.left, dim=-1)
+        self.largest = torch.maximum(self.largest, size)
+        relative = size * self._share
+        self._active = (relative > 1).to(size.dtype)
+        return float(relative.amax())
+
+    def is_sure(self) -> bool:
+        """Whether what was subtracted on the way, with its rounding errors, still is the residual within the tolerance.
+
+        A step may make the residual larger by ‖M⁻¹A − 1‖, and only the next minimisation makes it small again.
+        """
+        rounding = _SURE * torch.finfo(self.rhs.dtype).eps * self.largest
+        return bool((rounding <= self.tol * self.norm).all())
+
+    def recompute(self) -> None:
+        """What is left, from the value."""
+        self.left = self.rhs - self.operator(self.value)
+        self.largest = torch.linalg.vector_norm(self.left, dim=-1)
 
     def make(self) -> None:
         """One step of length 1."""

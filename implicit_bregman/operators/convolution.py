@@ -225,6 +225,8 @@ class Convolution(LinearOperator):
         self, right: Complex[Tensor, "frequencies c_in c_out"], states: Float[Tensor, "batch c_in *coarse"]
     ) -> Float[Tensor, "batch c_out *around"]:
         """The convolution that has these matrices, of states on the coarse grid or any up to the one around it."""
+        if not len(states):  # (which some FFTs refuse; the sum keeps the graph)
+            return (right.real.sum() + states.sum()).expand(0, right.shape[2], *self._around)
         dims = tuple(range(-self._dims, 0))
         waves = torch.fft.rfftn(states, s=self._around, dim=dims)
         batch, channels, *half = waves.shape
@@ -237,7 +239,7 @@ class Convolution(LinearOperator):
         return unshuffle(v.reshape(len(v), self.channels, *self.grid), self.phases)
 
     def _rows(self, states: Float[Tensor, "batch channels *around"]) -> Float[Tensor, "batch d"]:
-        return shuffle(cropped(states, self._coarse), self.phases).reshape(len(states), -1)
+        return shuffle(cropped(states, self._coarse), self.phases).flatten(1)
 
     # The contract -----------------------------------------------------------------------------------------------------
 
@@ -392,10 +394,10 @@ class Convolution(LinearOperator):
         margins = [side for more in reversed(missing) for side in (0, more)]
 
         def embed(v: Tensor) -> Tensor:
-            return functional.pad(v.reshape(len(v), self.channels, *self.grid), margins).reshape(len(v), -1)
+            return functional.pad(v.reshape(len(v), self.channels, *self.grid), margins).flatten(1)
 
         def restrict(v: Tensor) -> Tensor:
-            return cropped(v.reshape(len(v), self.channels, *grid), self.grid).reshape(len(v), -1)
+            return cropped(v.reshape(len(v), self.channels, *grid), self.grid).flatten(1)
 
         return Dilation(around, embed, restrict)
 

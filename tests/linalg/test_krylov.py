@@ -402,3 +402,22 @@ def test_gcr_makes_no_more_products_than_it_may(most: int, generator: torch.Gene
     assert found.iterations.tolist() == [most] * 2
     assert len(calls) == most
     assert not bool(found.converged.any())
+
+
+@pytest.mark.parametrize("size", [1e1, 1e3, 1e5])
+@pytest.mark.parametrize("tol", [1e-3, 1e-5])
+def test_gcr_is_honest_where_steps_grow_before_they_shrink(size: float, tol: float, dtype: torch.dtype) -> None:
+    """What is subtracted on the way has rounding errors of the largest residual on the way."""
+    eps = torch.finfo(dtype).eps
+    tol = tol if dtype == torch.float32 else tol * 1e-7
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        matrix = torch.eye(4, dtype=torch.float64)
+        matrix += size * torch.randn(4, 4, generator=generator, dtype=torch.float64)
+        matrix = matrix.to(dtype).double()
+        rhs = torch.randn(3, 4, generator=generator, dtype=torch.float64).to(dtype)
+        found = solve(gcr, matrix, rhs, tol)
+        reach = torch.linalg.matrix_norm(matrix, 2) * found.value.double().norm(dim=-1) / rhs.double().norm(dim=-1)
+        true = residuals(matrix, found.value, rhs)
+        assert (true <= 1.5 * tol + 20 * eps * reach)[found.converged].all()
+        assert (true <= 0.2 * tol + 2 * found.residual + 20 * eps * reach)[found.converged].all()

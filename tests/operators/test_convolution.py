@@ -288,3 +288,15 @@ def test_equilibria_of_a_wide_one_are_those_of_its_matrix(
             results.append((found.status, found.value.detach(), *gradients))
         for one, other in zip(*results, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.1])
+@pytest.mark.parametrize("padding", ["zeros", "circular"])
+def test_an_empty_batch(padding: str, gamma: float) -> None:
+    kernel = (0.3 * torch.randn(2, 2, 3, 3)).requires_grad_()
+    energy = ib.QuadraticEnergy.from_operator(ib.operators.Convolution.gram(kernel, (5, 4), padding, margin=0.5))
+    found = ib.find_critical_point(energy, "tanh", torch.zeros(0, 40), regularization=gamma)
+    found.value.sum().backward()
+    assert found.value.shape == (0, 40)
+    assert kernel.grad is not None
+    assert (kernel.grad == 0).all()
