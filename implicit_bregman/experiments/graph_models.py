@@ -35,28 +35,30 @@ class ImplicitGraphModel(nn.Module):
 
     Args:
         data: Says how wide the ends are.
-        hidden: Hidden features.
         width: Features of the layer.
-        dropout: Share that is dropped.
         geometry: φ.
         regularization: γ.
+        adjoint: Of the layer.
+        hidden: Hidden features.
+        dropout: Share that is dropped.
         margin: Of the layer.
         reach: λ(F)/margin at the start: how far features spread.
-        adjoint: Of the layer.
+        tol: Of the solver.
     """
 
     def __init__(
         self,
         data: GraphDataset,
-        hidden: int,
         width: int,
-        dropout: float,
         geometry: str,
         regularization: float,
-        margin: float,
-        reach: float,
         adjoint: Adjoint,
-        tol: float,
+        *,
+        hidden: int = 64,
+        dropout: float = 0.6,
+        margin: float = 1.0,
+        reach: float = 5.0,
+        tol: float = 1e-4,
     ) -> None:
         super().__init__()
         self.encoder = SparseLinear(data.features.shape[1], hidden, dropout)

@@ -19,8 +19,15 @@ from implicit_bregman.settings import check_choice, check_count, check_nonnegati
 
 Made = TypeVar("Made", bound=nn.Module)
 
-#: What the layer can be, of those that take a sample by itself.
-KINDS = ("dense", "conv", "field")
+_OF_IMAGES, _OF_QUADRATICS = ("kernel_size", "stride", "pool"), ("weight", "margin")
+#: What the layer can be, and the attributes that have no meaning for it.
+_WITHOUT_MEANING: dict[str, tuple[str, ...]] = {
+    "dense": _OF_IMAGES,
+    "conv": (),
+    "field": (*_OF_IMAGES, *_OF_QUADRATICS),
+    "graph": (*_OF_IMAGES, *_OF_QUADRATICS),
+}
+KINDS = tuple(_WITHOUT_MEANING)
 
 
 class Classifier(nn.Module):
@@ -82,7 +89,8 @@ class Architecture:
     """What is trained, apart from how.
 
     Attributes:
-        kind: Of the layer: "dense" (`BregmanDEQ`), "conv" (`BregmanDEQ2d`) or "field" (`Network`, normalized).
+        kind: Of the layer: "dense" (`BregmanDEQ`), "conv" (`BregmanDEQ2d`), "field" (`Network`, its weights normalized)
+            or "graph" (`BregmanGraphDEQ`, in a `NodeClassifier`).
         width: d, the width of the representation; of images its channels.
         geometry: φ, by name or instance.
         regularization: γ ≥ 0.
@@ -112,11 +120,10 @@ class Architecture:
         check_choice("model", self.kind, KINDS)
         for name in ("width", "kernel_size", "stride", "pool"):
             check_count(name, getattr(self, name))
-        self._refuse_without_meaning(() if self.kind == "conv" else ("kernel_size", "stride", "pool"))
         check_positive("margin", self.margin)
+        self._refuse_without_meaning(_WITHOUT_MEANING[self.kind])
         if self.weight in ("symmetric", "general"):
             self._refuse_without_meaning(("margin",))
-        self._refuse_without_meaning(("weight", "margin") if self.kind == "field" else ())
 
     def _refuse_without_meaning(self, names: tuple[str, ...]) -> None:
         for item in fields(self):
@@ -148,8 +155,11 @@ class Architecture:
             seed: Of the parameters; the global random state is left as it was.
 
         Raises:
-            ValueError: For names, widths or a γ that the layer refuses, or samples that are no images for "conv".
+            ValueError: For names, widths or a γ that the layer refuses, samples that are no images for "conv", or
+                "graph", whose nodes are no samples by themselves.
         """
+        if self.kind == "graph":
+            raise ValueError("the nodes of a graph are classified together: use NodeClassifier")
         make = {"dense": self._dense, "conv": self._convolutional, "field": self._field}[self.kind]
         return seeded(lambda: make(shape, classes), seed)
 

@@ -167,6 +167,11 @@ class Splitter:
         """The way back."""
         return v if self._dilation is None else self._dilation.restrict(v)
 
+    @property
+    def prox_weight(self) -> float:
+        """1 − αμ: the weight of z in the equation z·(1 − αμ) + αγy = t of the proximal map; μ of φ is H's share."""
+        return 1 - self.alpha * self.ends.strong
+
     @cached_property
     def reflect(self) -> Callable[[Tensor, Tensor], Tensor]:
         """(u, b) ↦ (2(I + α(H + μI))⁻¹ − I)u + b, for u and b of shape (B, e)."""
@@ -183,7 +188,7 @@ class Splitter:
         operator = self.operator if self._dilation is None else self._dilation.operator
         z = self.embed(z)
         force = self.embed(right) - operator.product(z, self.adjoint)
-        return torch.add(z * (1 - self.alpha * self.ends.strong), force, alpha=self.alpha)
+        return torch.add(z * self.prox_weight, force, alpha=self.alpha)
 
     def moved(
         self, u: Float[Tensor, "batch e"], v: Float[Tensor, "batch e"], z: Float[Tensor, "batch d"]
@@ -236,7 +241,7 @@ class Splitter:
         whole = _units(right)
         b, wide = (right / whole).to(dtype), slope.to(dtype)
         slope, weight = slope.to(narrow), weight.to(narrow)
-        inverse = (slope * (1 - self.alpha * self.ends.strong)).add_(self.alpha * damping).reciprocal_()
+        inverse = (slope * self.prox_weight).add_(self.alpha * damping).reciprocal_()
         share = slope * inverse
         size = torch.linalg.vector_norm(weight * b, dim=-1)
         u, left, spent, before, aim = torch.zeros_like(b), b, 0, math.inf, _MARGIN * tol

@@ -214,7 +214,7 @@ def _prox(run: _Run, v: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
         z = v.clamp(*geometry.bounds(v.dtype))
         return z, z
     # (the strong convexity of γφ is H's share)
-    own = 1 - run.splitter.alpha * run.splitter.ends.strong
+    own = run.splitter.prox_weight
     dual = prox_dual(geometry, v / own, run.splitter.alpha * gamma / own, near)
     return geometry.activation(dual), geometry.project_dual(dual)
 

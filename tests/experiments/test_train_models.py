@@ -81,6 +81,10 @@ def test_the_gradient_of_a_convolutional_layer_is_compared_with_the_one_in_float
         ({"model": "conv", "margin": 0.0}, "margin must be positive"),
         ({"model": "conv", "pool": 0}, "pool must be a whole number of at least 1"),
         ({"model": "lstm"}, "model must be one of dense, conv, field, graph, got 'lstm'"),
+        (
+            {"dataset": "cora", "model": "graph", "weight": "monotone"},
+            "weight = 'monotone' has no meaning for model = 'graph'",
+        ),
         ({"model": "graph"}, "dataset = 'digits' does not go with model = 'graph'"),
         ({"dataset": "cora"}, "dataset = 'cora' does not go with model = 'dense'"),
         ({"dataset": "cora", "model": "graph", "precision": "bf16-mixed"}, "precision = 'bf16-mixed' cannot be used"),

@@ -164,15 +164,15 @@ def train_graph(settings: GraphRun, data_dir: str | Path | None = None) -> dict[
         depth = settings.model.partition("-")[2]
         model = ImplicitGraphModel(
             data,
-            settings.hidden,
             settings.width,
-            candidate.dropout,
             candidate.geometry,
             candidate.regularization,
-            settings.margin,
-            candidate.reach,
             Unrolled(steps=int(depth)) if depth else Implicit(),
-            settings.tol,
+            hidden=settings.hidden,
+            dropout=candidate.dropout,
+            margin=settings.margin,
+            reach=candidate.reach,
+            tol=settings.tol,
         )
     train, validation, test = (mask[settings.split] for mask in (data.train, data.validation, data.test))
     optimizer = torch.optim.Adam(model.parameters(), candidate.learning_rate, weight_decay=candidate.weight_decay)

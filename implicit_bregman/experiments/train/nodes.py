@@ -12,9 +12,6 @@ from implicit_bregman.experiments.data.graphs import SPLITS, GraphDataset
 from implicit_bregman.experiments.graph_models import ImplicitGraphModel, with_loops
 from implicit_bregman.nn import BregmanGraphDEQ
 
-#: Hidden features, and λ(F)/margin at the start, of the study of graphs.
-HIDDEN, MARGIN, REACH, DROPOUT = 64, 1.0, 5.0, 0.6
-
 
 def nodes_of(graph: GraphDataset, seed: int) -> Dataset:
     """The nodes of one of the ten splits, `seed` modulo ten.
@@ -51,9 +48,7 @@ class NodeClassifier(nn.Module):
 
     def __init__(self, data: GraphDataset, width: int, geometry: str, regularization: float) -> None:
         super().__init__()
-        self.model = ImplicitGraphModel(
-            data, HIDDEN, width, DROPOUT, geometry, regularization, MARGIN, REACH, Implicit(), 1e-4
-        )
+        self.model = ImplicitGraphModel(data, width, geometry, regularization, Implicit())
         self.register_buffer("features", data.features, persistent=False)
         self.register_buffer("graph", with_loops(data.graph), persistent=False)
 

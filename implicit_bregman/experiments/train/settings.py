@@ -14,7 +14,6 @@ ACCELERATORS = ("auto", "cpu", "gpu")
 STRATEGIES = ("auto", "ddp")
 # float16 is left out: its loss scaling would be one more thing to resume, and bfloat16 needs none.
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "bf16-true")
-MODELS = (*KINDS, "graph")
 SCHEDULES = ("constant", "cosine")
 # AdamW's first step is ten times as long, and has to be a number in float32.
 LARGEST_RATE = 1e37
@@ -107,7 +106,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weight", present_name(self.weight))
-        check_choice("model", self.model, MODELS)
+        check_choice("model", self.model, KINDS)
         if (self.dataset in GRAPHS) != (self.model == "graph"):
             raise ValueError(
                 f"dataset = {self.dataset!r} does not go with model = {self.model!r}: 'graph' is the model of "
@@ -142,9 +141,9 @@ class TrainSettings:
         check_choice("precision", self.precision, PRECISIONS)
 
     def architecture(self) -> Architecture:
-        """The model; of "graph", what it has in common with a dense one."""
+        """The model."""
         return Architecture(
-            "dense" if self.model == "graph" else self.model,
+            self.model,
             self.width,
             self.geometry,
             self.regularization,

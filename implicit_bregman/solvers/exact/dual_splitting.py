@@ -128,7 +128,7 @@ class _Prox:
 
     def __init__(self, geometry: LegendreFunction, gamma: float, splitter: Splitter) -> None:
         self._geometry = geometry
-        self._own, self._weight = 1 - splitter.alpha * splitter.ends.strong, splitter.alpha * gamma
+        self._own, self._weight = splitter.prox_weight, splitter.alpha * gamma
 
     def image(self, y: Float[Tensor, "batch d"], z: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """t, of y and z = ρ(y)."""

@@ -71,7 +71,9 @@ def test_the_twins_have_the_same_parameters_and_limit(folder: Path) -> None:
     models = []
     for adjoint in (Implicit(), Unrolled(steps=3000)):
         torch.manual_seed(0)
-        models.append(ImplicitGraphModel(data, 8, 4, 0.5, "tanh", 0.5, 1.0, 3.0, adjoint, 1e-6).eval())
+        models.append(
+            ImplicitGraphModel(data, 4, "tanh", 0.5, adjoint, hidden=8, dropout=0.5, reach=3.0, tol=1e-6).eval()
+        )
     for one, other in zip(*(model.parameters() for model in models), strict=True):
         assert torch.equal(one, other)
     graph = with_loops(data.graph)
