@@ -97,7 +97,7 @@ def test_the_condition_is_what_it_says(scale: float, condition: float) -> None:
     assert cells
     for cell in cells:
         assert cell.condition == condition
-        layer, _ = convolution._drawn(replace(cell, batch=1), 0)
+        layer, _ = convolution.draw_layer(replace(cell, batch=1))
         low, high = layer.energy.operator((cell.size, cell.size)).bounds()
         assert high / low == pytest.approx(condition, rel=0.1)
 

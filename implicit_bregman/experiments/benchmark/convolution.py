@@ -128,7 +128,7 @@ def prepare_convolution(cell: ConvolutionCell, seed: int = 0) -> PreparedLayer[C
     Raises:
         RuntimeError: If the truth's conditions do not hold.
     """
-    layer, cotangent = _drawn(cell, seed)
+    layer, cotangent = draw_layer(cell, seed)
     value, gradients = _truth(layer.double(), cotangent.double())
     return PreparedLayer(
         cell,
@@ -152,7 +152,7 @@ def convolution_splitting(prepared: PreparedLayer[ConvolutionEnergy]) -> Splitti
     )
 
 
-def _drawn(cell: ConvolutionCell, seed: int) -> tuple[Layer, Tensor]:
+def draw_layer(cell: ConvolutionCell, seed: int = 0) -> tuple[Layer, Tensor]:
     """A layer whose kernels are drawn as monDEQ draws them, times the scale, its images, and G."""
     dtype = DTYPES[cell.dtype]
     generator = torch.Generator().manual_seed(seed)

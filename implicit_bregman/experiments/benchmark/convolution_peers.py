@@ -24,7 +24,7 @@ from implicit_bregman.experiments.benchmark.torchdeq_sweep import torchdeq_conte
 OWN = "own energy"
 _TOLERANCES = (1e-2, 1e-3, 1e-4, 3e-5, 1e-5, 3e-6, 1e-6, 1e-7)
 # Shares of a cell's cap. What the searches leave goes to the timing.
-_TUNING_SHARE, _OWN_SHARE, _SPLITTING_SHARE, _TORCHDEQ_SHARE = 0.06, 0.15, 0.25, 0.3
+_TUNING_SHARE, _OWN_SHARE, _SPLITTING_SHARE, _TORCHDEQ_SHARE = 0.04, 0.12, 0.22, 0.38
 
 Prepared = PreparedLayer[ConvolutionEnergy]
 

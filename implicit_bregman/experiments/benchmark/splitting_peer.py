@@ -382,7 +382,7 @@ def _forward_errors(search: _Search, loop: Loop, limit: int) -> list[float]:
 def _adjoint(
     search: _Search, loop: Loop, z: Tensor, dual: Tensor, forward: _Best, level: float, value_error: float
 ) -> None:
-    """The least iterations of the adjoint with which dL/dW reaches the level, from the point of a forward pass."""
+    """The least iterations of the adjoint with which dL/dθ reaches the level, from the point of a forward pass."""
     prepared, setup = search.splitting.prepared, forward.setup
     limit = search.least(setup.newton, BOTH, level) - forward.iterations
     looked_at, seen, least = set(counts(most=max(4, limit))), [], math.inf
