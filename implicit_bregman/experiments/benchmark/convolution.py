@@ -20,6 +20,7 @@ from implicit_bregman.experiments.benchmark.layer_cells import DTYPES, Convoluti
 from implicit_bregman.experiments.benchmark.layers import PreparedLayer
 from implicit_bregman.experiments.benchmark.prepared import Gradients
 from implicit_bregman.experiments.benchmark.splitting_peer import Loop, Setup, Splitting, middle_step
+from implicit_bregman.experiments.training import cpu_threads
 from implicit_bregman.legendre import LegendreFunction
 
 Outcome = TypeVar("Outcome")
@@ -129,7 +130,8 @@ def prepare_convolution(cell: ConvolutionCell, seed: int = 0) -> PreparedLayer[C
         RuntimeError: If the truth's conditions do not hold.
     """
     layer, cotangent = draw_layer(cell, seed)
-    value, gradients = _truth(layer.double(), cotangent.double())
+    with cpu_threads(1):  # not timed, and on a busy machine several threads wait for one another
+        value, gradients = _truth(layer.double(), cotangent.double())
     return PreparedLayer(
         cell,
         layer.parameters,

@@ -16,6 +16,7 @@ from implicit_bregman.experiments.benchmark.prepared import Gradients
 from implicit_bregman.experiments.benchmark.settings import BenchmarkSettings
 from implicit_bregman.experiments.benchmark.torchdeq_peer import Equation, FixedPoint
 from implicit_bregman.experiments.benchmark.torchdeq_sweep import torchdeq_contenders
+from implicit_bregman.experiments.training import cpu_threads
 
 TRUTH = "plain iteration in float64"
 _SETTLED, _EXACT, _LONGEST = 1e-14, 1e-12, 3000  # change that ends an iteration; that is allowed; iterations
@@ -117,7 +118,8 @@ def prepare_field(cell: FieldCell, seed: int = 0) -> PreparedLayer[NetworkField]
         cotangent = torch.randn(cell.batch, *cell.event).to(dtype)
     network.to(dtype)
     wide, wide_x = copy.deepcopy(network).double(), x.detach().double().requires_grad_()
-    value, gradients = _truth(wide, wide_x, cotangent.double())
+    with cpu_threads(1):  # not timed, and on a busy machine several threads wait for one another
+        value, gradients = _truth(wide, wide_x, cotangent.double())
     field, phi = NetworkField(network, cell.event), ib.geometry("identity")
     parameters = (x, *network.parameters())
     return PreparedLayer(cell, parameters, cotangent, value, gradients, TRUTH, 0.0, field, phi, 1.0)
