@@ -13,7 +13,7 @@ from implicit_bregman.experiments.benchmark.cells import Cell
 from implicit_bregman.experiments.optimality import Conditions, on_host
 from implicit_bregman.experiments.oracle import EXACT, reference_gradient, reference_solution, weight_gradient
 from implicit_bregman.experiments.problems import Problem
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 
 _CHUNK = 64  # samples whose d × d systems are held at once
 
@@ -41,7 +41,7 @@ class Prepared:
     cell: Cell
     weight: Float[Tensor, "d d"]
     offset: Float[Tensor, "batch d"]
-    geometry: LegendreFunction
+    geometry: MirrorMap
     regularization: float
     step: float
     cotangent: Float[Tensor, "batch d"]

@@ -65,10 +65,11 @@ def newton(
         record: called with the duals and their rows before every step, and at the end.
     """
     energy, quadratic = objective.energy, objective.energy.factored
+    coupled = objective.geometry.coupling is not None
     # A trace ends where the tolerance is met.
     enough = _CLOSE * tol if _is_well_conditioned(objective) else 0.0
     swept, limit = None, max(_BELOW * tol, enough)
-    if record is None and objective.unique and quadratic is not None and quadratic.symmetric:
+    if record is None and objective.unique and quadratic is not None and quadratic.symmetric and not coupled:
         swept = _swept(objective, quadratic, _unclamped(objective, energy, dual), limit, max_steps)
         if swept is not None and bool((swept.size <= limit).all()):
             return dual_result(objective, swept, tol)
@@ -200,7 +201,7 @@ def _search(
     rows = torch.arange(len(at.size), device=at.size.device)
     start, weight, chord, whole = at, weight.expand_as(move), torch.full_like(move, torch.nan), at
     for trial in range(1 + _SHORTENINGS):
-        dual = move_along(objective.geometry, start.dual, start.value, slope, weight, move)
+        dual = move_along(objective.geometry.elementwise, start.dual, start.value, slope, weight, move)
         new = evaluate(objective, energy, dual, start.steps + 1, start.tries + 1 + trial)
         better = _is_accepted(objective, start, new)
         if trial == 0:
@@ -264,7 +265,7 @@ def dual_result(objective: Objective, at: Iterate, tol: float, stuck: Tensor | N
     if geometry.is_legendre:
         error, free = at.error, torch.ones_like(dual, dtype=torch.bool)
     else:
-        error, free = torch.add(at.gradient, dual, alpha=gamma), dual == at.dual
+        error, free = objective.total(at.gradient, dual), dual == at.dual
     residual = objective.residual(at.value, error, at.scale, (lo, hi))
     # The residual alone is held down by the distance to a bound: ask it of the equation as well.
     accepted = (residual <= tol) & (at.size <= tol)
