@@ -139,6 +139,8 @@ class Followed:
         total = self.energy.gradient(self.value)
         if self.regularization:
             total = total + self.regularization * self.geometry.project_dual(self._y)
+        if self.geometry.coupling is not None:
+            total = self.geometry.along(total, self.dual)
         active = held_back(self.geometry, self.regularization, self.value, total)
         return self.states(torch.where(active, -total, 0.0))
 

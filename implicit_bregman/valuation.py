@@ -117,7 +117,8 @@ class Valuation:
         return self.states(known + (followed - followed.detach()))
 
     def _total(self, gradient: Tensor, dual: Tensor) -> Tensor:
-        return gradient + self.regularization * dual if self.regularization else gradient
+        total = gradient + self.regularization * dual if self.regularization else gradient
+        return total if self.geometry.coupling is None else self.geometry.along(total, dual)
 
     def detach(self) -> Valuation:
         """The same, without gradient."""
