@@ -67,7 +67,8 @@ def geometry(name_or_instance: str | MirrorMap, **parameters: float) -> MirrorMa
             )
         return name_or_instance
     if not isinstance(name_or_instance, str):
-        raise TypeError(f"geometry: got {type(name_or_instance).__name__}; give a LegendreFunction or one of {geometries()}")
+        kind = type(name_or_instance).__name__
+        raise TypeError(f"geometry: got {kind}; give a LegendreFunction or one of {geometries()}")
     if name_or_instance not in _CATALOGUE:
         raise ValueError(f"unknown geometry {name_or_instance!r}; known: {', '.join(geometries())}")
     if not parameters:

@@ -1,4 +1,4 @@
-"""Critical points on the simplex: against SciPy, long iterations and finite differences, for every solver and adjoint."""
+"""Critical points on the simplex: against SciPy, long iterations, finite differences; every solver and adjoint."""
 
 import itertools
 
