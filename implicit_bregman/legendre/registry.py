@@ -49,8 +49,8 @@ def geometry(name_or_instance: str | MirrorMap, **parameters: float) -> MirrorMa
     Args:
         name_or_instance: One of `geometries()`, or a mirror map, which is returned as it is.
         **parameters: Parameters of the named function: `scale` (isru, default 1), `sharpness` (softplus, 1),
-            `scale` and `slope` (scaled_tanh, 1.7159 and 2/3), `smoothness` (bent, 1), `total`, `lo` and `hi`
-            (simplex, 1, 0 and None).
+            `scale` and `slope` (scaled_tanh, 1.7159 and 2/3), `smoothness` (bent, 1), `total`, `lo`, `hi` and
+            `size` (simplex, 1, 0, None and None).
 
     Returns:
         The function, an immutable value.
@@ -74,7 +74,7 @@ def geometry(name_or_instance: str | MirrorMap, **parameters: float) -> MirrorMa
     if not parameters:
         return _DEFAULTS[name_or_instance]
     function = _CATALOGUE[name_or_instance]
-    known = tuple(name for name in inspect.signature(function).parameters if name != "size")
+    known = tuple(inspect.signature(function).parameters)
     unknown = sorted(set(parameters) - set(known))
     if unknown:
         raise ValueError(

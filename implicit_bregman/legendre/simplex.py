@@ -16,6 +16,7 @@ from implicit_bregman.legendre.coupling import Coupling
 from implicit_bregman.legendre.halfline import Exp
 from implicit_bregman.legendre.mirror import MirrorMap
 from implicit_bregman.legendre.sigmoidal import Sigmoid
+from implicit_bregman.settings import check_count
 from implicit_bregman.transforms import transformed
 
 #: Safeguarded Newton steps for the level of a block. Bisection alone would take 60 in float64.
@@ -28,7 +29,8 @@ class Simplex(MirrorMap):
 
     Without an upper bound φ = Σ z log z and ρ(y) = total · softmax(y). With bounds ("box section", "capped simplex")
     φ is that of `sigmoid` moved to [lo, hi], and ρ(y)_j = ρ₀(y_j − ν) with the level ν at which the sum is right.
-    A block is the last dimension of the state's shape: states of shape (m, n) are m blocks of n coordinates.
+    A block is the last dimension of the state's shape, states of shape (m, n) being m blocks of n coordinates, or `size`
+    coordinates of it: states of width mn are then m blocks as well.
 
     Elementwise methods (`curvature`, `slope`, `dual_potential`) are those of the coordinates' own φ₀ at the same z.
     The derivative of ρ is D = diag(s) − s sᵀ/Σs, s = `slope`.
@@ -37,17 +39,17 @@ class Simplex(MirrorMap):
         total: the sum, > 0.
         lo: lower bound of every coordinate; 0 unless `hi` is given.
         hi: upper bound of every coordinate; None: there is none.
+        size: number of consecutive coordinates in a block; None: the last dimension is one.
 
     Raises:
         TypeError: for a bound that is no number.
-        ValueError: for a sum that no point within the bounds has.
+        ValueError: for bounds or a size out of range, and, at the state's shape, a sum that no point within the bounds has.
     """
 
     total: float = 1.0
     lo: float = 0.0
     hi: float | None = None
-    size: int | None = field(default=None, repr=False)
-    """The number of coordinates in a block, for states that come as rows; None: the last dimension."""
+    size: int | None = None
 
     name: ClassVar[str] = "simplex"
     max_curvature: ClassVar[float] = math.inf
@@ -63,6 +65,8 @@ class Simplex(MirrorMap):
         else:
             object.__setattr__(self, "hi", real_float(self.hi, "simplex: hi"))
             base = Sigmoid().to_box(self.lo, self.hi)
+        if self.size is not None:
+            check_count("simplex: size", self.size)
         object.__setattr__(self, "_base", base)
         object.__setattr__(self, "_coupling", Coupling(self.total, self.size))
 
@@ -74,7 +78,9 @@ class Simplex(MirrorMap):
         return self._coupling
 
     def for_states(self, event: tuple[int, ...]) -> Simplex:
-        n = event[-1]
+        n = event[-1] if self.size is None else self.size
+        if event[-1] % n:
+            raise ValueError(f"simplex: blocks of size = {n} do not divide the last dimension {event[-1]} of the state")
         most = math.inf if self.hi is None else n * self.hi
         if not n * self.lo < self.total < most:
             raise ValueError(

@@ -161,6 +161,9 @@ def test_blocks_of_rows() -> None:
     for name in ("activation", "project_dual", "slope", "curvature", "project"):
         torch.testing.assert_close(getattr(phi, name)(y), getattr(free, name)(blocks).flatten(1))
     torch.testing.assert_close(phi.conjugate(y), free.conjugate(blocks).sum(-1))
+    assert ib.geometry("simplex", total=2.0, size=4).for_states((12,)) == phi
+    with pytest.raises(ValueError, match="size = 4 do not divide the last dimension 10"):
+        ib.geometry("simplex", size=4).for_states((10,))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +174,8 @@ def test_blocks_of_rows() -> None:
         ({"lo": 0.1}, ValueError, "without an upper bound"),
         ({"lo": 0.5, "hi": 0.5}, ValueError, "lo must be below hi"),
         ({"hi": math.inf}, ValueError, "hi must be finite"),
-        ({"size": 3}, ValueError, "no parameter 'size'"),
+        ({"size": 0}, ValueError, "size must be"),
+        ({"blocks": 3}, ValueError, "no parameter 'blocks'"),
     ],
 )
 def test_what_is_refused(settings: dict[str, object], error: type[Exception], message: str) -> None:
@@ -189,4 +193,4 @@ def test_as_a_value() -> None:
     for one, two in product(KINDS, KINDS):
         assert (ib.geometry("simplex", **KINDS[one]) == ib.geometry("simplex", **KINDS[two])) == (one == two)
     assert ib.geometry("simplex").to_box(0.0, 0.4) == ib.geometry("simplex", hi=0.4)
-    assert repr(ib.geometry("simplex")) == "Simplex(total=1.0, lo=0.0, hi=None)"
+    assert repr(ib.geometry("simplex")) == "Simplex(total=1.0, lo=0.0, hi=None, size=None)"
