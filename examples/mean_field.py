@@ -1,7 +1,7 @@
-"""Mean field of a fully connected random field: pixels that agree with their neighbours, each with shares of two labels.
+"""Mean field of a fully connected random field: pixels, each with shares of two labels, agree with their neighbours.
 
-The image is a digit under noise. The marginals solve z = softmax((unary - H z) / gamma), a critical point on one simplex
-per pixel; how strongly pixels agree, and how far, is learned through it.
+The images are digits under noise. The marginals solve z = softmax((unary - H z) / gamma), a critical point on one
+simplex per pixel; how strongly pixels agree, and how far, is learned through it.
 """
 
 import torch

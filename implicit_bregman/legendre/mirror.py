@@ -123,6 +123,10 @@ class MirrorMap(ABC):
     def project_dual(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The dual that is chosen among all that stand for the same ρ(y)."""
 
+    def gauged(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """y with the right sums of ρ₀(y), where coordinates are coupled; beyond a clamp it runs on."""
+        return y
+
     @abstractmethod
     def is_interior(self, z: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         """Whether each coordinate lies strictly inside its interval and is finite."""

@@ -49,8 +49,8 @@ def geometry(name_or_instance: str | MirrorMap, **parameters: float) -> MirrorMa
     Args:
         name_or_instance: One of `geometries()`, or a mirror map, which is returned as it is.
         **parameters: Parameters of the named function: `scale` (isru, default 1), `sharpness` (softplus, 1),
-            `scale` and `slope` (scaled_tanh, 1.7159 and 2/3), `smoothness` (bent, 1), `total`, `lo`, `hi` and
-            `size` (simplex, 1, 0, None and None).
+            `scale` and `slope` (scaled_tanh, 1.7159 and 2/3), `smoothness` (bent, 1), `total`, `lo`, `hi`, `order`
+            and `size` (simplex, 1, 0, None, 1 and None).
 
     Returns:
         The function, an immutable value.

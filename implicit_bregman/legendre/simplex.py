@@ -16,6 +16,7 @@ from implicit_bregman.legendre.coupling import Coupling
 from implicit_bregman.legendre.halfline import Exp
 from implicit_bregman.legendre.mirror import MirrorMap
 from implicit_bregman.legendre.sigmoidal import Sigmoid
+from implicit_bregman.legendre.tsallis import TsallisEntropy
 from implicit_bregman.settings import check_count
 from implicit_bregman.transforms import transformed
 
@@ -28,9 +29,11 @@ class Simplex(MirrorMap):
     """C = {z : lo ≤ z ≤ hi, Σz = total} for each block of coordinates, φ the sum of an entropy of each of them.
 
     Without an upper bound φ = Σ z log z and ρ(y) = total · softmax(y). With bounds ("box section", "capped simplex")
-    φ is that of `sigmoid` moved to [lo, hi], and ρ(y)_j = ρ₀(y_j − ν) with the level ν at which the sum is right.
-    A block is the last dimension of the state's shape, states of shape (m, n) being m blocks of n coordinates, or `size`
-    coordinates of it: states of width mn are then m blocks as well.
+    φ is that of `sigmoid` moved to [lo, hi], and with an `order` α in (1, 2] it is Σ (z^α − z)/(α(α − 1)), Tsallis's
+    entropy, so that ρ is entmax and many coordinates are exactly 0 (sparsemax for α = 2). In both cases ρ(y)_j =
+    ρ₀(y_j − ν) with the level ν at which the sum is right.
+    A block is the last dimension of the state's shape, states of shape (m, n) being m blocks of n coordinates, or
+    `size` coordinates of it: states of width mn are then m blocks as well.
 
     Elementwise methods (`curvature`, `slope`, `dual_potential`) are those of the coordinates' own φ₀ at the same z.
     The derivative of ρ is D = diag(s) − s sᵀ/Σs, s = `slope`.
@@ -39,16 +42,19 @@ class Simplex(MirrorMap):
         total: the sum, > 0.
         lo: lower bound of every coordinate; 0 unless `hi` is given.
         hi: upper bound of every coordinate; None: there is none.
+        order: α of the entropy, in [1, 2]; 1, Shannon's, unless there are no bounds.
         size: number of consecutive coordinates in a block; None: the last dimension is one.
 
     Raises:
         TypeError: for a bound that is no number.
-        ValueError: for bounds or a size out of range, and, at the state's shape, a sum that no point within the bounds has.
+        ValueError: for bounds, an order or a size out of range; and once the state's shape is known, for a sum that no
+            point within the bounds has.
     """
 
     total: float = 1.0
     lo: float = 0.0
     hi: float | None = None
+    order: float = 1.0
     size: int | None = None
 
     name: ClassVar[str] = "simplex"
@@ -58,16 +64,14 @@ class Simplex(MirrorMap):
     def __post_init__(self) -> None:
         object.__setattr__(self, "total", positive_float(self.total, "simplex: total"))
         object.__setattr__(self, "lo", real_float(self.lo, "simplex: lo"))
-        if self.hi is None:
-            if self.lo != 0.0:
-                raise ValueError(f"simplex: lo = {self.lo} without an upper bound: give hi as well, or lo=0")
-            base: LegendreFunction = Exp()
-        else:
+        object.__setattr__(self, "order", real_float(self.order, "simplex: order"))
+        if not 1.0 <= self.order <= 2.0:
+            raise ValueError(f"simplex: order must be in [1, 2], got {self.order}")
+        if self.hi is not None:
             object.__setattr__(self, "hi", real_float(self.hi, "simplex: hi"))
-            base = Sigmoid().to_box(self.lo, self.hi)
+        object.__setattr__(self, "_base", self._entropy())
         if self.size is not None:
             check_count("simplex: size", self.size)
-        object.__setattr__(self, "_base", base)
         object.__setattr__(self, "_coupling", Coupling(self.total, self.size))
 
     _base: LegendreFunction = field(init=False, repr=False, compare=False)
@@ -76,6 +80,20 @@ class Simplex(MirrorMap):
     @property
     def coupling(self) -> Coupling:
         return self._coupling
+
+    def _entropy(self) -> LegendreFunction:
+        """φ₀, that of each coordinate."""
+        if self.hi is None:
+            if self.lo != 0.0:
+                raise ValueError(f"simplex: lo = {self.lo} without an upper bound: give hi as well, or lo=0")
+            return Exp() if self.order == 1.0 else TsallisEntropy(self.order)
+        if self.order != 1.0:
+            raise ValueError(f"simplex: order = {self.order} with bounds of the coordinates: leave out one of them")
+        return Sigmoid().to_box(self.lo, self.hi)
+
+    @property
+    def _is_softmax(self) -> bool:
+        return self.hi is None and self.order == 1.0
 
     def for_states(self, event: tuple[int, ...]) -> Simplex:
         n = event[-1] if self.size is None else self.size
@@ -104,7 +122,7 @@ class Simplex(MirrorMap):
 
     @property
     def is_legendre(self) -> bool:
-        return True
+        return self._base.is_legendre
 
     @property
     def domain(self) -> tuple[float, float]:
@@ -112,23 +130,27 @@ class Simplex(MirrorMap):
 
     @property
     def strong_convexity(self) -> float:
-        return 1.0 / self.total if self.hi is None else self._base.strong_convexity
+        return self.total ** (self.order - 2.0) if self.hi is None else self._base.strong_convexity
 
     # Maps --------------------------------------------------------------------------------------------------------
 
     def activation(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """ρ(y): total · softmax(y) without an upper bound; differentiable to any order."""
+        """ρ(y): total · softmax(y) without bounds and order; differentiable to any order."""
         check_dtype(y, "argument")
-        if self.hi is None:
+        if self._is_softmax:
             share = torch.softmax(self.coupling.split(y), -1).flatten(-2)
             return share if self.total == 1.0 else self.total * share
-        return self._base.activation(self.project_dual(y))
+        return self._base.activation(self.gauged(y)).clamp_max(self.domain[1])
 
     def project_dual(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """y less the level of each block, and, where φ is not Legendre, cut to the range of φ'."""
+        return self._base.project_dual(self.gauged(y))
+
+    def gauged(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """y less the level ν of each block, so that ρ₀(y − ν) has the right sum."""
         check_dtype(y, "argument")
         blocks, least = self.coupling.split(y), torch.finfo(y.dtype).min
-        if self.hi is None:
+        if self._is_softmax:
             shifted = torch.log_softmax(blocks, -1)
             shifted = shifted if self.total == 1.0 else shifted + math.log(self.total)
             return shifted.clamp_min(least).flatten(-2)
@@ -147,9 +169,12 @@ class Simplex(MirrorMap):
         """ν with Σρ₀(y − ν) = total: Newton's steps, bisection where they leave the bracket."""
         middle = self._base.inverse_activation(y.new_tensor(self.total / y.shape[-1]))
         least, most = y.amin(-1, keepdim=True) - middle, y.amax(-1, keepdim=True) - middle
+        if self.hi is None:
+            # (with less the largest coordinate alone has more than the sum)
+            least = torch.maximum(least, most + middle - self._base.inverse_activation(y.new_tensor(self.total)))
         # (0 is the level of a dual that has been chosen before)
         level = torch.zeros_like(least).clamp(least, most)
-        enough = 4 * torch.finfo(y.dtype).eps * y.shape[-1] * max(abs(end) for end in (*self._base.domain, self.total))
+        enough = 4 * torch.finfo(y.dtype).eps * y.shape[-1] * max(abs(end) for end in (*self.domain, self.total))
         watched = not transformed()
         for _ in range(_STEPS):
             excess = self._base.activation(y - level).sum(-1, keepdim=True) - self.total
@@ -167,36 +192,43 @@ class Simplex(MirrorMap):
         return self._base.inverse_activation(z)
 
     def curvature(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        return self._base.curvature(self.project_dual(y))
+        return self._base.curvature(self.gauged(y))
 
     def log_curvature(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        return self._base.log_curvature(self.project_dual(y))
+        return self._base.log_curvature(self.gauged(y))
 
     def log_curvature_slope(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        return self._base.log_curvature_slope(self.project_dual(y))
+        return self._base.log_curvature_slope(self.gauged(y))
 
     def slope(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        return self._base.slope(self.project_dual(y))
+        return self._base.slope(self.gauged(y))
 
     def dual_potential(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        y = self.project_dual(y)
+        y = self.gauged(y)
         terms = self._base.dual_potential(y)
-        return terms + self._base.activation(y) if self.hi is None else terms
+        return terms + self._linear * self._base.activation(y) if self._linear else terms
 
     def potential(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
-        """φ(z), summed over the last dimension: Σ z log z without an upper bound. NaN outside the box."""
+        """φ(z), summed over the last dimension: Σ z log z without bounds and order. NaN outside the box."""
         terms = self._base.potential(z)
-        return (terms + z if self.hi is None else terms).sum(-1)
+        return (terms + self._linear * z if self._linear else terms).sum(-1)
+
+    @property
+    def _linear(self) -> float:
+        """The multiple of Σz, a constant, that φ has more than φ₀."""
+        if self.hi is not None:
+            return 0.0
+        return 1.0 if self.order == 1.0 else -1.0 / (self.order * (self.order - 1.0))
 
     def conjugate(self, y: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
         """φ*(y) = max over z in C of ⟨z, y⟩ − φ(z), summed over the last dimension: logsumexp(y) for total 1."""
         blocks = self.coupling.split(y)
-        if self.hi is None:
+        if self._is_softmax:
             value = torch.logsumexp(blocks, -1)
             value = value if self.total == 1.0 else self.total * (value - math.log(self.total))
             return value.sum(-1)
-        shifted = self.coupling.split(self.project_dual(y))
-        level = (blocks - shifted).mean(-1)
+        shifted = self.coupling.split(self.gauged(y))
+        level = (blocks - shifted).mean(-1) - self._linear
         return (self._base.conjugate(shifted).sum(-1) + self.total * level).sum(-1)
 
     def divergence(

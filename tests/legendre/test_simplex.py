@@ -12,11 +12,14 @@ from scipy.optimize import brentq
 
 import implicit_bregman as ib
 
-KINDS = {
+KINDS: dict[str, dict[str, float]] = {
     "simplex": {},
     "total 2.5": {"total": 2.5},
     "capped": {"hi": 0.4},
     "box section": {"lo": -1.0, "hi": 2.0, "total": 0.5},
+    "entmax": {"order": 1.5},
+    "entmax 1.2": {"order": 1.2, "total": 2.0},
+    "sparsemax": {"order": 2.0},
 }
 DTYPES = (torch.float32, torch.float64)
 
@@ -76,7 +79,10 @@ def test_identities(phi: ib.MirrorMap, dtype: torch.dtype) -> None:
     assert float(gap.abs().max()) <= 20 * tol
     other = phi.activation(y.flip(0))
     gap = phi.potential(other) + phi.conjugate(y) - (other * y).sum(-1)
-    torch.testing.assert_close(gap, phi.divergence(other, z), rtol=50 * tol, atol=20 * tol)
+    # (where φ is not Legendre, y may lie beyond ∇φ(z), which makes it more)
+    assert bool((gap >= phi.divergence(other, z) - 100 * tol).all())
+    if phi.is_legendre:
+        torch.testing.assert_close(gap, phi.divergence(other, z), rtol=50 * tol, atol=20 * tol)
     by_duals = phi.dual_divergence(y.flip(0), y)
     torch.testing.assert_close(by_duals, phi.divergence(other, z), rtol=50 * tol, atol=20 * tol)
 
@@ -94,8 +100,8 @@ def test_the_metric_is_the_derivative(phi: ib.MirrorMap) -> None:
     torch.testing.assert_close(metric.sum(-1), torch.zeros(5, dtype=torch.float64))
     # σ bounds φ'' along C.
     basis = torch.linalg.qr(torch.cat([torch.ones(5, 1), torch.eye(5)[:, :4]], 1).double())[0][:, 1:]
-    curvature = torch.linalg.eigvalsh(basis.mT @ torch.diag(phi.curvature(y[0])) @ basis)
-    assert float(curvature[0]) >= phi.strong_convexity * (1 - 1e-12)
+    curvature = torch.linalg.eigvalsh(basis.mT @ torch.diag(phi.curvature(y[0]).clamp_max(1e9)) @ basis)
+    assert float(curvature[0]) >= phi.strong_convexity * (1 - 1e-6)
 
 
 def test_derivatives_of_every_kind(phi: ib.MirrorMap) -> None:
@@ -174,6 +180,8 @@ def test_blocks_of_rows() -> None:
         ({"lo": 0.1}, ValueError, "without an upper bound"),
         ({"lo": 0.5, "hi": 0.5}, ValueError, "lo must be below hi"),
         ({"hi": math.inf}, ValueError, "hi must be finite"),
+        ({"order": 0.5}, ValueError, r"order must be in \[1, 2\]"),
+        ({"order": 1.5, "hi": 0.5}, ValueError, "leave out one of them"),
         ({"size": 0}, ValueError, "size must be"),
         ({"blocks": 3}, ValueError, "no parameter 'blocks'"),
     ],
@@ -193,4 +201,19 @@ def test_as_a_value() -> None:
     for one, two in product(KINDS, KINDS):
         assert (ib.geometry("simplex", **KINDS[one]) == ib.geometry("simplex", **KINDS[two])) == (one == two)
     assert ib.geometry("simplex").to_box(0.0, 0.4) == ib.geometry("simplex", hi=0.4)
-    assert repr(ib.geometry("simplex")) == "Simplex(total=1.0, lo=0.0, hi=None, size=None)"
+    assert repr(ib.geometry("simplex")) == "Simplex(total=1.0, lo=0.0, hi=None, order=1.0, size=None)"
+
+
+@pytest.mark.parametrize("order", [1.1, 1.5, 1.8, 2.0])
+def test_entmax(order: float) -> None:
+    entmax = pytest.importorskip("entmax")
+    y = 3 * torch.randn(6, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+    weight = torch.randn(6, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    ours, theirs = y.clone().requires_grad_(), y.clone().requires_grad_()
+    found = ib.geometry("simplex", order=order).activation(ours)
+    expected = entmax.entmax_bisect(theirs, alpha=order, dim=-1, n_iter=100)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    assert bool((found == 0).any())
+    (found * weight).sum().backward()
+    (expected * weight).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-8)

@@ -16,6 +16,7 @@ GEOMETRIES = {
     "simplex": ib.geometry("simplex"),
     "total 2": ib.geometry("simplex", total=2.0),
     "capped": ib.geometry("simplex", hi=0.4),
+    "entmax": ib.geometry("simplex", order=1.5),
 }
 D, B = 6, 4
 

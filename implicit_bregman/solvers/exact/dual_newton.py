@@ -91,7 +91,7 @@ def _is_well_conditioned(objective: Objective) -> bool:
 def _unclamped(objective: Objective, energy: BoundEnergy, dual: Tensor) -> Tensor:
     """The same points, with the duals of active coordinates where the equation wants them, beyond the clamp."""
     gamma, geometry = objective.regularization, objective.geometry
-    if geometry.is_legendre:
+    if geometry.is_legendre or geometry.coupling is not None:
         return dual
     active = geometry.slope(dual) == 0
     if not bool(active.any()):
@@ -265,7 +265,7 @@ def dual_result(objective: Objective, at: Iterate, tol: float, stuck: Tensor | N
     if geometry.is_legendre:
         error, free = at.error, torch.ones_like(dual, dtype=torch.bool)
     else:
-        error, free = objective.total(at.gradient, dual), dual == at.dual
+        error, free = objective.total(at.gradient, dual), _off_clamp(objective, at.dual, dual)
     residual = objective.residual(at.value, error, at.scale, (lo, hi))
     # The residual alone is held down by the distance to a bound: ask it of the equation as well.
     accepted = (residual <= tol) & (at.size <= tol)
@@ -292,3 +292,9 @@ def dual_result(objective: Objective, at: Iterate, tol: float, stuck: Tensor | N
         tries=at.tries,
         stuck=stuck,
     )
+
+
+def _off_clamp(objective: Objective, dual: Tensor, clamped: Tensor) -> Bool[Tensor, "batch d"]:
+    """The coordinates whose dual lies within the range of φ'."""
+    geometry = objective.geometry
+    return dual == clamped if geometry.coupling is None else geometry.slope(dual) > 0

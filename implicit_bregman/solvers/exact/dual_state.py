@@ -41,7 +41,7 @@ class Iterate(RowsOfTensors):
 def evaluate(objective: Objective, energy: BoundEnergy, dual: Tensor, steps: Tensor, tries: Tensor) -> Iterate:
     """The iterate y = `dual`."""
     geometry = objective.geometry
-    dual = dual if geometry.coupling is None else geometry.project_dual(dual)
+    dual = dual if geometry.coupling is None else geometry.gauged(dual)
     value = geometry.activation(dual)
     gradient = energy.gradient(value).detach()
     error = torch.add(gradient, dual, alpha=objective.regularization)
