@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.objective import RowsOfTensors
 from implicit_bregman.projection.basis import Basis
 
@@ -50,7 +50,7 @@ class DualProblem(RowsOfTensors):
         metric: εTᵀT, (k, k); in a tuple, too.
     """
 
-    geometry: LegendreFunction
+    geometry: MirrorMap
     basis: Basis
     start: Tensor
     target: Tensor
@@ -147,7 +147,7 @@ class At(RowsOfTensors):
 def dual_problem(
     basis: Basis,
     target: Float[Tensor, "batch r"],
-    geometry: LegendreFunction,
+    geometry: MirrorMap,
     start: Float[Tensor, "batch d"],
     softness: float,
     tol: float,

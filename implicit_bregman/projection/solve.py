@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.projection.basis import inconsistency
 from implicit_bregman.projection.newton import Minimiser, minimise
@@ -148,7 +148,7 @@ def _judged(energy: BoundLowRank, objective: Objective, dual: Tensor) -> tuple[T
     return error, exact, point
 
 
-def _is_degenerate(energy: BoundLowRank, geometry: LegendreFunction, z: Tensor, tol: float) -> Tensor:
+def _is_degenerate(energy: BoundLowRank, geometry: MirrorMap, z: Tensor, tol: float) -> Tensor:
     """Whether so many coordinates are on their bounds that β cannot move freely, (B,).
 
     That is, whether the rows of V that belong to the others have a smaller rank than V.

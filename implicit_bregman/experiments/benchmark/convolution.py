@@ -21,7 +21,7 @@ from implicit_bregman.experiments.benchmark.layers import PreparedLayer
 from implicit_bregman.experiments.benchmark.prepared import Gradients
 from implicit_bregman.experiments.benchmark.splitting_peer import Loop, Setup, Splitting, middle_step
 from implicit_bregman.experiments.training import cpu_threads
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 
 Outcome = TypeVar("Outcome")
 
@@ -43,7 +43,7 @@ class Layer:
     """
 
     energy: ConvolutionEnergy
-    geometry: LegendreFunction
+    geometry: MirrorMap
     regularization: float
     x: Tensor
 

@@ -11,7 +11,7 @@ from torch import Tensor
 import implicit_bregman as ib
 from implicit_bregman.energy.base import Energy
 from implicit_bregman.experiments.benchmark.prepared import Prepared, Value
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 
 Model = TypeVar("Model", bound=Energy)
 
@@ -27,7 +27,7 @@ class PreparedLayer(Prepared, Generic[Model]):
     """
 
     energy: Model
-    geometry: LegendreFunction
+    geometry: MirrorMap
     regularization: float
 
     @property

@@ -35,7 +35,7 @@ from implicit_bregman.experiments.benchmark.contenders import (
 from implicit_bregman.experiments.benchmark.prepared import Gradients, Prepared
 from implicit_bregman.experiments.benchmark.truth import PreparedQuadratic
 from implicit_bregman.experiments.optimality import on_host
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.legendre.prox import prox_dual
 
 NAME = "Peaceman–Rachford"
@@ -87,7 +87,7 @@ class Loop(ABC):
         setup: Its settings.
     """
 
-    def __init__(self, geometry: LegendreFunction, regularization: float, setup: Setup) -> None:
+    def __init__(self, geometry: MirrorMap, regularization: float, setup: Setup) -> None:
         self.geometry, self.setup = geometry, setup
         self.pull = setup.step * regularization
         low, high = geometry.domain

@@ -15,7 +15,7 @@ from implicit_bregman.experiments.benchmark.prepared import Prepared, Value
 from implicit_bregman.experiments.optimality import Conditions, on_host
 from implicit_bregman.experiments.oracle import EXACT, reference_gradient, reference_solution, weight_gradient
 from implicit_bregman.experiments.problems import Problem
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.solvers import Solver
 
 _CHUNK = 64  # samples whose d × d systems are held at once
@@ -36,7 +36,7 @@ class PreparedQuadratic(Prepared):
 
     cell: QuadraticCell
     offset: Float[Tensor, "batch d"]
-    geometry: LegendreFunction
+    geometry: MirrorMap
     regularization: float
     step: float
 
