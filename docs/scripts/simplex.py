@@ -4,7 +4,7 @@ Run
 
     OMP_NUM_THREADS=1 python docs/scripts/simplex.py
 
-It needs the package entmax, from the extra `dev`. Times are processor time in float32, the least of thirty, in milliseconds.
+It needs the package entmax, from the extra `dev`. Times are processor time in float32, the least of thirty, in ms.
 """
 
 from __future__ import annotations
