@@ -39,6 +39,10 @@ class LegendreFunction(ABC):
     """sup φ''."""
     curvature_at_infinity: ClassVar[float] = math.inf
     """Limit of φ'' towards the infinite end of C; inf if C is bounded."""
+    dual_domain: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+    """The ends of the y for which there is a ρ(y): where they are finite, φ* is ∞ beyond."""
+    middle: ClassVar[float] = 0.0
+    """The dual, well inside `dual_domain`, at which a solve begins that is given no start."""
     # Derived from the parameters once, because ρ needs them at every call.
     _bounds: dict[torch.dtype, tuple[float, float]] = field(init=False, repr=False, compare=False)
     _saturated: dict[torch.dtype, tuple[float, float]] = field(init=False, repr=False, compare=False)
@@ -120,7 +124,10 @@ class LegendreFunction(ABC):
         return apply_map(self, "dual_potential", y)
 
     def project_dual(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The dual point of the same ρ(y) nearest to 0: y itself if φ is Legendre."""
+        """The dual point of the same ρ(y) nearest to 0; y itself if φ is Legendre and y in `dual_domain`.
+
+        A y beyond `dual_domain` becomes the last of the `dual_bounds`.
+        """
         check_dtype(y, "argument")
         return self._project_dual(y)
 
@@ -190,24 +197,28 @@ class LegendreFunction(ABC):
     def saturated_dual(self, dtype: torch.dtype) -> tuple[float, float]:
         """Finite duals (y_lo, y_hi) that stand for the bounds: |ρ(y) − bound| ≤ eps·min(max(1, |bound|), hi − lo).
 
-        At an infinite end it is ∓ the largest number of the dtype.
+        At an infinite end it is that of `dual_bounds`.
         """
         return _of_dtype(self._saturated, dtype)
+
+    def dual_bounds(self, dtype: torch.dtype) -> tuple[float, float]:
+        """The smallest and the largest number of `dtype` in `dual_domain` at which ρ and φ* are finite."""
+        largest = float(torch.finfo(dtype).max)
+        return -largest, largest
 
     def finite_dual(self, z: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
         """A y that is finite in `dtype` and stands for z: ρ(y) = z to rounding.
 
         It is ρ⁻¹(z); at (or beyond) the `bounds` of `dtype` `saturated_dual`; and, where ρ⁻¹ overflows before that, the
-        largest number of the dtype. (For arcsinh this is the case from |z| = 89.4 in float32 and 710.4 in float64 on,
+        last of the `dual_bounds`. (For arcsinh this is the case from |z| = 89.4 in float32 and 710.4 in float64 on,
         which no finite dual reaches.) Not differentiable.
 
         Args:
             z: points of C, in float64 or in `dtype`.
             dtype: the precision that y is going to have.
         """
-        largest = torch.finfo(dtype).max
         with torch.no_grad():
-            y = self.inverse_activation(z).clamp_(-largest, largest)
+            y = self.inverse_activation(z).clamp_(*self.dual_bounds(dtype))
             ends = zip(self.domain, self.bounds(dtype), self.saturated_dual(dtype), (torch.le, torch.ge), strict=True)
             for end, bound, saturated, reaches in ends:
                 if math.isfinite(end):

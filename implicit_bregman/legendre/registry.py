@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 
 from implicit_bregman.legendre.base import LegendreFunction
-from implicit_bregman.legendre.halfline import Bent, Exp, Softplus
+from implicit_bregman.legendre.halfline import Bent, Burg, Exp, Softplus
 from implicit_bregman.legendre.line import Arcsinh, Identity
 from implicit_bregman.legendre.scaled_tanh import ScaledTanh
-from implicit_bregman.legendre.sigmoidal import ISRU, Sigmoid, Tanh
+from implicit_bregman.legendre.sigmoidal import ISRU, DoubleBurg, Sigmoid, Tanh
 from implicit_bregman.legendre.trigonometric import Arctan, Sin
 
 _CATALOGUE: dict[str, type[LegendreFunction]] = {
@@ -25,6 +25,8 @@ _CATALOGUE: dict[str, type[LegendreFunction]] = {
         ScaledTanh,
         Exp,
         Bent,
+        Burg,
+        DoubleBurg,
     )
 }
 #: With default parameters: what they have computed of themselves is kept from call to call.
