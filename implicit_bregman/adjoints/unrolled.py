@@ -187,6 +187,8 @@ def _has_derivative(objective: Objective, dual: Tensor) -> Tensor:
 
 def _majorizing_step(objective: Objective, dual: Tensor, step: Tensor) -> Tensor:
     """The largest of τ, τ/2, τ/4, … whose step the surrogate majorizes, per sample."""
+    if not objective.geometry.has_every_dual:
+        step = (2 * step).clamp_max(1.0)  # (it may have been cut at the end of the duals)
     with torch.no_grad():
         point = objective.evaluate(dual.detach(), step)
         for _ in range(60):

@@ -70,6 +70,11 @@ class LegendreFunction(ABC):
                 object.__setattr__(self, parameter.name, value)
 
     @property
+    def has_every_dual(self) -> bool:
+        """Whether there is a ρ(y) for every y."""
+        return self.dual_domain == (-math.inf, math.inf)
+
+    @property
     def is_legendre(self) -> bool:
         """Whether φ is essentially smooth: |φ'| → ∞ at every finite end of C."""
         return True
@@ -205,6 +210,15 @@ class LegendreFunction(ABC):
         """The smallest and the largest number of `dtype` in `dual_domain` at which ρ and φ* are finite."""
         largest = float(torch.finfo(dtype).max)
         return -largest, largest
+
+    def into_dual_domain(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """y itself, or the last of `dual_bounds` where it lies beyond `dual_domain`."""
+        return y if self.has_every_dual else y.clamp(*self.dual_bounds(y.dtype))
+
+    def in_dual_domain(self, y: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+        """Whether y lies between the ends of `dual_domain`, elementwise."""
+        lo, hi = self.dual_domain
+        return (y > lo) & (y < hi)
 
     def finite_dual(self, z: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
         """A y that is finite in `dtype` and stands for z: ρ(y) = z to rounding.

@@ -39,7 +39,8 @@ class Iterate(RowsOfTensors):
 
 
 def evaluate(objective: Objective, energy: BoundEnergy, dual: Tensor, steps: Tensor, tries: Tensor) -> Iterate:
-    """The iterate y = `dual`."""
+    """The iterate y = `dual`, cut where there is no ρ(y)."""
+    dual = objective.geometry.into_dual_domain(dual)
     value = objective.geometry.activation(dual)
     gradient = energy.gradient(value).detach()
     error = torch.add(gradient, dual, alpha=objective.regularization)
