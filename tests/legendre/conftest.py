@@ -115,9 +115,7 @@ DOUBLE_BURG = Oracle(
     rho=_double_burg_rho,
     inverse=lambda z: 1 / (1 - z) - 1 / z,
     potential=lambda z: -mpmath.log(z) - mpmath.log(1 - z),
-    conjugate=lambda y: (
-        y * _double_burg_rho(y) + mpmath.log(_double_burg_rho(y)) + mpmath.log(1 - _double_burg_rho(y))
-    ),
+    conjugate=lambda y: y * _double_burg_rho(y) + mpmath.log(_double_burg_rho(y)) + mpmath.log(1 - _double_burg_rho(y)),
     curvature=lambda y: 1 / _double_burg_rho(y) ** 2 + 1 / (1 - _double_burg_rho(y)) ** 2,
 )
 SIGMOID = Oracle(
@@ -227,8 +225,19 @@ def _cases() -> list[Case]:
         Case(geometry("bent", smoothness=0.25), bent(0.25), "bent"),
     ]
     # The end of arctan is the real π/2, not its rounding.
-    ends = {"arctan": (-mp.pi / 2, mp.pi / 2), "sigmoid": (0, 1), "scaled_tanh": (-1.7159, 1.7159), "double_burg": (0, 1)}
-    boxes = {"isru": UNIT + SKEW + EVEN, "sigmoid": SKEW + EVEN, "double_burg": SKEW + EVEN, "arctan": UNIT + SKEW, "tanh": UNIT + SKEW}
+    ends = {
+        "arctan": (-mp.pi / 2, mp.pi / 2),
+        "sigmoid": (0, 1),
+        "scaled_tanh": (-1.7159, 1.7159),
+        "double_burg": (0, 1),
+    }
+    boxes = {
+        "isru": UNIT + SKEW + EVEN,
+        "sigmoid": SKEW + EVEN,
+        "double_burg": SKEW + EVEN,
+        "arctan": UNIT + SKEW,
+        "tanh": UNIT + SKEW,
+    }
     for name, targets in (boxes | {"sin": UNIT + SKEW, "scaled_tanh": SKEW}).items():
         for box in targets:
             oracle = affine(plain[name], ends.get(name, (-1, 1)), box)

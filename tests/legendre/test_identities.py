@@ -69,7 +69,11 @@ def test_round_trip_from_the_dual(case: Any, dtype: torch.dtype, positions: list
     budget = 8 * info.eps * (y.abs() + size * phi.curvature(y)) + info.tiny
     error = (phi.inverse_activation(z) - y).abs()
     # To first order only: nothing is claimed where the budget exceeds the distance to the bound.
-    small = budget < 0.1 * (1 + y.abs()) if case.family in ("isru", "arctan", "bent", "burg", "double_burg") else budget < 0.1
+    small = (
+        budget < 0.1 * (1 + y.abs())
+        if case.family in ("isru", "arctan", "bent", "burg", "double_burg")
+        else budget < 0.1
+    )
     assert (error[small] <= budget[small]).all()
 
 

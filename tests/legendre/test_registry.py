@@ -46,7 +46,13 @@ def test_defaults() -> None:
 
 def test_strong_convexity() -> None:
     values = {name: geometry(name).strong_convexity for name in NAMES}
-    expected = dict.fromkeys(NAMES, 1.0) | {"sigmoid": 4.0, "exp": 0.0, "burg": 0.0, "double_burg": 8.0, "scaled_tanh": 1.5 / 1.7159}
+    expected = dict.fromkeys(NAMES, 1.0) | {
+        "sigmoid": 4.0,
+        "exp": 0.0,
+        "burg": 0.0,
+        "double_burg": 8.0,
+        "scaled_tanh": 1.5 / 1.7159,
+    }
     assert values == pytest.approx(expected)
     assert geometry("isru", scale=4.0).strong_convexity == 0.25
     assert [name for name in NAMES if not geometry(name).is_legendre] == ["sin"]

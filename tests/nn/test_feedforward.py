@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import implicit_bregman as ib
 
 BOX = ib.geometry("tanh").to_box(-2.0, 3.0)
-GEOMETRIES = [*ib.geometries(), BOX]
+GEOMETRIES = [*(name for name in ib.geometries() if ib.geometry(name).has_every_dual), BOX]
 KINDS = {"standard": ib.StandardLinear, "euclidean": ib.EuclideanLinear, "bregman": ib.BregmanLinear}
 WIDTHS = [(4, 4), (4, 6), (6, 4), (5, 2), (2, 5), (1, 3), (3, 1), (1, 1)]
 
@@ -31,6 +31,12 @@ def make(kind: str, n: int, d: int, geometry: object = "tanh", **settings: objec
 def inside(geometry: object, *shape: int, scale: float = 1.0) -> Tensor:
     phi = ib.geometry(geometry)  # type: ignore[arg-type]
     return phi.activation(scale * torch.randn(*shape, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_geometry_without_every_dual_is_refused(kind: str) -> None:
+    with pytest.raises(ValueError, match=r"geometry: burg has a ρ\(y\) for y in \(-inf, 0.0\) only"):
+        KINDS[kind](3, 3, "burg")
 
 
 # Formulas -----------------------------------------------------------------------------------------------------------

@@ -115,8 +115,13 @@ def test_a_known_solution_is_found(
     v = (v > 0).double() if sparse else v
     v = (v * 10 ** (unequal * torch.randn(rank, dtype=DOUBLE).clamp(-1, 1))).to(dtype).double()
     y0 = (10**far * torch.randn(3, size, dtype=DOUBLE)).to(dtype).double()
+    y0 = y0 if phi.has_every_dual else -y0.abs()
     unit = v / v.norm(dim=0).clamp_min(1e-30)
-    y = y0 + 10**long * torch.randn(3, rank, dtype=DOUBLE) @ unit.mT
+    shift = 10**long * torch.randn(3, rank, dtype=DOUBLE) @ unit.mT
+    if not phi.has_every_dual:
+        # y⁰ + Vλ has to stay among the duals.
+        shift *= torch.where(shift > 0, -0.9 * y0 / shift, torch.inf).amin(-1, keepdim=True).clamp_max(1)
+    y = y0 + shift
     # The sums of numbers of many sizes do not determine the small ones.
     assume(name != "exp" or float(y.max()) < 6)
     z = phi.activation(y)

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from implicit_bregman.experiments.problems import Problem, make_monotone_problem, make_problem
-from implicit_bregman.legendre import geometries
+from implicit_bregman.experiments.problems import COMPARED, Problem, make_monotone_problem, make_problem
 from implicit_bregman.legendre import geometry as find_geometry
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -93,7 +92,7 @@ def catalogue() -> tuple[Cell, ...]:
         replace(base, name="float64", dtype="float64"),
         replace(base, name="indefinite", kind="indefinite"),
     ]
-    others = [name for name in geometries() if name != base.geometry]
+    others = [name for name in COMPARED if name != base.geometry]
     for name in others:
         cells.append(replace(base, name=name, geometry=name, active=0.0 if name in UNBOUNDED else base.active))
     for name in others:

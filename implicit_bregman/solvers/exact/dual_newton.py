@@ -107,7 +107,9 @@ def _start(objective: Objective, energy: BoundEnergy, dual: Tensor) -> Iterate:
     usable = torch.isfinite(at.size) & (at.value.abs().amax(-1) < torch.finfo(dual.dtype).max ** 0.5)
     if bool(usable.all()):
         return at
-    return at.where(usable, evaluate(objective, energy, torch.full_like(dual, objective.geometry.middle), none, none + 2))
+    return at.where(
+        usable, evaluate(objective, energy, torch.full_like(dual, objective.geometry.middle), none, none + 2)
+    )
 
 
 def _swept(objective: Objective, energy: BoundQuadratic, dual: Tensor, tol: float, max_steps: int) -> Iterate | None:
