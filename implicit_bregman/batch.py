@@ -306,7 +306,7 @@ def _start_rows(name: str, start: object, shape: tuple[int, ...], origin: Tensor
 
 
 def _cleaned(x: Inputs, start: Start, middle: float) -> tuple[Inputs, Tensor, Tensor | None]:
-    """x with zeros and y⁰ = `middle` for the samples in which one of them cannot be used, and which are not; None: all."""
+    """x with zeros, y⁰ with `middle` for the samples in which one of them cannot be used, and the others; None: all."""
     dual, usable = start
     numbers = [tensor.detach() for tensor in tensors_of(x) if tensor.is_floating_point() or tensor.is_complex()]
     if usable is None and _are_surely_finite(numbers):

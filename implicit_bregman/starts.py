@@ -69,7 +69,7 @@ def _refuse_outside(phi: LegendreFunction, z: Tensor, eps: float) -> None:
 
 
 def _refuse_beyond(phi: LegendreFunction, dual: Tensor, name: str) -> None:
-    """Refuse duals without a ρ(y). (What is not finite is its sample's fault alone.)"""
+    """Refuse duals without a ρ(y). What is not finite is its sample's fault alone."""
     beyond = torch.isfinite(dual) & ~phi.in_dual_domain(dual)
     if bool(beyond.any()):
         raise ValueError(

@@ -276,7 +276,7 @@ def dual_result(objective: Objective, at: Iterate, tol: float, stuck: Tensor | N
         degenerate = (~free & (multiplier <= 10 * tol * at.scale)).any(-1) & accepted
     # A dual in float64 may be beyond the range of float32, where ρ need not be saturated: the value is not lost.
     limit = torch.finfo(dtype).max
-    lowered = dual.clamp(-limit, limit).to(dtype)
+    lowered = dual.clamp(*geometry.dual_bounds(dtype)).to(dtype)
     value = at.value.clamp(-limit, limit).to(dtype).clamp(*geometry.bounds(dtype))
     return ExactResult(
         value=value,
