@@ -205,7 +205,9 @@ class Objective:
         stiffness = self.energy.stiffness
         if stiffness is None:
             return 1.0
-        return (stiffness * self.unit + self.regularization).clamp(torch.finfo(stiffness.dtype).tiny, 1.0)
+        # (burg's y = −1/z has no unit: the terms of ∇f alone count)
+        dual = self.regularization if self.geometry.has_every_dual else 0.0
+        return (stiffness * self.unit + dual).clamp(torch.finfo(stiffness.dtype).tiny, 1.0)
 
     def residual(
         self,

@@ -138,7 +138,7 @@ def test_the_gradient_of_a_long_unroll(name: str, gamma: float) -> None:
     inside = 0.3 + 0.5 * torch.rand(x.shape, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
     x = (inside @ hessian - gamma / inside).requires_grad_()
     gradients = []
-    for adjoint in ("implicit", ib.adjoints.Unrolled(steps=1000)):
+    for adjoint in ("implicit", ib.adjoints.Unrolled(steps=2500)):
         found = ib.find_critical_point(energy, name, x, regularization=gamma, adjoint=adjoint)
         gradients.append(torch.autograd.grad(found.value.square().sum(), x)[0])
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)

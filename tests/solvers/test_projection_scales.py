@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import mpmath
 import pytest
@@ -84,19 +85,20 @@ def test_a_value_beyond_the_precision_says_so() -> None:
 # Known solutions ------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=120)
-@given(
-    name=st.sampled_from(LEGENDRE),
-    seed=st.integers(0, 10_000),
-    size=st.integers(1, 8),
-    rank=st.integers(1, 8),
-    far=st.floats(0.0, 3.0),
-    long=st.floats(-1.0, 1.5),
-    unequal=st.floats(0.0, 4.0),
-    sparse=st.booleans(),
-    single=st.booleans(),
-)
-def test_a_known_solution_is_found(
+KNOWN = {
+    "seed": st.integers(0, 10_000),
+    "size": st.integers(1, 8),
+    "rank": st.integers(1, 8),
+    "far": st.floats(0.0, 3.0),
+    "long": st.floats(-1.0, 1.5),
+    "unequal": st.floats(0.0, 4.0),
+    "sparse": st.booleans(),
+    "single": st.booleans(),
+}
+BARRIERS = ("burg", "double_burg")
+
+
+def solves_a_known_one(
     name: str,
     seed: int,
     size: int,
@@ -133,6 +135,18 @@ def test_a_known_solution_is_found(
     assert bool((miss.abs() <= (3e-6 if single else 1e-11) * terms).all())
     # The dual has not left y⁰ + range(V), and stands for the value.
     torch.testing.assert_close(phi.activation(found.dual), found.value, rtol=1e-5 if single else 1e-9, atol=1e-7)
+
+
+@settings(max_examples=120)
+@given(name=st.sampled_from([name for name in LEGENDRE if name not in BARRIERS]), **KNOWN)
+def test_a_known_solution_is_found(**drawn: Any) -> None:
+    solves_a_known_one(**drawn)
+
+
+@settings(max_examples=120)
+@given(name=st.sampled_from(BARRIERS), **KNOWN)
+def test_a_known_solution_is_found_by_barriers(**drawn: Any) -> None:
+    solves_a_known_one(**drawn)
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1e-4, 1.0, 1e4, 1e8])
