@@ -281,7 +281,6 @@ def collection() -> tuple[Problem, ...]:
         add("convex", name, 12, 4, 30.0, regularization=0.3)
         add("convex", name, 16, 6, 100.0, active=0.25)
         add("general", name, 12, 4, 10.0, active=0.25)
-    add("indefinite", "double_burg", 12, 8, 10.0, active=0.1)
     return tuple(found)
 
 
