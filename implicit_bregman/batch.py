@@ -75,7 +75,7 @@ class Batch:
         """
         batch = cls.framed(energy, geometry, x)
         start = _start(batch.geometry, initial, initial_dual, called, (*batch.shape, *batch.event), batch.dual)
-        inputs, dual, clean = _cleaned(batch.x, start)
+        inputs, dual, clean = _cleaned(batch.x, start, geometry.middle)
         return replace(batch, x=inputs, dual=dual, clean=clean)
 
     @classmethod
@@ -89,7 +89,7 @@ class Batch:
         x = map_tensors(partial(_lifted, dtype), x)
         if not _is_batch_first(energy, x):
             x = x.reshape(count, x.shape[-1])
-        origin = like.new_zeros(count, math.prod(event), dtype=dtype)
+        origin = like.new_full((count, math.prod(event)), geometry.middle, dtype=dtype)
         origin = origin if geometry.coupling is None else geometry.project_dual(origin)
         half = like.dtype if like.dtype.itemsize == 2 and not _is_lifted(like) else None
         return cls(geometry, x, origin, None, shape, event, half)
@@ -107,7 +107,8 @@ class Batch:
         if rows is None or self.clean is None:
             return self.dual
         if name == "initial_dual":
-            return self.geometry.project_dual(_zeroed(self.clean, rows).to(self.dual.dtype))
+            kept = torch.where(_column(self.clean, rows), rows, self.geometry.middle)
+            return self.geometry.project_dual(kept.to(self.dual.dtype))
         middle = self.geometry.activation(self.dual).to(rows.dtype)
         inside = torch.where(_column(self.clean, rows), rows, middle)
         return self.geometry.inverse_activation(inside.double()).to(self.dual.dtype)
@@ -284,9 +285,9 @@ def _start(
     """y⁰, (N, d), of a start that has to have this shape, and which samples have a usable one; `origin` without one."""
     only_start(initial, initial_dual)
     if initial_dual is not None:
-        return from_dual(geometry, _start_rows(called, initial_dual, shape, origin), origin.dtype)
+        return from_dual(geometry, _start_rows(called, initial_dual, shape, origin), origin.dtype, called)
     if isinstance(initial, Solution):
-        return from_solution(_start_rows("initial", initial.dual, shape, origin), origin.dtype)
+        return from_solution(geometry, _start_rows("initial", initial.dual, shape, origin), origin.dtype)
     if initial is not None:
         return from_point(geometry, _start_rows("initial", initial, shape, origin), origin.dtype)
     return origin, None
@@ -306,8 +307,8 @@ def _start_rows(name: str, start: object, shape: tuple[int, ...], origin: Tensor
     return start.reshape(origin.shape)
 
 
-def _cleaned(x: Inputs, start: Start) -> tuple[Inputs, Tensor, Tensor | None]:
-    """x and y⁰ with zeros for the samples in which one of them cannot be used, and which those are; None: none."""
+def _cleaned(x: Inputs, start: Start, middle: float) -> tuple[Inputs, Tensor, Tensor | None]:
+    """x with zeros, y⁰ with `middle` for the samples in which one of them cannot be used, and the others; None: all."""
     dual, usable = start
     numbers = [tensor.detach() for tensor in tensors_of(x) if tensor.is_floating_point() or tensor.is_complex()]
     if usable is None and _are_surely_finite(numbers):
@@ -318,7 +319,7 @@ def _cleaned(x: Inputs, start: Start) -> tuple[Inputs, Tensor, Tensor | None]:
         clean = clean & (finite.flatten(1).all(-1) if tensor.dim() > 1 else finite)
     if bool(clean.all()):
         return x, dual, None
-    return map_tensors(partial(_zeroed, clean), x), _zeroed(clean, dual), clean
+    return map_tensors(partial(_zeroed, clean), x), torch.where(clean[:, None], dual, middle), clean
 
 
 def _are_surely_finite(tensors: list[Tensor]) -> bool:

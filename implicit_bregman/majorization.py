@@ -17,6 +17,9 @@ from implicit_bregman.settings import check_nonnegative, check_positive
 if TYPE_CHECKING:
     from implicit_bregman.energy.base import Energy
 
+#: The part of the way to the end of the duals that a step may go.
+_OF_THE_WAY = 0.9
+
 
 def mm_step(
     geometry: MirrorMap,
@@ -41,6 +44,32 @@ def mm_step(
     if regularization:
         moved = moved / (1 + step * regularization)
     return geometry.project_dual(moved)
+
+
+def inner_step(
+    geometry: MirrorMap,
+    dual: Float[Tensor, "*batch d"],
+    gradient: Float[Tensor, "*batch d"],
+    step: Float[Tensor, "*#batch 1"],
+) -> Float[Tensor, "*batch 1"]:
+    """τ, shortened per sample where y − τ∇f would leave the duals for which there is a ρ(y).
+
+    Its every coordinate goes 9/10 of the way to the end at most; for burg this keeps 1 + τz∇f ≥ 1/10. Beyond, the
+    surrogate is unbounded below.
+
+    Args:
+        geometry: φ.
+        dual: y = ∇φ(z), (B, d).
+        gradient: ∇f(z), (B, d).
+        step: τ > 0, broadcastable to (B, 1).
+    """
+    if geometry.has_every_dual:
+        return step
+    lo, hi = geometry.dual_domain
+    with torch.no_grad():
+        room = torch.where(gradient > 0, dual - lo, dual - hi)
+        longest = torch.where(gradient == 0, torch.inf, room / gradient).amin(-1, keepdim=True)
+        return torch.minimum(step, _OF_THE_WAY * longest)
 
 
 def automatic_step(curvature: Tensor | None, geometry: MirrorMap) -> Tensor | None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.legendre import MirrorMap
-from implicit_bregman.majorization import automatic_step, mm_step
+from implicit_bregman.majorization import automatic_step, inner_step, mm_step
 
 Rows = TypeVar("Rows", bound="RowsOfTensors")
 
@@ -65,7 +65,7 @@ class Point(RowsOfTensors):
         objective: F(z), (B,), or None where there is no objective.
         residual: how far z is from critical in the coordinate where it is farthest, (B,): see `Objective.residual`.
         scale: what each entry of ∇f is measured against, (B, d): see `Objective.scale`.
-        step: τ, (B, 1); NaN where no MM steps were made.
+        step: τ, (B, 1), as long as `inner_step` lets it be; NaN where no MM steps were made.
         next_dual: the MM iterate after this one, (B, d).
     """
 
@@ -140,6 +140,14 @@ class Objective:
         return self.step is None
 
     @property
+    def lengthens(self) -> bool:
+        """Whether a step that had to be short far out may be longer again.
+
+        Several critical points ask for the path as it is, but not where a step ends before the surrogate's minimum.
+        """
+        return self.unique or not self.geometry.has_every_dual
+
+    @property
     def is_coercive(self) -> bool:
         """Whether F is known to grow without bound wherever C does, so that no iterate can run away."""
         growth = self.regularization and self.regularization * self.geometry.curvature_at_infinity
@@ -172,6 +180,7 @@ class Objective:
             residual = self.residual(z, total, scale)
             if value is not None and gamma:
                 value = value + self.potential(dual)
+            step = inner_step(self.geometry, dual, gradient, step)
             next_dual = mm_step(self.geometry, dual, gradient, step, gamma)
         return Point(dual, z, gradient, value, residual, scale, step, next_dual)
 
@@ -199,7 +208,9 @@ class Objective:
         stiffness = self.energy.stiffness
         if stiffness is None:
             return 1.0
-        return (stiffness * self.unit + self.regularization).clamp(torch.finfo(stiffness.dtype).tiny, 1.0)
+        # (burg's y = −1/z has no unit: the terms of ∇f alone count)
+        dual = self.regularization if self.geometry.has_every_dual else 0.0
+        return (stiffness * self.unit + dual).clamp(torch.finfo(stiffness.dtype).tiny, 1.0)
 
     def residual(
         self,
@@ -236,6 +247,7 @@ class Objective:
 
     def restep(self, point: Point, step: Float[Tensor, "batch 1"]) -> Point:
         """The same iterate with another τ: no new evaluation of ∇f."""
+        step = inner_step(self.geometry, point.dual, point.gradient, step)
         next_dual = mm_step(self.geometry, point.dual, point.gradient, step, self.regularization)
         return replace(point, step=step, next_dual=next_dual)
 
@@ -271,6 +283,7 @@ class Objective:
     def iterate(self, dual: Float[Tensor, "batch d"], step: Float[Tensor, "batch 1"]) -> Float[Tensor, "batch d"]:
         """One MM step that autograd can follow."""
         gradient = self.energy.gradient(self.geometry.activation(dual))
+        step = inner_step(self.geometry, dual, gradient, step)
         return mm_step(self.geometry, dual, gradient, step, self.regularization)
 
     def increase(self, old: Point, new: Point) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:

@@ -15,18 +15,25 @@ from implicit_bregman.legendre.coupling import Coupling
 Start = tuple[Float[Tensor, "N d"], Bool[Tensor, " N"] | None]
 
 
-def from_dual(phi: MirrorMap, dual: Float[Tensor, "N d"], dtype: torch.dtype) -> Start:
-    """y⁰ in another precision; for a φ that is not Legendre, projected."""
+def from_dual(phi: MirrorMap, dual: Float[Tensor, "N d"], dtype: torch.dtype, name: str) -> Start:
+    """y⁰ in another precision; for a φ that is not Legendre, projected.
+
+    Raises:
+        ValueError: for duals, called `name`, for which there is no ρ(y).
+    """
+    if not phi.has_every_dual:
+        _refuse_beyond(phi, dual.detach(), name)
     dual = dual.to(dtype)
     usable = torch.isfinite(dual).all(-1)
-    return phi.project_dual(torch.where(usable[:, None], dual, 0.0)), usable
+    if not phi.has_every_dual:  # (which another precision may round to its end)
+        usable = usable & phi.in_dual_domain(dual).all(-1)
+    return phi.project_dual(torch.where(usable[:, None], dual, phi.middle)), usable
 
 
-def from_solution(dual: Float[Tensor, "N d"], dtype: torch.dtype) -> Start:
+def from_solution(phi: MirrorMap, dual: Float[Tensor, "N d"], dtype: torch.dtype) -> Start:
     """A solution's dual, without gradient."""
     # One far beyond saturation in float64 must not become infinite in float32.
-    largest = torch.finfo(dtype).max
-    return dual.detach().double().clamp_(-largest, largest).to(dtype), None
+    return dual.detach().double().clamp_(*phi.dual_bounds(dtype)).to(dtype), None
 
 
 def from_point(phi: MirrorMap, rows: Float[Tensor, "N d"], dtype: torch.dtype) -> Start:
@@ -42,12 +49,12 @@ def from_point(phi: MirrorMap, rows: Float[Tensor, "N d"], dtype: torch.dtype) -
     if phi.coupling is not None:
         _refuse_other_sums(phi, phi.coupling, z.detach(), eps)
     usable = (torch.isfinite(z) & phi.is_interior(z)).all(-1)
-    z = torch.where(usable[:, None], z, phi.activation(torch.zeros_like(z)))
+    z = torch.where(usable[:, None], z, phi.activation(torch.full_like(z, phi.middle)))
     dual = _InverseActivation.apply(z, phi, torch.finfo(rows.dtype).max)
-    largest = torch.finfo(dtype).max
-    cut = dual.detach().abs() > largest
+    lowest, highest = phi.dual_bounds(dtype)
+    cut = (dual.detach() < lowest) | (dual.detach() > highest)
     if bool(cut.any()):
-        dual = dual.clamp(-largest, largest)
+        dual = dual.clamp(lowest, highest)
         usable = usable & ~(cut & _is_moved(phi, dual.detach(), z.detach(), dtype)).any(-1)
     return dual.to(dtype), usable
 
@@ -74,6 +81,17 @@ def _refuse_other_sums(phi: MirrorMap, coupling: Coupling, z: Tensor, eps: float
         raise ValueError(
             f"initial must have the sum {coupling.total:g} in each block, as {phi.name} has it; got the sum "
             f"{float(sums[off][0]):g}: divide by it first, or give the start in the dual (initial_dual=)"
+        )
+
+
+def _refuse_beyond(phi: MirrorMap, dual: Tensor, name: str) -> None:
+    """Refuse duals without a ρ(y). What is not finite is its sample's fault alone."""
+    beyond = torch.isfinite(dual) & ~phi.in_dual_domain(dual)
+    if bool(beyond.any()):
+        raise ValueError(
+            f"{name} must lie between the ends {phi.dual_domain} of the duals of {phi.name}, got entries such as "
+            f"{float(dual[beyond][0]):g}: take ρ⁻¹ of a point inside C, as geometry.inverse_activation does, or give "
+            "the point itself (initial=)"
         )
 
 

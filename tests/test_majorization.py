@@ -14,7 +14,8 @@ from implicit_bregman import Energy, LegendreFunction, QuadraticEnergy, certify
 from implicit_bregman.experiments.oracle import reference_solution
 from implicit_bregman.experiments.problems import Problem, make_problem
 from implicit_bregman.legendre import separable_geometries
-from implicit_bregman.majorization import automatic_step, mm_step
+from implicit_bregman.majorization import automatic_step, inner_step, mm_step
+from tests.points import dual_of
 
 BOX = ib.geometry("tanh").to_box(-2.0, 3.0)
 GEOMETRIES = (*map(ib.geometry, separable_geometries()), ib.geometry("isru", scale=3.0), BOX)
@@ -33,7 +34,12 @@ def symmetric(d: int, generator: torch.Generator, largest: float | None = None) 
 
 def dual_points(phi: LegendreFunction, shape: tuple[int, ...], generator: torch.Generator, spread: float) -> Tensor:
     """Duals of points in int C."""
-    return phi.project_dual(spread * torch.randn(shape, generator=generator, dtype=torch.float64))
+    return phi.project_dual(dual_of(phi, spread * torch.randn(shape, generator=generator, dtype=torch.float64)))
+
+
+def inside(phi: LegendreFunction, y: Tensor, g: Tensor, tau: float) -> Tensor:
+    """τ, (B, 1), where MM's step stays inside the duals."""
+    return inner_step(phi, y, g, torch.tensor(tau, dtype=torch.float64)).expand(len(y), 1)
 
 
 def value(weight: Tensor, offset: Tensor, z: Tensor) -> Tensor:
@@ -56,19 +62,41 @@ def pitch(phi: LegendreFunction) -> float:
 @every_geometry
 @pytest.mark.parametrize("gamma", [0.0, 0.7])
 def test_step_minimises_the_surrogate(phi: LegendreFunction, gamma: float, generator: torch.Generator) -> None:
-    tau, d = 0.4, 3
+    d = 3
     y = dual_points(phi, (20, d), generator, 1.0)
     g = torch.randn(20, d, generator=generator, dtype=torch.float64)
-    new = mm_step(phi, y, g, torch.tensor(tau, dtype=torch.float64), gamma)
+    tau = inside(phi, y, g, 0.4)
+    new = mm_step(phi, y, g, tau, gamma)
 
     def surrogate(dual: Tensor) -> Tensor:
         z = phi.activation(dual)
-        return (g * z + gamma * phi.dual_potential(dual)).sum(-1) + phi.dual_divergence(dual, y) / tau
+        return (g * z + gamma * phi.dual_potential(dual)).sum(-1) + phi.dual_divergence(dual, y) / tau[:, 0]
 
     least = surrogate(new)
     for spread in (1e-3, 0.1, 1.0):
         other = phi.project_dual(new + spread * torch.randn(20, d, generator=generator, dtype=torch.float64))
         assert bool((surrogate(other) >= least - 1e-12 * (1 + least.abs())).all())
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.7])
+def test_burg_keeps_its_steps_inside(gamma: float, dtype: torch.dtype, generator: torch.Generator) -> None:
+    """1 + τz∇f stays at least 1/10; elsewhere, and for a φ with every dual, τ is as it was."""
+    phi, tau = ib.geometry("burg"), torch.tensor(0.8, dtype=dtype)
+    y = -(10 ** (4 * torch.rand(200, 5, generator=generator, dtype=dtype) - 2))
+    g = torch.randn(200, 5, generator=generator, dtype=dtype)
+    step = inner_step(phi, y, g, tau)
+    factor = 1 + step * phi.activation(y) * g
+    least = factor.amin(-1)
+    assert bool((least >= 0.1 - 1e-5).all())
+    shortened = (step < tau).squeeze(-1)
+    assert bool(shortened.any() & ~shortened.all())
+    torch.testing.assert_close(least[shortened], torch.full_like(least[shortened], 0.1), rtol=1e-4, atol=0)
+    new = mm_step(phi, y, g, step, gamma)
+    assert bool((new < 0).all())
+    torch.testing.assert_close(phi.activation(new), phi.activation(y) * (1 + step * gamma) / factor)
+    assert inner_step(phi, y, g.abs(), tau).unique().tolist() == [tau.item()]
+    assert inner_step(phi, y, torch.zeros_like(g), tau).unique().tolist() == [tau.item()]
+    assert inner_step(ib.geometry("exp"), y, g, tau) is tau
 
 
 def test_step_is_the_bregman_layer_of_the_paper(generator: torch.Generator) -> None:
@@ -108,15 +136,16 @@ def test_descent_identity(phi: LegendreFunction, gamma: float, tau: float, gener
     c = 0.3 * torch.randn(40, d, generator=generator, dtype=torch.float64)
     y = dual_points(phi, (40, d), generator, 0.7)
     z = phi.activation(y)
-    unclamped = (y - tau * gradient(W, c, z)) / (1 + tau * gamma)
-    y_new = mm_step(phi, y, gradient(W, c, z), torch.tensor(tau, dtype=torch.float64), gamma)
+    steps = inside(phi, y, gradient(W, c, z), tau)
+    unclamped = (y - steps * gradient(W, c, z)) / (1 + steps * gamma)
+    y_new = mm_step(phi, y, gradient(W, c, z), steps, gamma)
     z_new = phi.activation(y_new)
     dz = z_new - z
 
     drop = value(W, c, z) - value(W, c, z_new)
     drop = drop + gamma * (phi.dual_potential(y) - phi.dual_potential(y_new)).sum(-1)
     there, back = phi.dual_divergence(y, y_new), phi.dual_divergence(y_new, y)
-    identity = (there + back) / tau + gamma * there + 0.5 * (dz * (dz @ W)).sum(-1)
+    identity = (there + back) / steps[:, 0] + gamma * there + 0.5 * (dz * (dz @ W)).sum(-1)
     rounding = 1e-12 * (1 + value(W, c, z).abs() + value(W, c, z_new).abs())
     exact = (unclamped == y_new).all(-1)
     assert int(exact.sum()) >= 20

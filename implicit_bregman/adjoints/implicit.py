@@ -205,9 +205,9 @@ def relative_residual(objective: Objective, point: Point) -> Tensor:
 
 
 def without_diverged(objective: Objective, outcome: Outcome, usable: Bool[Tensor, " batch"]) -> Outcome:
-    """The outcome with samples that have no derivative moved to ρ(0), where nothing overflows."""
+    """The outcome with samples that have no derivative moved to the middle of C, where nothing overflows."""
     point = outcome.point
-    middle = objective.evaluate(torch.zeros_like(point.dual), point.step)
+    middle = objective.evaluate(torch.full_like(point.dual, objective.geometry.middle), point.step)
     return replace(outcome, point=point.where(usable, replace(middle, objective=point.objective)))
 
 

@@ -117,7 +117,7 @@ def _place(objective: Objective, outcome: Outcome) -> tuple[Tensor, Tensor, Tens
     """Where the steps start, their τ, and which samples have a derivative; None: all."""
     dual, usable = outcome.point.dual.detach(), differentiable(outcome)
     if usable is not None:
-        dual = torch.where(usable[:, None], dual, 0.0)
+        dual = torch.where(usable[:, None], dual, objective.geometry.middle)
     step = objective.initial_step(dual)
     if objective.backtracks:
         # (NaN where the solver made no MM steps)

@@ -191,8 +191,10 @@ def _majorizing_step(objective: Objective, dual: Tensor, step: Tensor) -> Tensor
         point = objective.evaluate(dual.detach(), step)
         for _ in range(60):
             new = objective.evaluate(point.next_dual, point.step)
-            good = objective.majorized(point, new) & new.finite
+            good = (objective.majorized(point, new) & new.finite)[:, None]
             if bool(good.all()):
                 break
-            point = objective.restep(point, torch.where(good[:, None], point.step, 0.5 * point.step))
-    return point.step
+            # (a step that was cut short at the end of the duals, and was good, leaves τ as it is)
+            step = torch.where(good, step, 0.5 * point.step)
+            point = objective.restep(point, step)
+    return step

@@ -73,7 +73,7 @@ def reference_solution(
         offset: c.
         geometry: φ.
         regularization: γ ≥ 0.
-        initial_dual: Start of MM in dual coordinates; default 0. Without effect on a single solution.
+        initial_dual: Start of MM in dual coordinates; default φ's `middle`. Without effect on a single solution.
         near: Solution of a problem close to this one: follow it instead of starting afresh, keeping its
             active set.
         max_steps: Longest MM (or projection) run.
@@ -98,12 +98,12 @@ def reference_solution(
     if near is not None:
         return _follow(problem, near)
     if single and regularization > 0:
-        return _asserted(*problem.newton(torch.zeros_like(problem.offset)), "newton")
+        return _asserted(*problem.newton(_middle(problem)), "newton")
     if single and symmetric:
         return _bvls(problem)
     if single:
         return _projection(problem, max_steps)
-    start = torch.zeros_like(problem.offset) if initial_dual is None else on_host(initial_dual)
+    start = _middle(problem) if initial_dual is None else on_host(initial_dual)
     return _mm_limit(problem, start, max_steps)
 
 
@@ -241,6 +241,11 @@ def share_on_reference_limit(
     return (float(counted.double().mean()) if len(counted) else math.nan), reference.excluded
 
 
+def _middle(problem: Conditions) -> Tensor:
+    """Duals in the middle."""
+    return torch.full_like(problem.offset, problem.geometry.middle)
+
+
 def _asserted(value: Tensor, active: Tensor, residual: Tensor, method: str) -> Reference:
     """A single solution, its optimality conditions checked."""
     worst = float(residual.max()) if len(residual) else 0.0
@@ -296,7 +301,7 @@ def _projection(problem: Conditions, max_steps: int) -> Reference:
     inverse = torch.linalg.inv(-problem.weight)
     step = float(torch.linalg.eigvalsh(0.5 * (inverse + inverse.T)).min())
     low, high = problem.geometry.bounds(torch.float64)
-    z = problem.geometry.activation(torch.zeros_like(problem.offset))
+    z = problem.geometry.activation(_middle(problem))
     examined = _checkpoints(max_steps)
     for k in range(1, max_steps + 1):
         z = (z + step * problem.force(z)).clamp(low, high)

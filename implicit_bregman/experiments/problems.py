@@ -15,10 +15,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from implicit_bregman.energy.weights import present_name
-from implicit_bregman.legendre import MirrorMap
+from implicit_bregman.legendre import MirrorMap, separable_geometries
 from implicit_bregman.legendre import geometry as find_geometry
 
 KINDS = ("convex", "indefinite", "general")
+#: The geometries of the benchmark and of the study of the geometry: those with the published measurements.
+COMPARED = tuple(name for name in separable_geometries() if name not in ("burg", "double_burg"))
 
 _MULTIPLIERS = (0.2, 1.0)  # range of |(Wz + c)_j| on the active set, in units of `_multiplier_unit`
 _SKEW = 0.5  # spectral norm of the skew part of a "general" W, relative to the largest eigenvalue of -sym(W)
@@ -273,6 +275,12 @@ def collection() -> tuple[Problem, ...]:
         add("general", name, 12, 4, 10.0)
     for name in ("sigmoid", "arcsinh"):
         add("general", name, 32, 4, 10.0, regularization=0.2, stiffness=2.0)
+
+    for name in ("burg", "double_burg"):
+        add("convex", name, 8, 4, 10.0)
+        add("convex", name, 12, 4, 30.0, regularization=0.3)
+        add("convex", name, 16, 6, 100.0, active=0.25)
+        add("general", name, 12, 4, 10.0, active=0.25)
     return tuple(found)
 
 

@@ -2,12 +2,12 @@
 
 from implicit_bregman.legendre.base import LegendreFunction
 from implicit_bregman.legendre.box import Box
-from implicit_bregman.legendre.halfline import Bent, Exp, Softplus
+from implicit_bregman.legendre.halfline import Bent, Burg, Exp, Softplus
 from implicit_bregman.legendre.line import Arcsinh, Identity
 from implicit_bregman.legendre.mirror import MirrorMap
 from implicit_bregman.legendre.registry import geometries, geometry, separable_geometries
 from implicit_bregman.legendre.scaled_tanh import ScaledTanh
-from implicit_bregman.legendre.sigmoidal import ISRU, Sigmoid, Tanh
+from implicit_bregman.legendre.sigmoidal import ISRU, DoubleBurg, Sigmoid, Tanh
 from implicit_bregman.legendre.simplex import Simplex
 from implicit_bregman.legendre.trigonometric import Arctan, Sin
 
@@ -17,6 +17,8 @@ __all__ = [
     "Arctan",
     "Bent",
     "Box",
+    "Burg",
+    "DoubleBurg",
     "Exp",
     "Identity",
     "LegendreFunction",

@@ -123,7 +123,10 @@ class LegendreFunction(MirrorMap):
         return apply_map(self, "dual_potential", y)
 
     def project_dual(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """The dual point of the same ρ(y) nearest to 0: y itself if φ is Legendre."""
+        """The dual point of the same ρ(y) nearest to 0; y itself if φ is Legendre and y in `dual_domain`.
+
+        A y beyond `dual_domain` becomes the last of the `dual_bounds`.
+        """
         check_dtype(y, "argument")
         return self._project_dual(y)
 
@@ -205,7 +208,7 @@ class LegendreFunction(MirrorMap):
     def saturated_dual(self, dtype: torch.dtype) -> tuple[float, float]:
         """Finite duals (y_lo, y_hi) that stand for the bounds: |ρ(y) − bound| ≤ eps·min(max(1, |bound|), hi − lo).
 
-        At an infinite end it is ∓ the largest number of the dtype.
+        At an infinite end it is that of `dual_bounds`.
         """
         return _of_dtype(self._saturated, dtype)
 
@@ -213,16 +216,15 @@ class LegendreFunction(MirrorMap):
         """A y that is finite in `dtype` and stands for z: ρ(y) = z to rounding.
 
         It is ρ⁻¹(z); at (or beyond) the `bounds` of `dtype` `saturated_dual`; and, where ρ⁻¹ overflows before that, the
-        largest number of the dtype. (For arcsinh this is the case from |z| = 89.4 in float32 and 710.4 in float64 on,
+        last of the `dual_bounds`. (For arcsinh this is the case from |z| = 89.4 in float32 and 710.4 in float64 on,
         which no finite dual reaches.) Not differentiable.
 
         Args:
             z: points of C, in float64 or in `dtype`.
             dtype: the precision that y is going to have.
         """
-        largest = torch.finfo(dtype).max
         with torch.no_grad():
-            y = self.inverse_activation(z).clamp_(-largest, largest)
+            y = self.inverse_activation(z).clamp_(*self.dual_bounds(dtype))
             ends = zip(self.domain, self.bounds(dtype), self.saturated_dual(dtype), (torch.le, torch.ge), strict=True)
             for end, bound, saturated, reaches in ends:
                 if math.isfinite(end):

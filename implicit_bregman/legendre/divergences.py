@@ -8,6 +8,7 @@ with the distance to the poles of φ*'', and a closed form with no large terms t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -175,6 +176,28 @@ def sin_from_angle(cosine: Tensor, sine: Tensor, d: Tensor) -> Tensor:
         terms = (1.0 - terms) * square / ((2 * k) * (2 * k + 1))
     remainder = torch.where(d.abs() <= 1.0, d * terms, d - torch.sin(d))
     return 2.0 * cosine * torch.sin(0.5 * d).square() + sine * remainder
+
+
+def burg(u: Tensor, v: Tensor, d: Tensor) -> Tensor:
+    """u/v − 1 − log(u/v) for u and v of the same sign, given d = u − v."""
+    return burg_gap(u, v, d / v).where(d != 0.0, 0.0)
+
+
+def burg_gap(u: Tensor, v: Tensor, x: Tensor) -> Tensor:
+    """The same, given x = (u − v)/v."""
+    ratio = u / v
+    # A quotient that underflows has lost its logarithm.
+    falls = ratio < torch.finfo(ratio.dtype).tiny
+    far = x - (torch.log(u.abs()) - torch.log(v.abs()))
+    return torch.where(falls, far, bent_gap(ratio, x))
+
+
+def double_burg_dual(p: Tensor, q: Tensor, below: Callable[[Tensor], Tensor], d: Tensor) -> Tensor:
+    """D of −log z − log(1 − z), given the distance of ρ(y) to 0, to 1 that of ρ(−y), and d = q − p."""
+    u, v, u_above, v_above = below(p), below(q), below(-p), below(-q)
+    # φ'(u) − φ'(v) = (u − v)(1/(uv) + 1/((1 − u)(1 − v))), where no term is negative.
+    step = -d * (u * u_above) / (u * v + u_above * v_above)
+    return burg_gap(u, v, step * v_above) + burg_gap(u_above, v_above, -step * v)
 
 
 def bent_gap(ratio: Tensor, x: Tensor) -> Tensor:

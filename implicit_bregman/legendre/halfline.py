@@ -231,3 +231,76 @@ class Bent(LegendreFunction):
         scaled = -d / (root_p + root_q)
         step = scaled * (u + v)
         return 0.5 * step * step + quarter * divergences.bent_gap(ratio, scaled * (ratio + 1.0))
+
+
+@dataclass(frozen=True)
+class Burg(LegendreFunction):
+    """φ(z) = −log z on [0, ∞), ρ(y) = −1/y for y < 0 (Burg's entropy); φ(0) = ∞, σ = 0.
+
+    φ' takes negative values only (`dual_domain`), and for y ≥ 0 there is no ρ(y): φ*(y) = ∞. Every other map takes such
+    a y for the last number below 0 (`project_dual`), where ρ is as large as the dtype allows. MM's steps are short
+    enough to stay below 0, and other steps that do not are rejected.
+    """
+
+    name: ClassVar[str] = "burg"
+    curvature_at_infinity: ClassVar[float] = 0.0
+    dual_domain: ClassVar[tuple[float, float]] = (-math.inf, 0.0)
+    middle: ClassVar[float] = -1.0
+
+    @property
+    def domain(self) -> tuple[float, float]:
+        return 0.0, math.inf
+
+    @property
+    def strong_convexity(self) -> float:
+        return 0.0
+
+    def dual_bounds(self, dtype: torch.dtype) -> tuple[float, float]:
+        # (the reciprocal of a smaller number may overflow)
+        return super().dual_bounds(dtype)[0], -float(torch.finfo(dtype).tiny)
+
+    def _dual_at_gap(self, gap: float) -> float:
+        return 1.0 / gap
+
+    def _saturation(self, dtype: torch.dtype, gap: float) -> float:
+        return self.dual_bounds(dtype)[1] if math.isinf(gap) else super()._saturation(dtype, gap)
+
+    def _largest_primal(self, dtype: torch.dtype) -> float:
+        return -1.0 / self.dual_bounds(dtype)[1]
+
+    def _project_dual(self, y: Tensor) -> Tensor:
+        return y.clamp(max=self.dual_bounds(y.dtype)[1])
+
+    def _activation(self, y: Tensor) -> Tensor:
+        return -self._project_dual(y).reciprocal()
+
+    def _inverse_activation(self, z: Tensor) -> Tensor:
+        # (also −0 is the bound)
+        return -torch.where(z >= 0.0, z.abs(), torch.nan).reciprocal()
+
+    def _potential(self, z: Tensor) -> Tensor:
+        return -torch.log(z)
+
+    def _conjugate(self, y: Tensor) -> Tensor:
+        return torch.where(y >= 0.0, torch.inf, -1.0 - torch.log(-y))
+
+    def _dual_potential(self, y: Tensor) -> Tensor:
+        return torch.log(-self._project_dual(y))
+
+    def _curvature(self, y: Tensor) -> Tensor:
+        return self._project_dual(y).square()
+
+    def _log_curvature(self, y: Tensor) -> Tensor:
+        return 2.0 * self._dual_potential(y)
+
+    def _slope(self, y: Tensor) -> Tensor:
+        return self._activation(y).square().clamp(max=torch.finfo(y.dtype).max)
+
+    def _log_curvature_slope(self, y: Tensor) -> Tensor:
+        return 2.0 * self._project_dual(y).reciprocal()
+
+    def _divergence(self, u: Tensor, v: Tensor, d: Tensor) -> Tensor:
+        return divergences.burg(u, v, d)
+
+    def _dual_divergence(self, p: Tensor, q: Tensor, d: Tensor) -> Tensor:
+        return divergences.burg(q, p, d)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
@@ -27,6 +28,10 @@ class MirrorMap(ABC):
 
     name: ClassVar[str]
     """The name under which `geometry` finds it."""
+    dual_domain: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+    """The ends of the y for which there is a ρ(y): where they are finite, φ* is ∞ beyond."""
+    middle: ClassVar[float] = 0.0
+    """The dual, well inside `dual_domain`, at which a solve begins that is given no start."""
     max_curvature: ClassVar[float]
     curvature_at_infinity: ClassVar[float]
 
@@ -44,6 +49,11 @@ class MirrorMap(ABC):
     @abstractmethod
     def domain(self) -> tuple[float, float]:
         """The ends (lo, hi) of the interval in which every coordinate of C lies, either of them possibly infinite."""
+
+    @property
+    def has_every_dual(self) -> bool:
+        """Whether there is a ρ(y) for every y."""
+        return self.dual_domain == (-math.inf, math.inf)
 
     @property
     @abstractmethod
@@ -134,6 +144,20 @@ class MirrorMap(ABC):
     @abstractmethod
     def bounds(self, dtype: torch.dtype) -> tuple[float, float]:
         """`domain` in a precision, rounded into C."""
+
+    def dual_bounds(self, dtype: torch.dtype) -> tuple[float, float]:
+        """The smallest and the largest number of `dtype` in `dual_domain` at which ρ and φ* are finite."""
+        largest = float(torch.finfo(dtype).max)
+        return -largest, largest
+
+    def into_dual_domain(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """y itself, or the last of `dual_bounds` where it lies beyond `dual_domain`."""
+        return y if self.has_every_dual else y.clamp(*self.dual_bounds(y.dtype))
+
+    def in_dual_domain(self, y: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+        """Whether y lies between the ends of `dual_domain`, elementwise."""
+        lo, hi = self.dual_domain
+        return (y > lo) & (y < hi)
 
     @abstractmethod
     def inner_bounds(self, dtype: torch.dtype) -> tuple[float, float]:

@@ -22,8 +22,8 @@ def prox_dual(
 ) -> Float[Tensor, "*shape"]:
     """y with ρ(y) + weight·y = v, elementwise; ρ(y) is the z in C that minimises weight·φ(z) + (z − v)²/2.
 
-    Newton's method from `start`, inside a bracket: the root is between 0 and both (v − ρ(0))/weight and φ'(v). Not
-    differentiable.
+    Newton's method from `start`, inside a bracket: with m the `middle` of the duals, the root is between m and
+    (v − ρ(m))/weight, and between 0 and φ'(v). Not differentiable.
 
     Args:
         geometry: φ, without a coupling.
@@ -33,13 +33,14 @@ def prox_dual(
     """
     with torch.no_grad():
         eps = torch.finfo(v.dtype).eps
-        zero = torch.zeros_like(v)
-        middle = geometry.activation(zero)
-        far = ((v - middle) / weight).clamp(torch.finfo(v.dtype).min, torch.finfo(v.dtype).max)
+        anchor = torch.full_like(v, geometry.middle)
+        middle = geometry.activation(anchor)
+        far = ((v - middle) / weight).clamp(*geometry.dual_bounds(v.dtype))
         inside = geometry.is_interior(v)
         near = torch.where(inside, geometry.inverse_activation(torch.where(inside, v, middle)), far)
-        end = torch.where(near.abs() < far.abs(), near, far)
-        lo, hi = torch.minimum(end, zero), torch.maximum(end, zero)
+        # (φ'(v) is on the far side of the root from 0, which may be that of m)
+        end = torch.where((near.abs() < far.abs()) & (near.abs() >= anchor.abs()), near, far)
+        lo, hi = torch.minimum(end, anchor), torch.maximum(end, anchor)
         y = end if start is None else torch.minimum(torch.maximum(start, lo), hi)
         for _ in range(_STEPS):
             z, pull = geometry.activation(y), weight * y

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 
-from implicit_bregman.legendre.halfline import Bent, Exp, Softplus
+from implicit_bregman.legendre.halfline import Bent, Burg, Exp, Softplus
 from implicit_bregman.legendre.line import Arcsinh, Identity
 from implicit_bregman.legendre.mirror import MirrorMap
 from implicit_bregman.legendre.scaled_tanh import ScaledTanh
-from implicit_bregman.legendre.sigmoidal import ISRU, Sigmoid, Tanh
+from implicit_bregman.legendre.sigmoidal import ISRU, DoubleBurg, Sigmoid, Tanh
 from implicit_bregman.legendre.simplex import Simplex
 from implicit_bregman.legendre.trigonometric import Arctan, Sin
 
@@ -26,6 +26,8 @@ _CATALOGUE: dict[str, type[MirrorMap]] = {
         ScaledTanh,
         Exp,
         Bent,
+        Burg,
+        DoubleBurg,
         Simplex,
     )
 }

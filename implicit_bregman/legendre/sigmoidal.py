@@ -216,6 +216,82 @@ class Tanh(BoundedLegendreFunction):
         return divergences.sigmoid_dual(2.0 * p, 2.0 * q, 2.0 * d)
 
 
+@dataclass(frozen=True)
+class DoubleBurg(BoundedLegendreFunction):
+    """φ(z) = −log z − log(1 − z) on [0, 1], ρ(y) = ½ + ½w/(1 + √(1 + w²)) with w = y/2; φ = ∞ at both ends.
+
+    A box [lo, hi] of width s has φ(z) = −s log((z − lo)/s) − s log((hi − z)/s): see `to_box`.
+    """
+
+    name: ClassVar[str] = "double_burg"
+
+    @property
+    def domain(self) -> tuple[float, float]:
+        return 0.0, 1.0
+
+    @property
+    def strong_convexity(self) -> float:
+        return 8.0
+
+    def _dual_at_gap(self, gap: float) -> float:
+        return 1.0 / gap
+
+    def _activation(self, y: Tensor) -> Tensor:
+        return self._lower_gap(y)
+
+    def _offset(self, y: Tensor) -> Tensor:
+        # z(1 − z) = 1/(2(1 + h)) with h = √(1 + w²), and z − ½ = y z(1 − z)/2.
+        return 0.25 * y / (1.0 + hypot1(0.5 * y))
+
+    def _lower_gap(self, y: Tensor) -> Tensor:
+        h = hypot1(0.5 * y)
+        small = 0.5 * (1.0 + _excess(h, y)) / (1.0 + h)
+        return torch.where(y < 0, small, 0.5 + 0.25 * y / (1.0 + h))
+
+    def _inverse_at(self, z: Place) -> Tensor:
+        return 2.0 * z.offset / (z.below * z.above)
+
+    def _potential_at(self, z: Place) -> Tensor:
+        return -(torch.log(z.below) + torch.log(z.above))
+
+    def _conjugate(self, y: Tensor) -> Tensor:
+        return y.clamp(min=0.0) + self._conjugate_excess(y)
+
+    def _conjugate_excess(self, y: Tensor) -> Tensor:
+        h = hypot1(0.5 * y)
+        return _excess(h, y) - 1.0 - (math.log(2.0) + torch.log1p(h))
+
+    def _dual_potential(self, y: Tensor) -> Tensor:
+        return math.log(2.0) + torch.log1p(hypot1(0.5 * y))
+
+    def _curvature(self, y: Tensor) -> Tensor:
+        h = hypot1(0.5 * y)
+        return 4.0 * h * (1.0 + h)
+
+    def _log_curvature(self, y: Tensor) -> Tensor:
+        w = 0.5 * y
+        return math.log(4.0) + (0.5 * log1p_square(w) + torch.log1p(hypot1(w)))
+
+    def _slope(self, y: Tensor) -> Tensor:
+        h = hypot1(0.5 * y)
+        return 0.25 / h / (1.0 + h)
+
+    def _log_curvature_slope(self, y: Tensor) -> Tensor:
+        h = hypot1(0.5 * y)
+        return 0.25 * (y / h) * (1.0 / h + 1.0 / (1.0 + h))
+
+    def _divergence_at(self, u: Place, v: Place, d: Tensor) -> Tensor:
+        return divergences.burg(u.below, v.below, d) + divergences.burg(u.above, v.above, -d)
+
+    def _dual_divergence(self, p: Tensor, q: Tensor, d: Tensor) -> Tensor:
+        return divergences.double_burg_dual(p, q, self._lower_gap, d)
+
+
+def _excess(h: Tensor, y: Tensor) -> Tensor:
+    """h − |y|/2 for h = √(1 + y²/4), without cancellation."""
+    return (h + 0.5 * y.abs()).reciprocal()
+
+
 def _log_ratio(z: Place) -> Tensor:
     """log(z.below/z.above), accurate relative to itself next to a bound and next to the centre."""
     return torch.log1p(2.0 * z.offset.abs() / torch.minimum(z.below, z.above)).copysign(z.offset)

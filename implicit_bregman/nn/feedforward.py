@@ -32,6 +32,9 @@ class StandardLinear(nn.Linear):
 
     Shape:
         `(…, n)` → `(…, d)`.
+
+    Raises:
+        ValueError: for a width below 1, and a geometry that has no ρ(y) for some y (burg).
     """
 
     def __init__(
@@ -47,6 +50,11 @@ class StandardLinear(nn.Linear):
             if width < 1:
                 raise ValueError(f"{name} must be at least 1, got {width}")
         self.geometry = lookup(geometry)
+        if not self.geometry.has_every_dual:
+            raise ValueError(
+                f"geometry: {self.geometry.name} has a ρ(y) for y in {self.geometry.dual_domain} only, and a layer may "
+                "give any y: use another geometry (exp, softplus and bent are positive, too)"
+            )
         super().__init__(in_features, out_features, bias, device, dtype)
 
     def forward(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:

@@ -129,17 +129,17 @@ class BregmanGraphDEQ(CriticalPoint):
             offset = self.energy(x)
             nodes = _Nodes.of(sizes, tuple(offset.shape), offset.device)
             coupled = laplacian(graph, offset.dtype, nodes.places, nodes.rows, nodes.samples)
-            middle = self.geometry.activation(offset.new_zeros(()))
+            middle = self.geometry.activation(offset.new_full((), self.geometry.middle))
             solution = find_critical_point(
                 self.energy.on(coupled),
                 self.geometry,
                 # (what fills up a graph is then solved by its start, inside C)
-                nodes.states(offset, self.energy.margin * middle),
+                nodes.states(offset, self._force_of_padding(middle)),
                 _start(nodes, "initial", initial, middle),
                 self.regularization,
                 self.solver,
                 self.adjoint,
-                _start(nodes, "initial_dual", initial_dual, 0.0),
+                _start(nodes, "initial_dual", initial_dual, self.geometry.middle),
             )
         solution = _on_nodes(solution, nodes, self._of_padding(middle))
         self.last_solution = solution.detach()
@@ -153,11 +153,15 @@ class BregmanGraphDEQ(CriticalPoint):
         """Everything that is not a submodule."""
         return f"in_features={self.in_features}, features={self.features}, {super().extra_repr()}"
 
+    def _force_of_padding(self, middle: Tensor) -> Tensor:
+        """The offset of an entry that fills up a graph: its critical point is the middle of C."""
+        return self.energy.margin * middle + self.regularization * self.geometry.middle
+
     def _of_padding(self, middle: Tensor) -> Tensor:
         """What an entry that fills up a graph adds to F."""
-        return potential(self.geometry, self.regularization, middle.new_zeros(1, 1))[0] - (
-            0.5 * self.energy.margin * middle.square()
-        )
+        dual = middle.new_full((1, 1), self.geometry.middle)
+        value = 0.5 * self.energy.margin * middle.square() - self._force_of_padding(middle) * middle
+        return potential(self.geometry, self.regularization, dual)[0] + value
 
     def _checked(self, x: object, graph: object) -> Tensor:
         """x, in the precision of the parameters under autocast."""

@@ -69,7 +69,7 @@ class ProjectionMethods(OwnMethods):
 
 
 def check_projection(geometry: MirrorMap, regularization: float) -> None:
-    """Refuse a geometry for which MM's limit is no Bregman projection.
+    """Refuse a geometry for which MM's limit is no Bregman projection, or y = 0 is no dual to start from.
 
     Raises:
         ValueError: naming the remedies.
@@ -84,4 +84,9 @@ def check_projection(geometry: MirrorMap, regularization: float) -> None:
             f'{geometry.name} is not Legendre: its dual iterates are clamped, so that with weight="low_rank" and '
             "regularization=0 the limit of MM is not the Bregman projection and has no gradient here: use another "
             "geometry (isru and tanh have the same domain), regularization > 0, or adjoint=adjoints.Unrolled(steps=...)"
+        )
+    if regularization and not geometry.has_every_dual:
+        raise ValueError(
+            f'{geometry.name} has no ρ(0), from which weight="low_rank" starts with regularization > 0: use '
+            "regularization=0, or another geometry (exp, softplus and bent have the same domain)"
         )

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from implicit_bregman.legendre import MirrorMap
+from implicit_bregman.majorization import inner_step
 from implicit_bregman.objective import RowsOfTensors
 from implicit_bregman.projection.basis import Basis
 
@@ -80,7 +81,7 @@ class DualProblem(RowsOfTensors):
         return all(map(math.isfinite, self.geometry.domain)) and self.geometry.strong_convexity > 0
 
     def most_length(self, at: At, change: Float[Tensor, "batch d"]) -> Tensor:
-        """How many times `change` can be made before a y overflows or leaves saturation far behind, (B,)."""
+        """How many times `change` can be made before a y overflows, has no ρ(y), or leaves saturation far behind."""
         size, ends = at.dual.abs(), self.geometry.domain
         low, high = map(abs, self.geometry.saturated_dual(torch.float64))
         if low == high and all(map(math.isfinite, ends)):
@@ -91,7 +92,8 @@ class DualProblem(RowsOfTensors):
                 for end, dual in zip(ends, (low, high), strict=True)
             )
             room = torch.where(change < 0, below, above)
-        return (room / change.abs().clamp_min(1e-300)).amin(-1)
+        most = (room / change.abs().clamp_min(1e-300)).amin(-1, keepdim=True)
+        return inner_step(self.geometry, at.dual, -change, most).squeeze(-1)
 
     def holds(self, at: At) -> Tensor:
         """Whether each equation holds within what is tolerated, (B,)."""

@@ -133,7 +133,7 @@ def _judged(energy: BoundLowRank, objective: Objective, dual: Tensor) -> tuple[T
         error = (miss.abs() / (basis.lengths + terms)).amax(-1)
     largest = torch.finfo(dtype).max
     low, high = geometry.bounds(dtype)
-    rounded = nearest.clamp(-largest, largest).to(dtype)
+    rounded = nearest.clamp(*geometry.dual_bounds(dtype)).to(dtype)
     point = Point(
         dual=rounded,
         value=exact.clamp(max(low, -largest), min(high, largest)).to(dtype),

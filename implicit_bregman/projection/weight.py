@@ -133,6 +133,6 @@ def _checked(softening: float | None) -> float:
 
 
 def middle(vectors: Float[Tensor, "d r"], geometry: MirrorMap) -> Float[Tensor, " r"]:
-    """Vᵀρ(0): the β whose system the middle of C solves."""
+    """Vᵀρ(m), m the `middle` of the duals: the β whose system the middle of C solves."""
     vectors = at_least_single(vectors)
-    return geometry.activation(torch.zeros_like(vectors[:, 0])) @ vectors
+    return geometry.activation(torch.full_like(vectors[:, 0], geometry.middle)) @ vectors

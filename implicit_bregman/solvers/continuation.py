@@ -62,6 +62,8 @@ class _Curve(RowsOfTensors):
 
 def can_continue(objective: Objective) -> bool:
     """Whether there is a field without an objective, and its width allows for a factorization per step."""
+    if not objective.geometry.has_every_dual:
+        return False  # (for a large γ the equation need not have a solution)
     if objective.energy.is_field:
         return objective.regularization > 0
     energy = objective.energy.factored

@@ -159,6 +159,9 @@ class _Loop:
             fresh = progress.restart | ~progress.free_to_run | (progress.rest > 0) | state.stale
             memory, dual = self.accelerator.propose(objective, memory, point, fresh)
             proposed = ~fresh & torch.isfinite(dual.sum(-1))
+            if not objective.geometry.has_every_dual:
+                ends = objective.geometry.dual_bounds(dual.dtype)
+                proposed = proposed & ((dual > ends[0]) & (dual < ends[1])).all(-1)
             candidate = torch.where(proposed[:, None], dual, candidate)
         if self.ends_exactly and self.certifies and not objective.regularization:
             # A step of MM's own, or many of them at once where z stands still.
@@ -354,8 +357,7 @@ def _restepped(objective: Objective, old: Point, new: Point, accepted: Tensor, p
     if not objective.backtracks:
         return point
     step = torch.where((~accepted & ~proposed)[:, None], 0.5 * point.step, point.step)
-    if objective.unique:
-        # A step that had to be short far out may be longer again; several critical points ask for the path as it is.
+    if objective.lengthens:
         ample = accepted & ~proposed & objective.majorized(old, new, _AMPLE)
         step = torch.where(ample[:, None], (2 * step).clamp_max(1.0), step)
     return objective.restep(point, step)

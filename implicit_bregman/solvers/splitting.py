@@ -264,7 +264,7 @@ def _found(
     none = torch.zeros(len(value), dtype=torch.int64, device=value.device)
     found = ExactResult(
         value=value.clamp(lo, hi).to(dtype),
-        dual=_rounded(dual, dtype),
+        dual=objective.geometry.into_dual_domain(_rounded(dual, dtype)),
         unrounded=value,
         unrounded_dual=dual,
         free=free,

@@ -46,8 +46,7 @@ from implicit_bregman.experiments.benchmark.splitting_peer import NAME as SPLITT
 from implicit_bregman.experiments.benchmark.timing import interleaved, measure
 from implicit_bregman.experiments.benchmark.truth import designed_truth, prepare
 from implicit_bregman.experiments.oracle import reference_gradient, reference_solution
-from implicit_bregman.experiments.problems import make_monotone_problem
-from implicit_bregman.legendre import separable_geometries
+from implicit_bregman.experiments.problems import COMPARED, make_monotone_problem
 
 TINY = QuadraticCell("tiny", dim=8, batch=2, condition=10.0, active=0.25)
 LAYER = QuadraticCell("layer", "general", "softplus", 12, 6, active=0.5, margin=1.0)
@@ -72,8 +71,8 @@ def test_the_catalogue_changes_one_factor_at_a_time() -> None:
     base = cells["base"]
     assert (base.dim, base.batch, base.condition, base.active, base.dtype) == (128, 64, 100.0, 0.05, "float32")
     assert {cells[name].dim for name in ("d32", "d512", "d2048")} == {32, 512, 2048}
-    assert {cell.geometry for cell in cells.values() if cell.regularization == 0} == set(separable_geometries())
-    assert {cell.geometry for cell in cells.values() if cell.regularization == 0.1} == set(separable_geometries())
+    assert {cell.geometry for cell in cells.values() if cell.regularization == 0} == set(COMPARED)
+    assert {cell.geometry for cell in cells.values() if cell.regularization == 0.1} == set(COMPARED)
     for cell in cells.values():
         if cell.margin is None and cell.kind == "convex" and cell.geometry == "tanh":
             changed = {

@@ -8,6 +8,7 @@ import mpmath
 import pytest
 import torch
 from mpmath import mp, mpf
+from torch import Tensor
 
 from implicit_bregman.legendre import LegendreFunction, geometry, separable_geometries
 
@@ -96,6 +97,27 @@ def bent(smoothness: float = 1.0) -> Oracle:
     )
 
 
+BURG = Oracle(
+    rho=lambda y: -1 / y,
+    inverse=lambda z: -1 / z,
+    potential=lambda z: -mpmath.log(z),
+    conjugate=lambda y: -1 - mpmath.log(-y),
+    curvature=lambda y: y * y,
+)
+
+
+def _double_burg_rho(y: mpf) -> mpf:
+    # The root of y z(1 − z) = 2z − 1 between 0 and 1.
+    return ((y - 2) + mpmath.sqrt(y * y + 4)) / (2 * y) if y else mpf(1) / 2
+
+
+DOUBLE_BURG = Oracle(
+    rho=_double_burg_rho,
+    inverse=lambda z: 1 / (1 - z) - 1 / z,
+    potential=lambda z: -mpmath.log(z) - mpmath.log(1 - z),
+    conjugate=lambda y: y * _double_burg_rho(y) + mpmath.log(_double_burg_rho(y)) + mpmath.log(1 - _double_burg_rho(y)),
+    curvature=lambda y: 1 / _double_burg_rho(y) ** 2 + 1 / (1 - _double_burg_rho(y)) ** 2,
+)
 SIGMOID = Oracle(
     rho=lambda y: 1 / (1 + mpmath.exp(-y)),
     inverse=lambda z: mpmath.log(z / (1 - z)),
@@ -168,6 +190,12 @@ class Case:
             return 1.5707  # at the rounded π/2 the slope is 0 by definition
         return 1e5 if single else 1e9
 
+    def inside(self, y: Tensor) -> Tensor:
+        """The duals, moved to where there is a ρ(y): below 0 for burg."""
+        if self.family != "burg":
+            return y
+        return -torch.where(y.abs() < 1e-30, 1.0, y.abs())
+
 
 # With a bound at 0, without any symmetry, and centred.
 UNIT, SKEW, EVEN = [(0.0, 1.0)], [(-2.0, 0.5)], [(-3.0, 3.0)]
@@ -186,6 +214,8 @@ def _cases() -> list[Case]:
         "scaled_tanh": affine(TANH, (-1, 1), (-1.7159, 1.7159), 2.0 / 3.0),
         "exp": EXP,
         "bent": bent(),
+        "burg": BURG,
+        "double_burg": DOUBLE_BURG,
     }
     assert set(plain) == set(separable_geometries())
     cases = [Case(geometry(name), oracle, name) for name, oracle in plain.items()]
@@ -195,8 +225,19 @@ def _cases() -> list[Case]:
         Case(geometry("bent", smoothness=0.25), bent(0.25), "bent"),
     ]
     # The end of arctan is the real π/2, not its rounding.
-    ends = {"arctan": (-mp.pi / 2, mp.pi / 2), "sigmoid": (0, 1), "scaled_tanh": (-1.7159, 1.7159)}
-    boxes = {"isru": UNIT + SKEW + EVEN, "sigmoid": SKEW + EVEN, "arctan": UNIT + SKEW, "tanh": UNIT + SKEW}
+    ends = {
+        "arctan": (-mp.pi / 2, mp.pi / 2),
+        "sigmoid": (0, 1),
+        "scaled_tanh": (-1.7159, 1.7159),
+        "double_burg": (0, 1),
+    }
+    boxes = {
+        "isru": UNIT + SKEW + EVEN,
+        "sigmoid": SKEW + EVEN,
+        "double_burg": SKEW + EVEN,
+        "arctan": UNIT + SKEW,
+        "tanh": UNIT + SKEW,
+    }
     for name, targets in (boxes | {"sin": UNIT + SKEW, "scaled_tanh": SKEW}).items():
         for box in targets:
             oracle = affine(plain[name], ends.get(name, (-1, 1)), box)

@@ -17,7 +17,7 @@ PRIMAL_MAPS = ("inverse_activation", "potential")
 
 def interior(case: Any, primal: bool = False) -> Tensor:
     """Points inside the clamp of sin (±π/2) that need a gradient."""
-    y = torch.tensor([-1.3, -0.6, 0.0, 0.2, 0.9, 1.4], dtype=torch.float64)
+    y = case.inside(torch.tensor([-1.3, -0.6, 0.0, 0.2, 0.9, 1.4], dtype=torch.float64))
     return (case.geometry.activation(y) if primal else y).requires_grad_()
 
 
@@ -62,7 +62,8 @@ def test_named_derivatives(case: Any, dtype: torch.dtype) -> None:
 def test_derivative_at_huge_duals(case: Any, dtype: torch.dtype) -> None:
     """The derivative of ρ is the slope itself where ρ has rounded to its bound, and is never NaN."""
     phi: LegendreFunction = case.geometry
-    y = torch.tensor([-1e30, -1e5, -90.0, -10.0, 0.0, 10.0, 90.0, 1e5, 1e30], dtype=dtype, requires_grad=True)
+    y = case.inside(torch.tensor([-1e30, -1e5, -90.0, -10.0, 0.0, 10.0, 90.0, 1e5, 1e30], dtype=dtype))
+    y.requires_grad_()
     (gradient,) = torch.autograd.grad(phi.activation(y).sum(), y, create_graph=True)
     assert torch.equal(gradient, phi.slope(y))
     (second,) = torch.autograd.grad(gradient.sum(), y)

@@ -36,9 +36,10 @@ def test_huge_duals_stay_finite(case: Any, dtype: torch.dtype) -> None:
     assert (log_curvature >= lowest - rounding).all()
     for method in ("curvature", "conjugate", "dual_potential", "project_dual"):
         assert not torch.isnan(getattr(phi, method)(y)).any(), method
-    # φ'' overflows only where it really exceeds the dtype, or where sin has left its domain.
+    # φ'' overflows only where it really exceeds the dtype (that of the base, for a box), or where sin has left its
+    # domain.
     overflow = torch.isinf(phi.curvature(y))
-    limit = math.log(torch.finfo(dtype).max)
+    limit = math.log(torch.finfo(dtype).max) - (math.log(phi.upper - phi.lower) if isinstance(phi, Box) else 0.0)
     assert ((log_curvature[overflow] > limit * 0.999) | (slope[overflow] == 0)).all()
 
 
@@ -64,7 +65,7 @@ def test_divergence_of_huge_duals(case: Any, dtype: torch.dtype) -> None:
 def test_divergence_at_the_bounds(case: Any, dtype: torch.dtype) -> None:
     phi: LegendreFunction = case.geometry
     ends = [end for end in phi.bounds(dtype) if math.isfinite(end)]
-    inner = phi.activation(torch.tensor([-1.0, 0.25, 2.0], dtype=dtype)).tolist()
+    inner = phi.activation(case.inside(torch.tensor([-1.0, 0.25, 2.0], dtype=dtype))).tolist()
     u, v = torch.tensor(list(itertools.product(ends + inner, repeat=2)), dtype=dtype).T
     value = phi.divergence(u[:, None], v[:, None])
     assert not torch.isnan(value).any()
@@ -101,6 +102,7 @@ def test_near_the_bounds(case: Any, dtype: torch.dtype) -> None:
 def test_values_at_the_bounds(case: Any) -> None:
     phi: LegendreFunction = case.geometry
     exact = case.family not in ("arctan",)
+    infinite = case.family in ("bent", "burg", "double_burg")
     for end, side in zip(phi.domain, (-1.0, 1.0), strict=True):
         if math.isinf(end) or not exact:
             continue
@@ -110,7 +112,7 @@ def test_values_at_the_bounds(case: Any) -> None:
             assert y == side * math.inf
         else:
             assert y == pytest.approx(side * math.pi / 2)
-        if case.family == "bent":
+        if infinite:
             assert phi.potential(z).item() == math.inf
         else:
             assert math.isfinite(phi.potential(z).item())
@@ -122,8 +124,9 @@ def test_nan_stays_nan(case: Any, dtype: torch.dtype) -> None:
     for method in ("activation", "inverse_activation", "potential", "conjugate", "dual_potential"):
         assert torch.isnan(getattr(phi, method)(x)).all(), method
     assert not phi.is_interior(x).any()
-    assert torch.isnan(phi.dual_divergence(x, torch.zeros_like(x)))
-    assert torch.isnan(phi.dual_divergence(torch.zeros_like(x), x))
+    middle = torch.full_like(x, phi.middle)
+    assert torch.isnan(phi.dual_divergence(x, middle))
+    assert torch.isnan(phi.dual_divergence(middle, x))
 
 
 def test_bounds_lie_in_the_domain(case: Any, dtype: torch.dtype) -> None:
@@ -155,7 +158,8 @@ def test_saturated_dual_reaches_the_bound(case: Any, dtype: torch.dtype) -> None
     for y, end, bound, side in zip(phi.saturated_dual(dtype), phi.domain, phi.bounds(dtype), (-1, 1), strict=True):
         assert math.isfinite(y)
         if math.isinf(end):
-            assert y == side * info.max
+            assert y == phi.dual_bounds(dtype)[side > 0]
+            assert y == side * info.max or case.family == "burg"
         else:
             z = phi.activation(torch.tensor(y, dtype=dtype)).item()
             assert abs(z - bound) <= info.eps * max(1.0, abs(bound))
@@ -167,7 +171,7 @@ def test_is_interior(case: Any, dtype: torch.dtype) -> None:
     lo, hi = phi.domain
     outside = torch.tensor([math.nan, -math.inf, math.inf, lo, hi, lo - 1, hi + 1], dtype=dtype)
     assert not phi.is_interior(outside).any()
-    assert phi.is_interior(phi.activation(torch.tensor([-1.0, 0.0, 1.0], dtype=dtype))).all()
+    assert phi.is_interior(phi.activation(case.inside(torch.tensor([-1.0, 0.0, 1.0], dtype=dtype)))).all()
 
 
 def test_sin_is_the_projection(dtype: torch.dtype) -> None:
@@ -187,8 +191,38 @@ def test_sin_is_the_projection(dtype: torch.dtype) -> None:
     assert phi.dual_divergence(y[-2:-1], y[-1:]) == 0
 
 
+def test_burg_beyond_its_dual_domain(dtype: torch.dtype) -> None:
+    """φ* is ∞ from 0 on; every other map is that of the last dual below, and finite where the dtype can hold it."""
+    phi, info = geometry("burg"), torch.finfo(dtype)
+    assert phi.dual_domain == (-math.inf, 0.0)
+    last = phi.dual_bounds(dtype)[1]
+    assert -info.smallest_normal == last == phi.saturated_dual(dtype)[1]
+    y = torch.tensor([-1e-45, 0.0, 1e-30, 1.0, 1e30], dtype=dtype)
+    y = y[y > last]
+    assert torch.equal(phi.project_dual(y), torch.full_like(y, last))
+    assert phi.project_dual(torch.tensor([-1e-30, -1.0], dtype=dtype)).tolist() == pytest.approx([-1e-30, -1.0])
+    assert torch.isinf(phi.conjugate(y[y >= 0])).all()
+    for method in ("activation", "slope", "log_curvature", "dual_potential"):
+        value = getattr(phi, method)(y)
+        assert torch.isfinite(value).all(), method
+        assert torch.equal(value, getattr(phi, method)(torch.full_like(y, last))), method
+    assert (phi.dual_divergence(y, y.flip(0)) == 0).all()
+    # What is larger than ρ ever gets stands for the same dual.
+    huge = torch.tensor([info.max, math.inf], dtype=dtype)
+    assert phi.finite_dual(huge, dtype).tolist() == [last, last]
+    assert phi.inverse_activation(torch.tensor([0.0, -0.0], dtype=dtype)).tolist() == [-math.inf, -math.inf]
+    assert torch.isnan(phi.inverse_activation(torch.tensor([-1.0], dtype=dtype))).all()
+
+
+def test_the_middle_lies_inside(case: Any, dtype: torch.dtype) -> None:
+    phi: LegendreFunction = case.geometry
+    lo, hi = phi.dual_domain
+    assert lo < phi.middle < hi
+    assert phi.is_interior(phi.activation(torch.tensor([phi.middle], dtype=dtype))).all()
+
+
 def test_project_dual_is_the_identity_for_a_legendre_function(case: Any, dtype: torch.dtype) -> None:
-    y = huge(dtype)
+    y = case.inside(huge(dtype))
     phi: LegendreFunction = case.geometry
     projected = phi.project_dual(y)
     assert phi.is_legendre == (case.family != "sin")

@@ -12,7 +12,7 @@ from implicit_bregman.legendre import geometry
 from implicit_bregman.legendre._elementary import asinh, sinh
 from tests.legendre.conftest import Case
 
-BOUNDED = ("tanh", "sigmoid", "isru", "arctan", "sin", "scaled_tanh")
+BOUNDED = ("tanh", "sigmoid", "isru", "arctan", "sin", "scaled_tanh", "double_burg")
 BOXES = [
     (0.0, 1e-2),
     (0.0, 1e-4),

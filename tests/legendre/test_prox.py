@@ -21,6 +21,8 @@ ACTIVATIONS = {
     "arcsinh": mpmath.asinh,
     "identity": lambda y: y,
     "exp": mpmath.exp,
+    "burg": lambda y: -1 / y,
+    "double_burg": lambda y: ((y - 2) + mpmath.sqrt(y * y + 4)) / (2 * y) if y else mpmath.mpf(1) / 2,
     "bent": lambda y: (y + mpmath.sqrt(y * y + 4)) / 2,
 }
 

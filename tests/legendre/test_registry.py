@@ -11,7 +11,7 @@ import torch
 from implicit_bregman.legendre import Box, LegendreFunction, ScaledTanh, geometries, geometry
 
 PAPER = ("isru", "sigmoid", "softplus", "arctan", "tanh", "sin", "arcsinh")
-NAMES = (*PAPER, "identity", "scaled_tanh", "exp", "bent", "simplex")
+NAMES = (*PAPER, "identity", "scaled_tanh", "exp", "bent", "burg", "double_burg", "simplex")
 PARAMETERS = [
     ("isru", "scale"),
     ("softplus", "sharpness"),
@@ -46,7 +46,13 @@ def test_defaults() -> None:
 
 def test_strong_convexity() -> None:
     values = {name: geometry(name).strong_convexity for name in NAMES}
-    expected = dict.fromkeys(NAMES, 1.0) | {"sigmoid": 4.0, "exp": 0.0, "scaled_tanh": 1.5 / 1.7159}
+    expected = dict.fromkeys(NAMES, 1.0) | {
+        "sigmoid": 4.0,
+        "exp": 0.0,
+        "burg": 0.0,
+        "double_burg": 8.0,
+        "scaled_tanh": 1.5 / 1.7159,
+    }
     assert values == pytest.approx(expected)
     assert geometry("isru", scale=4.0).strong_convexity == 0.25
     assert [name for name in NAMES if not geometry(name).is_legendre] == ["sin"]
@@ -144,16 +150,16 @@ def test_arguments_that_are_no_pair_of_tensors() -> None:
 @pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 0, 4), (2, 3, 4)])
 def test_shapes(case: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     phi: LegendreFunction = case.geometry
-    y = torch.zeros(shape, dtype=dtype)
+    y = torch.full(shape, phi.middle, dtype=dtype)
     for method in ("activation", "conjugate", "curvature", "log_curvature", "slope", "dual_potential"):
         value = getattr(phi, method)(y)
         assert value.shape == y.shape
         assert value.dtype == dtype
     if shape:
-        assert phi.dual_divergence(y, y + 1).shape == shape[:-1]
+        assert phi.dual_divergence(y, y - 1).shape == shape[:-1]
 
 
-@pytest.mark.parametrize("name", ["isru", "sigmoid", "arctan", "tanh", "sin", "scaled_tanh"])
+@pytest.mark.parametrize("name", ["isru", "sigmoid", "arctan", "tanh", "sin", "scaled_tanh", "double_burg"])
 def test_boxes(name: str, dtype: torch.dtype) -> None:
     base = geometry(name)
     box = base.to_box(-1, 4)
@@ -187,7 +193,7 @@ def test_cube_of_the_sigmoid_is_the_scaled_tanh(dtype: torch.dtype) -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["softplus", "arcsinh", "identity", "exp", "bent"])
+@pytest.mark.parametrize("name", ["softplus", "arcsinh", "identity", "exp", "bent", "burg"])
 def test_unbounded_functions_have_no_box(name: str) -> None:
     with pytest.raises(ValueError, match="unbounded"):
         geometry(name).to_box(0.0, 1.0)

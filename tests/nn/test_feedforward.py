@@ -15,7 +15,7 @@ import implicit_bregman as ib
 from implicit_bregman.legendre import separable_geometries
 
 BOX = ib.geometry("tanh").to_box(-2.0, 3.0)
-GEOMETRIES = [*separable_geometries(), BOX]
+GEOMETRIES = [*(name for name in separable_geometries() if ib.geometry(name).has_every_dual), BOX]
 KINDS = {"standard": ib.StandardLinear, "euclidean": ib.EuclideanLinear, "bregman": ib.BregmanLinear}
 WIDTHS = [(4, 4), (4, 6), (6, 4), (5, 2), (2, 5), (1, 3), (3, 1), (1, 1)]
 
@@ -32,6 +32,12 @@ def make(kind: str, n: int, d: int, geometry: object = "tanh", **settings: objec
 def inside(geometry: object, *shape: int, scale: float = 1.0) -> Tensor:
     phi = ib.geometry(geometry)  # type: ignore[arg-type]
     return phi.activation(scale * torch.randn(*shape, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_geometry_without_every_dual_is_refused(kind: str) -> None:
+    with pytest.raises(ValueError, match=r"geometry: burg has a ρ\(y\) for y in \(-inf, 0.0\) only"):
+        KINDS[kind](3, 3, "burg")
 
 
 # Formulas -----------------------------------------------------------------------------------------------------------

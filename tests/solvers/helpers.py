@@ -16,7 +16,7 @@ from implicit_bregman.experiments.problems import Problem, collection
 PROBLEMS = {problem.name: problem for problem in collection()}
 
 #: Geometries whose iterates approach an active bound like a power of 1/k when γ = 0.
-SLOW_AT_BOUND = ("isru", "arctan", "bent")
+SLOW_AT_BOUND = ("isru", "arctan", "bent", "burg", "double_burg")
 
 TORCHDEQ = ("anderson", "broyden", "fixed_point_iter")
 #: Solvers that go step by step through first-order information, so that many small steps are expected of them.

@@ -15,6 +15,7 @@ import implicit_bregman as ib
 from implicit_bregman.legendre import separable_geometries
 from implicit_bregman.starts import from_dual, from_point
 from tests.legendre.conftest import CASES, Case
+from tests.points import dual_of
 
 DOUBLE = torch.float64
 SOLVERS = ("auto", "mm", "anderson", "broyden")
@@ -201,7 +202,7 @@ def test_the_gradient_flows_to_the_dual(name: str) -> None:
     phi = ib.geometry(name)
     generator = torch.Generator().manual_seed(5)
     vectors = torch.randn(5, 2, generator=generator, dtype=DOUBLE)
-    y = (0.7 * torch.randn(2, 5, generator=generator, dtype=DOUBLE)).requires_grad_()
+    y = dual_of(phi, 0.7 * torch.randn(2, 5, generator=generator, dtype=DOUBLE)).requires_grad_()
     energy, target = low_rank(vectors.tolist()), phi.activation(0.5 * y.detach().flip(0)) @ vectors
     weights = torch.randn(2, 5, generator=generator, dtype=DOUBLE)
 
@@ -237,7 +238,7 @@ def test_a_dual_decides_the_basin_as_its_point_does() -> None:
 
 def test_the_dual_of_a_function_that_is_not_legendre_is_projected() -> None:
     phi = ib.geometry("sin")
-    dual, _ = from_dual(phi, torch.tensor([[9.0, -0.5]]), torch.float32)
+    dual, _ = from_dual(phi, torch.tensor([[9.0, -0.5]]), torch.float32, "initial_dual")
     torch.testing.assert_close(dual, torch.tensor([[math.pi / 2, -0.5]]))
     energy = ib.QuadraticEnergy.from_matrices(-torch.eye(2))
     found = ib.find_critical_point(energy, phi, torch.tensor([[0.3, 0.1]]), initial_dual=torch.tensor([[9.0, -0.5]]))

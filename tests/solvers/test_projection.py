@@ -19,8 +19,10 @@ from implicit_bregman.legendre import separable_geometries
 from implicit_bregman.majorization import automatic_step
 from implicit_bregman.objective import Objective
 from implicit_bregman.projection.solve import project
+from tests.points import dual_of
 
 LEGENDRE = [name for name in separable_geometries() if ib.geometry(name).is_legendre]
+EVERY_DUAL = [name for name in LEGENDRE if ib.geometry(name).has_every_dual]
 BOUNDED = [name for name in LEGENDRE if np.isfinite(ib.geometry(name).domain).all()]
 D, R, B = 7, 3, 5
 
@@ -61,9 +63,9 @@ def system(
         energy.input_weight.copy_(torch.eye(v.shape[1]))
     energy.requires_grad_(False)
     if target is None:
-        target = phi.activation(spread * torch.randn(B, len(v), dtype=torch.float64)).to(dtype) @ v
+        target = phi.activation(dual_of(phi, spread * torch.randn(B, len(v), dtype=torch.float64))).to(dtype) @ v
     start = spread * torch.randn(len(target), len(v), dtype=torch.float64)
-    initial = phi.activation(start if phi.is_legendre else 0.4 * start.clamp(-3, 3)).to(dtype)
+    initial = phi.activation(dual_of(phi, start) if phi.is_legendre else 0.4 * start.clamp(-3, 3)).to(dtype)
     return System(energy, phi, target.to(dtype), initial)
 
 
@@ -146,7 +148,7 @@ def test_it_minimises_the_divergence(geometry: str) -> None:
         np.testing.assert_allclose(found.value[row].numpy(), best.x, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("geometry", [*LEGENDRE, "sin"])
+@pytest.mark.parametrize("geometry", [*EVERY_DUAL, "sin"])
 def test_with_regularization_it_is_the_softened_form_from_the_origin(geometry: str) -> None:
     problem = system(geometry, target=3 * torch.randn(B, R, dtype=torch.float64))
     gamma = 0.3
@@ -271,7 +273,7 @@ def test_an_infeasible_system_is_softened(geometry: str, softening: float) -> No
             value, np.zeros(R), args=(row,), jac=True, method="BFGS", options={"gtol": 1e-9, "maxiter": 2000}
         )
         expected = phi.activation(y0[row] + v @ torch.from_numpy(best.x))
-        torch.testing.assert_close(found.value[row], expected, rtol=0, atol=1e-6)
+        torch.testing.assert_close(found.value[row], expected, rtol=0, atol=3e-6)
     miss = (problem.target - found.value @ v) / epsilon
     torch.testing.assert_close(found.dual, y0 + miss @ v.T, rtol=1e-9, atol=1e-9)
 

@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import ClassVar, Protocol
 
 from implicit_bregman.experiments.benchmark.layer_cells import CONVOLUTIONS, DTYPES, FIELDS
-from implicit_bregman.experiments.problems import Problem, make_monotone_problem, make_problem
+from implicit_bregman.experiments.problems import COMPARED, Problem, make_monotone_problem, make_problem
 from implicit_bregman.legendre import geometry as find_geometry
-from implicit_bregman.legendre import separable_geometries
 
 UNBOUNDED = ("arcsinh", "identity")  # no bound to be active at
 QUICK = (
@@ -126,7 +125,7 @@ def catalogue() -> tuple[Cell, ...]:
         replace(base, name="float64", dtype="float64"),
         replace(base, name="indefinite", kind="indefinite"),
     ]
-    others = [name for name in separable_geometries() if name != base.geometry]
+    others = [name for name in COMPARED if name != base.geometry]
     for name in others:
         cells.append(replace(base, name=name, geometry=name, active=0.0 if name in UNBOUNDED else base.active))
     for name in others:

@@ -10,6 +10,7 @@ from implicit_bregman.experiments import model as models
 from implicit_bregman.experiments.cells import Cell, library_version
 from implicit_bregman.experiments.grid import Grid
 from implicit_bregman.experiments.model import Architecture
+from implicit_bregman.experiments.problems import COMPARED
 from implicit_bregman.experiments.study import geometry_boxes, geometry_cells
 from implicit_bregman.experiments.study.geometry_boxes import (
     BOX_GEOMETRIES,
@@ -57,7 +58,7 @@ class GeometrySettings:
     max_steps: int = 2000
     box_steps: int = 10_000
     basin_steps: int = 4000
-    geometries: tuple[str, ...] = separable_geometries()
+    geometries: tuple[str, ...] = COMPARED
 
     def __post_init__(self) -> None:
         check_count("seed", self.seed, 0)

@@ -102,13 +102,15 @@ def _unclamped(objective: Objective, energy: BoundEnergy, dual: Tensor) -> Tenso
 
 
 def _start(objective: Objective, energy: BoundEnergy, dual: Tensor) -> Iterate:
-    """The first iterate: `dual`, or 0 where z is so large that what follows would overflow."""
+    """The first iterate: `dual`, or the middle where z is so large that what follows would overflow."""
     none = torch.zeros(len(dual), dtype=torch.int64, device=dual.device)
     at = evaluate(objective, energy, _unclamped(objective, energy, dual), none, none + 1)
     usable = torch.isfinite(at.size) & (at.value.abs().amax(-1) < torch.finfo(dual.dtype).max ** 0.5)
     if bool(usable.all()):
         return at
-    return at.where(usable, evaluate(objective, energy, torch.zeros_like(dual), none, none + 2))
+    return at.where(
+        usable, evaluate(objective, energy, torch.full_like(dual, objective.geometry.middle), none, none + 2)
+    )
 
 
 def _swept(objective: Objective, energy: BoundQuadratic, dual: Tensor, tol: float, max_steps: int) -> Iterate | None:
@@ -275,7 +277,7 @@ def dual_result(objective: Objective, at: Iterate, tol: float, stuck: Tensor | N
         degenerate = (~free & (multiplier <= 10 * tol * at.scale)).any(-1) & accepted
     # A dual in float64 may be beyond the range of float32, where ρ need not be saturated: the value is not lost.
     limit = torch.finfo(dtype).max
-    lowered = dual.clamp(-limit, limit).to(dtype)
+    lowered = dual.clamp(*geometry.dual_bounds(dtype)).to(dtype)
     value = at.value.clamp(-limit, limit).to(dtype).clamp(*geometry.bounds(dtype))
     return ExactResult(
         value=value,

@@ -85,8 +85,9 @@ def _iterated(
     # (2R − I)u + 2αRc = (2R − I)(u + αc) + αc
     force, most = splitter.embed(energy.offset) * splitter.alpha, min(max_iter, _LONGEST * splitter.iterations(level))
     y, z = dual, objective.geometry.activation(dual)
-    # A start of ρ(0) says nothing of z, another also what it is on the larger space of a dilation.
-    first = splitter.forward(z, energy.offset) if bool(dual.any()) else None
+    # A start in the middle says nothing of z, another also what it is on the larger space of a dilation.
+    given = dual != objective.geometry.middle
+    first = splitter.forward(z, energy.offset) if bool(given.any()) else None
     u = splitter.embed(torch.lerp(prox.image(y, z), z, 2.0))
     final, steps, before = y, torch.zeros(len(y), dtype=torch.int64, device=y.device), None
     idle, going = torch.zeros_like(steps), torch.ones_like(steps, dtype=torch.bool)

@@ -39,9 +39,9 @@ class Iterate(RowsOfTensors):
 
 
 def evaluate(objective: Objective, energy: BoundEnergy, dual: Tensor, steps: Tensor, tries: Tensor) -> Iterate:
-    """The iterate y = `dual`."""
+    """The iterate y = `dual`, cut where there is no ρ(y)."""
     geometry = objective.geometry
-    dual = dual if geometry.coupling is None else geometry.gauged(dual)
+    dual = geometry.into_dual_domain(dual) if geometry.coupling is None else geometry.gauged(dual)
     value = geometry.activation(dual)
     gradient = energy.gradient(value).detach()
     error = torch.add(gradient, dual, alpha=objective.regularization)

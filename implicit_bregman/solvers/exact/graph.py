@@ -73,18 +73,20 @@ def _on_line(geometry: MirrorMap, dual: Tensor, value: Tensor, slope: Tensor, we
 def _bracket(geometry: MirrorMap, w: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Ends between which y + κρ(y) = w has its solution.
 
-    It is between 0 and either end of the line's part that lies between y = 0 and z = ρ(0), and no farther from 0 than
-    ρ⁻¹(w/κ), whose point lies on the other side of the line.
+    With m the `middle` of the duals, it is between m and w − κρ(m), and no farther from 0 than ρ⁻¹(w/κ), whose point
+    lies on the other side of the line.
     """
-    middle = geometry.activation(torch.zeros_like(w))
-    offset = torch.addcmul(w, weight, middle, value=-1)
+    middle = geometry.activation(torch.full_like(w, geometry.middle))
+    end = torch.addcmul(w, weight, middle, value=-1)
     lo, hi = geometry.inner_bounds(w.dtype)
     ratio = w / weight
     inside = (ratio > lo) & (ratio < hi)
     crossing = geometry.inverse_activation(torch.where(inside, ratio, middle))
-    crossing = torch.where(inside, crossing.abs(), torch.inf)
-    reach = torch.minimum(offset.abs(), crossing).copysign(offset)
-    return reach.clamp_max(0), reach.clamp_min(0)
+    crossing = torch.where(inside, crossing, torch.nan)
+    end = geometry.into_dual_domain(end)
+    least, most = end.clamp(max=geometry.middle), end.clamp(min=geometry.middle)
+    least = torch.where(crossing < 0, torch.maximum(least, crossing), least)
+    return least, torch.where(crossing > 0, torch.minimum(most, crossing), most)
 
 
 def _correct(geometry: MirrorMap, dual: Tensor, value: Tensor, weight: Tensor, excess: Tensor) -> Tensor:

@@ -133,6 +133,11 @@ def exact_outcome(objective: Objective, found: ExactResult, trace: Trace | None)
         failed = torch.full_like(status, int(Status.MAX_ITER))
         if found.stuck is not None:
             failed = torch.where(found.stuck, int(Status.STALLED), failed)
+        if not objective.geometry.has_every_dual:
+            # Newton's steps have gone to the end of the duals, z to infinity.
+            ends = objective.geometry.dual_bounds(dtype)
+            gone = ((found.dual <= ends[0]) | (found.dual >= ends[1])).any(-1)
+            failed = torch.where(gone, int(Status.DIVERGED), failed)
         status = torch.where(found.accepted, status, failed)
     exact = found.accepted if gamma == 0 and trace is None else torch.zeros_like(found.accepted)
     return Outcome(

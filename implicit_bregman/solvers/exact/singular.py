@@ -229,8 +229,7 @@ def _with_duals(problem: _Problem, found: ExactResult, dual: Tensor | None = Non
     geometry, dtype = problem.objective.geometry, problem.objective.energy.dtype
     known = geometry.finite_dual(found.unrounded, dtype)
     if dual is not None:
-        most = torch.finfo(dtype).max
-        known = torch.where(found.free, dual.clamp(-most, most), known)
+        known = torch.where(found.free, dual.clamp(*geometry.dual_bounds(dtype)), known)
     value = found.unrounded.to(dtype).clamp(*geometry.bounds(dtype))
     return replace(found, value=value, dual=known.to(dtype), unrounded_dual=known)
 
