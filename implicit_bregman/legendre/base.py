@@ -39,6 +39,8 @@ class LegendreFunction(ABC):
     """sup φ''."""
     curvature_at_infinity: ClassVar[float] = math.inf
     """Limit of φ'' towards the infinite end of C; inf if C is bounded."""
+    is_exponential: ClassVar[bool] = False
+    """Whether ρ(s + t) = ρ(s)ρ(t): adding to y multiplies z, as Sinkhorn's iterations do."""
     # Derived from the parameters once, because ρ needs them at every call.
     _bounds: dict[torch.dtype, tuple[float, float]] = field(init=False, repr=False, compare=False)
     _saturated: dict[torch.dtype, tuple[float, float]] = field(init=False, repr=False, compare=False)

@@ -1,0 +1,137 @@
+"""V, the equations of a Bregman projection, as a linear map: what solving and differentiating one asks of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from implicit_bregman.linalg.cg import conjugate_gradient
+
+#: The relative residual of a system VᵀDV in rounding errors, and its products for each unknown and besides.
+_SOLVED, _PRODUCTS, _MORE_PRODUCTS = 16, 10, 50
+
+RebuildMap = Callable[..., "LinearMap"]
+"""From a map's tensors to a map of the same structure that is made of them."""
+
+
+class LinearMap(ABC):
+    """V: from multipliers λ, (B, r), to states, (B, d); its columns are the r equations of Vᵀz = β. All samples share it.
+
+    It need not be square, and has no spectrum: a Hessian is a `LinearOperator`. A subclass writes the abstract methods;
+    systems with VᵀDV are then solved by conjugate gradients, unless it overrides `inverted_gram`.
+
+    Attributes:
+        plan: (n, m), where z is an n × m matrix and the equations are its row sums and its column sums; else None.
+    """
+
+    plan: tuple[int, int] | None = None
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(d, r)."""
+
+    @abstractmethod
+    def product(self, v: Tensor, adjoint: bool = False) -> Tensor:
+        """Vλ, (B, r) → (B, d), or Vᵀz, (B, d) → (B, r), in v's precision; differentiable in v and in `pack`'s tensors."""
+
+    @abstractmethod
+    def pack(self) -> tuple[tuple[Tensor, ...], RebuildMap]:
+        """Its tensors, and a function that makes the same map of such tensors and holds none itself."""
+
+    @abstractmethod
+    def magnitude(self) -> LinearMap:
+        """|V|, entry by entry, without gradient."""
+
+    @abstractmethod
+    def gram_diagonal(self, weights: Float[Tensor, "batch d"]) -> Float[Tensor, "batch r"]:
+        """The diagonal of VᵀDV with D = diag(`weights`), without gradient."""
+
+    def inverted_gram(
+        self, weights: Float[Tensor, "batch d"], shift: Float[Tensor, "batch #r"]
+    ) -> Callable[[Float[Tensor, "batch r"]], Float[Tensor, "batch r"]]:
+        """b ↦ a solution of (VᵀDV + diag(shift)) x = b without gradient; NaN for a sample for which it is not found.
+
+        Args:
+            weights: D, (B, d), not negative.
+            shift: not negative, (B, 1) or (B, r). 0 where VᵀDV is to be taken as it is, perhaps singular.
+        """
+        diagonal = self.gram_diagonal(weights) + shift
+        diagonal = torch.where(diagonal > 0, diagonal, 1.0)
+
+        def operator(u: Tensor) -> Tensor:
+            return self.product(weights * self.product(u), adjoint=True) + shift * u
+
+        def solve(b: Tensor) -> Tensor:
+            eps = torch.finfo(b.dtype).eps
+            found = conjugate_gradient(
+                operator, b, lambda r: r / diagonal, _SOLVED * eps, _PRODUCTS * b.shape[-1] + _MORE_PRODUCTS
+            )
+            # (what rounding leaves of an ill-conditioned system is a solution too)
+            return torch.where((found.converged | (found.residual <= eps**0.5))[:, None], found.value, torch.nan)
+
+        return solve
+
+    def shortest(self, multiplier: Float[Tensor, "batch r"]) -> Float[Tensor, "batch r"]:
+        """The shortest λ with the same Vλ, where V's null space is known; here: the same λ."""
+        return multiplier
+
+    def inconsistency(self, target: Float[Tensor, "batch r"]) -> Float[Tensor, " batch"]:
+        """How much equations that follow from others ask for different things, relative to their size, (B,); here: 0.
+
+        What is not known of it beforehand a solve finds out.
+        """
+        return target.new_zeros(len(target))
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The precision of its tensors; None: it has none, and goes with any."""
+        return next((tensor.dtype for tensor in self.pack()[0] if tensor.is_floating_point()), None)
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where its tensors are; None: it has none, and goes anywhere."""
+        return next((tensor.device for tensor in self.pack()[0]), None)
+
+    def detach(self) -> LinearMap:
+        """The same without gradient."""
+        tensors, rebuild = self.pack()
+        return rebuild(*(tensor.detach() for tensor in tensors))
+
+    def squared_norm(self, like: Tensor) -> Tensor:
+        """‖V‖² (Frobenius norm), a 0-d tensor of `like`'s precision and device, differentiable."""
+        return self.gram_diagonal(like.new_ones(1, self.shape[0])).sum()
+
+
+class DenseMap(LinearMap):
+    """V, a matrix.
+
+    Args:
+        matrix: (d, r).
+    """
+
+    def __init__(self, matrix: Float[Tensor, "d r"]) -> None:
+        self.matrix = matrix
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.matrix.shape[0], self.matrix.shape[1]
+
+    def product(self, v: Tensor, adjoint: bool = False) -> Tensor:
+        return v @ (self.matrix if adjoint else self.matrix.mT)
+
+    def pack(self) -> tuple[tuple[Tensor, ...], RebuildMap]:
+        return (self.matrix,), DenseMap
+
+    def magnitude(self) -> DenseMap:
+        return DenseMap(self.matrix.detach().abs())
+
+    def gram_diagonal(self, weights: Float[Tensor, "batch d"]) -> Float[Tensor, "batch r"]:
+        return weights @ self.matrix.detach().square()
+
+    def squared_norm(self, like: Tensor) -> Tensor:
+        return self.matrix.square().sum()

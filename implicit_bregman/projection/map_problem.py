@@ -1,0 +1,177 @@
+"""The dual problem for V a linear map, in its r multipliers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.operators.linear_map import LinearMap
+from implicit_bregman.projection.problem import FAR, HUGE, At, ProjectionProblem
+from implicit_bregman.projection.sinkhorn import balanced, log_masses, scaled_to_marginals
+
+#: Part of the tolerance, and of the target, below which a gradient that still halves is followed no further.
+_NOTHING = 1e-9
+#: The same of a transport plan, whose steps are expensive and its last ones quadratic.
+_NOTHING_OF_PLANS = 1e-2
+#: A ridge that only keeps a singular system solvable, relative to its diagonal.
+_LEAST_RIDGE = 1e-13
+#: No multiplier of a transport plan moves further in one step.
+_LONGEST = 1e3
+
+
+@dataclass(frozen=True)
+class MapProblem(ProjectionProblem):
+    """The problem in coordinates μ = λ·lengths, in which the columns of V have the length 1.
+
+    Attributes:
+        map: V, in float64.
+        lengths: those of its columns, (r,); in a tuple because it has no row per sample.
+    """
+
+    map: LinearMap
+    lengths: tuple[Tensor]
+
+    def evaluate(self, mu: Float[Tensor, "batch k"], y: Float[Tensor, "batch d"]) -> At:
+        z, slope = self.geometry.activation(y), self.geometry.slope(y)
+        if not self.is_tame:
+            z, slope = z.clamp(-HUGE, HUGE), slope.clamp(max=HUGE)
+        lengths, magnitude = self.lengths[0], self.map.magnitude()
+        gradient = self.map.product(z, adjoint=True) / lengths - self.target
+        terms = torch.addcmul(z.abs(), slope, y.abs().clamp_(max=FAR))
+        noise = magnitude.product(terms, adjoint=True) / lengths + self.target.abs()
+        if self.softness:
+            pull = self.softness * mu / lengths.square()
+            gradient, noise = gradient + pull, noise + pull.abs()
+        rounding = 4 * torch.finfo(z.dtype).eps * noise.amax(-1)
+        return At(mu, y, slope, gradient, torch.linalg.vector_norm(gradient, dim=-1), rounding)
+
+    def direction(self, at: At, reach: Float[Tensor, " batch"]) -> tuple[Float[Tensor, "batch k"], Tensor]:
+        lengths = self.lengths[0]
+        least = _LEAST_RIDGE * self.map.gram_diagonal(at.slope)
+        shift = self.softness + torch.maximum((at.size / reach)[:, None] * lengths.square(), least)
+        return self._step(at, shift)
+
+    def _step(self, at: At, shift: Float[Tensor, "batch r"]) -> tuple[Tensor, Tensor]:
+        lengths = self.lengths[0]
+        found = self.map.inverted_gram(at.slope, shift)(at.gradient * lengths)
+        return -lengths * found, torch.isnan(found.sum(-1)).int()
+
+    def across(self, mu: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch d"]:
+        return self.map.product(mu / self.lengths[0])
+
+    def across_sizes(self, mu: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch d"]:
+        return self.map.magnitude().product(mu / self.lengths[0])
+
+    def missed(self, gradient: Float[Tensor, "batch k"]) -> Float[Tensor, "batch r"]:
+        return gradient * self.lengths[0]
+
+    def weights(self, mu: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch r"]:
+        return mu / self.lengths[0]
+
+
+@dataclass(frozen=True)
+class PlanProblem(MapProblem):
+    """That of a transport plan, ρ = exp: V gives the sums of rows and columns.
+
+    Every iterate has the right row sums: those multipliers are known in closed form (a half-step of Sinkhorn's), and so
+    the Newton steps are those of the semi-dual problem, which is better behaved. A row or a column without mass is 0
+    throughout, with duals at which exp underflows.
+
+    Attributes:
+        masses: β, balanced, of samples that have a plan, (B, r); ones for others, whose results nobody uses.
+    """
+
+    masses: Tensor
+
+    @property
+    def _plan(self) -> tuple[int, int]:
+        assert self.map.plan is not None
+        return self.map.plan
+
+    def begin(self) -> At:
+        start = self.start.unflatten(-1, self._plan)
+        tol = (self.nothing / torch.linalg.vector_norm(self.masses / self.lengths[0], dim=-1)).clamp_min(0)
+        multiplier = scaled_to_marginals(start, self.masses, float(tol.amin()) if len(tol) else 0.0)
+        return self.evaluate(multiplier * self.lengths[0], self.start + self.map.product(multiplier))
+
+    def evaluate(self, mu: Float[Tensor, "batch k"], y: Float[Tensor, "batch d"]) -> At:
+        rows, _ = self._plan
+        lengths, matrix = self.lengths[0], y.unflatten(-1, self._plan)
+        logs, top = log_masses(self.masses[:, :rows]), matrix.amax(-1, keepdim=True)
+        plan = torch.exp(matrix - top)
+        total = plan.sum(-1, keepdim=True)
+        plan *= logs.exp()[..., None] / total
+        lift = logs - (top + total.log()).squeeze(-1)
+        mu = torch.cat([mu[:, :rows] + lift * lengths[:rows], mu[:, rows:]], -1)
+        columns = (plan.sum(-2) - self.masses[:, rows:]) / lengths[rows:]
+        gradient = torch.cat([torch.zeros_like(lift), columns], -1)
+        # (each sum has terms p, whose duals log p are right to a few digits)
+        doubt = self.masses[:, rows:] * (10 - log_masses(self.masses[:, rows:])) / lengths[rows:]
+        rounding = 4 * torch.finfo(y.dtype).eps * doubt.amax(-1)
+        size = torch.linalg.vector_norm(gradient, dim=-1)
+        return At(mu, (matrix + lift[..., None]).flatten(-2), plan.flatten(-2), gradient, size, rounding)
+
+    def direction(self, at: At, reach: Float[Tensor, " batch"]) -> tuple[Float[Tensor, "batch k"], Tensor]:
+        # Where ρ = exp, a step is long or short by how much it multiplies z: the ridge is one of the masses.
+        miss = at.size / torch.linalg.vector_norm(self.masses / self.lengths[0], dim=-1).clamp_min(1e-300)
+        ridge = (miss / reach).clamp_min(_LEAST_RIDGE)
+        return self._step(at, ridge[:, None] * self.masses)
+
+    def most_length(self, at: At, change: Float[Tensor, "batch d"]) -> Tensor:
+        return _LONGEST / change.abs().amax(-1).clamp_min(1e-300)
+
+    def is_infeasible(self, at: At) -> Bool[Tensor, " batch"]:
+        return torch.zeros_like(at.size, dtype=torch.bool)
+
+
+def map_problem(
+    equations: LinearMap,
+    lengths: Float[Tensor, " r"],
+    target: Float[Tensor, "batch r"],
+    geometry: LegendreFunction,
+    start: Float[Tensor, "batch d"],
+    softness: float,
+    tol: float,
+) -> MapProblem:
+    """The problem of projecting ρ(y⁰) onto {Vᵀz + ελ = β}.
+
+    Args:
+        equations: V, in float64.
+        lengths: of its columns; 1 for one of zeros.
+        target: β.
+        geometry: φ.
+        start: y⁰, in float64.
+        softness: ε ≥ 0.
+        tol: by how much each equation may be missed, relative to its size.
+    """
+    beta = target.detach().double()
+    size = torch.linalg.vector_norm(beta / lengths, dim=-1)
+    nothing = _NOTHING * tol * torch.where(size > 0, size, 1.0).clamp_max(1.0)
+    known = {
+        "geometry": geometry,
+        "start": start,
+        "target": beta / lengths,
+        "tolerated": tol * (lengths + beta.abs()),
+        "nothing": nothing,
+        "softness": softness,
+        "map": equations,
+        "lengths": (lengths,),
+    }
+    if softness or not is_plan(equations, geometry):
+        return MapProblem(**known)  # type: ignore[arg-type]
+    assert equations.plan is not None
+    has_plan = (beta >= 0).all(-1) & (equations.inconsistency(beta) <= tol)
+    uniform = equations.product(beta.new_ones(1, equations.shape[0]), adjoint=True)
+    masses = balanced(torch.where(has_plan[:, None], beta, uniform), equations.plan[0])
+    size = torch.linalg.vector_norm(masses / lengths, dim=-1)
+    known |= {"nothing": _NOTHING_OF_PLANS * tol * size, "masses": masses}
+    return PlanProblem(**known)  # type: ignore[arg-type]
+
+
+def is_plan(equations: LinearMap, geometry: LegendreFunction) -> bool:
+    """Whether z is an entropic transport plan."""
+    return equations.plan is not None and geometry.is_exponential
