@@ -13,6 +13,8 @@ from implicit_bregman.linalg.cg import conjugate_gradient
 
 #: The relative residual of a system VᵀDV in rounding errors, and its products for each unknown and besides.
 _SOLVED, _PRODUCTS, _MORE_PRODUCTS = 16, 10, 50
+#: A solution that is shorter by less is as short.
+_SHORTER = 1e-9
 
 RebuildMap = Callable[..., "LinearMap"]
 """From a map's tensors to a map of the same structure that is made of them."""
@@ -77,8 +79,21 @@ class LinearMap(ABC):
         return solve
 
     def shortest(self, multiplier: Float[Tensor, "batch r"]) -> Float[Tensor, "batch r"]:
-        """The shortest λ with the same Vλ, where V's null space is known; here: the same λ."""
-        return multiplier
+        """The shortest λ with the same Vλ, without gradient: λ itself where V's columns are independent.
+
+        Here: by conjugate gradients from 0, which do not leave the range of Vᵀ.
+        """
+        with torch.no_grad():
+            right = self.product(self.product(multiplier), adjoint=True)
+            most = _PRODUCTS * right.shape[-1] + _MORE_PRODUCTS
+            eps = torch.finfo(right.dtype).eps
+            found = conjugate_gradient(
+                lambda u: self.product(self.product(u), adjoint=True), right, torch.Tensor.clone, _SOLVED * eps, most
+            )
+            # (where nothing is to be gained, nothing is to be lost by rounding)
+            own, new = (torch.linalg.vector_norm(x, dim=-1) for x in (multiplier, found.value))
+            shorter = found.converged & (new < (1 - _SHORTER) * own)
+            return torch.where(shorter[:, None], found.value, multiplier)
 
     def inconsistency(self, target: Float[Tensor, "batch r"]) -> Float[Tensor, " batch"]:
         """How much equations that follow from others ask for different things, relative to their size, (B,); here: 0.

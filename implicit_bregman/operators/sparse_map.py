@@ -53,7 +53,8 @@ class SparseMap(LinearMap):
         follows = torch.is_grad_enabled() and (self.values.requires_grad or v.requires_grad)
         if not (transformed() or follows):
             compressed = self._compressed_adjoint if adjoint else self._compressed
-            return (compressed.to(v.dtype) @ v.detach().mT).mT
+            flat = v.detach().reshape(-1, v.shape[-1])
+            return (compressed.to(v.dtype) @ flat.mT).mT.reshape(*v.shape[:-1], -1)
         to, of = self.indices.flip(0) if adjoint else self.indices
         terms = v[..., of] * self.values.to(v.dtype)
         return terms.new_zeros(*v.shape[:-1], self.shape[1 if adjoint else 0]).index_add(-1, to, terms)

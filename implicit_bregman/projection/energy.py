@@ -98,6 +98,10 @@ class BoundEquations(BoundEnergy):
     def is_inconsistent(self, tol: float) -> Bool[Tensor, " batch"]:
         """Whether equations that follow from others ask for different things, (B,), judged by their own size."""
 
+    def is_impossible(self, geometry: LegendreFunction) -> Bool[Tensor, " batch"]:
+        """Whether something else than that is known to leave the equations without a solution in C, (B,)."""
+        return torch.zeros_like(self.target[:, 0], dtype=torch.bool)
+
     @abstractmethod
     def is_thin(self, geometry: LegendreFunction, z: Float[Tensor, "batch d"], tol: float) -> Bool[Tensor, " batch"]:
         """Whether so many coordinates are on their bounds that β cannot move freely, (B,).

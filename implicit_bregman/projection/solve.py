@@ -53,7 +53,7 @@ def _soften_infeasible(
     That it has none is proved: by a hyperplane, or by dependent columns that ask for different things.
     """
     tol = solver.tolerance(energy.dtype)
-    infeasible = found.refuted | energy.is_inconsistent(tol)
+    infeasible = found.refuted | energy.is_inconsistent(tol) | energy.is_impossible(objective.geometry)
     rows = infeasible.nonzero().squeeze(-1)
     if len(rows) == 0:
         return found
@@ -155,6 +155,6 @@ def judge(energy: BoundEquations, objective: Objective, outcome: Outcome, tol: f
     sizes, target = energy.equations.magnitude(), energy.target.detach()
     terms = energy.lengths.to(target.dtype) + torch.maximum(sizes.product(point.value.abs(), adjoint=True), target.abs())
     error = (point.gradient.abs() / (1 + sizes.product(terms))).amax(-1)
-    solvable = ~energy.is_inconsistent(10 * tol) & (error <= 10 * tol)
+    solvable = ~(energy.is_inconsistent(10 * tol) | energy.is_impossible(objective.geometry)) & (error <= 10 * tol)
     status = torch.where(solvable, status, int(Status.INFEASIBLE))
     return replace(outcome, status=torch.where(done, status, outcome.status))
