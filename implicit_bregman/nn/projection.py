@@ -95,13 +95,13 @@ class BregmanProjection(nn.Module):
 
         A V that is not dense is never made so: `operators.Marginals(n, m)`, the row sums and column sums of an n × m
         matrix, and sparse tensors. With `Marginals` and `exp`, a start whose dual is −C/ε gives the entropic transport
-        plan of the costs C; a mass of 0 is allowed there, and makes the sample DEGENERATE, with the derivative for masses
-        that grow.
+        plan of the costs C; a mass of 0 is allowed there, and makes the sample DEGENERATE, with the derivative for
+        masses that grow.
 
         Args:
-            V: (d, r) with r ≤ d, a tensor, or an operator from `operators`; the columns of a sparse tensor or an operator
-                may be more than d. Columns may depend on others, as long as β agrees with it: the row sums and the
-                column sums of `Marginals` must have the same total, to the tolerance, or the status is INFEASIBLE.
+            V: (d, r), a tensor, or a linear map from `operators`; r ≤ d for a dense tensor. Columns may depend on
+                others, as long as β agrees with it: the row sums and the column sums of `Marginals` must have the same
+                total, to the tolerance, or the status is INFEASIBLE. Gradients flow to its tensors.
             beta: β, (r,) for all samples, or one for each, (*, r).
             geometry: see the class.
             solver: see the class.
@@ -109,7 +109,8 @@ class BregmanProjection(nn.Module):
             softening: see the class.
 
         Raises:
-            TypeError: if V is neither a floating-point tensor nor a `operators.LinearMap`, or β no floating-point tensor.
+            TypeError: if V is neither a floating-point tensor nor an `operators.LinearMap`, or β is no floating-point
+                tensor.
             ValueError: for shapes, layouts, dtypes or devices that do not fit; else as the class does.
         """
         layer = cls.__new__(cls)
@@ -170,6 +171,7 @@ class BregmanProjection(nn.Module):
         batch = self.beta.shape[:-1]
         for name, start in (("initial", initial), ("initial_dual", initial_dual)):
             self._check_precision(name, start)
+            self._check_flat(name, start)
             batch = _joint_batch(batch, name, start)
         solution = find_critical_point(
             self.energy,
@@ -182,6 +184,16 @@ class BregmanProjection(nn.Module):
         )
         self.last_solution = solution.detach()
         return solution
+
+    def _check_flat(self, name: str, start: object) -> None:
+        plan = getattr(self.energy.equations, "plan", None)
+        if plan is None or not isinstance(start, Tensor) or start.dim() < 2 or start.shape[-1] == plan[0] * plan[1]:
+            return
+        if tuple(start.shape[-2:]) == plan:
+            raise ValueError(
+                f"{name} has the shape {tuple(start.shape)} of a matrix for each sample: give its entries row by row, "
+                f"{name}.flatten(-2)"
+            )
 
     def _check_precision(self, name: str, start: object) -> None:
         own = self.beta.dtype
@@ -197,8 +209,10 @@ class BregmanProjection(nn.Module):
             self._start_feasible()
 
     def _start_feasible(self) -> None:
+        vectors = self.V
+        assert isinstance(vectors, Tensor)  # (what is learned is dense)
         with torch.no_grad():
-            self.beta.copy_(middle(self.energy.equations, self.geometry))
+            self.beta.copy_(middle(vectors, self.geometry))
 
     def extra_repr(self) -> str:
         """Everything that is not a submodule."""
@@ -284,9 +298,7 @@ def _as_map(V: object) -> LinearMap:
     return SparseMap(V)
 
 
-def _check_beta(
-    beta: Tensor, shape: tuple[int, int], dtype: torch.dtype | None, device: torch.device | None
-) -> None:
+def _check_beta(beta: Tensor, shape: tuple[int, int], dtype: torch.dtype | None, device: torch.device | None) -> None:
     check_dense("beta", beta)
     if not beta.is_floating_point():
         raise TypeError(f"beta must be a floating-point tensor, got {beta.dtype}: call .float() or .double()")

@@ -21,7 +21,7 @@ RebuildMap = Callable[..., "LinearMap"]
 
 
 class LinearMap(ABC):
-    """V: from multipliers λ, (B, r), to states, (B, d); its columns are the r equations of Vᵀz = β. All samples share it.
+    """V: from multipliers λ, (B, r), to states, (B, d). Its columns are the equations Vᵀz = β. All samples share it.
 
     It need not be square, and has no spectrum: a Hessian is a `LinearOperator`. A subclass writes the abstract methods;
     systems with VᵀDV are then solved by conjugate gradients, unless it overrides `inverted_gram`.
@@ -39,7 +39,10 @@ class LinearMap(ABC):
 
     @abstractmethod
     def product(self, v: Tensor, adjoint: bool = False) -> Tensor:
-        """Vλ, (B, r) → (B, d), or Vᵀz, (B, d) → (B, r), in v's precision; differentiable in v and in `pack`'s tensors."""
+        """Vλ, (*, r) → (*, d), or Vᵀz, (*, d) → (*, r), in v's precision.
+
+        Differentiable in v and in the tensors of `pack`.
+        """
 
     @abstractmethod
     def pack(self) -> tuple[tuple[Tensor, ...], RebuildMap]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -50,13 +51,14 @@ class Marginals(LinearMap):
         of_rows, of_columns = self.parts(v)
         return (of_rows[..., :, None] + of_columns[..., None, :]).flatten(-2)
 
-    def parts(self, multiplier: Float[Tensor, "*batch r"]) -> tuple[Float[Tensor, "*batch n"], Float[Tensor, "*batch m"]]:
+    def parts(
+        self, multiplier: Float[Tensor, "*batch r"]
+    ) -> tuple[Float[Tensor, "*batch n"], Float[Tensor, "*batch m"]]:
         """What belongs to the rows and what belongs to the columns."""
         return multiplier[..., : self.rows], multiplier[..., self.rows :]
 
     def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Marginals]]:
-        rows, columns = self.plan
-        return (), lambda: Marginals(rows, columns)
+        return (), partial(Marginals, self.rows, self.columns)
 
     def magnitude(self) -> Marginals:
         return self

@@ -200,6 +200,7 @@ def _block_size(indices: Int[Tensor, "2 entries"], height: int, samples: int | N
 
 
 def by_rows(matrix: Tensor) -> Tensor:
+    """A sparse matrix in compressed rows."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
         return matrix.to_sparse_csr()

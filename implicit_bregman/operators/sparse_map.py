@@ -36,7 +36,9 @@ class SparseMap(LinearMap):
         self._set(listed.indices(), listed.values(), (matrix.shape[0], matrix.shape[1]))
 
     @classmethod
-    def of(cls, indices: Int[Tensor, "2 entries"], values: Float[Tensor, " entries"], shape: tuple[int, int]) -> SparseMap:
+    def of(
+        cls, indices: Int[Tensor, "2 entries"], values: Float[Tensor, " entries"], shape: tuple[int, int]
+    ) -> SparseMap:
         """The same of the places and values of the entries, each place once, sorted by rows."""
         made = cls.__new__(cls)
         made._set(indices, values, shape)

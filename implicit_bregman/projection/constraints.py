@@ -186,5 +186,3 @@ class ConstraintsEnergy(Energy):
 
     def bind(self, x: Float[Tensor, "batch r"]) -> BoundConstraints:
         return BoundConstraints(self.equations, x, self.softening)
-
-

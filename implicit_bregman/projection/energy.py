@@ -109,6 +109,9 @@ class BoundEquations(BoundEnergy):
         That is, whether the rows of V that belong to the others have a smaller rank than V.
         """
 
+    @abstractmethod
+    def select(self, index: Int[Tensor, " kept"]) -> BoundEquations: ...
+
     def evaluate(self, z: Float[Tensor, "batch d"]) -> Evaluation:
         with torch.no_grad():
             image = self.equations.product(z, adjoint=True)
@@ -235,9 +238,7 @@ def _rebuild(softening: float, vectors: Tensor, target: Tensor) -> BoundLowRank:
     return BoundLowRank(vectors, target, softening)
 
 
-def _value(
-    equations: LinearMap, target: Tensor, z: Tensor, image: Tensor, excess: Tensor
-) -> Float[Tensor, " batch"]:
+def _value(equations: LinearMap, target: Tensor, z: Tensor, image: Tensor, excess: Tensor) -> Float[Tensor, " batch"]:
     """½‖Vᵀz‖² − βᵀVᵀz to first order in V and β up to a constant, from Vᵀz and Vᵀz − β as they were."""
     return (excess * equations.product(z, adjoint=True)).sum(-1) - (image * target).sum(-1)
 

@@ -4,12 +4,13 @@ With D = diag ρ'(y), S = VᵀDV + εI and g = dL/dz, as in `adjoint`,
 
     S w = VᵀD g,    p = D(g − Vw),    dL/dβ = w,    dL/dy⁰ = p,
 
-and the gradients of V's tensors are those of ⟨p, Vλ⟩ − ⟨w, Vᵀz⟩. A transport plan has D = diag(z). Where a row of it has no
-mass, λ is −∞ there and S singular; but z is linear in that mass, and the limit of the row's equation is
+and the gradients of V's tensors are those of ⟨p, Vλ⟩ − ⟨w, Vᵀz⟩. A transport plan has D = diag(z). Where a row of it
+has no mass, λ is −∞ there and S singular; but z is linear in that mass, and the limit of the row's equation is
 
     w_i = Σ_j q_ij (g_ij − w_j),    q_ij = z_ij / (mass of row i),
 
-which stays as it is: the derivative for masses that grow. The same goes for columns.
+which is the derivative for masses that grow. The same goes for columns. (Derivatives of higher order, and those of
+transforms, leave it out: they do not move what has no mass.)
 """
 
 from __future__ import annotations
@@ -385,6 +386,8 @@ class _System(torch.autograd.Function):
         return map_over_samples(_System.apply, info.batch_size, in_dims, arguments, rows)
 
 
-def _left_over(rebuild: RebuildMap, x: Tensor, weights: Tensor, shift: Tensor, right: Tensor, *tensors: Tensor) -> Tensor:
+def _left_over(
+    rebuild: RebuildMap, x: Tensor, weights: Tensor, shift: Tensor, right: Tensor, *tensors: Tensor
+) -> Tensor:
     equations = rebuild(*tensors)
     return right - equations.product(weights * equations.product(x), adjoint=True) - shift[:, None] * x

@@ -83,9 +83,15 @@ class PlanProblem(MapProblem):
 
     Attributes:
         masses: β, balanced, of samples that have a plan, (B, r); ones for others, whose results nobody uses.
+        logs: their logarithms.
+        size: the length of the target, (B,).
+        rounding: the rounding error of the gradient's entries, (B,).
     """
 
     masses: Tensor
+    logs: Tensor
+    size: Tensor
+    rounding: Tensor
 
     @property
     def _plan(self) -> tuple[int, int]:
@@ -93,15 +99,14 @@ class PlanProblem(MapProblem):
         return self.map.plan
 
     def begin(self) -> At:
-        start = self.start.unflatten(-1, self._plan)
-        tol = (self.nothing / torch.linalg.vector_norm(self.masses / self.lengths[0], dim=-1)).clamp_min(0)
-        multiplier = scaled_to_marginals(start, self.masses, float(tol.amin()) if len(tol) else 0.0)
+        tol = float((self.nothing / self.size.clamp_min(1e-300)).amin()) if len(self.size) else 0.0
+        multiplier = scaled_to_marginals(self.start.unflatten(-1, self._plan), self.masses, self.logs, tol)
         return self.evaluate(multiplier * self.lengths[0], self.start + self.map.product(multiplier))
 
     def evaluate(self, mu: Float[Tensor, "batch k"], y: Float[Tensor, "batch d"]) -> At:
         rows, _ = self._plan
-        lengths, matrix = self.lengths[0], y.unflatten(-1, self._plan)
-        logs, top = log_masses(self.masses[:, :rows]), matrix.amax(-1, keepdim=True)
+        lengths, matrix, logs = self.lengths[0], y.unflatten(-1, self._plan), self.logs[:, :rows]
+        top = matrix.amax(-1, keepdim=True)
         plan = torch.exp(matrix - top)
         total = plan.sum(-1, keepdim=True)
         plan *= logs.exp()[..., None] / total
@@ -109,15 +114,12 @@ class PlanProblem(MapProblem):
         mu = torch.cat([mu[:, :rows] + lift * lengths[:rows], mu[:, rows:]], -1)
         columns = (plan.sum(-2) - self.masses[:, rows:]) / lengths[rows:]
         gradient = torch.cat([torch.zeros_like(lift), columns], -1)
-        # (each sum has terms p, whose duals log p are right to a few digits)
-        doubt = self.masses[:, rows:] * (10 - log_masses(self.masses[:, rows:])) / lengths[rows:]
-        rounding = 4 * torch.finfo(y.dtype).eps * doubt.amax(-1)
         size = torch.linalg.vector_norm(gradient, dim=-1)
-        return At(mu, (matrix + lift[..., None]).flatten(-2), plan.flatten(-2), gradient, size, rounding)
+        return At(mu, (matrix + lift[..., None]).flatten(-2), plan.flatten(-2), gradient, size, self.rounding)
 
     def direction(self, at: At, reach: Float[Tensor, " batch"]) -> tuple[Float[Tensor, "batch k"], Tensor]:
         # Where ρ = exp, a step is long or short by how much it multiplies z: the ridge is one of the masses.
-        miss = at.size / torch.linalg.vector_norm(self.masses / self.lengths[0], dim=-1).clamp_min(1e-300)
+        miss = at.size / self.size.clamp_min(1e-300)
         ridge = (miss / reach).clamp_min(_LEAST_RIDGE)
         return self._step(at, ridge[:, None] * self.masses)
 
@@ -167,8 +169,11 @@ def map_problem(
     has_plan = (beta >= 0).all(-1) & (equations.inconsistency(beta) <= tol)
     uniform = equations.product(beta.new_ones(1, equations.shape[0]), adjoint=True)
     masses = balanced(torch.where(has_plan[:, None], beta, uniform), equations.plan[0])
-    size = torch.linalg.vector_norm(masses / lengths, dim=-1)
-    known |= {"nothing": _NOTHING_OF_PLANS * tol * size, "masses": masses}
+    size, logs = torch.linalg.vector_norm(masses / lengths, dim=-1), log_masses(masses)
+    # (each sum has terms p, whose duals log p are right to a few digits)
+    rounding = 4 * torch.finfo(beta.dtype).eps * (masses * (10 - logs) / lengths).amax(-1)
+    known |= {"nothing": _NOTHING_OF_PLANS * tol * size, "masses": masses, "logs": logs, "size": size}
+    known["rounding"] = rounding
     return PlanProblem(**known)  # type: ignore[arg-type]
 
 

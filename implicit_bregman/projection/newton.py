@@ -77,7 +77,9 @@ class _State(Running):
         return (self.at.size <= _NEAR_ROUNDING * self.at.rounding) | self.problem.holds(self.at)
 
 
-def minimise(problem: ProjectionProblem, max_iter: int, record: Callable[[Tensor, Tensor], None] | None = None) -> Minimiser:
+def minimise(
+    problem: ProjectionProblem, max_iter: int, record: Callable[[Tensor, Tensor], None] | None = None
+) -> Minimiser:
     """Newton's method with a ridge of c‖gradient‖, and a search along its direction for the slope to end.
 
     The ridge keeps saturation in one direction (a curvature near 0) from shortening the step in the others, as a

@@ -7,6 +7,8 @@ problems", 2019), which costs a tenth of a sweep in logarithms. They go on while
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,9 +18,9 @@ NO_MASS = -800.0
 #: The range of s·y⁰ at which the continuation begins, and the factor by which s grows.
 _FIRST_RANGE, _FACTOR = 10.0, 4.0
 #: Sweeps at each s, and after which it is asked whether to go on.
-_SWEEPS = 10
+_SWEEPS = 6
 #: By how much those have to reduce the error so that more of them are made, and how often at most.
-_WORTH, _ROUNDS = 0.1, 30
+_WORTH, _ROUNDS = 0.2, 50
 #: The error, relative to the mass, from which on no continuation is needed.
 _NEAR = 1e-2
 
@@ -36,86 +38,87 @@ def balanced(masses: Float[Tensor, "batch r"], rows: int) -> Float[Tensor, "batc
 
 
 def scaled_to_marginals(
-    start: Float[Tensor, "batch n m"], masses: Float[Tensor, "batch r"], tol: float
+    start: Float[Tensor, "batch n m"],
+    masses: Float[Tensor, "batch r"],
+    logs: Float[Tensor, "batch r"],
+    tol: float,
 ) -> Float[Tensor, "batch r"]:
     """(f, g) with which exp(f ⊕ g + y⁰) has about these row and column sums.
 
     Args:
         start: y⁰.
         masses: the row sums and the column sums, with one total.
+        logs: their `log_masses`.
         tol: the error of the column sums, relative to the mass, at which they are right.
     """
     if not start.numel():
         return torch.zeros_like(masses)
-    n = start.shape[1]
-    scaling = _Scaling(start, masses[:, :n], masses[:, n:])
-    spread = float((start.amax((1, 2)) - start.amin((1, 2))).amax())
-    f, g = scaling.logarithmic(torch.zeros_like(masses[:, n:]), 1.0)
-    f, g, error = scaling.sweeps(f, g, 1.0)
-    if spread > _FIRST_RANGE and float(error.amax()) > _NEAR:
-        s = _FIRST_RANGE / spread
-        g = torch.zeros_like(g)
+    scaling = _Scaling(start, masses, logs)
+    error = scaling.sweeps(torch.zeros_like(masses[:, start.shape[1] :]), 1.0)
+    if error > _NEAR:
+        spread = float((start.amax((1, 2)) - start.amin((1, 2))).amax())
+        g, s = torch.zeros_like(scaling.g), min(1.0, _FIRST_RANGE / max(spread, _FIRST_RANGE))
         while s < 1:
-            f, g = scaling.logarithmic(g, s)
-            f, g, _ = scaling.sweeps(f, g, s)
+            scaling.sweeps(g, s)
             grown = min(1.0, _FACTOR * s)
-            g, s = g * (grown / s), grown
-        f, g = scaling.logarithmic(g, 1.0)
-        f, g, error = scaling.sweeps(f, g, 1.0)
+            g, s = scaling.multipliers()[1] * (grown / s), grown
+        error = scaling.sweeps(g, 1.0)
     for _ in range(_ROUNDS):
-        before = float(error.amax())
-        if before <= tol:
+        if error <= tol:
             break
-        f, g, error = scaling.again(f, g)
-        if not float(error.amax()) <= _WORTH * before:
+        before, error = error, scaling.again()
+        if not error <= _WORTH * before:
             break
-    return torch.cat([f, g], -1)
+    return torch.cat(scaling.multipliers(), -1)
 
 
 class _Scaling:
-    """The iterations for a batch of plans."""
+    """The iterations for a batch of plans: f + log u and g + log v, where exp(f ⊕ g + y⁰) is at hand."""
 
-    def __init__(self, start: Float[Tensor, "batch n m"], of_rows: Tensor, of_columns: Tensor) -> None:
-        self.start, self.of_rows, self.of_columns = start, of_rows, of_columns
-        self.log_rows, self.log_columns = log_masses(of_rows), log_masses(of_columns)
-        total = of_rows.sum(-1)
+    def __init__(self, start: Float[Tensor, "batch n m"], masses: Tensor, logs: Tensor) -> None:
+        n = start.shape[1]
+        self.start, self.log_rows, self.log_columns = start, logs[:, :n], logs[:, n:]
+        self.of_columns = masses[:, None, n:]
+        # A line without mass keeps its factor 1: its sum underflows to 0.
+        empty = masses == 0
+        spare = empty.to(masses.dtype) if bool(empty.any()) else torch.zeros_like(masses)
+        self.some = bool(empty.any())
+        self.rows, self.columns = (masses + spare)[:, :n, None], (masses + spare)[:, None, n:]
+        self.spare_rows, self.spare_columns = spare[:, :n, None], spare[:, None, n:]
+        total = masses[:, :n].sum(-1)
         self.total = torch.where(total > 0, total, 1.0)
 
-    def logarithmic(self, g: Tensor, s: float) -> tuple[Tensor, Tensor]:
-        """One sweep in logarithms from g, for s·y⁰."""
+    def sweeps(self, g: Float[Tensor, "batch m"], s: float) -> float:
+        """Sweeps from g for s·y⁰, the first in logarithms; and the largest error of a sample's column sums."""
         y = self.start if s == 1.0 else s * self.start
-        f = self.log_rows - torch.logsumexp(y + g[:, None, :], -1)
-        y = y + f[:, :, None]
+        self.f = self.log_rows - torch.logsumexp(y + g[:, None, :], -1)
+        y = y + self.f[:, :, None]
         top = y.amax(1, keepdim=True)
         plan = torch.exp(y - top)
         total = plan.sum(1, keepdim=True)
-        self.plan = plan.mul_((self.of_columns[:, None, :] / total))
-        return f, self.log_columns - (top + total.log()).squeeze(1)
+        self.plan = plan.mul_(self.log_columns.exp()[:, None, :] / total)
+        self.g = self.log_columns - (top + total.log()).squeeze(1)
+        self.u, self.v = torch.ones_like(self.rows), torch.ones_like(self.columns)
+        return self.again()
 
-    def sweeps(self, f: Tensor, g: Tensor, s: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Sweeps from (f, g), whose plan `logarithmic` has just made; and the error of the column sums, (B,)."""
-        self.u, self.v = torch.ones_like(f), torch.ones_like(g)
-        return self.again(f, g)
-
-    def again(self, f: Tensor, g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def again(self) -> float:
         """More of them."""
-        before = self.u.log(), self.v.log()
-        u, v = self.u[:, :, None], self.v[:, None, :]
+        before = self.u, self.v
+        sums = self.u.mT @ self.plan
         for _ in range(_SWEEPS):
-            v = _ratio(self.of_columns[:, None, :], u.mT @ self.plan)
-            u = _ratio(self.of_rows[:, :, None], self.plan @ v.mT)
-        error = ((u.mT @ self.plan * v).squeeze(1) - self.of_columns).abs().sum(-1) / self.total
-        self.u, self.v = u.squeeze(2), v.squeeze(1)
-        move = self.u.log() - before[0], self.v.log() - before[1]
-        good = torch.isfinite(move[0].sum(-1) + move[1].sum(-1))
-        if not bool(good.all()):
-            # What underflows leaves (f, g) as it is, and the rest to Newton's method.
-            error = torch.where(good, error, torch.inf)
-            move = tuple(torch.where(good[:, None], part, 0.0) for part in move)  # type: ignore[assignment]
-            self.u, self.v = (torch.where(good[:, None], part, 1.0) for part in (self.u, self.v))
-        return f + move[0], g + move[1], error
+            self.v = self.columns / (sums + self.spare_columns if self.some else sums)
+            across = self.plan @ self.v.mT
+            self.u = self.rows / (across + self.spare_rows if self.some else across)
+            sums = self.u.mT @ self.plan
+        error = (sums * self.v - self.of_columns).abs().sum((1, 2)) / self.total
+        worst = float(error.amax())
+        if not math.isfinite(worst):
+            # What underflows stays as it is, and the rest is left to Newton's method.
+            bad = ~torch.isfinite(error)[:, None, None]
+            self.u, self.v = torch.where(bad, before[0], self.u), torch.where(bad, before[1], self.v)
+            return math.inf
+        return worst
 
-
-def _ratio(masses: Tensor, sums: Tensor) -> Tensor:
-    """The factor that gives sums their masses; 1 where there is no mass."""
-    return torch.where(masses > 0, masses / sums, 1.0)
+    def multipliers(self) -> tuple[Float[Tensor, "batch n"], Float[Tensor, "batch m"]]:
+        """(f, g) as they are now."""
+        return self.f + self.u.squeeze(2).log(), self.g + self.v.squeeze(1).log()

@@ -153,7 +153,9 @@ def judge(energy: BoundEquations, objective: Objective, outcome: Outcome, tol: f
     thin = energy.is_thin(objective.geometry, point.value, tol)
     status = torch.where(thin, int(Status.DEGENERATE), int(Status.CONVERGED))
     sizes, target = energy.equations.magnitude(), energy.target.detach()
-    terms = energy.lengths.to(target.dtype) + torch.maximum(sizes.product(point.value.abs(), adjoint=True), target.abs())
+    terms = energy.lengths.to(target.dtype) + torch.maximum(
+        sizes.product(point.value.abs(), adjoint=True), target.abs()
+    )
     error = (point.gradient.abs() / (1 + sizes.product(terms))).amax(-1)
     solvable = ~(energy.is_inconsistent(10 * tol) | energy.is_impossible(objective.geometry)) & (error <= 10 * tol)
     status = torch.where(solvable, status, int(Status.INFEASIBLE))
