@@ -5,8 +5,8 @@ Run
     OMP_NUM_THREADS=1 python docs/scripts/transport.py
 
 It prints the tables of docs/transport.md. n random points of the unit square against n others, squared distances
-divided by the largest, random masses; float64. Both get their defaults: POT stops at an error of 1e-9, the library goes on
-to about 1e-13. "Both" is the plan and the gradient of ⟨C, P⟩ in C, which POT has by differentiating its iterations
+divided by the largest, random masses; float64. Both get their defaults: POT stops at an error of 1e-9, the library goes
+on to about 1e-13. "Both" is the plan and the gradient of ⟨C, P⟩ in C, which POT has by differentiating its iterations
 (PyTorch). Times are the least of several, in milliseconds of processor time.
 """
 
@@ -107,8 +107,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     print(
-        "| n | ε | forward | POT, NumPy | POT, PyTorch | both | POT, both | gradients differ by | POT's sweeps | error | "
-        "POT's error | plans differ by |\n" + "| --- " * 12 + "|"
+        "| n | ε | forward | POT, NumPy | POT, PyTorch | both | POT, both | gradients differ by | POT's sweeps | "
+        "error | POT's error | plans differ by |\n" + "| --- " * 12 + "|"
     )
     for n in SIZES:
         for epsilon in EPSILONS:

@@ -120,9 +120,14 @@ class LinearMap(ABC):
         tensors, rebuild = self.pack()
         return rebuild(*(tensor.detach() for tensor in tensors))
 
+    def lengths(self, like: Tensor) -> Float[Tensor, " r"]:
+        """The lengths of V's columns, in `like`'s precision and on its device, without gradient; 1 for one of zeros."""
+        lengths = self.gram_diagonal(like.new_ones(1, self.shape[0])).squeeze(0).sqrt()
+        return torch.where(lengths > 0, lengths, 1.0)
+
+    @abstractmethod
     def squared_norm(self, like: Tensor) -> Tensor:
         """‖V‖² (Frobenius norm), a 0-d tensor of `like`'s precision and device, differentiable."""
-        return self.gram_diagonal(like.new_ones(1, self.shape[0])).sum()
 
 
 class DenseMap(LinearMap):

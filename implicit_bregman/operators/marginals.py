@@ -66,6 +66,13 @@ class Marginals(LinearMap):
     def gram_diagonal(self, weights: Float[Tensor, "batch d"]) -> Float[Tensor, "batch r"]:
         return self.product(weights, adjoint=True)
 
+    def lengths(self, like: Tensor) -> Float[Tensor, " r"]:
+        ends = like.new_full((self.rows,), self.columns**0.5), like.new_full((self.columns,), self.rows**0.5)
+        return torch.cat(ends)
+
+    def squared_norm(self, like: Tensor) -> Tensor:
+        return like.new_full((), 2.0 * self.rows * self.columns)
+
     def shortest(self, multiplier: Float[Tensor, "batch r"]) -> Float[Tensor, "batch r"]:
         # Adding a number to all rows and taking it from all columns changes nothing.
         of_rows, of_columns = self.parts(multiplier)

@@ -17,7 +17,7 @@ from implicit_bregman.operators.base import Rebuild
 from implicit_bregman.operators.linear_map import LinearMap, RebuildMap
 from implicit_bregman.projection.energy import BoundEquations, is_inside
 from implicit_bregman.projection.map_methods import MapMethods
-from implicit_bregman.projection.map_problem import is_plan, map_problem
+from implicit_bregman.projection.map_problem import is_plan, map_problem, plan_problem
 from implicit_bregman.projection.problem import ProjectionProblem
 from implicit_bregman.projection.weight import checked_softening
 
@@ -40,17 +40,27 @@ class BoundConstraints(BoundEquations):
 
     @cached_property
     def lengths(self) -> Float[Tensor, " r"]:
-        ones = torch.ones(1, self.exact.shape[0], dtype=torch.float64, device=self.target.device)
-        lengths = self.exact.gram_diagonal(ones).squeeze(0).sqrt()
-        return torch.where(lengths > 0, lengths, 1.0)
+        return self.exact.lengths(self._exact_target)
+
+    @cached_property
+    def _exact_target(self) -> Float[Tensor, "batch r"]:
+        return self.target.detach().double()
+
+    @cached_property
+    def _inconsistency(self) -> Float[Tensor, " batch"]:
+        return self.exact.inconsistency(self._exact_target)
 
     def problem(
         self, geometry: LegendreFunction, start: Float[Tensor, "batch d"], softness: float, tol: float
     ) -> ProjectionProblem:
-        return map_problem(self.exact, self.lengths, self.target, geometry, start, softness, tol)
+        beta, lengths = self._exact_target, self.lengths
+        if softness or not is_plan(self.equations, geometry):
+            return map_problem(self.exact, lengths, beta, geometry, start, softness, tol)
+        none = self.is_inconsistent(tol) | self.is_impossible(geometry)
+        return plan_problem(self.exact, lengths, beta, ~none, geometry, start, tol)
 
     def is_inconsistent(self, tol: float) -> Bool[Tensor, " batch"]:
-        return ~(self.exact.inconsistency(self.target) <= tol)
+        return ~(self._inconsistency <= tol)
 
     def is_impossible(self, geometry: LegendreFunction) -> Bool[Tensor, " batch"]:
         if not is_plan(self.equations, geometry):
@@ -64,9 +74,8 @@ class BoundConstraints(BoundEquations):
         """
         if self.equations.plan is None:
             inside = is_inside(geometry, z, tol)
-            used = self.lengths[None] > 0
-            weight = self.exact.gram_diagonal(inside.double())
-            return (used & (weight == 0) & (self.exact.gram_diagonal(torch.ones_like(z).double()) > 0)).any(-1)
+            left, all_of = (self.exact.gram_diagonal(part.double()) for part in (inside, torch.ones_like(z)))
+            return ((left == 0) & (all_of > 0)).any(-1)
         n, m = self.equations.plan
         if is_plan(self.equations, geometry):
             # (masses have units, and one of n m entries may be small)

@@ -139,42 +139,72 @@ def map_problem(
     softness: float,
     tol: float,
 ) -> MapProblem:
-    """The problem of projecting ρ(y⁰) onto {Vᵀz + ελ = β}.
+    """The problem of projecting ρ(y⁰) onto {Vᵀz + ελ = β}; all tensors are in float64.
 
     Args:
-        equations: V, in float64.
+        equations: V.
         lengths: of its columns; 1 for one of zeros.
         target: β.
         geometry: φ.
-        start: y⁰, in float64.
+        start: y⁰.
         softness: ε ≥ 0.
         tol: by how much each equation may be missed, relative to its size.
     """
-    beta = target.detach().double()
-    size = torch.linalg.vector_norm(beta / lengths, dim=-1)
-    nothing = _NOTHING * tol * torch.where(size > 0, size, 1.0).clamp_max(1.0)
-    known = {
-        "geometry": geometry,
-        "start": start,
-        "target": beta / lengths,
-        "tolerated": tol * (lengths + beta.abs()),
-        "nothing": nothing,
-        "softness": softness,
-        "map": equations,
-        "lengths": (lengths,),
-    }
-    if softness or not is_plan(equations, geometry):
-        return MapProblem(**known)  # type: ignore[arg-type]
+    size = torch.linalg.vector_norm(target / lengths, dim=-1)
+    return MapProblem(
+        geometry=geometry,
+        start=start,
+        target=target / lengths,
+        tolerated=tol * (lengths + target.abs()),
+        nothing=_NOTHING * tol * torch.where(size > 0, size, 1.0).clamp_max(1.0),
+        softness=softness,
+        map=equations,
+        lengths=(lengths,),
+    )
+
+
+def plan_problem(
+    equations: LinearMap,
+    lengths: Float[Tensor, " r"],
+    target: Float[Tensor, "batch r"],
+    has_plan: Bool[Tensor, " batch"],
+    geometry: LegendreFunction,
+    start: Float[Tensor, "batch d"],
+    tol: float,
+) -> PlanProblem:
+    """The same for an entropic transport plan and ε = 0.
+
+    Args:
+        equations: see `map_problem`, as the others are.
+        lengths: of V's columns.
+        target: β.
+        has_plan: the samples whose masses are not negative and have one sum, (B,).
+        geometry: φ.
+        start: y⁰.
+        tol: by how much each equation may be missed.
+    """
     assert equations.plan is not None
-    has_plan = (beta >= 0).all(-1) & (equations.inconsistency(beta) <= tol)
-    uniform = equations.product(beta.new_ones(1, equations.shape[0]), adjoint=True)
-    masses = balanced(torch.where(has_plan[:, None], beta, uniform), equations.plan[0])
-    size, logs = torch.linalg.vector_norm(masses / lengths, dim=-1), log_masses(masses)
-    # (each sum has terms p, whose duals log p are right to a few digits)
-    rounding = 4 * torch.finfo(beta.dtype).eps * (masses * (10 - logs) / lengths).amax(-1)
-    known |= {"nothing": _NOTHING_OF_PLANS * tol * size, "masses": masses, "logs": logs, "size": size}
-    known["rounding"] = rounding
-    return PlanProblem(**known)  # type: ignore[arg-type]
+    if not bool(has_plan.all()):
+        uniform = equations.product(target.new_ones(1, equations.shape[0]), adjoint=True)
+        target = torch.where(has_plan[:, None], target, uniform)
+    masses = balanced(target, equations.plan[0])
+    scaled = masses / lengths
+    size, logs = torch.linalg.vector_norm(scaled, dim=-1), log_masses(masses)
+    return PlanProblem(
+        geometry=geometry,
+        start=start,
+        target=scaled,
+        tolerated=tol * (lengths + target.abs()),
+        nothing=_NOTHING_OF_PLANS * tol * size,
+        softness=0.0,
+        map=equations,
+        lengths=(lengths,),
+        masses=masses,
+        logs=logs,
+        size=size,
+        # (each sum has terms p, whose duals log p are right to a few digits)
+        rounding=4 * torch.finfo(target.dtype).eps * (scaled * (10 - logs)).amax(-1),
+    )
 
 
 def is_plan(equations: LinearMap, geometry: LegendreFunction) -> bool:
