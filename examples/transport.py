@@ -31,19 +31,17 @@ def transport(C: torch.Tensor, a: torch.Tensor, b: torch.Tensor, epsilon: float)
 
 
 def draw(path: str, plans: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
-    """A column for each ε: the plan, and the derivative of its cost in C."""
-    import matplotlib
+    """A column for each ε: the plan, and how the cost changes with C because the plan moves."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, len(plans), figsize=(9, 6), layout="constrained", squeeze=False)
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    axes = figure.subplots(2, len(plans))
     for column, epsilon, plan, gradient in zip(axes.T, EPSILONS, plans, gradients, strict=True):
         most = float(gradient.abs().max())
-        column[0].imshow(plan, cmap="Blues", aspect="auto")
-        column[1].imshow(gradient, cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto")
+        column[0].imshow(plan.numpy(), cmap="Blues", aspect="auto")
+        column[1].imshow(gradient.numpy(), cmap="RdBu_r", vmin=-most, vmax=most, aspect="auto")
         column[0].set_title(f"plan, ε = {epsilon:g}")
-        column[1].set_title("derivative of ⟨C, P⟩ in C")
+        column[1].set_title("∂⟨C, P⟩/∂C − P")
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[], xlabel="to", ylabel="from")
     figure.savefig(path, dpi=120)
@@ -77,7 +75,7 @@ def main() -> None:
             f"slope: implicit {slope:.4f}, finite differences {difference:.4f}"
         )
         plans.append(plan.detach())
-        gradients.append(by_cost)
+        gradients.append(by_cost - plan.detach())
 
     # A batch: three vectors of masses with the same costs, one of which has no mass at the first ten points.
     many = torch.stack([a, torch.full((N,), 1 / N), torch.cat([torch.zeros(10), a[10:] / a[10:].sum()])])

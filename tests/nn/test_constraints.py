@@ -457,3 +457,20 @@ def test_refusals_of_sizes_starts_and_methods() -> None:
         ib.BregmanProjection.from_matrix(ib.operators.Marginals(3, 4), torch.ones(7), "exp", softening=0.0)
     with pytest.raises(ValueError, match="not Legendre"):
         ib.BregmanProjection.from_matrix(ib.operators.Marginals(3, 4), torch.ones(7), "sin")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("geometry", ["exp", "sigmoid", "softplus"])
+def test_with_regularization_it_is_a_critical_point(geometry: str, kind: str) -> None:
+    """The energy by itself, γ > 0: value, objective, multiplier and gradient of the dense V."""
+    _, beta = problem(3, 4)
+    results = []
+    for v in (sums(3, 4), kind_of(kind, 3, 4)):
+        target = beta.clone().requires_grad_()
+        layer = ib.BregmanProjection.from_matrix(v, target, geometry)
+        found = ib.find_critical_point(layer.energy, geometry, target, regularization=0.3)
+        assert bool(found.converged.all())
+        (found.value.square().sum() + found.objective.sum()).backward()
+        results.append((found.value.detach(), found.objective.detach(), found.multiplier.detach(), target.grad))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
