@@ -282,6 +282,36 @@ def test_memory_does_not_grow_with_the_iterations() -> None:
     assert kept[0] == kept[1] < 5 * cost.numel()
 
 
+@pytest.mark.parametrize("epsilon", [1e-2, 1e-5])
+@pytest.mark.parametrize("kind", ["points", "assignment", "ties", "no costs", "tiny masses"])
+def test_hard_plans(kind: str, epsilon: float) -> None:
+    """The marginals, each to its own size, and a backward pass that is solved."""
+    n = 20
+    cost, a, b = map(torch.from_numpy, squares(n))
+    if kind == "assignment":
+        cost = torch.rand(n, n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        a = b = torch.full((n,), 1 / n, dtype=torch.float64)
+    elif kind == "ties":
+        place = torch.arange(n).double() / n
+        cost = (place[:, None] - place[None]).abs()
+    elif kind == "no costs":
+        cost = torch.zeros_like(cost)
+    elif kind == "tiny masses":
+        a = torch.cat([torch.tensor([1e-12, 1e-30, 1e-200]).double(), a[3:]])
+        b = b * (a.sum() / b.sum())
+    beta, start = torch.cat([a, b]), (-cost / epsilon).flatten().requires_grad_()
+    found = ib.BregmanProjection.from_matrix(ib.operators.Marginals(n, n), beta, "exp").solve(initial_dual=start)
+    assert found.status in (Status.CONVERGED, Status.DEGENERATE)
+    plan = found.value.reshape(n, n)
+    torch.testing.assert_close(plan.detach().sum(1), a, rtol=1e-9, atol=0)
+    torch.testing.assert_close(plan.detach().sum(0), b, rtol=1e-9, atol=0)
+    best = ot.emd2(a.numpy(), b.numpy(), cost.numpy())
+    assert float((plan * cost).sum()) <= best + epsilon * np.log(n * n)
+    (plan * cost).sum().backward()
+    assert found.adjoint.status == Status.CONVERGED
+    assert bool(torch.isfinite(start.grad).all())
+
+
 def test_potentials_of_any_size_change_nothing() -> None:
     """y⁰ + f ⊕ g has the same projection, with f of the size of 1e3."""
     cost, beta = problem(5, 6)
