@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from implicit_bregman.legendre import LegendreFunction
 from implicit_bregman.operators.linear_map import LinearMap
+from implicit_bregman.projection.newton import minimise
 from implicit_bregman.projection.problem import FAR, HUGE, At, ProjectionProblem
 from implicit_bregman.projection.sinkhorn import balanced, log_masses, scaled_to_marginals
 
@@ -17,6 +18,8 @@ from implicit_bregman.projection.sinkhorn import balanced, log_masses, scaled_to
 _NOTHING = 1e-9
 #: The same of a transport plan, whose steps are expensive and its last ones quadratic.
 _NOTHING_OF_PLANS = 1e-2
+#: The same for s·y⁰ with s < 1, and the steps that may be made there.
+_ON_THE_WAY, _STEPS_ON_THE_WAY = 1e-2, 30
 #: A ridge that only keeps a singular system solvable, relative to its diagonal.
 _LEAST_RIDGE = 1e-13
 #: No multiplier of a transport plan moves further in one step.
@@ -86,12 +89,14 @@ class PlanProblem(MapProblem):
         logs: their logarithms.
         size: the length of the target, (B,).
         rounding: the rounding error of the gradient's entries, (B,).
+        first: λ to begin with, (B, r); None: those that Sinkhorn's iterations find.
     """
 
     masses: Tensor
     logs: Tensor
     size: Tensor
     rounding: Tensor
+    first: Tensor | None = None
 
     @property
     def _plan(self) -> tuple[int, int]:
@@ -99,9 +104,21 @@ class PlanProblem(MapProblem):
         return self.map.plan
 
     def begin(self) -> At:
-        tol = float((self.nothing / self.size.clamp_min(1e-300)).amin()) if len(self.size) else 0.0
-        multiplier = scaled_to_marginals(self.start.unflatten(-1, self._plan), self.masses, self.logs, tol)
+        multiplier = self._by_sinkhorn() if self.first is None else self.first
         return self.evaluate(multiplier * self.lengths[0], self.start + self.map.product(multiplier))
+
+    def _by_sinkhorn(self) -> Float[Tensor, "batch r"]:
+        tol = float((self.nothing / self.size.clamp_min(1e-300)).amin()) if len(self.size) else 0.0
+        start = self.start.unflatten(-1, self._plan)
+        return scaled_to_marginals(start, self.masses, self.logs, tol, self._on_the_way)
+
+    def _on_the_way(self, s: float, multiplier: Float[Tensor, "batch r"]) -> Float[Tensor, "batch r"]:
+        """About λ for s·y⁰, by Newton's method from another λ."""
+        start = s * self.start
+        level = replace(self, start=start, nothing=_ON_THE_WAY * self.size, first=multiplier)
+        moved = (minimise(level, _STEPS_ON_THE_WAY).dual - start).unflatten(-1, self._plan)
+        of_columns = moved[:, 0]
+        return torch.cat([moved[:, :, 0] - of_columns[:, :1], of_columns], -1)
 
     def evaluate(self, mu: Float[Tensor, "batch k"], y: Float[Tensor, "batch d"]) -> At:
         rows, _ = self._plan

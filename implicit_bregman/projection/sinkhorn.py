@@ -8,6 +8,7 @@ problems", 2019), which costs a tenth of a sweep in logarithms. They go on while
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -23,6 +24,8 @@ _SWEEPS = 6
 _WORTH, _ROUNDS = 0.2, 50
 #: The error, relative to the mass, from which on no continuation is needed.
 _NEAR = 1e-2
+#: That from which on Newton's method is asked to take over before s grows.
+_FAR = 3e-2
 
 
 def log_masses(masses: Float[Tensor, "batch k"]) -> Float[Tensor, "batch k"]:
@@ -42,6 +45,7 @@ def scaled_to_marginals(
     masses: Float[Tensor, "batch r"],
     logs: Float[Tensor, "batch r"],
     tol: float,
+    improve: Callable[[float, Tensor], Tensor],
 ) -> Float[Tensor, "batch r"]:
     """(f, g) with which exp(f ⊕ g + y⁰) has about these row and column sums.
 
@@ -50,6 +54,7 @@ def scaled_to_marginals(
         masses: the row sums and the column sums, with one total.
         logs: their `log_masses`.
         tol: the error of the column sums, relative to the mass, at which they are right.
+        improve: (s, (f, g)) ↦ better ones for s·y⁰, where a few sweeps leave a large error.
     """
     if not start.numel():
         return torch.zeros_like(masses)
@@ -59,9 +64,11 @@ def scaled_to_marginals(
         spread = float((start.amax((1, 2)) - start.amin((1, 2))).amax())
         g, s = torch.zeros_like(scaling.g), min(1.0, _FIRST_RANGE / max(spread, _FIRST_RANGE))
         while s < 1:
-            scaling.sweeps(g, s)
+            far = scaling.sweeps(g, s) > _FAR
+            found = torch.cat(scaling.multipliers(), -1)
+            g = (improve(s, found) if far else found)[:, start.shape[1] :]
             grown = min(1.0, _FACTOR * s)
-            g, s = scaling.multipliers()[1] * (grown / s), grown
+            g, s = g * (grown / s), grown
         error = scaling.sweeps(g, 1.0)
     for _ in range(_ROUNDS):
         if error <= tol:
