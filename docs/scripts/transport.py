@@ -123,9 +123,8 @@ def main() -> None:
         for epsilon in EPSILONS:
             print("| " + " | ".join(row(n, epsilon)) + " |", flush=True)
     print(
-        f"\nBatches of {BATCH}, milliseconds per plan\n\n| n | ε | forward | POT, PyTorch | error | POT's error |\n"
-        + "| --- " * 6
-        + "|"
+        f"\nBatches of {BATCH}, milliseconds per plan\n\n"
+        "| n | ε | forward | POT, `solve_batch` | error | POT's error |\n" + "| --- " * 6 + "|"
     )
     for n in SIZES[:2]:
         for epsilon in EPSILONS[:3]:
