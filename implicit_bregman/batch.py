@@ -13,7 +13,7 @@ from torch import Tensor
 from implicit_bregman.energy.base import Energy
 from implicit_bregman.energy.inputs import Inputs, floating_tensors, map_tensors, named_tensors, tensors_of
 from implicit_bregman.half import round_into
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.solution import Solution
 from implicit_bregman.solvers.base import Trace
 from implicit_bregman.starts import Start, from_dual, from_point, from_solution
@@ -38,7 +38,7 @@ class Batch:
         half: the half precision in which the value is returned; None: that of the solve.
     """
 
-    geometry: LegendreFunction
+    geometry: MirrorMap
     x: Inputs
     dual: Float[Tensor, "N d"]
     clean: Bool[Tensor, " N"] | None
@@ -50,7 +50,7 @@ class Batch:
     def of(
         cls,
         energy: Energy,
-        geometry: LegendreFunction,
+        geometry: MirrorMap,
         x: Inputs,
         initial: Tensor | Solution | None = None,
         initial_dual: Tensor | None = None,
@@ -74,21 +74,23 @@ class Batch:
             ValueError: for shapes, dtypes, layouts or devices that do not fit, two starts, and points outside C.
         """
         batch = cls.framed(energy, geometry, x)
-        start = _start(geometry, initial, initial_dual, called, (*batch.shape, *batch.event), batch.dual)
+        start = _start(batch.geometry, initial, initial_dual, called, (*batch.shape, *batch.event), batch.dual)
         inputs, dual, clean = _cleaned(batch.x, start)
         return replace(batch, x=inputs, dual=dual, clean=clean)
 
     @classmethod
-    def framed(cls, energy: Energy, geometry: LegendreFunction, x: Inputs) -> Batch:
+    def framed(cls, energy: Energy, geometry: MirrorMap, x: Inputs) -> Batch:
         """The same without a start and before cleaning: what can be said without looking at any number."""
         leaves = _leaves(energy, x)
         shape, event = _shapes(energy, x, leaves)
+        geometry = geometry.for_states(event)
         like = _check_tensors(energy, leaves)
         count, dtype = shape.numel(), _precision(energy, x, like)
         x = map_tensors(partial(_lifted, dtype), x)
         if not _is_batch_first(energy, x):
             x = x.reshape(count, x.shape[-1])
         origin = like.new_zeros(count, math.prod(event), dtype=dtype)
+        origin = origin if geometry.coupling is None else geometry.project_dual(origin)
         half = like.dtype if like.dtype.itemsize == 2 and not _is_lifted(like) else None
         return cls(geometry, x, origin, None, shape, event, half)
 
@@ -272,7 +274,7 @@ def _lifted(dtype: torch.dtype, tensor: Tensor) -> Tensor:
 
 
 def _start(
-    geometry: LegendreFunction,
+    geometry: MirrorMap,
     initial: Tensor | Solution | None,
     initial_dual: Tensor | None,
     called: str,

@@ -8,7 +8,7 @@ import torch
 
 from implicit_bregman.energy.base import Energy
 from implicit_bregman.energy.contract import BoundEnergy
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 
 
 def check_energy(energy: object) -> Energy:
@@ -22,7 +22,7 @@ def check_energy(energy: object) -> Energy:
     return energy
 
 
-def check_existence(energy: BoundEnergy, geometry: LegendreFunction, regularization: float) -> None:
+def check_existence(energy: BoundEnergy, geometry: MirrorMap, regularization: float) -> None:
     """Refuse a quadratic objective that is provably unbounded below on C.
 
     Raises:

@@ -15,7 +15,7 @@ from implicit_bregman.checks import check_energy, check_existence
 from implicit_bregman.compilation import uncompiled, without_autocast
 from implicit_bregman.energy.base import Energy
 from implicit_bregman.energy.inputs import Inputs, tensors_of
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.objective import Objective
 from implicit_bregman.settings import check_nonnegative
@@ -31,7 +31,7 @@ from implicit_bregman.valuation import Dependence, Valuation
 @uncompiled
 def find_critical_point(
     energy: Energy,
-    geometry: str | LegendreFunction,
+    geometry: str | MirrorMap,
     x: Float[Tensor, "*batch n"] | Inputs,
     initial: Float[Tensor, "*batch *features"] | Solution | None = None,
     regularization: float = 0.0,
@@ -82,6 +82,7 @@ def find_critical_point(
     if transformed():
         return _inside_transforms(energy, phi, x, initial, initial_dual, gamma, method, how)
     batch = Batch.of(energy, phi, x, initial, initial_dual)
+    phi = batch.geometry
     with without_autocast(batch.dual.device.type):
         objective = _objective(energy, phi, batch.x, gamma)
         own = objective.energy.own
@@ -100,7 +101,7 @@ def find_critical_point(
 @uncompiled
 def attach_gradient(
     energy: Energy,
-    geometry: str | LegendreFunction,
+    geometry: str | MirrorMap,
     x: Float[Tensor, "*batch n"] | Inputs,
     dual: Float[Tensor, "*batch *features"],
     regularization: float = 0.0,
@@ -128,6 +129,7 @@ def attach_gradient(
     refuse_transforms([*tensors_of(x), dual, *energy.parameters(), *energy.buffers()])
     gamma = check_nonnegative("regularization", regularization)
     batch = Batch.of(energy, phi, x, initial_dual=dual, called="dual")
+    phi = batch.geometry
     with without_autocast(dual.device.type):
         objective = _objective(energy, phi, batch.x, gamma)
         how.accepts_iterate(objective)
@@ -141,7 +143,7 @@ def attach_gradient(
 
 def _inside_transforms(
     energy: Energy,
-    phi: LegendreFunction,
+    phi: MirrorMap,
     x: Inputs,
     initial: Tensor | Solution | None,
     initial_dual: Tensor | None,
@@ -151,6 +153,7 @@ def _inside_transforms(
 ) -> Solution:
     """The same where torch.func or forward mode is at work: see `transformed`."""
     batch, (name, start) = Batch.framed(energy, phi, x), only_start(initial, initial_dual)
+    phi = batch.geometry
     rows = None if start is None else batch.start_rows(name, start)
 
     def solve(x: Inputs, rows: Tensor | None) -> tuple[Solution, tuple[Tensor, ...]]:
@@ -177,7 +180,7 @@ def _inside_transforms(
     )
 
 
-def _objective(energy: Energy, phi: LegendreFunction, x: Inputs, gamma: float) -> Objective:
+def _objective(energy: Energy, phi: MirrorMap, x: Inputs, gamma: float) -> Objective:
     bound = energy.bind(x)
     check_existence(bound, phi, gamma)
     return Objective(bound, phi, gamma)

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.legendre.rounding import round_down
 from implicit_bregman.status import Status
 
 
 def round_into(
-    geometry: LegendreFunction,
+    geometry: MirrorMap,
     value: Float[Tensor, "batch d"],
     dtype: torch.dtype,
     status: Int[Tensor, " batch"],

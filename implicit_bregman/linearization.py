@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
+from implicit_bregman.legendre.coupling import Coupling
 from implicit_bregman.linalg.cg import LinearSolution, conjugate_gradient
 from implicit_bregman.linalg.chebyshev import Preconditioner, semi_iteration, steps_needed
 from implicit_bregman.linalg.gmres import gmres
@@ -89,6 +90,8 @@ class Linearization:
             that is known to be cheap.
         damping: the number that the shift is known to be everywhere (γ, at an exact point), if so.
         estimate: about the inverse of the operator, to precondition GMRES with, if there is one that is worth it.
+        coupling: how the coordinates of C depend on each other, if they do: D₊ is then `coupling.metric(slope, ·)`, and
+            `TangentSystem` solves.
     """
 
     hessian: LinearOperator
@@ -99,13 +102,14 @@ class Linearization:
     damping: float | None = None
     splitting: Ends | None = None
     estimate: UpdatedIdentity | None = None
+    coupling: Coupling | None = None
 
     def pack(self) -> tuple[tuple[Tensor, ...], Callable[..., Linearization]]:
         """Its tensors, and a function that makes the same of them and holds none itself."""
         hessian, rebuild = self.hessian.pack_known(splits=self.splitting is not None)
         blocks = None if self.blocks is None else self.blocks.to_keep(self.slope.shape[-1], self.hessian.costs)
         kept, remake = packed((blocks, self.splitting, self.estimate))
-        make = partial(_rebuild, rebuild, remake, len(kept), self.on_free_sets, self.damping)
+        make = partial(_rebuild, rebuild, remake, len(kept), self.on_free_sets, self.damping, self.coupling)
         return (self.slope, self.shift, *kept, *hessian), make
 
     def apply(self, u: Float[Tensor, "batch d"], adjoint: bool = True) -> Float[Tensor, "batch d"]:
@@ -322,18 +326,19 @@ def _rebuild(
     count: int,
     on_free_sets: bool,
     damping: float | None,
+    coupling: Coupling | None,
     slope: Tensor,
     shift: Tensor,
     *tensors: Tensor,
 ) -> Linearization:
     blocks, splitting, estimate = remake(*tensors[:count])
     hessian = rebuild(*tensors[count:])
-    return Linearization(hessian, slope, shift, on_free_sets, blocks, damping, splitting, estimate)
+    return Linearization(hessian, slope, shift, on_free_sets, blocks, damping, splitting, estimate, coupling)
 
 
 def linearize(
     hessian: LinearOperator,
-    geometry: LegendreFunction,
+    geometry: MirrorMap,
     regularization: float,
     point: Stepped,
 ) -> Linearization:
@@ -345,7 +350,8 @@ def linearize(
         # y⁺ − y before rounding: a saturated y may be so large that y⁺ rounds to it, and the coordinate would look
         # interior. For short steps the midpoint rule keeps all digits of the change of log φ''.
         move = -step * (point.gradient + regularization * dual) / grow
-        short = move.abs() <= 1e-3 * (1 + dual.abs())
+        # (where coordinates are coupled a level is taken off y⁺, which the move does not know of)
+        short = (move.abs() <= 1e-3 * (1 + dual.abs())) & (geometry.coupling is None)
         growth = torch.where(
             short,
             move * geometry.log_curvature_slope(dual + 0.5 * move),
@@ -356,7 +362,7 @@ def linearize(
         shift = regularization - torch.expm1((-growth).clamp_max(40.0)) / step
         # Where ρ' is 0 (beyond the clamp of a φ that is not Legendre, or by underflow) the coordinate is active.
         shift = torch.where(slope > 0, shift, grow / step)
-    return Linearization(hessian, slope, shift)
+    return Linearization(hessian, slope, shift, coupling=geometry.coupling)
 
 
 def linearize_on_free_set(
@@ -365,7 +371,10 @@ def linearize_on_free_set(
     dtype: torch.dtype,
     blocks: FreeBlocks | None = None,
     splitting: Ends | None = None,
+    coupling: Coupling | None = None,
 ) -> Linearization:
     """The second-order model at exact points: the Hessian's free block, the identity on active coordinates."""
     inside = free.to(dtype)
-    return Linearization(hessian, inside, 1 - inside, on_free_sets=True, blocks=blocks, splitting=splitting)
+    return Linearization(
+        hessian, inside, 1 - inside, on_free_sets=True, blocks=blocks, splitting=splitting, coupling=coupling
+    )

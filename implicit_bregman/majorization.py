@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.settings import check_nonnegative, check_positive
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def mm_step(
-    geometry: LegendreFunction,
+    geometry: MirrorMap,
     dual: Float[Tensor, "*batch d"],
     gradient: Float[Tensor, "*batch d"],
     step: Float[Tensor, "*#batch #d"],
@@ -43,7 +43,7 @@ def mm_step(
     return geometry.project_dual(moved)
 
 
-def automatic_step(curvature: Tensor | None, geometry: LegendreFunction) -> Tensor | None:
+def automatic_step(curvature: Tensor | None, geometry: MirrorMap) -> Tensor | None:
     """τ = min(1, σ/λ_max(∇²f)), detached; None (backtrack) where no bound or no σ > 0 is known."""
     sigma = geometry.strong_convexity
     if curvature is None or sigma <= 0:
@@ -94,7 +94,7 @@ class Certificate:
 
 
 def certify(
-    energy: Energy, geometry: str | LegendreFunction, regularization: float = 0.0, step: float | None = None
+    energy: Energy, geometry: str | MirrorMap, regularization: float = 0.0, step: float | None = None
 ) -> Certificate:
     """What can be said of MM before a single step is made.
 
@@ -156,7 +156,7 @@ def certify(
     )
 
 
-def _relative_weak_convexity(least: float | None, convex: bool, phi: LegendreFunction) -> float | None:
+def _relative_weak_convexity(least: float | None, convex: bool, phi: MirrorMap) -> float | None:
     """ω such that f + ωφ is convex (negative: f is strongly convex relative to φ); None if unknown."""
     if least is None:
         return 0.0 if convex else None

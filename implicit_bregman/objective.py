@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -13,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.energy.contract import BoundEnergy
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.majorization import automatic_step, mm_step
 
 Rows = TypeVar("Rows", bound="RowsOfTensors")
@@ -100,7 +99,7 @@ class Objective:
     def __init__(
         self,
         energy: BoundEnergy,
-        geometry: LegendreFunction,
+        geometry: MirrorMap,
         regularization: float,
         unique: bool | None = None,
     ) -> None:
@@ -168,7 +167,7 @@ class Objective:
         """The same, of f and ∇f that have been evaluated at z = ρ(`dual`)."""
         gamma = self.regularization
         with torch.no_grad():
-            total = gradient + gamma * dual if gamma else gradient
+            total = self.total(gradient, dual)
             scale = self.scale(self.energy.terms(gradient))
             residual = self.residual(z, total, scale)
             if value is not None and gamma:
@@ -178,9 +177,13 @@ class Objective:
 
     @cached_property
     def unit(self) -> float:
-        """A length that counts as large for a coordinate of z: 1, or the width of a C that is narrower."""
-        lo, hi = self.geometry.domain
-        return min(1.0, hi - lo)
+        """A length that counts as large for a coordinate of z: see `MirrorMap.unit`."""
+        return self.geometry.unit
+
+    def total(self, gradient: Float[Tensor, "batch d"], dual: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """g = ∇f + γy along C, (B, d), which is 0 at a critical point but for coordinates at a bound."""
+        total = gradient + self.regularization * dual if self.regularization else gradient
+        return total if self.geometry.coupling is None else self.geometry.along(total, dual)
 
     def scale(self, terms: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """What each entry of ∇f is measured against, (B, d).
@@ -188,7 +191,7 @@ class Objective:
         The size of its own terms, and `floor`: the entries of other coordinates do not count, and multiplying F by a
         small number changes nothing.
         """
-        return terms + self.floor
+        return self.geometry.shared(terms + self.floor)
 
     @cached_property
     def floor(self) -> Tensor | float:
@@ -217,11 +220,8 @@ class Objective:
             scale: s.
             bounds: the ends of C; default those of z's precision.
         """
-        lo, hi = self.geometry.bounds(z.dtype) if bounds is None else bounds
-        # Not the move of z itself, which a large z would absorb.
-        step = self.relative_step(total, scale)
-        if math.isfinite(lo) or math.isfinite(hi):
-            step = step.clamp_(z - hi, z - lo)
+        bounds = self.geometry.bounds(z.dtype) if bounds is None else bounds
+        step = self.geometry.kept_step(z, self.relative_step(total, scale), bounds)
         residual = step.abs_().amax(-1)
         return residual if self.unit == 1.0 else residual / self.unit
 
@@ -252,7 +252,8 @@ class Objective:
         plain = geometry.activation(point.next_dual) - point.value
         slope = (geometry.slope(point.dual) * geometry.slope(point.next_dual)).sqrt()
         move = step * (point.gradient + gamma * point.dual) / (1 + step * gamma)
-        residual = torch.where(plain.abs() > 1e-2 * (1 + point.value.abs()), plain, -move * slope)
+        along = geometry.moved(slope, -move)
+        residual = torch.where(plain.abs() > 1e-2 * (1 + point.value.abs()), plain, along)
         eps = torch.finfo(plain.dtype).eps if gamma and plain.dtype == torch.float32 else 0.0
         noise = eps * slope * (step * point.scale + point.dual.abs())
         return residual, torch.linalg.vector_norm(noise, dim=-1)
@@ -322,7 +323,7 @@ class Objective:
             return torch.zeros_like(point.residual, dtype=torch.bool)
         lo, hi = self.geometry.bounds(point.value.dtype)
         gap = torch.minimum(point.value - lo, hi - point.value)
-        multiplier = point.gradient + self.regularization * point.dual
+        multiplier = self.total(point.gradient, point.dual)
         thin = gap <= margin * self.unit
         return (thin & (multiplier.abs() <= margin * point.scale)).any(-1)
 
@@ -337,9 +338,7 @@ class Objective:
         return part
 
 
-def potential(
-    geometry: LegendreFunction, regularization: float, dual: Float[Tensor, "*batch d"]
-) -> Float[Tensor, "*batch"]:
+def potential(geometry: MirrorMap, regularization: float, dual: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
     """γ Σ φ(ρ(y)), (B,)."""
     return regularization * geometry.dual_potential(dual).sum(-1)
 

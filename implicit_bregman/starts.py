@@ -8,13 +8,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
+from implicit_bregman.legendre.coupling import Coupling
 
 #: A start for each sample, and which samples have a usable one; None: all.
 Start = tuple[Float[Tensor, "N d"], Bool[Tensor, " N"] | None]
 
 
-def from_dual(phi: LegendreFunction, dual: Float[Tensor, "N d"], dtype: torch.dtype) -> Start:
+def from_dual(phi: MirrorMap, dual: Float[Tensor, "N d"], dtype: torch.dtype) -> Start:
     """y⁰ in another precision; for a φ that is not Legendre, projected."""
     dual = dual.to(dtype)
     usable = torch.isfinite(dual).all(-1)
@@ -28,7 +29,7 @@ def from_solution(dual: Float[Tensor, "N d"], dtype: torch.dtype) -> Start:
     return dual.detach().double().clamp_(-largest, largest).to(dtype), None
 
 
-def from_point(phi: LegendreFunction, rows: Float[Tensor, "N d"], dtype: torch.dtype) -> Start:
+def from_point(phi: MirrorMap, rows: Float[Tensor, "N d"], dtype: torch.dtype) -> Start:
     """ρ⁻¹(z⁰), computed in float64: next to a bound, and where it is tiny, z⁰ keeps its digits.
 
     A start is kept as it is or refused, never moved: see `find_critical_point`.
@@ -38,6 +39,8 @@ def from_point(phi: LegendreFunction, rows: Float[Tensor, "N d"], dtype: torch.d
     """
     eps, z = torch.finfo(rows.dtype).eps, rows.double()
     _refuse_outside(phi, z.detach(), eps)
+    if phi.coupling is not None:
+        _refuse_other_sums(phi, phi.coupling, z.detach(), eps)
     usable = (torch.isfinite(z) & phi.is_interior(z)).all(-1)
     z = torch.where(usable[:, None], z, phi.activation(torch.zeros_like(z)))
     dual = _InverseActivation.apply(z, phi, torch.finfo(rows.dtype).max)
@@ -49,7 +52,7 @@ def from_point(phi: LegendreFunction, rows: Float[Tensor, "N d"], dtype: torch.d
     return dual.to(dtype), usable
 
 
-def _refuse_outside(phi: LegendreFunction, z: Tensor, eps: float) -> None:
+def _refuse_outside(phi: MirrorMap, z: Tensor, eps: float) -> None:
     """Refuse points beyond a bound. One on it, or beyond it by rounding, is its sample's fault alone."""
     lo, hi = phi.domain
     outside = torch.isfinite(z) & ((z < lo - eps * abs(lo)) | (z > hi + eps * abs(hi)))
@@ -61,7 +64,20 @@ def _refuse_outside(phi: LegendreFunction, z: Tensor, eps: float) -> None:
         )
 
 
-def _is_moved(phi: LegendreFunction, dual: Tensor, z: Tensor, dtype: torch.dtype) -> Bool[Tensor, "batch d"]:
+def _refuse_other_sums(phi: MirrorMap, coupling: Coupling, z: Tensor, eps: float) -> None:
+    """Refuse points whose blocks have another sum than C asks for, but for rounding."""
+    blocks = coupling.split(z)
+    sums = blocks.sum(-1)
+    off = (sums - coupling.total).abs() > 4 * eps * blocks.shape[-1] * coupling.total
+    off &= torch.isfinite(sums)
+    if bool(off.any()):
+        raise ValueError(
+            f"initial must have the sum {coupling.total:g} in each block, as {phi.name} has it; got the sum "
+            f"{float(sums[off][0]):g}: divide by it first, or give the start in the dual (initial_dual=)"
+        )
+
+
+def _is_moved(phi: MirrorMap, dual: Tensor, z: Tensor, dtype: torch.dtype) -> Bool[Tensor, "batch d"]:
     """Whether the largest finite dual stands for another point: z⁰ and ρ of it differ by a normal number."""
     return (phi.activation(dual) - z).abs() > torch.finfo(dtype).smallest_normal
 
@@ -70,7 +86,7 @@ class _InverseActivation(torch.autograd.Function):
     """ρ⁻¹ whose backward divides by ρ'(y): φ'' overflows next to a bound where the quotient does not."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, phi: LegendreFunction, largest: float) -> Tensor:
+    def forward(ctx: Any, z: Tensor, phi: MirrorMap, largest: float) -> Tensor:
         ctx.phi, ctx.largest = phi, largest
         dual = phi.inverse_activation(z)
         ctx.save_for_backward(dual)

@@ -21,7 +21,7 @@ from implicit_bregman.energy.base import Energy
 from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.energy.inputs import Inputs, pack
 from implicit_bregman.energy.snapshot import Place, Snapshot
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.legendre.known_dual import dual_at
 from implicit_bregman.objective import Objective, potential
 from implicit_bregman.solution import Solution
@@ -118,7 +118,7 @@ class Followed:
     """
 
     energy: BoundEnergy
-    geometry: LegendreFunction
+    geometry: MirrorMap
     regularization: float
     value: Float[Tensor, "batch d"]
     dual: Float[Tensor, "batch d"]
@@ -139,6 +139,8 @@ class Followed:
         total = self.energy.gradient(self.value)
         if self.regularization:
             total = total + self.regularization * self.geometry.project_dual(self._y)
+        if self.geometry.coupling is not None:
+            total = self.geometry.along(total, self.dual)
         active = held_back(self.geometry, self.regularization, self.value, total)
         return self.states(torch.where(active, -total, 0.0))
 

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from implicit_bregman.energy.contract import Packed
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.legendre.known_dual import dual_at
 from implicit_bregman.objective import potential
 from implicit_bregman.transforms import pull, refuse_unknown
@@ -72,7 +72,7 @@ class Valuation:
         dependence: where anybody can ask for derivatives.
     """
 
-    geometry: LegendreFunction
+    geometry: MirrorMap
     regularization: float
     point: Float[Tensor, "batch d"]
     dual: Float[Tensor, "batch d"]
@@ -117,7 +117,8 @@ class Valuation:
         return self.states(known + (followed - followed.detach()))
 
     def _total(self, gradient: Tensor, dual: Tensor) -> Tensor:
-        return gradient + self.regularization * dual if self.regularization else gradient
+        total = gradient + self.regularization * dual if self.regularization else gradient
+        return total if self.geometry.coupling is None else self.geometry.along(total, dual)
 
     def detach(self) -> Valuation:
         """The same, without gradient."""
@@ -129,7 +130,7 @@ class Valuation:
 
 
 def held_back(
-    geometry: LegendreFunction, regularization: float, z: Float[Tensor, "batch d"], total: Float[Tensor, "batch d"]
+    geometry: MirrorMap, regularization: float, z: Float[Tensor, "batch d"], total: Float[Tensor, "batch d"]
 ) -> Bool[Tensor, "batch d"]:
     """The coordinates that ∇F drives out of C, where the multiplier μ = −∇F is not 0.
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from implicit_bregman.adjoints.system import solve_adjoint_system
 from implicit_bregman.energy.contract import BoundEnergy
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.legendre.known_dual import dual_at, moves
 from implicit_bregman.linearization import Linearization
 from implicit_bregman.operators.inverse import Invertible, inverse
@@ -45,7 +45,7 @@ class Jacobian(Invertible):
 
     rebuild: Callable[..., BoundEnergy]
     energy_rows: tuple[bool, ...] | None
-    geometry: LegendreFunction
+    geometry: MirrorMap
     regularization: float
     method: str = "auto"
     tol: float | None = None
@@ -72,7 +72,9 @@ class Jacobian(Invertible):
             return self.known
         slope, shift, z, _, *tensors = tensors  # type: ignore[assignment]
         hessian = self.rebuild(*tensors).hessian(z)
-        system = Linearization(hessian if self.adjoint else hessian.transposed(), slope, shift)
+        system = Linearization(
+            hessian if self.adjoint else hessian.transposed(), slope, shift, coupling=self.geometry.coupling
+        )
         return solve_adjoint_system(system, right, self.method, self.tol, self.max_iter)[0]
 
     def transposed(self) -> Jacobian:

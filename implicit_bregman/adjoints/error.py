@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.linalg.cg import normalized
 from implicit_bregman.linalg.gmres import gmres
 from implicit_bregman.linalg.norms import norm, ratio
@@ -94,7 +94,7 @@ class Iterate:
         solved: whether the residual is as small as it is asked to be by default, (B,).
     """
 
-    geometry: LegendreFunction
+    geometry: MirrorMap
     regularization: float
     dual: Tensor
     value: Tensor
@@ -255,5 +255,5 @@ def _newton_step(system: Linearization, error: Float[Tensor, "batch d"]) -> Floa
     return unit * torch.where(torch.isfinite(step.sum(-1))[:, None], step, 0.0)
 
 
-def _rebuild(geometry: LegendreFunction, regularization: float, value: Tensor, dual: Tensor, *rest: Tensor) -> Iterate:
+def _rebuild(geometry: MirrorMap, regularization: float, value: Tensor, dual: Tensor, *rest: Tensor) -> Iterate:
     return Iterate(geometry, regularization, dual, value, *rest)

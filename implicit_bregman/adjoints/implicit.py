@@ -163,15 +163,17 @@ def linearize_outcome(objective: Objective, outcome: Outcome) -> Linearization:
     """The adjoint system where a solver stopped: that of the free set of exact samples, scaled elsewhere."""
     point = outcome.point
     hessian = objective.energy.hessian(point.value)
-    gamma, smooth = objective.regularization, objective.geometry.is_legendre
+    gamma, smooth, coupling = objective.regularization, objective.geometry.is_legendre, objective.geometry.coupling
     ends = None if outcome.splitter is None else outcome.splitter.ends
     if outcome.without_steps and not gamma:
         # An exact point: its next MM iterate is itself.
-        return linearize_on_free_set(hessian, outcome.free, point.value.dtype, outcome.blocks, ends)
+        return linearize_on_free_set(hessian, outcome.free, point.value.dtype, outcome.blocks, ends, coupling)
     if gamma and (outcome.without_steps or (outcome.complete and smooth)):
         # (within the tolerance, where there are no bounds, that goes for all)
         slope = objective.geometry.slope(point.dual)
-        return Linearization(hessian, slope, torch.full_like(slope, gamma), damping=gamma, splitting=ends)
+        return Linearization(
+            hessian, slope, torch.full_like(slope, gamma), damping=gamma, splitting=ends, coupling=coupling
+        )
     scaled = linearize(hessian, objective.geometry, objective.regularization, point)
     on_free_set = linearize_on_free_set(hessian, outcome.free, point.value.dtype)
     exact = outcome.exact[:, None]
@@ -179,6 +181,7 @@ def linearize_outcome(objective: Objective, outcome: Outcome) -> Linearization:
         hessian,
         torch.where(exact, on_free_set.slope, scaled.slope),
         torch.where(exact, on_free_set.shift, scaled.shift),
+        coupling=coupling,
     )
 
 
@@ -195,11 +198,9 @@ def _with_estimate(objective: Objective, outcome: Outcome, system: Linearization
 def relative_residual(objective: Objective, point: Point) -> Tensor:
     """‖Π_C(z − ∇f − γy) − z‖₂ / ‖z‖₂, (B,): to the order of magnitude, the forward error of a well conditioned H."""
     z = point.value
-    left = point.gradient
-    if objective.regularization:
-        left = left + objective.regularization * point.dual
+    left = objective.total(point.gradient, point.dual)
     if not (objective.regularization and objective.geometry.is_legendre):
-        left = (z - left).clamp(*objective.geometry.bounds(z.dtype)) - z
+        left = objective.geometry.project(z - left) - z
     return ratio(norm(left), norm(z))
 
 
@@ -216,6 +217,8 @@ def _error_state(objective: Objective, outcome: Outcome) -> tuple[Iterate | None
     all_exact = outcome.without_steps and not gamma
     if all_exact and outcome.complete and (objective.energy.factored is not None or outcome.splitter is not None):
         return None, point.residual
+    if objective.geometry.coupling is not None:
+        return None, relative_residual(objective, point)
     exact = torch.ones_like(outcome.exact) if all_exact else outcome.exact & (gamma == 0)
     tol = DEFAULT_TOL[point.value.dtype]
     return Iterate.of(objective, point, exact, tol), relative_residual(objective, point)

@@ -116,6 +116,9 @@ class Shine(Adjoint):
         self, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver
     ) -> tuple[Outcome, Float[Tensor, "batch d"], AdjointReport]:
         """Find the critical point from y⁰ = `dual`, and keep the solver's estimate for the backward pass."""
+        if objective.geometry.coupling is not None:
+            name = objective.geometry.name
+            raise ValueError(f'adjoint Shine has no form for {name}, which couples coordinates: use adjoint="implicit"')
         found = solver.solve_with_inverse if torch.is_grad_enabled() else solver.solve
         outcome = found(objective, dual)
         value, report = self.attach(objective, outcome, dual)

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.energy.contract import BoundEnergy
+from implicit_bregman.legendre.coupling import Coupling
 from implicit_bregman.linalg.cg import conjugate_gradient, normalized
 from implicit_bregman.linalg.gcr import gcr
 from implicit_bregman.linalg.gmres import gmres
@@ -17,6 +18,7 @@ from implicit_bregman.linearization import Linearization
 from implicit_bregman.operators import ROUNDING_ERRORS, LinearOperator
 from implicit_bregman.operators.splitter import Ends, Splitter
 from implicit_bregman.status import Status
+from implicit_bregman.tangent import TangentSystem
 
 METHODS = ("auto", "cg", "gmres", "dense")
 
@@ -71,6 +73,8 @@ def solve_adjoint_system(
 def _solve(system: Linearization, g: Tensor, method: str, tol: float | None, max_iter: int) -> AdjointSolution:
     """The same for rows of a moderate size."""
     target = DEFAULT_TOL[g.dtype] if tol is None else tol
+    if system.coupling is not None:
+        return _along(system, system.coupling, g, target, max_iter)
     if method == "auto" and system.splitting is not None and not system.hessian.factorizes:
         split = _split_any(system, system.splitting, g, target)
         if split is not None:
@@ -89,6 +93,17 @@ def _solve(system: Linearization, g: Tensor, method: str, tol: float | None, max
     status = torch.where(solved, int(Status.CONVERGED), unsolved)
     status, residual = torch.where(finite, status, int(Status.SINGULAR)), torch.where(finite, residual, torch.inf)
     return torch.where(finite[:, None], v, 0.0).to(g.dtype), status, residual, iterations
+
+
+def _along(system: Linearization, coupling: Coupling, g: Tensor, tol: float, max_iter: int) -> AdjointSolution:
+    """Where the coordinates are coupled, along C."""
+    found = TangentSystem(system, coupling).solve(g, 0.7 * tol, max_iter)
+    solved = found.converged & (found.residual <= 10 * tol)
+    finite = torch.isfinite(found.value.sum(-1))
+    unsolved = torch.where(found.iterations >= max_iter, int(Status.MAX_ITER), int(Status.SINGULAR))
+    status = torch.where(solved & finite, int(Status.CONVERGED), unsolved)
+    v = torch.where(finite[:, None], found.value, 0.0).to(g.dtype)
+    return v, status, torch.where(finite, found.residual, torch.inf).to(g.dtype), found.iterations
 
 
 def check_method(method: str, energy: BoundEnergy) -> None:

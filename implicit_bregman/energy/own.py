@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 
 if TYPE_CHECKING:  # (names of what is passed through: nothing here depends on it)
     from implicit_bregman.backward import AdjointReport
@@ -28,7 +28,7 @@ class OwnMethods(ABC):
     name: str
 
     @abstractmethod
-    def check(self, geometry: LegendreFunction, regularization: float) -> None:
+    def check(self, geometry: MirrorMap, regularization: float) -> None:
         """Refuse a geometry for which the limit of MM is not what these methods compute.
 
         Raises:

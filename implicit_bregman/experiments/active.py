@@ -7,13 +7,13 @@ import math
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 
 # A coordinate this close to a bound, relative to 1 + |bound|, counts as active.
 ACTIVE = 1e-6
 
 
-def active_coordinates(value: Float[Tensor, "*batch d"], geometry: LegendreFunction) -> Bool[Tensor, "*batch d"]:
+def active_coordinates(value: Float[Tensor, "*batch d"], geometry: MirrorMap) -> Bool[Tensor, "*batch d"]:
     """Whether each coordinate is within 1e-6, relative to 1 + |bound|, of a bound; an infinite bound has none.
 
     Args:
@@ -24,6 +24,6 @@ def active_coordinates(value: Float[Tensor, "*batch d"], geometry: LegendreFunct
     return (value <= lo + ACTIVE * (1 + abs(lo))) | (value >= hi - ACTIVE * (1 + abs(hi)))
 
 
-def has_bound(geometry: LegendreFunction) -> bool:
+def has_bound(geometry: MirrorMap) -> bool:
     """Whether the domain has a finite end."""
     return any(map(math.isfinite, geometry.domain))

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 
 _RADII = 24  # radii tried, each 1.5 times the one before, the first just beyond the distance to the iterate
 
@@ -22,7 +22,7 @@ _RADII = 24  # radii tried, each 1.5 times the one before, the first just beyond
 def in_basin(
     weight: Float[Tensor, "features features"],
     offset: Float[Tensor, "batch features"],
-    geometry: LegendreFunction,
+    geometry: MirrorMap,
     regularization: float,
     limit: Float[Tensor, "batch features"],
     active: Bool[Tensor, "batch features"],
@@ -73,7 +73,7 @@ def in_basin(
     return found
 
 
-def _least_curvature(geometry: LegendreFunction, centre: Tensor, radius: Tensor) -> Tensor:
+def _least_curvature(geometry: MirrorMap, centre: Tensor, radius: Tensor) -> Tensor:
     """Smallest φ'' at most `radius` away from `centre`, elementwise."""
     low, high = geometry.domain
     flattest = 0.5 * (low + high) if math.isfinite(high - low) else (0.0 if low == -high else high)

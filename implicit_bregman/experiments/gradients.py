@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from implicit_bregman.experiments.model import Classifier
 from implicit_bregman.experiments.oracle import reference_gradient, reference_solution
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.nn import BregmanDEQ
 
 
@@ -135,9 +135,7 @@ def _monotone(weight: Tensor) -> bool:
     return float(torch.linalg.eigvalsh(0.5 * (weight + weight.T)).max()) < 0
 
 
-def _solutions(
-    weight: Tensor, offset: Tensor, geometry: LegendreFunction, gamma: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _solutions(weight: Tensor, offset: Tensor, geometry: MirrorMap, gamma: float) -> tuple[Tensor, Tensor, Tensor]:
     """Which samples the oracle can solve, and their solutions and active sets.
 
     It vouches for a batch or refuses it; where it refuses, each sample is tried by itself, so that one with a

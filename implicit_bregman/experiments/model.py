@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from implicit_bregman.energy import Field
 from implicit_bregman.energy.weights import present_name
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.nn import BregmanDEQ, BregmanDEQ2d, CriticalPoint
 from implicit_bregman.settings import check_choice, check_count, check_nonnegative, check_positive
 
@@ -106,7 +106,7 @@ class Architecture:
 
     kind: str = "dense"
     width: int = 64
-    geometry: str | LegendreFunction = "tanh"
+    geometry: str | MirrorMap = "tanh"
     regularization: float = 0.0
     weight: str = "convex"
     margin: float = 0.1

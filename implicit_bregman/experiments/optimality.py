@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 
 
 def on_host(tensor: Tensor) -> Tensor:
@@ -27,11 +27,11 @@ class Conditions:
 
     weight: Tensor
     offset: Tensor
-    geometry: LegendreFunction
+    geometry: MirrorMap
     regularization: float
 
     @classmethod
-    def checked(cls, weight: Tensor, offset: Tensor, geometry: LegendreFunction, regularization: float) -> Conditions:
+    def checked(cls, weight: Tensor, offset: Tensor, geometry: MirrorMap, regularization: float) -> Conditions:
         """From tensors of any precision and device; a W that is symmetric up to rounding is made so exactly.
 
         Raises:

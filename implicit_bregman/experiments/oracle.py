@@ -20,7 +20,7 @@ from torch import Tensor
 
 from implicit_bregman.experiments.basin import in_basin
 from implicit_bregman.experiments.optimality import Conditions, on_host
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 
 EXACT = 2e-12  # largest relative residual of a solution found by Newton or on its active set
 REACHED = 1e-10  # largest relative residual of an MM run that counts as arrived
@@ -54,7 +54,7 @@ class Reference:
 def reference_solution(
     weight: Float[Tensor, "features features"],
     offset: Float[Tensor, "batch features"],
-    geometry: LegendreFunction,
+    geometry: MirrorMap,
     regularization: float = 0.0,
     initial_dual: Float[Tensor, "batch features"] | None = None,
     near: Reference | None = None,
@@ -112,7 +112,7 @@ def reference_gradient(
     offset: Float[Tensor, "batch features"],
     value: Float[Tensor, "batch features"],
     active: Bool[Tensor, "batch features"],
-    geometry: LegendreFunction,
+    geometry: MirrorMap,
     regularization: float,
     cotangent: Float[Tensor, "batch features"],
 ) -> Float[Tensor, "batch features"]:
@@ -164,7 +164,7 @@ def finite_difference_gradient(
     loss: Callable[[Float[Tensor, "batch features"]], Float[Tensor, " batch"]],
     weight: Float[Tensor, "features features"],
     offset: Float[Tensor, "batch features"],
-    geometry: LegendreFunction,
+    geometry: MirrorMap,
     regularization: float = 0.0,
     initial_dual: Float[Tensor, "batch features"] | None = None,
     entries: Sequence[tuple[int, int]] = (),

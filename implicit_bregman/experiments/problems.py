@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from implicit_bregman.energy.weights import present_name
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.legendre import geometry as find_geometry
 
 KINDS = ("convex", "indefinite", "general")
@@ -48,7 +48,7 @@ class Problem:
     """
 
     name: str
-    geometry: LegendreFunction
+    geometry: MirrorMap
     weight: Float[Tensor, "features features"]
     offset: Float[Tensor, "batch features"]
     regularization: float
@@ -85,7 +85,7 @@ class Problem:
 
 def make_problem(
     kind: str = "convex",
-    geometry: str | LegendreFunction = "tanh",
+    geometry: str | MirrorMap = "tanh",
     dim: int = 32,
     batch: int = 8,
     condition: float = 100.0,
@@ -172,7 +172,7 @@ def make_problem(
 
 
 def make_monotone_problem(
-    geometry: str | LegendreFunction = "softplus",
+    geometry: str | MirrorMap = "softplus",
     dim: int = 87,
     batch: int = 128,
     margin: float = 1.0,
@@ -227,7 +227,7 @@ def collection() -> tuple[Problem, ...]:
 
     def add(
         kind: str,
-        phi: str | LegendreFunction,
+        phi: str | MirrorMap,
         dim: int,
         batch: int,
         condition: float,
@@ -303,7 +303,7 @@ def _check(
         raise ValueError("active=0 with kind='indefinite': give the share > 0 of directions of negative curvature")
 
 
-def _check_bounded_below(phi: LegendreFunction, largest: float, regularization: float) -> None:
+def _check_bounded_below(phi: MirrorMap, largest: float, regularization: float) -> None:
     """Refuse an indefinite weight where γφ does not outgrow it at an infinite end of C."""
     if all(map(math.isfinite, phi.domain)):
         return
@@ -315,7 +315,7 @@ def _check_bounded_below(phi: LegendreFunction, largest: float, regularization: 
         )
 
 
-def _multiplier_unit(phi: LegendreFunction, top: float) -> float:
+def _multiplier_unit(phi: MirrorMap, top: float) -> float:
     """Natural size of ∇f: the largest eigenvalue of -W times half the width of C (1 if that is infinite)."""
     low, high = phi.domain
     return top * (0.5 * (high - low) if math.isfinite(high - low) else 1.0)
@@ -337,7 +337,7 @@ def _skew(dim: int, norm: float, random: torch.Generator) -> Tensor:
 
 
 def _draw_solution(
-    phi: LegendreFunction, batch: int, dim: int, count: int, random: torch.Generator
+    phi: MirrorMap, batch: int, dim: int, count: int, random: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Points of C with `count` coordinates at a bound and the others well inside.
 

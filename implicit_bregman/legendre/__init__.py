@@ -1,12 +1,14 @@
-"""What C and φ are: the Legendre function, the catalogue, box changes."""
+"""What C and φ are: mirror maps, separable ones and the simplex, the catalogue, box changes."""
 
 from implicit_bregman.legendre.base import LegendreFunction
 from implicit_bregman.legendre.box import Box
 from implicit_bregman.legendre.halfline import Bent, Exp, Softplus
 from implicit_bregman.legendre.line import Arcsinh, Identity
-from implicit_bregman.legendre.registry import geometries, geometry
+from implicit_bregman.legendre.mirror import MirrorMap
+from implicit_bregman.legendre.registry import geometries, geometry, separable_geometries
 from implicit_bregman.legendre.scaled_tanh import ScaledTanh
 from implicit_bregman.legendre.sigmoidal import ISRU, Sigmoid, Tanh
+from implicit_bregman.legendre.simplex import Simplex
 from implicit_bregman.legendre.trigonometric import Arctan, Sin
 
 __all__ = [
@@ -18,11 +20,14 @@ __all__ = [
     "Exp",
     "Identity",
     "LegendreFunction",
+    "MirrorMap",
     "ScaledTanh",
     "Sigmoid",
+    "Simplex",
     "Sin",
     "Softplus",
     "Tanh",
     "geometries",
     "geometry",
+    "separable_geometries",
 ]

@@ -8,7 +8,7 @@ and the method of random Bregman projections", 1997).
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
@@ -18,11 +18,12 @@ from torch import Tensor
 
 from implicit_bregman.legendre.arguments import SUPPORTED_DTYPES, check_dtype, positive_float
 from implicit_bregman.legendre.derivatives import apply_divergence, apply_map
+from implicit_bregman.legendre.mirror import MirrorMap
 from implicit_bregman.legendre.rounding import next_up, round_down, round_nearest
 
 
 @dataclass(frozen=True)
-class LegendreFunction(ABC):
+class LegendreFunction(MirrorMap):
     """A scalar convex function φ on a closed interval C, applied to every element of a tensor.
 
     Subclasses are frozen dataclasses of their parameters: hashable, comparable and picklable. They implement the
@@ -33,14 +34,10 @@ class LegendreFunction(ABC):
     and integers raise a TypeError: convert with `.float()` first.
     """
 
-    name: ClassVar[str]
-    """The name under which `geometry` finds it."""
     max_curvature: ClassVar[float] = math.inf
     """sup φ''."""
     curvature_at_infinity: ClassVar[float] = math.inf
     """Limit of φ'' towards the infinite end of C; inf if C is bounded."""
-    is_exponential: ClassVar[bool] = False
-    """Whether ρ(s + t) = ρ(s)ρ(t): adding to y multiplies z, as Sinkhorn's iterations do."""
     # Derived from the parameters once, because ρ needs them at every call.
     _bounds: dict[torch.dtype, tuple[float, float]] = field(init=False, repr=False, compare=False)
     _saturated: dict[torch.dtype, tuple[float, float]] = field(init=False, repr=False, compare=False)
@@ -71,6 +68,10 @@ class LegendreFunction(ABC):
     def is_legendre(self) -> bool:
         """Whether φ is essentially smooth: |φ'| → ∞ at every finite end of C."""
         return True
+
+    @property
+    def elementwise(self) -> LegendreFunction:
+        return self
 
     @property
     @abstractmethod
@@ -128,6 +129,18 @@ class LegendreFunction(ABC):
 
     def _project_dual(self, y: Tensor) -> Tensor:
         return y
+
+    def project(self, z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Π_C(z): z cut to `bounds`."""
+        check_dtype(z, "argument")
+        return z.clamp(*self.bounds(z.dtype))
+
+    def kept_step(
+        self, z: Float[Tensor, "batch d"], step: Float[Tensor, "batch d"], bounds: tuple[float, float]
+    ) -> Float[Tensor, "batch d"]:
+        # (not the move of z itself, which a large z would absorb)
+        lo, hi = bounds
+        return step.clamp_(z - hi, z - lo) if math.isfinite(lo) or math.isfinite(hi) else step
 
     def is_interior(self, z: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
         """Whether z lies strictly inside C and is finite, elementwise; False for a bound rounded to the dtype."""

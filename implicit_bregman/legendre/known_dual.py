@@ -8,13 +8,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.legendre.base import LegendreFunction
+from implicit_bregman.legendre.mirror import MirrorMap
 from implicit_bregman.transforms import primals
 
 
-def dual_at(
-    geometry: LegendreFunction, z: Float[Tensor, "*shape"], dual: Float[Tensor, "*shape"]
-) -> Float[Tensor, "*shape"]:
+def dual_at(geometry: MirrorMap, z: Float[Tensor, "*shape"], dual: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """y, as it is known, as a function of z: with the derivative of ρ⁻¹, 1/ρ'(y), and 0 where that overflows."""
     attached: Tensor = _KnownDual.apply(z, dual, geometry)
     return attached
@@ -29,7 +27,7 @@ class _KnownDual(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(z: Tensor, dual: Tensor, geometry: LegendreFunction) -> Tensor:
+    def forward(z: Tensor, dual: Tensor, geometry: MirrorMap) -> Tensor:
         return dual.clone()
 
     @staticmethod
@@ -48,7 +46,7 @@ class _KnownDual(torch.autograd.Function):
             return torch.zeros_like(y) if tangent is None else _over_slope(ctx.geometry, tangent, y)
 
 
-def _over_slope(geometry: LegendreFunction, v: Tensor, y: Tensor) -> Tensor:
+def _over_slope(geometry: MirrorMap, v: Tensor, y: Tensor) -> Tensor:
     slope = geometry.slope(y)
     inside = moves(slope)
     return torch.where(inside, v / torch.where(inside, slope, 1.0), 0.0)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.legendre.base import LegendreFunction
+from implicit_bregman.legendre.mirror import MirrorMap
 
 #: Most steps: bisection halves what Newton's method does not reduce.
 _STEPS = 200
@@ -15,7 +15,7 @@ _ROUNDING = 4
 
 
 def prox_dual(
-    geometry: LegendreFunction,
+    geometry: MirrorMap,
     v: Float[Tensor, "*shape"],
     weight: float,
     start: Float[Tensor, "*shape"] | None = None,
@@ -26,7 +26,7 @@ def prox_dual(
     differentiable.
 
     Args:
-        geometry: φ.
+        geometry: φ, without a coupling.
         v: any finite numbers.
         weight: > 0.
         start: where to begin, such as the y of a nearby v; None: at the end of the bracket.

@@ -1,17 +1,18 @@
-"""Lookup of Legendre functions by name."""
+"""Lookup of mirror maps by name."""
 
 from __future__ import annotations
 
 import inspect
 
-from implicit_bregman.legendre.base import LegendreFunction
 from implicit_bregman.legendre.halfline import Bent, Exp, Softplus
 from implicit_bregman.legendre.line import Arcsinh, Identity
+from implicit_bregman.legendre.mirror import MirrorMap
 from implicit_bregman.legendre.scaled_tanh import ScaledTanh
 from implicit_bregman.legendre.sigmoidal import ISRU, Sigmoid, Tanh
+from implicit_bregman.legendre.simplex import Simplex
 from implicit_bregman.legendre.trigonometric import Arctan, Sin
 
-_CATALOGUE: dict[str, type[LegendreFunction]] = {
+_CATALOGUE: dict[str, type[MirrorMap]] = {
     function.name: function
     for function in (
         ISRU,
@@ -25,6 +26,7 @@ _CATALOGUE: dict[str, type[LegendreFunction]] = {
         ScaledTanh,
         Exp,
         Bent,
+        Simplex,
     )
 }
 #: With default parameters: what they have computed of themselves is kept from call to call.
@@ -36,22 +38,28 @@ def geometries() -> tuple[str, ...]:
     return tuple(_CATALOGUE)
 
 
-def geometry(name_or_instance: str | LegendreFunction, **parameters: float) -> LegendreFunction:
-    """The Legendre function of that name.
+def separable_geometries() -> tuple[str, ...]:
+    """Those of the geometries in which every coordinate is on its own."""
+    return tuple(name for name, phi in _DEFAULTS.items() if phi.coupling is None)
+
+
+def geometry(name_or_instance: str | MirrorMap, **parameters: float) -> MirrorMap:
+    """The mirror map of that name.
 
     Args:
-        name_or_instance: One of `geometries()`, or a Legendre function, which is returned as it is.
+        name_or_instance: One of `geometries()`, or a mirror map, which is returned as it is.
         **parameters: Parameters of the named function: `scale` (isru, default 1), `sharpness` (softplus, 1),
-            `scale` and `slope` (scaled_tanh, 1.7159 and 2/3), `smoothness` (bent, 1).
+            `scale` and `slope` (scaled_tanh, 1.7159 and 2/3), `smoothness` (bent, 1), `total`, `lo`, `hi`, `order`
+            and `size` (simplex, 1, 0, None, 1 and None).
 
     Returns:
         The function, an immutable value.
 
     Raises:
-        ValueError: For an unknown name, an unknown parameter, or a parameter that is not positive and finite.
-        TypeError: If `name_or_instance` is neither a string nor a Legendre function.
+        ValueError: For an unknown name, an unknown parameter, or a parameter out of its range.
+        TypeError: If `name_or_instance` is neither a string nor a mirror map.
     """
-    if isinstance(name_or_instance, LegendreFunction):
+    if isinstance(name_or_instance, MirrorMap):
         if parameters:
             raise ValueError(
                 f"parameters {sorted(parameters)} have no effect on the instance {name_or_instance!r}; "
@@ -59,9 +67,8 @@ def geometry(name_or_instance: str | LegendreFunction, **parameters: float) -> L
             )
         return name_or_instance
     if not isinstance(name_or_instance, str):
-        raise TypeError(
-            f"geometry: got {type(name_or_instance).__name__}; give a LegendreFunction or one of {geometries()}"
-        )
+        kind = type(name_or_instance).__name__
+        raise TypeError(f"geometry: got {kind}; give a LegendreFunction or one of {geometries()}")
     if name_or_instance not in _CATALOGUE:
         raise ValueError(f"unknown geometry {name_or_instance!r}; known: {', '.join(geometries())}")
     if not parameters:

@@ -17,7 +17,7 @@ from implicit_bregman.checks import check_energy
 from implicit_bregman.critical_point import find_critical_point
 from implicit_bregman.energy import Energy
 from implicit_bregman.energy.inputs import Inputs
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.majorization import Certificate, certify
 from implicit_bregman.nn.jacobian import Map, fixed_point_map, jacobian_penalty, spectral_radius
@@ -70,7 +70,7 @@ class CriticalPoint(nn.Module):
     def __init__(
         self,
         energy: Energy,
-        geometry: str | LegendreFunction,
+        geometry: str | MirrorMap,
         regularization: float = 0.0,
         solver: str | Solver = "auto",
         adjoint: str | Adjoint = "implicit",

@@ -12,7 +12,7 @@ from torch import Tensor
 from implicit_bregman.adjoints import Adjoint
 from implicit_bregman.energy import QuadraticEnergy
 from implicit_bregman.energy.weights import present_name
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.nn.critical_point import CriticalPoint
 from implicit_bregman.projection.methods import check_projection
 from implicit_bregman.projection.weight import middle
@@ -79,7 +79,7 @@ class BregmanDEQ(CriticalPoint):
         self,
         in_features: int,
         out_features: int,
-        geometry: str | LegendreFunction = "tanh",
+        geometry: str | MirrorMap = "tanh",
         weight: str = "convex",
         regularization: float = 0.0,
         solver: str | Solver = "auto",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from implicit_bregman.adjoints import Adjoint
 from implicit_bregman.energy.convolution import ConvolutionEnergy
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.nn.critical_point import CriticalPoint
 from implicit_bregman.solution import Solution
 from implicit_bregman.solvers import Solver
@@ -59,7 +59,7 @@ class BregmanDEQ2d(CriticalPoint):
         in_channels: int,
         channels: int,
         kernel_size: int | Sequence[int] = 3,
-        geometry: str | LegendreFunction = "softplus",
+        geometry: str | MirrorMap = "softplus",
         weight: str = "convex",
         regularization: float = 0.0,
         solver: str | Solver = "auto",

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from implicit_bregman.compilation import without_autocast
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.settings import check_choice
 from implicit_bregman.tensors import check_dense
@@ -38,7 +38,7 @@ class StandardLinear(nn.Linear):
         self,
         in_features: int,
         out_features: int,
-        geometry: str | LegendreFunction = "tanh",
+        geometry: str | MirrorMap = "tanh",
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -84,7 +84,7 @@ class _WithOffset(StandardLinear):
         self,
         in_features: int,
         out_features: int,
-        geometry: str | LegendreFunction = "tanh",
+        geometry: str | MirrorMap = "tanh",
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -194,7 +194,7 @@ class FeedForward(nn.Sequential):
     def __init__(
         self,
         widths: Sequence[int],
-        geometry: str | LegendreFunction = "tanh",
+        geometry: str | MirrorMap = "tanh",
         kind: str = "bregman",
         bias: bool = True,
         device: torch.device | str | None = None,

@@ -14,7 +14,7 @@ from implicit_bregman.adjoints import Adjoint
 from implicit_bregman.compilation import uncompiled, without_autocast
 from implicit_bregman.critical_point import find_critical_point
 from implicit_bregman.energy.graph import GraphEnergy
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.nn.critical_point import CriticalPoint
 from implicit_bregman.objective import potential
 from implicit_bregman.operators.laplacian import laplacian
@@ -70,7 +70,7 @@ class BregmanGraphDEQ(CriticalPoint):
         self,
         in_features: int,
         features: int,
-        geometry: str | LegendreFunction = "tanh",
+        geometry: str | MirrorMap = "tanh",
         regularization: float = 0.0,
         solver: str | Solver = "auto",
         adjoint: str | Adjoint = "implicit",

@@ -14,20 +14,20 @@ from torch import Tensor
 from implicit_bregman.energy import Energy
 from implicit_bregman.energy.field import differentiable_twice
 from implicit_bregman.energy.inputs import Inputs
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.settings import check_count
 
 Map = Callable[[Tensor], Tensor]
 
 
-def fixed_point_map(energy: Energy, geometry: LegendreFunction, regularization: float, x: Inputs) -> Map:
+def fixed_point_map(energy: Energy, geometry: MirrorMap, regularization: float, x: Inputs) -> Map:
     """The map above, differentiable in z and in what the energy is made of."""
 
     def step(z: Tensor) -> Tensor:
         gradient = energy.gradient(z, x)
         if regularization:
             return geometry.activation(geometry.project_dual(-gradient / regularization))
-        return (z - gradient).clamp(*geometry.domain)
+        return geometry.project(z - gradient)
 
     return step
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from implicit_bregman.adjoints import Adjoint, adjoint_named
 from implicit_bregman.critical_point import find_critical_point
 from implicit_bregman.energy.weights import hold
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.operators import LinearMap
 from implicit_bregman.operators.sparse_map import SparseMap
@@ -65,7 +65,7 @@ class BregmanProjection(nn.Module):
         self,
         features: int,
         constraints: int,
-        geometry: str | LegendreFunction = "tanh",
+        geometry: str | MirrorMap = "tanh",
         solver: str | Solver = "auto",
         adjoint: str | Adjoint = "implicit",
         *,
@@ -85,7 +85,7 @@ class BregmanProjection(nn.Module):
         cls,
         V: Float[Tensor, "d r"] | LinearMap,
         beta: Float[Tensor, " r"] | Float[Tensor, "*batch r"],
-        geometry: str | LegendreFunction = "tanh",
+        geometry: str | MirrorMap = "tanh",
         solver: str | Solver = "auto",
         adjoint: str | Adjoint = "implicit",
         *,
@@ -127,7 +127,7 @@ class BregmanProjection(nn.Module):
         self,
         energy: ProjectionEnergy | ConstraintsEnergy,
         beta: Tensor,
-        geometry: str | LegendreFunction,
+        geometry: str | MirrorMap,
         solver: str | Solver,
         adjoint: str | Adjoint,
     ) -> None:

@@ -21,7 +21,7 @@ from implicit_bregman.adjoints.system import solve_adjoint_system
 from implicit_bregman.backward import report_backward
 from implicit_bregman.critical_point import find_critical_point
 from implicit_bregman.energy import QuadraticEnergy
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.linearization import Linearization
 from implicit_bregman.operators import Dense
 from implicit_bregman.settings import Settings
@@ -37,7 +37,7 @@ Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 """The value, the point at which it is differentiated, D₊ and the shift there, and which samples have a derivative."""
 
 
-def encoded(geometry: LegendreFunction, solver: str | Solver, adjoint: str | Adjoint, regularization: float) -> str:
+def encoded(geometry: MirrorMap, solver: str | Solver, adjoint: str | Adjoint, regularization: float) -> str:
     """The settings of a layer as a string, which is what an operator can be given; "" where that is not possible."""
     how = adjoint_named(adjoint)
     parts = (geometry, how.solver_for(solver), how)
@@ -100,8 +100,8 @@ def _adjoint(
     convex: bool,
     settings: str,
 ) -> Tensor:
-    how = _decoded(settings)[2]
-    system = Linearization(_operator(matrix, symmetric, least, convex), slope, shift)
+    phi, _, how, _ = _decoded(settings)
+    system = Linearization(_operator(matrix, symmetric, least, convex), slope, shift, coupling=phi.coupling)
     g = torch.where(usable[:, None], gradient, 0.0)
     v, status, _, _ = solve_adjoint_system(system, g, how.method, how.tol, how.max_iter)
     report_backward("implicit adjoint", torch.where(usable, status, int(Status.DIVERGED)), how.on_failure)
@@ -133,15 +133,15 @@ def _operator(matrix: Tensor, symmetric: int, least: float, convex: bool) -> Den
     return Dense(matrix, known, None if math.isnan(least) else least, convex=convex)
 
 
-def _fields_of(settings: Settings | LegendreFunction) -> list[Any]:
+def _fields_of(settings: Settings | MirrorMap) -> list[Any]:
     values = {field.name: getattr(settings, field.name) for field in fields(settings) if field.init}
     return [type(settings).__name__, values]
 
 
 @cache
-def _decoded(settings: str) -> tuple[LegendreFunction, Solver, Implicit, float]:
+def _decoded(settings: str) -> tuple[MirrorMap, Solver, Implicit, float]:
     geometry, solver, adjoint, regularization = json.loads(settings)
-    return _made(LegendreFunction, *geometry), _made(Solver, *solver), _made(Implicit, *adjoint), regularization
+    return _made(MirrorMap, *geometry), _made(Solver, *solver), _made(Implicit, *adjoint), regularization
 
 
 def _made(kind: type, name: str, values: dict[str, Any]) -> Any:

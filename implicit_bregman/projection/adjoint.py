@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from implicit_bregman.backward import AdjointReport, differentiable, report_backward
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.linalg.norms import norm, ratio
 from implicit_bregman.objective import Objective
 from implicit_bregman.projection.basis import Basis
@@ -107,7 +107,7 @@ class _State:
 
     on_failure: str
     report: AdjointReport
-    geometry: LegendreFunction
+    geometry: MirrorMap
     gamma: float
     basis: Basis
     dual: Float[Tensor, "batch d"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from implicit_bregman.energy.base import Energy
 from implicit_bregman.energy.contract import Packed
 from implicit_bregman.energy.weights import hold
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.operators import LinearOperator
 from implicit_bregman.operators.base import Rebuild
 from implicit_bregman.operators.linear_map import LinearMap, RebuildMap
@@ -51,7 +51,7 @@ class BoundConstraints(BoundEquations):
         return self.exact.inconsistency(self._exact_target)
 
     def problem(
-        self, geometry: LegendreFunction, start: Float[Tensor, "batch d"], softness: float, tol: float
+        self, geometry: MirrorMap, start: Float[Tensor, "batch d"], softness: float, tol: float
     ) -> ProjectionProblem:
         beta, lengths = self._exact_target, self.lengths
         if softness or not is_plan(self.equations, geometry):
@@ -62,12 +62,12 @@ class BoundConstraints(BoundEquations):
     def is_inconsistent(self, tol: float) -> Bool[Tensor, " batch"]:
         return ~(self._inconsistency <= tol)
 
-    def is_impossible(self, geometry: LegendreFunction) -> Bool[Tensor, " batch"]:
+    def is_impossible(self, geometry: MirrorMap) -> Bool[Tensor, " batch"]:
         if not is_plan(self.equations, geometry):
             return super().is_impossible(geometry)
         return (self.target < 0).any(-1)
 
-    def is_thin(self, geometry: LegendreFunction, z: Float[Tensor, "batch d"], tol: float) -> Bool[Tensor, " batch"]:
+    def is_thin(self, geometry: MirrorMap, z: Float[Tensor, "batch d"], tol: float) -> Bool[Tensor, " batch"]:
         """Of a plan: whether its rows and columns fall into parts that hardly anything connects. Else: by equations.
 
         That is, by equations none of whose coordinates is off its bounds.

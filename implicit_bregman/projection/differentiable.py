@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.transforms import batched_again, map_over_samples, numbers, primals, pull, push
 
 Record = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -20,7 +20,7 @@ Record = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def follow(
-    geometry: LegendreFunction,
+    geometry: MirrorMap,
     record: Record,
     vectors: Float[Tensor, "d r"],
     target: Float[Tensor, "batch r"],
@@ -49,7 +49,7 @@ def follow(
 
 class _Multiplier(torch.autograd.Function):
     @staticmethod
-    def forward(geometry: LegendreFunction, multiplier: Tensor, soft: Tensor, *of: Tensor) -> Tensor:
+    def forward(geometry: MirrorMap, multiplier: Tensor, soft: Tensor, *of: Tensor) -> Tensor:
         return multiplier.clone()
 
     @staticmethod
@@ -83,7 +83,7 @@ def _dual(lam: Tensor, vectors: Tensor, start: Tensor) -> Float[Tensor, "batch d
 
 
 def _excess(
-    geometry: LegendreFunction,
+    geometry: MirrorMap,
     lam: Tensor,
     soft: Tensor,
     vectors: Tensor,
@@ -97,7 +97,7 @@ def _excess(
 
 
 def _solve(
-    geometry: LegendreFunction,
+    geometry: MirrorMap,
     lam: Tensor,
     soft: Tensor,
     vectors: Tensor,

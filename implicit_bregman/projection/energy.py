@@ -13,7 +13,7 @@ from torch import Tensor
 
 from implicit_bregman.energy.contract import BoundEnergy, Evaluation, Packed
 from implicit_bregman.energy.snapshot import Again
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.linalg.spectrum import Spectrum, spectrum
 from implicit_bregman.operators import LowRank
 from implicit_bregman.operators.linear_map import DenseMap, LinearMap
@@ -83,7 +83,7 @@ class BoundEquations(BoundEnergy):
 
     @abstractmethod
     def problem(
-        self, geometry: LegendreFunction, start: Float[Tensor, "batch d"], softness: float, tol: float
+        self, geometry: MirrorMap, start: Float[Tensor, "batch d"], softness: float, tol: float
     ) -> ProjectionProblem:
         """The dual problem of projecting ρ(y⁰) onto {Vᵀz + ελ = β}.
 
@@ -98,12 +98,12 @@ class BoundEquations(BoundEnergy):
     def is_inconsistent(self, tol: float) -> Bool[Tensor, " batch"]:
         """Whether equations that follow from others ask for different things, (B,), judged by their own size."""
 
-    def is_impossible(self, geometry: LegendreFunction) -> Bool[Tensor, " batch"]:
+    def is_impossible(self, geometry: MirrorMap) -> Bool[Tensor, " batch"]:
         """Whether something else than that is known to leave the equations without a solution in C, (B,)."""
         return torch.zeros_like(self.target[:, 0], dtype=torch.bool)
 
     @abstractmethod
-    def is_thin(self, geometry: LegendreFunction, z: Float[Tensor, "batch d"], tol: float) -> Bool[Tensor, " batch"]:
+    def is_thin(self, geometry: MirrorMap, z: Float[Tensor, "batch d"], tol: float) -> Bool[Tensor, " batch"]:
         """Whether so many coordinates are on their bounds that β cannot move freely, (B,).
 
         That is, whether the rows of V that belong to the others have a smaller rank than V.
@@ -195,7 +195,7 @@ class BoundLowRank(BoundEquations):
         return self.basis.lengths
 
     def problem(
-        self, geometry: LegendreFunction, start: Float[Tensor, "batch d"], softness: float, tol: float
+        self, geometry: MirrorMap, start: Float[Tensor, "batch d"], softness: float, tol: float
     ) -> ProjectionProblem:
         return dual_problem(self.basis, self.target, geometry, start, softness, tol)
 
@@ -204,7 +204,7 @@ class BoundLowRank(BoundEquations):
             return torch.zeros_like(self.target[:, 0], dtype=torch.bool)
         return ~(inconsistency(self.vectors, self.target) <= tol)
 
-    def is_thin(self, geometry: LegendreFunction, z: Float[Tensor, "batch d"], tol: float) -> Bool[Tensor, " batch"]:
+    def is_thin(self, geometry: MirrorMap, z: Float[Tensor, "batch d"], tol: float) -> Bool[Tensor, " batch"]:
         result = torch.zeros(len(z), dtype=torch.bool, device=z.device)
         if self.basis.range.shape[1] == 0:
             return result
@@ -243,7 +243,7 @@ def _value(equations: LinearMap, target: Tensor, z: Tensor, image: Tensor, exces
     return (excess * equations.product(z, adjoint=True)).sum(-1) - (image * target).sum(-1)
 
 
-def is_inside(geometry: LegendreFunction, z: Float[Tensor, "batch d"], tol: float) -> Bool[Tensor, "batch d"]:
+def is_inside(geometry: MirrorMap, z: Float[Tensor, "batch d"], tol: float) -> Bool[Tensor, "batch d"]:
     """Which coordinates are not on their bounds within the tolerance."""
     lo, hi = geometry.domain
     return torch.minimum(z - lo, hi - z) > 10 * tol

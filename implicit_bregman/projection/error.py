@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.linalg.dense import solve_general
 from implicit_bregman.linalg.norms import norm, ratio
 from implicit_bregman.objective import RowsOfTensors
@@ -51,7 +51,7 @@ class Solved:
         soft: which samples have ε > 0, (B,).
     """
 
-    geometry: LegendreFunction
+    geometry: MirrorMap
     regularization: float
     basis: Basis
     target: Tensor
@@ -147,7 +147,7 @@ def forward_errors(
 
 def refined_error(
     here: Unsolved,
-    geometry: LegendreFunction,
+    geometry: MirrorMap,
     basis: Basis,
     softness: float,
     tol: float,
@@ -183,7 +183,7 @@ def _change(old: Tensor, new: Tensor, nothing: Tensor | float) -> Float[Tensor, 
 
 
 def _further(
-    here: Unsolved, geometry: LegendreFunction, basis: Basis, softness: float, tol: float
+    here: Unsolved, geometry: MirrorMap, basis: Basis, softness: float, tol: float
 ) -> tuple[Float[Tensor, "batch d"], Bool[Tensor, " batch"]]:
     """y after some more Newton steps, and which samples turned out to be of the softened form, as Newton solves it."""
     dual, soft = here.dual, here.soft
@@ -199,7 +199,7 @@ def _further(
     return dual, soft
 
 
-def _steps(here: Unsolved, geometry: LegendreFunction, basis: Basis, softness: float, tol: float) -> Minimiser:
+def _steps(here: Unsolved, geometry: MirrorMap, basis: Basis, softness: float, tol: float) -> Minimiser:
     problem = dual_problem(basis, here.target, geometry, here.dual, softness, tol)
     # Its coordinates are counted from y on: ε‖λ‖²/2 from Tμ on.
     problem = replace(problem, target=problem.target - here.coordinates @ problem.metric[0])

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from implicit_bregman.backward import AdjointReport, differentiable, report_backward
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.linalg.norms import norm, ratio
 from implicit_bregman.objective import Objective
 from implicit_bregman.operators.linear_map import LinearMap, RebuildMap
@@ -116,7 +116,7 @@ class _State:
 
     on_failure: str
     report: AdjointReport
-    geometry: LegendreFunction
+    geometry: MirrorMap
     gamma: float
     rebuild: RebuildMap
     dual: Float[Tensor, "batch d"]
@@ -257,7 +257,7 @@ def _with_empty_lines(equations: LinearMap, target: Tensor, dual: Tensor, g: Ten
 
 
 def follow_map(
-    geometry: LegendreFunction,
+    geometry: MirrorMap,
     rebuild: RebuildMap,
     record: Record,
     target: Float[Tensor, "batch r"],
@@ -292,9 +292,7 @@ class _Multiplier(torch.autograd.Function):
     """λ, the root of K(λ) = Vᵀρ(y⁰ + Vλ) + ελ − β."""
 
     @staticmethod
-    def forward(
-        geometry: LegendreFunction, rebuild: RebuildMap, multiplier: Tensor, soft: Tensor, *of: Tensor
-    ) -> Tensor:
+    def forward(geometry: MirrorMap, rebuild: RebuildMap, multiplier: Tensor, soft: Tensor, *of: Tensor) -> Tensor:
         return multiplier.clone()
 
     @staticmethod

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from implicit_bregman.backward import AdjointReport
 from implicit_bregman.energy.own import OwnMethods
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.objective import Objective
 from implicit_bregman.projection.adjoint import softness_of
 from implicit_bregman.projection.map_adjoint import attach_map, follow_map, record_map
@@ -34,7 +34,7 @@ class MapMethods(OwnMethods):
     energy: BoundConstraints
     name = "V an operator"
 
-    def check(self, geometry: LegendreFunction, regularization: float) -> None:
+    def check(self, geometry: MirrorMap, regularization: float) -> None:
         check_projection(geometry, regularization)
 
     def needs_start(self, regularization: float) -> bool:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.operators.linear_map import LinearMap
 from implicit_bregman.projection.newton import minimise
 from implicit_bregman.projection.problem import FAR, HUGE, At, ProjectionProblem
@@ -151,7 +151,7 @@ def map_problem(
     equations: LinearMap,
     lengths: Float[Tensor, " r"],
     target: Float[Tensor, "batch r"],
-    geometry: LegendreFunction,
+    geometry: MirrorMap,
     start: Float[Tensor, "batch d"],
     softness: float,
     tol: float,
@@ -185,7 +185,7 @@ def plan_problem(
     lengths: Float[Tensor, " r"],
     target: Float[Tensor, "batch r"],
     has_plan: Bool[Tensor, " batch"],
-    geometry: LegendreFunction,
+    geometry: MirrorMap,
     start: Float[Tensor, "batch d"],
     tol: float,
 ) -> PlanProblem:
@@ -224,6 +224,6 @@ def plan_problem(
     )
 
 
-def is_plan(equations: LinearMap, geometry: LegendreFunction) -> bool:
+def is_plan(equations: LinearMap, geometry: MirrorMap) -> bool:
     """Whether z is an entropic transport plan."""
     return equations.plan is not None and geometry.is_exponential

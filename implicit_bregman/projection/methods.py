@@ -11,7 +11,7 @@ from torch import Tensor
 
 from implicit_bregman.backward import AdjointReport
 from implicit_bregman.energy.own import OwnMethods
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.objective import Objective
 from implicit_bregman.projection.adjoint import attach_projection, record_projection, softness_of
 from implicit_bregman.projection.differentiable import follow
@@ -33,7 +33,7 @@ class ProjectionMethods(OwnMethods):
     energy: BoundLowRank
     name = 'weight="low_rank"'
 
-    def check(self, geometry: LegendreFunction, regularization: float) -> None:
+    def check(self, geometry: MirrorMap, regularization: float) -> None:
         check_projection(geometry, regularization)
 
     def needs_start(self, regularization: float) -> bool:
@@ -68,12 +68,17 @@ class ProjectionMethods(OwnMethods):
         return follow(objective.geometry, (value, multiplier, soft, known), *of)
 
 
-def check_projection(geometry: LegendreFunction, regularization: float) -> None:
+def check_projection(geometry: MirrorMap, regularization: float) -> None:
     """Refuse a geometry for which MM's limit is no Bregman projection.
 
     Raises:
         ValueError: naming the remedies.
     """
+    if geometry.coupling is not None:
+        raise ValueError(
+            f"{geometry.name} couples its coordinates, which a Bregman projection does not know of: use a geometry "
+            "of single coordinates, such as exp, and give the sums as further constraints"
+        )
     if regularization == 0 and not geometry.is_legendre:
         raise ValueError(
             f'{geometry.name} is not Legendre: its dual iterates are clamped, so that with weight="low_rank" and '

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.objective import RowsOfTensors
 from implicit_bregman.per_sample import Running, all_rows, iterate
 from implicit_bregman.projection.basis import Basis
@@ -171,7 +171,7 @@ def _careful_step(state: _State, step: _Step, new: At) -> _State:
 
 
 def nearest(
-    geometry: LegendreFunction,
+    geometry: MirrorMap,
     basis: Float[Tensor, "d k"],
     start: Float[Tensor, "batch d"],
     target: Float[Tensor, "batch k"],

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.objective import RowsOfTensors
 from implicit_bregman.projection.basis import Basis
 
@@ -48,7 +48,7 @@ class ProjectionProblem(RowsOfTensors):
         softness: ε.
     """
 
-    geometry: LegendreFunction
+    geometry: MirrorMap
     start: Tensor
     target: Tensor
     tolerated: Tensor
@@ -212,7 +212,7 @@ class At(RowsOfTensors):
 def dual_problem(
     basis: Basis,
     target: Float[Tensor, "batch r"],
-    geometry: LegendreFunction,
+    geometry: MirrorMap,
     start: Float[Tensor, "batch d"],
     softness: float,
     tol: float,

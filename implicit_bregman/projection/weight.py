@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from implicit_bregman.energy.base import Energy
 from implicit_bregman.energy.quadratic import QuadraticEnergy
 from implicit_bregman.energy.weights import Weight, at_least_single, check_shared, hold
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.linalg.spectrum import Spectrum
 from implicit_bregman.projection.energy import BoundLowRank, gram_spectrum
 from implicit_bregman.settings import check_positive, is_number
@@ -149,7 +149,7 @@ def checked_softening(softening: float | None) -> float:
     return float(softening)
 
 
-def middle(vectors: Float[Tensor, "d r"], geometry: LegendreFunction) -> Float[Tensor, " r"]:
+def middle(vectors: Float[Tensor, "d r"], geometry: MirrorMap) -> Float[Tensor, " r"]:
     """Vᵀρ(0): the β whose system the middle of C solves."""
     vectors = at_least_single(vectors)
     return geometry.activation(torch.zeros_like(vectors[:, 0])) @ vectors

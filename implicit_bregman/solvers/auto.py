@@ -50,12 +50,16 @@ class Auto(Newton):
         | one's own, convex | one | any | projected Newton, or Newton in y |
         | one's own | several | any | MM, then Newton from nearby |
         | a network's field | any | any | Anderson without a safeguard, Newton by GMRES, continuation in γ |
+        | any, on a simplex | one | > 0 | Newton in y |
+        | quadratic, on a simplex | one | 0 | operator splitting, then the exact point on a face |
+        | any, on a simplex | several | any | MM, then Newton from nearby |
         | low rank | one | any | Newton in the dual of the Bregman projection |
 
         All but the first two rows are Newton's own: see `Newton`.
         """
         dual, energy = dual.detach(), objective.energy
-        quadratic = energy.own is None and energy.affine and objective.unique
+        coupled = objective.geometry.coupling is not None
+        quadratic = energy.own is None and energy.affine and objective.unique and not coupled
         if not quadratic or self.trace or len(dual) == 0:
             return super().solve(objective, dual)
         gamma, tol = objective.regularization, self.tolerance(dual.dtype)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.solvers.exact.result import ExactResult
 
@@ -24,6 +24,8 @@ _RADII = (1.05, 1.6, 2.5, 4.0, 8.0, 20.0, 100.0)
 
 def can_certify(objective: Objective) -> bool:
     """Whether the certificate below exists: it needs an objective, a Hessian that factorizes and τ that majorizes."""
+    if objective.geometry.coupling is not None:
+        return False
     return objective.energy.symmetric and objective.energy.factored is not None and not objective.backtracks
 
 
@@ -71,7 +73,7 @@ def certified_radius(objective: Objective, point: Point, limit: ExactResult) -> 
 
 
 def _least_curvature(
-    geometry: LegendreFunction, centre: Float[Tensor, "batch d"], radius: Float[Tensor, "batch 1"]
+    geometry: MirrorMap, centre: Float[Tensor, "batch d"], radius: Float[Tensor, "batch 1"]
 ) -> Float[Tensor, "batch d"]:
     """The least φ'' within `radius` of `centre`; φ'' grows away from the middle of C, from +∞ on a half-line."""
     lo, hi = geometry.domain

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from implicit_bregman.energy.contract import BoundEnergy
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.linalg.gmres import gmres
 from implicit_bregman.objective import Objective, RowsOfTensors
 from implicit_bregman.operators import LinearOperator
@@ -91,7 +91,7 @@ class _Equation(Protocol):
 class _LinearEquation:
     """F(z) = Hz − c, with one factorization per sample."""
 
-    geometry: LegendreFunction
+    geometry: MirrorMap
     operator: LinearOperator
     offset: Tensor
 
@@ -118,7 +118,7 @@ class _LinearEquation:
 class _FieldEquation:
     """Any field F, by products with its Jacobian."""
 
-    geometry: LegendreFunction
+    geometry: MirrorMap
     energy: BoundEnergy
 
     def error(self, dual: Tensor, level: Tensor) -> Tensor:

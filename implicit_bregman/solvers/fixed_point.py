@@ -186,6 +186,7 @@ def _evaluated(objective: Objective, dual: Tensor, value: Tensor) -> tuple[Tenso
     gamma = objective.regularization
     gradient = objective.energy.evaluate(value).gradient
     total = torch.add(gradient, dual, alpha=gamma) if gamma else gradient
+    total = total if objective.geometry.coupling is None else objective.total(gradient, dual)
     return gradient, total, objective.residual(value, total, objective.scale(objective.energy.terms(gradient)))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.objective import Objective
 from implicit_bregman.solvers.base import Outcome, Solver, Trace
+from implicit_bregman.solvers.coupled import solve_coupled
 from implicit_bregman.solvers.exact.dual_newton import newton
 from implicit_bregman.solvers.exact.minimum import Guess, by_active_set, sharpen
 from implicit_bregman.solvers.exact.projected_newton import projected_newton
@@ -81,6 +82,9 @@ class Newton(Solver):
                 return self._one_by_one(objective, parts, dual)
             if energy.is_field and not self.trace:
                 return solve_network(objective, dual, self)
+            by_newton = objective.regularization and objective.unique and energy.symmetric
+            if objective.geometry.coupling is not None and not by_newton:
+                return solve_coupled(objective, dual, self)
             if len(dual) == 0 or not energy.symmetric:
                 monotone = len(dual) and not self.trace and objective.unique and energy.affine
                 return solve_monotone(objective, dual, self) if monotone else solve_field(objective, dual, self)

@@ -11,6 +11,7 @@ from torch import Tensor
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.solvers.base import Outcome, Solver
 from implicit_bregman.solvers.exact.dual_newton import newton
+from implicit_bregman.solvers.exact.face import solve_on_face
 from implicit_bregman.solvers.exact.projected_newton import projected_newton
 from implicit_bregman.solvers.exact.result import ExactResult, exact_outcome
 from implicit_bregman.solvers.exact.singular import has_others, minimised_by_products, off_bounds
@@ -90,6 +91,8 @@ def _from_nearby(objective: Objective, point: Point, tol: float, max_steps: int)
     """Newton steps from MM's iterates, and whether their end is near them and not higher, (B,)."""
     if objective.regularization:
         found = newton(objective, point.dual, tol, max_steps)
+    elif objective.geometry.coupling is not None:
+        found = solve_on_face(objective, point.value, tol, corrections=0)
     else:
         found = projected_newton(objective, point.value, tol, max_steps)
     size = 1 + point.value.abs().amax(-1)

@@ -75,6 +75,11 @@ class Splitting(Solver):
                 "Splitting needs a quadratic energy with one critical point (its symmetric part positive definite, "
                 'perhaps thanks to regularization > 0): use weight="convex" or "monotone", or solver="auto"'
             )
+        if objective.regularization and objective.geometry.coupling is not None:
+            raise ValueError(
+                f"Splitting has no proximal map of {objective.geometry.name} with regularization > 0: use "
+                'solver="auto", or regularization=0'
+            )
         with torch.no_grad():
             return self._outcome(objective, dual.detach())
 
@@ -211,7 +216,7 @@ def _prox(run: _Run, v: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
     """z, and its dual (γ = 0: z again)."""
     geometry, gamma = run.objective.geometry, run.objective.regularization
     if not gamma:
-        z = v.clamp(*geometry.bounds(v.dtype))
+        z = geometry.project(v)
         return z, z
     # (the strong convexity of γφ is H's share)
     own = run.splitter.prox_weight
@@ -222,6 +227,7 @@ def _prox(run: _Run, v: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
 def _residual(objective: Objective, z: Tensor, dual: Tensor) -> Float[Tensor, " batch"]:
     gradient, gamma = objective.energy.gradient(z), objective.regularization
     total = torch.add(gradient, dual, alpha=gamma) if gamma else gradient
+    total = total if objective.geometry.coupling is None else objective.total(gradient, dual)
     return objective.residual(z, total, objective.scale(objective.energy.terms(gradient)))
 
 
@@ -249,7 +255,7 @@ def _found(
         residual = objective.residual(value, gradient, scale)
         # At a bound is what is as near to it as the tolerance allows, and would go there: a dual reaches none.
         ends, reach = objective.geometry.bounds(value.dtype), tol * objective.unit
-        target = value - objective.relative_step(gradient, scale)
+        target = objective.geometry.project(value - objective.relative_step(gradient, scale))
         at_lo = (target <= ends[0]) & (value - ends[0] <= reach)
         at_hi = (target >= ends[1]) & (ends[1] - value <= reach)
         free = ~(at_lo | at_hi)

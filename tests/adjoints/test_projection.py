@@ -10,11 +10,12 @@ from torch import Tensor
 
 import implicit_bregman as ib
 from implicit_bregman import ConvergenceWarning, Status
+from implicit_bregman.legendre import separable_geometries
 from implicit_bregman.projection.basis import Basis
 from implicit_bregman.projection.system import solve_projection_system
 from tests.adjoints.helpers import saved_bytes
 
-LEGENDRE = [name for name in ib.geometries() if ib.geometry(name).is_legendre]
+LEGENDRE = [name for name in separable_geometries() if ib.geometry(name).is_legendre]
 D, N, R, B = 7, 4, 3, 4
 
 Leaves = dict[str, Tensor]

@@ -6,23 +6,25 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from implicit_bregman.experiments.benchmark.cells import Cell
+from implicit_bregman.experiments.benchmark.cells import QuadraticCell
 from implicit_bregman.experiments.benchmark.contenders import BOTH, FORWARD, differentiated, errors, reaches
 from implicit_bregman.experiments.benchmark.feedforward import ACTIVATIONS, Size, compare_layers
 from implicit_bregman.experiments.benchmark.qp_peer import LAYOUTS, applies, proxqp, proxqp_contenders
 from implicit_bregman.experiments.benchmark.torchdeq_peer import (
     CLAMPED,
     DUAL,
-    FixedPoint,
     Method,
+    MirrorMap,
     Setup,
+    mirror_equation,
+    mirror_equations,
     setups,
     torchdeq_value,
 )
 from implicit_bregman.experiments.benchmark.torchdeq_sweep import torchdeq_contenders
-from implicit_bregman.experiments.benchmark.truth import Prepared, prepare
+from implicit_bregman.experiments.benchmark.truth import PreparedQuadratic, prepare
 
-TINY = Cell("tiny", dim=8, batch=2, condition=10.0, active=0.25)
+TINY = QuadraticCell("tiny", dim=8, batch=2, condition=10.0, active=0.25)
 SIMPLE = Method("simple")
 ANDERSON = Method("anderson", {"m": 5, "lam": 1e-12, "tau": 1.0})
 BROYDEN = Method("broyden", {"LBFGS_thres": None, "ls": False})
@@ -37,18 +39,20 @@ def warnings_of_peers() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def prepared() -> Prepared:
+def prepared() -> PreparedQuadratic:
     return prepare(TINY)
 
 
 @pytest.fixture(scope="module")
-def regular() -> Prepared:
-    return prepare(Cell("regular", dim=8, batch=2, condition=10.0, active=0.0, regularization=0.3, dtype="float64"))
+def regular() -> PreparedQuadratic:
+    return prepare(
+        QuadraticCell("regular", dim=8, batch=2, condition=10.0, active=0.0, regularization=0.3, dtype="float64")
+    )
 
 
 @pytest.mark.parametrize("variable", [DUAL, CLAMPED])
-def test_the_truth_is_the_fixed_point(regular: Prepared, variable: str) -> None:
-    step = FixedPoint(regular, variable, 1e-9)
+def test_the_truth_is_the_fixed_point(regular: PreparedQuadratic, variable: str) -> None:
+    step = MirrorMap(regular, variable, 1e-9)
     at = regular.geometry.inverse_activation(regular.value) if variable == DUAL else regular.value
     assert torch.allclose(step(at), at, atol=1e-11)
     assert torch.equal(step.value(step.start()), torch.zeros_like(regular.value))
@@ -59,11 +63,11 @@ def test_the_truth_is_the_fixed_point(regular: Prepared, variable: str) -> None:
     ("method", "variable"),
     [(SIMPLE, DUAL), (SIMPLE, CLAMPED), (ANDERSON, DUAL), (ANDERSON, CLAMPED), (BROYDEN, DUAL)],
 )
-def test_torchdeq_gets_there(regular: Prepared, method: Method, variable: str) -> None:
+def test_torchdeq_gets_there(regular: PreparedQuadratic, method: Method, variable: str) -> None:
     pytest.importorskip("torchdeq")
-    setup = Setup(variable, 1e-9, method, method)
+    setup = Setup(mirror_equation(regular, variable, 1e-9), method, method)
     steps = 300 if method is SIMPLE else 40
-    run = differentiated(regular, torchdeq_value(regular, setup, steps, steps))
+    run = differentiated(regular, torchdeq_value(setup, steps, steps))
     value_error, gradient_error = errors(regular, *run())
     assert value_error <= 1e-6
     assert gradient_error is not None
@@ -71,7 +75,7 @@ def test_torchdeq_gets_there(regular: Prepared, method: Method, variable: str) -
 
 
 @pytest.mark.parametrize("method", [SIMPLE, ANDERSON, BROYDEN])
-def test_torchdeq_makes_the_iterations_it_is_told(regular: Prepared, method: Method) -> None:
+def test_torchdeq_makes_the_iterations_it_is_told(regular: PreparedQuadratic, method: Method) -> None:
     pytest.importorskip("torchdeq")
     calls = []
 
@@ -83,9 +87,9 @@ def test_torchdeq_makes_the_iterations_it_is_told(regular: Prepared, method: Met
     assert len(calls) == (13 if method.name == "broyden" else 12)
 
 
-def test_the_sweep_finds_settings_that_reach_the_levels(prepared: Prepared) -> None:
+def test_the_sweep_finds_settings_that_reach_the_levels(prepared: PreparedQuadratic) -> None:
     pytest.importorskip("torchdeq")
-    found, failures = torchdeq_contenders(prepared, (1e-2, 1e-3), 4.0, quick=True)
+    found, failures = torchdeq_contenders(prepared, mirror_equations(prepared, True), (1e-2, 1e-3), 4.0, quick=True)
     assert any(1e-3 in contender.accuracies for contender in found)
     for contender in found:
         assert reaches(contender.accuracies[0], *errors(prepared, *contender.run()), BOTH), contender.settings
@@ -94,9 +98,9 @@ def test_the_sweep_finds_settings_that_reach_the_levels(prepared: Prepared) -> N
     assert len({contender.name for contender in found} | {failure.name for failure in failures}) == 3
 
 
-def test_the_sweep_lists_what_it_could_not_reach(prepared: Prepared) -> None:
+def test_the_sweep_lists_what_it_could_not_reach(prepared: PreparedQuadratic) -> None:
     pytest.importorskip("torchdeq")
-    found, failures = torchdeq_contenders(prepared, (1e-14,), 0.6, quick=True)
+    found, failures = torchdeq_contenders(prepared, mirror_equations(prepared, True), (1e-14,), 0.6, quick=True)
     assert found == []
     assert len(failures) == 3
     near = [failure for failure in failures if failure.value_error is not None]
@@ -105,7 +109,9 @@ def test_the_sweep_lists_what_it_could_not_reach(prepared: Prepared) -> None:
 
 
 def test_the_sweep_tries_both_maps() -> None:
-    names = {(setup.variable, setup.forward.name) for setup in setups(prepare(TINY))}
+    prepared = prepare(TINY)
+    tried = setups(prepared, mirror_equations(prepared))
+    names = {(setup.equation.text.split(",")[0], setup.forward.name) for setup in tried}
     assert names == {(v, m) for v in (DUAL, CLAMPED) for m in ("anderson", "broyden", "simple")}
 
 
@@ -113,14 +119,14 @@ def test_the_sweep_tries_both_maps() -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_proxqp_solves_the_same_problem(geometry: str, layout: str) -> None:
     pytest.importorskip("proxsuite")
-    cell = prepare(Cell("tiny", geometry=geometry, dim=8, batch=3, condition=10.0, active=0.25))
+    cell = prepare(QuadraticCell("tiny", geometry=geometry, dim=8, batch=3, condition=10.0, active=0.25))
     assert applies(cell)
     z, gradient = proxqp(cell, layout, 1e-11, 1)()
     assert gradient is None
     assert cell.value_error(z) <= 1e-7
 
 
-def test_proxqp_is_searched_for_its_loosest_tolerance(prepared: Prepared, regular: Prepared) -> None:
+def test_proxqp_is_searched_for_its_loosest_tolerance(prepared: PreparedQuadratic, regular: PreparedQuadratic) -> None:
     pytest.importorskip("proxsuite")
     assert not applies(regular)
     found, failures = proxqp_contenders(prepared, (1e-3, 1e-6), 10.0, 1)

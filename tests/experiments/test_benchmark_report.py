@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ def entry(contender: str, seconds: float | None, accuracy: float = 1e-3, task: s
 
 def cell(name: str, *entries: Entry, **facts: object) -> CellResult:
     usual = {
+        "family": "quadratic",
         "name": name,
         "kind": "convex",
         "geometry": "tanh",
@@ -140,6 +142,43 @@ def test_targets_are_met_or_missed_by_how_much(full: Benchmark) -> None:
     assert found["layers like monDEQ's, forward to 1e-6 against Peaceman–Rachford"] == (MET, "")
     verdict, margin = found["layers like monDEQ's, forward+backward to 1e-6 against Peaceman–Rachford"]
     assert (verdict, margin) == (MISSED, "the median by a factor of 3; too slow in layer")
+
+
+def test_targets_of_layers_ask_for_every_cell() -> None:
+    conv = {"family": "convolution", "margin": 0.1, "active": None}
+    fast = cell(
+        "conv-fast",
+        *(entry(OURS, 0.01, level) for level in (1e-3, 1e-5)),
+        *(entry("own energy", 0.06, level) for level in (1e-3, 1e-5)),
+        entry("Peaceman–Rachford", 0.015),
+        entry("torchdeq Anderson", 0.03),
+        **conv,
+    )
+    monotone = cell("conv-skew", entry(OURS, 0.01), entry("torchdeq Broyden", None), **(conv | {"kind": "monotone"}))
+    field = cell("field-net", entry(OURS, 0.02), entry("torchdeq Anderson", 0.03), family="field", condition=None)
+    result = benchmark(fast, monotone, field)
+    found = verdicts(result)
+    assert found["convolutional layers, forward+backward to 1e-03 against the user's own energy"] == (MET, "")
+    assert found["convolutional layers, forward+backward to 1e-05 against the user's own energy"] == (MET, "")
+    verdict, margin = found["convolutional layers, forward+backward to 1e-03 against Peaceman–Rachford"]
+    assert (verdict, margin) == (MISSED, "the median by a factor of 1.3; too slow in conv-fast")
+    assert found["convolutional layers, forward+backward to 1e-03 against torchdeq's best"] == (MET, "")
+    assert found["convolutional layers, forward+backward to 1e-05 against torchdeq's best"] == (UNKNOWN, "")
+    assert found["fields, forward+backward to 1e-03 against torchdeq's best"] == (MET, "")
+    assert found["fields, forward+backward to 1e-05 against torchdeq's best"] == (UNKNOWN, "")
+    assert found["fields: relative error of the gradients"] == (MET, "")
+    # They are no cells of the other targets.
+    assert found["forward + backward to 1e-3 against torchdeq's best, γ = 0"] == (UNKNOWN, "")
+    assert found["relative error of z, float32, condition ≤ 1000"] == (UNKNOWN, "")
+    tables = {title: (heading, rows) for title, heading, rows in sections(result)}
+    heading, rows = tables["Times of the best peer over those of implicit-bregman's defaults"]
+    assert dict(zip(heading, rows[0], strict=True))["own energy, 1e-03"] == "6×"
+
+
+def test_gradients_of_a_field_that_are_too_far_off_are_a_miss() -> None:
+    off = replace(cell("field-net", entry(OURS, 0.02), family="field"), gradient_error=3e-5)
+    verdict, margin = verdicts(benchmark(off))["fields: relative error of the gradients"]
+    assert (verdict, margin) == (MISSED, "by a factor of 3 at most: field-net")
 
 
 def test_a_cell_that_only_the_peer_solves_is_a_slower_one() -> None:

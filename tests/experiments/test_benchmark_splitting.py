@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from implicit_bregman.experiments.benchmark import mondeq_peer, osqp_peer
-from implicit_bregman.experiments.benchmark.cells import Cell
+from implicit_bregman.experiments.benchmark.cells import QuadraticCell
 from implicit_bregman.experiments.benchmark.contenders import (
     BOTH,
     FORWARD,
@@ -12,7 +12,6 @@ from implicit_bregman.experiments.benchmark.contenders import (
     errors,
     library,
     reaches,
-    without_gradient,
 )
 from implicit_bregman.experiments.benchmark.mondeq_peer import (
     FORWARD_BACKWARD,
@@ -23,39 +22,42 @@ from implicit_bregman.experiments.benchmark.mondeq_peer import (
     tuned_step,
 )
 from implicit_bregman.experiments.benchmark.osqp_peer import osqp, osqp_contenders
+from implicit_bregman.experiments.benchmark.prepared import Gradients
 from implicit_bregman.experiments.benchmark.splitting_peer import (
     NAME,
     Setup,
+    dense_splitting,
     splitting_contenders,
-    splitting_value,
+    splitting_run,
     unique,
 )
-from implicit_bregman.experiments.benchmark.truth import Prepared, prepare
+from implicit_bregman.experiments.benchmark.truth import PreparedQuadratic, prepare
 
 
-def layer(kind: str, margin: float = 1.0, dtype: str = "float64") -> Prepared:
-    return prepare(Cell("layer", kind, "softplus", 12, 6, active=0.5, margin=margin, dtype=dtype))
+def layer(kind: str, margin: float = 1.0, dtype: str = "float64") -> PreparedQuadratic:
+    return prepare(QuadraticCell("layer", kind, "softplus", 12, 6, active=0.5, margin=margin, dtype=dtype))
 
 
-def plain(geometry: str, **facts: object) -> Prepared:
+def plain(geometry: str, **facts: object) -> PreparedQuadratic:
     usual = {"dim": 10, "batch": 3, "condition": 10.0, "active": 0.2, "dtype": "float64"}
-    return prepare(Cell("plain", geometry=geometry, **(usual | facts)))
+    return prepare(QuadraticCell("plain", geometry=geometry, **(usual | facts)))
 
 
-def check_same(prepared: Prepared, z: torch.Tensor, gradient: torch.Tensor | None, tol: float) -> None:
+def check_same(prepared: PreparedQuadratic, z: torch.Tensor, gradients: Gradients | None, tol: float) -> None:
     """As the library's solution and gradient."""
-    ours, ours_gradient = library(prepared)()
+    ours, our_gradients = library(prepared)()
     assert (z - ours).norm() <= tol * ours.norm()
-    assert gradient is not None
-    assert ours_gradient is not None
-    assert (gradient - ours_gradient).norm() <= tol * ours_gradient.norm()
+    assert gradients is not None
+    assert our_gradients is not None
+    for gradient, our_gradient in zip(gradients, our_gradients, strict=True):
+        assert (gradient - our_gradient).norm() <= tol * our_gradient.norm()
 
 
 @pytest.mark.parametrize("kind", ["convex", "general"])
 @pytest.mark.parametrize("margin", [1.0, 0.1])
 def test_the_plain_loop_finds_the_librarys_point_and_gradient(kind: str, margin: float) -> None:
     prepared = layer(kind, margin)
-    check_same(prepared, *differentiated(prepared, splitting_value(prepared, Setup(0.6), 200, 200))(), 1e-9)
+    check_same(prepared, *splitting_run(dense_splitting(prepared), Setup(0.6), 200, 200)(), 1e-9)
 
 
 @pytest.mark.parametrize("geometry", ["tanh", "arctan", "sin", "softplus", "arcsinh"])
@@ -64,7 +66,7 @@ def test_the_plain_loop_in_other_geometries(geometry: str, gamma: float) -> None
     active = 0.2 if geometry != "arcsinh" and (gamma == 0 or geometry == "sin") else 0.0
     prepared = plain(geometry, regularization=gamma, active=active)
     for newton in (1, 3, None) if gamma else (1,):
-        run = differentiated(prepared, splitting_value(prepared, Setup(2.0, newton), 300, 300))
+        run = splitting_run(dense_splitting(prepared), Setup(2.0, newton), 300, 300)
         check_same(prepared, *run(), 1e-8)
 
 
@@ -72,7 +74,7 @@ def test_the_plain_loop_in_other_geometries(geometry: str, gamma: float) -> None
 def test_the_sweep_finds_the_least_iterations(gamma: float) -> None:
     prepared = plain("tanh", regularization=gamma, active=0.0 if gamma else 0.2, dtype="float32")
     levels = (1e-3, 1e-5)
-    found, failures = splitting_contenders(prepared, levels, 10.0)
+    found, failures = splitting_contenders(dense_splitting(prepared), levels, 10.0)
     assert not failures
     assert {(c.name, c.task, c.accuracies) for c in found} == {
         (NAME, task, (level,)) for task in (FORWARD, BOTH) for level in levels
@@ -83,13 +85,14 @@ def test_the_sweep_finds_the_least_iterations(gamma: float) -> None:
     best = next(c for c in found if (c.task, c.accuracies) == (FORWARD, (1e-5,)))
     words, count = best.settings.removesuffix(" iterations").split("; ")
     setup = Setup(float(words.split(",")[0].removeprefix("α = ")), 3 if words.endswith(": 3") else 1)
-    z, _ = without_gradient(splitting_value(prepared, setup, int(count) - 2))()
+    z, gradients = splitting_run(dense_splitting(prepared), setup, int(count) - 2)()
+    assert gradients is None
     assert prepared.value_error(z) > 1e-5
 
 
 def test_what_reaches_a_level_reaches_the_looser_ones() -> None:
     prepared = layer("general", 0.1, "float32")
-    found, _ = splitting_contenders(prepared, (1e-3, 1e-5), 10.0)
+    found, _ = splitting_contenders(dense_splitting(prepared), (1e-3, 1e-5), 10.0)
     counts = {
         (contender.task, contender.accuracies[0]): sum(
             map(int, contender.settings.split("; ")[1].removesuffix(" iterations").split(" + "))
@@ -101,11 +104,11 @@ def test_what_reaches_a_level_reaches_the_looser_ones() -> None:
 
 
 def test_a_level_that_rounding_forbids_is_listed() -> None:
-    found, failures = splitting_contenders(layer("general", dtype="float32"), (1e-12,), 2.0)
+    found, failures = splitting_contenders(dense_splitting(layer("general", dtype="float32")), (1e-12,), 2.0)
     assert found == []
     assert {failure.task for failure in failures} == {FORWARD, BOTH}
     assert all(failure.value_error is not None and 1e-12 < failure.value_error < 1e-5 for failure in failures)
-    _, failures = splitting_contenders(layer("general"), (1e-3,), 0.0)
+    _, failures = splitting_contenders(dense_splitting(layer("general")), (1e-3,), 0.0)
     assert {failure.settings for failure in failures} == {"cap reached before its first run"}
 
 

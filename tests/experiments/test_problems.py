@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from implicit_bregman.experiments.problems import KINDS, Problem, collection, make_problem
-from implicit_bregman.legendre import geometries, geometry
+from implicit_bregman.legendre import geometry, separable_geometries
 
 PROBLEMS = collection()
 
@@ -64,7 +64,7 @@ def test_collection_covers_what_it_promises() -> None:
     names = [problem.name for problem in PROBLEMS]
     assert len(set(names)) == len(names)
     assert {problem.kind for problem in PROBLEMS} == set(KINDS)
-    assert {problem.geometry.name for problem in PROBLEMS} >= {*geometries(), "box"}
+    assert {problem.geometry.name for problem in PROBLEMS} >= {*separable_geometries(), "box"}
     convex = [problem for problem in PROBLEMS if problem.kind == "convex"]
     assert {problem.condition for problem in convex} >= {1.0, 10.0, 100.0, 1e3, 1e4}
     shares = [problem.active_share for problem in convex]

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import implicit_bregman as ib
+from implicit_bregman.legendre import separable_geometries
 from implicit_bregman.legendre.prox import prox_dual
 
 ACTIVATIONS = {
@@ -44,7 +45,7 @@ def test_the_root_is_that_of_mpmath(geometry: str, weight: float, v: float, dtyp
 
 
 @given(st.floats(-50, 50), st.floats(-50, 50), st.floats(1e-3, 10))
-@pytest.mark.parametrize("geometry", ib.geometries())
+@pytest.mark.parametrize("geometry", separable_geometries())
 def test_it_is_firmly_nonexpansive_and_any_start_will_do(geometry: str, a: float, b: float, weight: float) -> None:
     phi = ib.geometry(geometry)
     v = torch.tensor([a, b], dtype=torch.float64)

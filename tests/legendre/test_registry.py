@@ -11,7 +11,7 @@ import torch
 from implicit_bregman.legendre import Box, LegendreFunction, ScaledTanh, geometries, geometry
 
 PAPER = ("isru", "sigmoid", "softplus", "arctan", "tanh", "sin", "arcsinh")
-NAMES = (*PAPER, "identity", "scaled_tanh", "exp", "bent")
+NAMES = (*PAPER, "identity", "scaled_tanh", "exp", "bent", "simplex")
 PARAMETERS = [
     ("isru", "scale"),
     ("softplus", "sharpness"),
@@ -25,7 +25,7 @@ def test_names() -> None:
     assert geometries() == NAMES
     for name in NAMES:
         phi = geometry(name)
-        assert isinstance(phi, LegendreFunction)
+        assert isinstance(phi, LegendreFunction) == (name != "simplex")
         assert phi.name == name
 
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import implicit_bregman as ib
+from implicit_bregman.legendre import separable_geometries
 
 BOX = ib.geometry("tanh").to_box(-2.0, 3.0)
-GEOMETRIES = [*ib.geometries(), BOX]
+GEOMETRIES = [*separable_geometries(), BOX]
 KINDS = {"standard": ib.StandardLinear, "euclidean": ib.EuclideanLinear, "bregman": ib.BregmanLinear}
 WIDTHS = [(4, 4), (4, 6), (6, 4), (5, 2), (2, 5), (1, 3), (3, 1), (1, 1)]
 

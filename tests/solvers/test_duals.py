@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import implicit_bregman as ib
+from implicit_bregman.legendre import separable_geometries
 
 NARROW = [(0.0, 1e-3), (0.0, 1e-5), (-1e-4, 1e-4), (0.5, 0.501)]
 
@@ -23,7 +24,7 @@ def check(found: ib.Solution, phi: ib.LegendreFunction, slack: float) -> None:
 
 
 @pytest.mark.parametrize("solver", ["auto", "mm", "anderson"])
-@pytest.mark.parametrize("name", ib.geometries())
+@pytest.mark.parametrize("name", separable_geometries())
 def test_every_geometry(name: str, solver: str, dtype: torch.dtype) -> None:
     """Interior, next to a bound, and on it: W = −I, so that z = Π_C(x)."""
     phi = ib.geometry(name)
@@ -53,7 +54,7 @@ def test_arcsinh_in_double_precision(target: float) -> None:
 
 
 @pytest.mark.parametrize("box", NARROW, ids=str)
-@pytest.mark.parametrize("name", [n for n in ib.geometries() if math.isfinite(sum(ib.geometry(n).domain))])
+@pytest.mark.parametrize("name", [n for n in separable_geometries() if math.isfinite(sum(ib.geometry(n).domain))])
 def test_narrow_boxes(name: str, box: tuple[float, float], dtype: torch.dtype) -> None:
     phi = ib.geometry(name).to_box(*box)
     width = box[1] - box[0]

@@ -15,11 +15,12 @@ from torch import Tensor
 
 import implicit_bregman as ib
 from implicit_bregman import ConvergenceWarning, Status
+from implicit_bregman.legendre import separable_geometries
 from implicit_bregman.majorization import automatic_step
 from implicit_bregman.objective import Objective
 from implicit_bregman.projection.solve import project
 
-LEGENDRE = [name for name in ib.geometries() if ib.geometry(name).is_legendre]
+LEGENDRE = [name for name in separable_geometries() if ib.geometry(name).is_legendre]
 BOUNDED = [name for name in LEGENDRE if np.isfinite(ib.geometry(name).domain).all()]
 D, R, B = 7, 3, 5
 

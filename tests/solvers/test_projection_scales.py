@@ -14,9 +14,10 @@ from torch import Tensor
 
 import implicit_bregman as ib
 from implicit_bregman import ConvergenceWarning, Status
+from implicit_bregman.legendre import separable_geometries
 from tests.solvers.test_kept_starts import low_rank, softmax
 
-LEGENDRE = [name for name in ib.geometries() if ib.geometry(name).is_legendre]
+LEGENDRE = [name for name in separable_geometries() if ib.geometry(name).is_legendre]
 DOUBLE = torch.float64
 ITERATIVE = ("mm", "anderson", "broyden")
 

@@ -1,27 +1,50 @@
-"""The cells of the benchmark: a base problem and one factor changed at a time."""
+"""The cells of the benchmark: a base problem and one factor changed at a time, and layers of other structure."""
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import ClassVar, Protocol
 
-import torch
-
+from implicit_bregman.experiments.benchmark.layer_cells import CONVOLUTIONS, DTYPES, FIELDS
 from implicit_bregman.experiments.problems import Problem, make_monotone_problem, make_problem
-from implicit_bregman.legendre import geometries
 from implicit_bregman.legendre import geometry as find_geometry
+from implicit_bregman.legendre import separable_geometries
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
 UNBOUNDED = ("arcsinh", "identity")  # no bound to be active at
-QUICK = ("base", "d32", "B1", "active40", "gamma0.1", "gamma1", "float64", "sigmoid", "mondeq-m0.1-skew-B128")
+QUICK = (
+    *("base", "d32", "B1", "active40", "gamma0.1", "gamma1", "float64", "sigmoid", "mondeq-m0.1-skew-B128"),
+    *("conv-16x14-convex-gamma0", "field-mlp"),
+)
+FACTS = (*("family", "kind", "geometry", "dim", "batch", "condition", "active", "regularization", "dtype", "margin"),)
 _FEATURES = 87  # of the layer that monDEQ's authors published for MNIST
 _REACH = 4.0  # λ_max(AᵀA) of such a layer
 
 
+class Cell(Protocol):
+    """One problem of the benchmark."""
+
+    @property
+    def name(self) -> str:
+        """Name, as `--cells` takes it."""
+
+    @property
+    def family(self) -> str:
+        """How it is prepared, and who its rivals are: "quadratic", "convolution" or "field"."""
+
+    @property
+    def text(self) -> str:
+        """What it is, in one line."""
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """The same for tables and verdicts: `FACTS`; None for what it does not have."""
+
+
 @dataclass(frozen=True)
-class Cell:
-    """One problem of the benchmark.
+class QuadraticCell:
+    """A quadratic energy with one dense matrix W.
 
     Attributes:
         name: Name, as `--cells` takes it.
@@ -46,6 +69,7 @@ class Cell:
     regularization: float = 0.0
     dtype: str = "float32"
     margin: float | None = None
+    family: ClassVar[str] = "quadratic"
 
     def problem(self, seed: int = 0) -> Problem:
         """The problem, rounded to the cell's precision."""
@@ -79,10 +103,19 @@ class Cell:
             f"γ = {self.regularization:g}, {self.dtype}"
         )
 
+    @property
+    def facts(self) -> dict[str, object]:
+        """The same for tables and verdicts."""
+        return {"family": self.family} | asdict(self)
+
 
 def catalogue() -> tuple[Cell, ...]:
-    """All cells: the base point, one factor at a time, every geometry with γ = 0 and with γ = 0.1, monDEQ's layers."""
-    base = Cell("base")
+    """All cells.
+
+    The base point, one factor at a time, every geometry with γ = 0 and with γ = 0.1; layers like monDEQ's;
+    convolutional layers; networks as fields.
+    """
+    base = QuadraticCell("base")
     cells = [
         base,
         *(replace(base, name=f"d{dim}", dim=dim) for dim in (32, 512, 2048)),
@@ -93,20 +126,20 @@ def catalogue() -> tuple[Cell, ...]:
         replace(base, name="float64", dtype="float64"),
         replace(base, name="indefinite", kind="indefinite"),
     ]
-    others = [name for name in geometries() if name != base.geometry]
+    others = [name for name in separable_geometries() if name != base.geometry]
     for name in others:
         cells.append(replace(base, name=name, geometry=name, active=0.0 if name in UNBOUNDED else base.active))
     for name in others:
         # sin is not Legendre: γφ does not keep the solution off the bounds.
         active = base.active if not find_geometry(name).is_legendre else 0.0
         cells.append(replace(base, name=f"{name}-gamma0.1", geometry=name, active=active, regularization=0.1))
-    return (*cells, *_mondeq_cells())
+    return (*cells, *_mondeq_cells(), *CONVOLUTIONS, *FIELDS)
 
 
-def _mondeq_cells() -> list[Cell]:
+def _mondeq_cells() -> list[QuadraticCell]:
     """Layers like monDEQ's: z ≥ 0, γ = 0, about half of the units active, symmetric and not."""
     return [
-        Cell(
+        QuadraticCell(
             f"mondeq-m{margin:g}{suffix}-B{batch}",
             kind,
             "softplus",

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-import implicit_bregman as ib
-from implicit_bregman.experiments.benchmark.truth import Prepared
+from implicit_bregman.experiments.benchmark.prepared import Gradients, Prepared, Value
+from implicit_bregman.experiments.benchmark.truth import PreparedQuadratic
 from implicit_bregman.majorization import mm_step
-from implicit_bregman.solvers import Solver
 
 OURS = "implicit-bregman"
 TUNED = "implicit-bregman, tuned"
@@ -29,11 +28,8 @@ _LOOSER = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 _UNROLLED_BYTES = 2**30  # graph of the longest unrolled run
 _TENSORS_PER_STEP = 4  # that autograd keeps of one unrolled step
 
-Run = Callable[[], tuple[Tensor, Tensor | None]]
-"""From the raw tensors to z and dL/dW (None where only the forward pass is run)."""
-
-Value = Callable[[], Tensor]
-"""From the raw tensors to z with its graph."""
+Run = Callable[[], tuple[Tensor, Gradients | None]]
+"""From the raw tensors to z and dL/dθ (None where only the forward pass is run)."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ class Failure:
         accuracy: The level.
         settings: What came closest, and how far the search went.
         value_error: Relative error of z there; None if nothing was run.
-        gradient_error: Relative error of dL/dW there; None if z was already too far off.
+        gradient_error: Relative error of dL/dθ there; None if z was already too far off.
     """
 
     name: str
@@ -112,31 +108,31 @@ def worth_timing(contenders: Sequence[Contender]) -> list[Contender]:
     return [c for c in contenders if c.estimate <= _WORTH * fastest[c.name, c.task, c.accuracies]]
 
 
-def timed(run: Run) -> tuple[float, Tensor, Tensor | None]:
-    """Seconds, z and dL/dW of one run."""
+def timed(run: Run) -> tuple[float, Tensor, Gradients | None]:
+    """Seconds, z and dL/dθ of one run."""
     start = time.perf_counter()
-    z, gradient = run()
-    return time.perf_counter() - start, z, gradient
+    z, gradients = run()
+    return time.perf_counter() - start, z, gradients
 
 
-def errors(prepared: Prepared, z: Tensor, gradient: Tensor | None) -> tuple[float, float | None]:
-    """Relative errors of z and of dL/dW."""
-    return prepared.value_error(z), None if gradient is None else prepared.gradient_error(gradient)
+def errors(prepared: Prepared, z: Tensor, gradients: Gradients | None) -> tuple[float, float | None]:
+    """Relative errors of z and of dL/dθ."""
+    return prepared.value_error(z), None if gradients is None else prepared.gradient_error(*gradients)
 
 
 def reaches(accuracy: float, value_error: float | None, gradient_error: float | None, task: str) -> bool:
-    """Whether z, and dL/dW where it is asked for, are within the accuracy."""
+    """Whether z, and dL/dθ where it is asked for, are within the accuracy."""
     needed = (value_error,) if task == FORWARD else (value_error, gradient_error)
     return all(error is not None and error <= accuracy for error in needed)
 
 
 def differentiated(prepared: Prepared, value: Value) -> Run:
-    """z and dL/dW of L = ⟨G, z⟩."""
+    """z and dL/dθ of L = ⟨G, z⟩."""
 
-    def run() -> tuple[Tensor, Tensor | None]:
+    def run() -> tuple[Tensor, Gradients | None]:
         z = value()
-        (gradient,) = torch.autograd.grad((z * prepared.cotangent).sum(), prepared.weight)
-        return z.detach(), gradient
+        gradients = torch.autograd.grad((z * prepared.cotangent).sum(), prepared.parameters)
+        return z.detach(), gradients
 
     return run
 
@@ -144,38 +140,65 @@ def differentiated(prepared: Prepared, value: Value) -> Run:
 def without_gradient(value: Value) -> Run:
     """z alone."""
 
-    def run() -> tuple[Tensor, Tensor | None]:
+    def run() -> tuple[Tensor, Gradients | None]:
         with torch.no_grad():
             return value(), None
 
     return run
 
 
-def library_value(prepared: Prepared, tol: float | None = None, solver: str | Solver = "auto") -> Value:
-    """This library: factorizations are inside, as W changes at every training step.
-
-    Args:
-        prepared: The cell.
-        tol: Tolerance of the default solver and of the adjoint; None: the defaults, and `solver`.
-        solver: The solver.
-    """
-    if tol is not None:
-        solver = ib.solvers.Auto(tol=tol)
-    adjoint = ib.adjoints.Implicit(tol=tol)
-
-    def value() -> Tensor:
-        energy = ib.QuadraticEnergy.from_matrices(prepared.weight)
-        return ib.find_critical_point(
-            energy, prepared.geometry, prepared.offset, None, prepared.regularization, solver, adjoint
-        ).value
-
-    return value
+def passes(prepared: Prepared, value: Value, task: str) -> Run:
+    """What the task asks for."""
+    return differentiated(prepared, value) if task == BOTH else without_gradient(value)
 
 
 def library(prepared: Prepared, tol: float | None = None, task: str = BOTH) -> Run:
     """This library as a contender."""
-    value = library_value(prepared, tol)
-    return differentiated(prepared, value) if task == BOTH else without_gradient(value)
+    return passes(prepared, prepared.ours(tol), task)
+
+
+def by_tolerance(
+    prepared: Prepared,
+    name: str,
+    task: str,
+    tried: Iterable[tuple[str, Value]],
+    accuracies: Sequence[float],
+    deadline: float,
+) -> Found:
+    """The first setting of a peer that reaches each accuracy.
+
+    Args:
+        prepared: The cell.
+        name: The peer's.
+        task: `BOTH` or `FORWARD`.
+        tried: Its settings in words and in deed, the loosest tolerance first.
+        accuracies: Levels.
+        deadline: When the search has to end.
+
+    Returns:
+        One contender for each level, and the nearest miss of those that none reached.
+    """
+    found: list[Contender] = []
+    pending = sorted(accuracies, reverse=True)
+    nothing = "cap reached before its first run"
+    nearest = {level: Failure(name, task, level, nothing, None, None) for level in accuracies}
+    for text, value in tried:
+        if not pending or time.perf_counter() > deadline:
+            break
+        run = passes(prepared, value, task)
+        seconds, z, gradients = timed(run)
+        value_error, gradient_error = errors(prepared, z, gradients)
+        for level in list(pending):
+            if reaches(level, value_error, gradient_error, task):
+                if seconds < SLOW:
+                    seconds = timed(run)[0]
+                found.append(Contender(name, task, text, run, (level,), seconds))
+                pending.remove(level)
+            else:
+                old = nearest[level].value_error
+                if old is None or value_error < old:
+                    nearest[level] = Failure(name, task, level, text, value_error, gradient_error)
+    return found, [nearest[level] for level in pending]
 
 
 def our_contenders(prepared: Prepared, accuracies: Sequence[float], task: str, tuning: float) -> Found:
@@ -220,7 +243,7 @@ def our_contenders(prepared: Prepared, accuracies: Sequence[float], task: str, t
     return found, failures
 
 
-def unrolled_value(prepared: Prepared, steps: int) -> Value:
+def unrolled_value(prepared: PreparedQuadratic, steps: int) -> Value:
     """MM steps in a plain loop."""
 
     def value() -> Tensor:
@@ -232,7 +255,7 @@ def unrolled_value(prepared: Prepared, steps: int) -> Value:
     return value
 
 
-def unrolled_contenders(prepared: Prepared, accuracies: Sequence[float], cap: float) -> Found:
+def unrolled_contenders(prepared: PreparedQuadratic, accuracies: Sequence[float], cap: float) -> Found:
     """The least number L of steps that reaches each accuracy."""
     per_step = _TENSORS_PER_STEP * prepared.offset.numel() * prepared.offset.element_size()
     longest = max(5, min(LONGEST, _UNROLLED_BYTES // per_step))
@@ -276,7 +299,7 @@ def unrolled_contenders(prepared: Prepared, accuracies: Sequence[float], cap: fl
     return found, failures
 
 
-def _step(prepared: Prepared, dual: Tensor) -> Tensor:
+def _step(prepared: PreparedQuadratic, dual: Tensor) -> Tensor:
     gradient = -(prepared.geometry.activation(dual) @ prepared.weight.T + prepared.offset)
     return mm_step(prepared.geometry, dual, gradient, torch.as_tensor(prepared.step).to(dual), prepared.regularization)
 

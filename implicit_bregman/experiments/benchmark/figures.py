@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from implicit_bregman.experiments.benchmark.contenders import BOTH, FORWARD, OURS, TUNED, UNROLLED
+from implicit_bregman.experiments.benchmark.convolution_peers import OWN
 from implicit_bregman.experiments.benchmark.mondeq_peer import PREFIX as MONDEQ
 from implicit_bregman.experiments.benchmark.osqp_peer import NAME as OSQP
 from implicit_bregman.experiments.benchmark.qp_peer import NAME as PROXQP
@@ -33,6 +34,7 @@ _LOOKS: dict[str, tuple[str, str]] = {
     f"{MONDEQ} Peaceman–Rachford": (SKY, "o"),
     f"{MONDEQ} forward–backward": (SKY, "<"),
     OSQP: (BLACK, ">"),
+    OWN: (BLUE, "*"),
 }
 _PER_CELL = 0.17  # inches, also of a line of the legend
 _LEGEND_COLUMNS = 3
@@ -73,6 +75,7 @@ def _ratios(benchmark: Benchmark) -> bytes | None:
             (f"{SPLITTING}, forward", SPLITTING, FORWARD, (GREEN, "^")),
             ("monDEQ's best", MONDEQ, BOTH, (SKY, "o")),
             ("monDEQ's best, forward", MONDEQ, FORWARD, (SKY, "<")),
+            (OWN, OWN, BOTH, (BLUE, "*")),
             ("ProxQP, forward", PROXQP, FORWARD, (BLACK, "v")),
             ("OSQP, forward", OSQP, FORWARD, (BLACK, ">")),
         )

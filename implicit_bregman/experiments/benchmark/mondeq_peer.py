@@ -22,17 +22,13 @@ from implicit_bregman.experiments.benchmark.contenders import (
     BOTH,
     FORWARD,
     LONGEST,
-    SLOW,
     Contender,
     Failure,
     Found,
-    differentiated,
-    errors,
-    reaches,
-    timed,
-    without_gradient,
+    by_tolerance,
 )
-from implicit_bregman.experiments.benchmark.truth import Prepared
+from implicit_bregman.experiments.benchmark.prepared import Value
+from implicit_bregman.experiments.benchmark.truth import PreparedQuadratic
 
 PREFIX = "monDEQ"
 PEACEMAN_RACHFORD, FORWARD_BACKWARD = "Peaceman–Rachford", "forward–backward"
@@ -42,7 +38,7 @@ _TOLERANCES = tuple(10 ** (-k / 2) for k in range(2, 16))  # 1e-1 … 3e-8
 _HALVINGS = 12
 
 
-def applies(prepared: Prepared) -> bool:
+def applies(prepared: PreparedQuadratic) -> bool:
     """Whether the cell is a layer of that kind: z ≥ 0, γ = 0, one equilibrium."""
     return (
         prepared.geometry.domain == (0.0, math.inf)
@@ -149,7 +145,7 @@ class _Adjoint(torch.autograd.Function):
         return torch.addmm(g, ctx.layer.adjoint(mask, g), ctx.layer.own), None, None
 
 
-def tuned_step(prepared: Prepared, method: str, deadline: float = math.inf) -> float:
+def tuned_step(prepared: PreparedQuadratic, method: str, deadline: float = math.inf) -> float:
     """α, halved from 1 for as long as that takes no more iterations."""
     best, fewest = 1.0, LONGEST
     for halvings in range(_HALVINGS):
@@ -165,7 +161,7 @@ def tuned_step(prepared: Prepared, method: str, deadline: float = math.inf) -> f
     return best
 
 
-def mondeq_contenders(prepared: Prepared, accuracies: Sequence[float], cap: float) -> Found:
+def mondeq_contenders(prepared: PreparedQuadratic, accuracies: Sequence[float], cap: float) -> Found:
     """Each splitting with its own choice of the step and the loosest tolerance that reaches each accuracy.
 
     Args:
@@ -186,30 +182,12 @@ def mondeq_contenders(prepared: Prepared, accuracies: Sequence[float], cap: floa
     return found, failures
 
 
-def _search(prepared: Prepared, setup: Setup, task: str, accuracies: Sequence[float], deadline: float) -> Found:
-    found: list[Contender] = []
-    pending = sorted(accuracies, reverse=True)
-    nothing = "cap reached before its first run"
-    nearest = {level: Failure(setup.name, task, level, nothing, None, None) for level in accuracies}
-    for tol in _TOLERANCES:
-        if not pending or time.perf_counter() > deadline:
-            break
-        tried = replace(setup, tol=tol)
+def _search(
+    prepared: PreparedQuadratic, setup: Setup, task: str, accuracies: Sequence[float], deadline: float
+) -> Found:
+    def value(tried: Setup) -> Value:
+        return lambda: MonDEQ(prepared.weight, prepared.offset, tried)()
 
-        def value(tried: Setup = tried) -> Tensor:
-            return MonDEQ(prepared.weight, prepared.offset, tried)()
-
-        run = differentiated(prepared, value) if task == BOTH else without_gradient(value)
-        seconds, z, gradient = timed(run)
-        value_error, gradient_error = errors(prepared, z, gradient)
-        for level in list(pending):
-            if reaches(level, value_error, gradient_error, task):
-                if seconds < SLOW:
-                    seconds = timed(run)[0]
-                found.append(Contender(setup.name, task, tried.text, run, (level,), seconds))
-                pending.remove(level)
-            else:
-                old = nearest[level].value_error
-                if old is None or value_error < old:
-                    nearest[level] = Failure(setup.name, task, level, tried.text, value_error, gradient_error)
-    return found, [nearest[level] for level in pending]
+    setups = [replace(setup, tol=tol) for tol in _TOLERANCES]
+    tried = [(setup.text, value(setup)) for setup in setups]
+    return by_tolerance(prepared, setup.name, task, tried, accuracies, deadline)

@@ -11,7 +11,7 @@ from torch import Tensor
 from implicit_bregman.experiments.benchmark import qp_peer
 from implicit_bregman.experiments.benchmark.contenders import FORWARD, Contender, Failure, Found, Run, raised, timed
 from implicit_bregman.experiments.benchmark.qp_peer import TOLERANCES, loosest
-from implicit_bregman.experiments.benchmark.truth import Prepared
+from implicit_bregman.experiments.benchmark.truth import PreparedQuadratic
 from implicit_bregman.experiments.optimality import on_host
 
 NAME = "OSQP"
@@ -19,12 +19,12 @@ _MOST = 100_000  # iterations
 _INFINITE = 1e30  # OSQP's word for no bound
 
 
-def applies(prepared: Prepared) -> bool:
+def applies(prepared: PreparedQuadratic) -> bool:
     """Whether the cell is one convex QP."""
     return qp_peer.applies(prepared) and len(prepared.offset) == 1
 
 
-def osqp(prepared: Prepared, eps: float, polishing: bool) -> Run:
+def osqp(prepared: PreparedQuadratic, eps: float, polishing: bool) -> Run:
     """From the raw tensors to z, set-up included.
 
     Args:
@@ -59,7 +59,7 @@ def osqp(prepared: Prepared, eps: float, polishing: bool) -> Run:
     return run
 
 
-def osqp_contenders(prepared: Prepared, accuracies: Sequence[float], cap: float) -> Found:
+def osqp_contenders(prepared: PreparedQuadratic, accuracies: Sequence[float], cap: float) -> Found:
     """The loosest tolerance that reaches each accuracy, with and without polishing.
 
     Args:

@@ -19,7 +19,7 @@ from implicit_bregman.experiments.benchmark.contenders import (
     timed,
     worth_timing,
 )
-from implicit_bregman.experiments.benchmark.truth import Prepared
+from implicit_bregman.experiments.benchmark.truth import PreparedQuadratic
 from implicit_bregman.experiments.optimality import on_host
 
 NAME = "ProxQP"
@@ -28,7 +28,7 @@ TOLERANCES = tuple(10.0**-power for power in range(2, 12))
 _INFINITE = 1e20  # ProxQP's word for no bound
 
 
-def applies(prepared: Prepared) -> bool:
+def applies(prepared: PreparedQuadratic) -> bool:
     """Whether the cell is a convex QP."""
     return prepared.regularization == 0 and prepared.cell.kind == "convex"
 
@@ -45,7 +45,9 @@ class Batch:
         samples: How many of the samples; None: all.
     """
 
-    def __init__(self, prepared: Prepared, layout: str, eps: float, threads: int, samples: int | None = None) -> None:
+    def __init__(
+        self, prepared: PreparedQuadratic, layout: str, eps: float, threads: int, samples: int | None = None
+    ) -> None:
         import numpy
 
         self.layout, self.eps, self.threads = layout, eps, threads
@@ -91,7 +93,7 @@ class Batch:
         return torch.from_numpy(numpy.stack(found))
 
 
-def proxqp(prepared: Prepared, layout: str, eps: float, threads: int) -> Run:
+def proxqp(prepared: PreparedQuadratic, layout: str, eps: float, threads: int) -> Run:
     """From the raw tensors to z."""
 
     def run() -> tuple[Tensor, None]:
@@ -102,7 +104,7 @@ def proxqp(prepared: Prepared, layout: str, eps: float, threads: int) -> Run:
     return run
 
 
-def solve_only(prepared: Prepared, layout: str, eps: float, threads: int) -> float:
+def solve_only(prepared: PreparedQuadratic, layout: str, eps: float, threads: int) -> float:
     """Seconds of the solves alone, on problems that were set up before."""
     batch = Batch(prepared, layout, eps, threads)
     batch.setup()
@@ -111,7 +113,7 @@ def solve_only(prepared: Prepared, layout: str, eps: float, threads: int) -> flo
     return time.perf_counter() - start
 
 
-def proxqp_contenders(prepared: Prepared, accuracies: Sequence[float], cap: float, threads: int) -> Found:
+def proxqp_contenders(prepared: PreparedQuadratic, accuracies: Sequence[float], cap: float, threads: int) -> Found:
     """The loosest tolerance that reaches each accuracy, in each layout.
 
     Args:

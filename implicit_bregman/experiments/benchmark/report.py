@@ -12,7 +12,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from implicit_bregman.experiments.benchmark.cells import FACTS
 from implicit_bregman.experiments.benchmark.contenders import BOTH, FORWARD, OURS
+from implicit_bregman.experiments.benchmark.convolution_peers import OWN
 from implicit_bregman.experiments.benchmark.mondeq_peer import PREFIX as MONDEQ
 from implicit_bregman.experiments.benchmark.osqp_peer import NAME as OSQP
 from implicit_bregman.experiments.benchmark.qp_peer import NAME as PROXQP
@@ -27,15 +29,7 @@ NOT_REACHED = "not reached"
 SETTINGS = "The settings that won"
 _CSV = (
     "cell",
-    "kind",
-    "geometry",
-    "dim",
-    "batch",
-    "condition",
-    "active",
-    "regularization",
-    "dtype",
-    "margin",
+    *FACTS,
     "contender",
     "task",
     "accuracy",
@@ -53,26 +47,32 @@ _CSV = (
 
 _METHOD = """\
 * **Time to accuracy**: median seconds, first and third quartile in brackets, of a run that ends with a relative
-  error ‖z − z\\*‖ / ‖z\\*‖ *and*, where there is a backward pass, ‖dL/dW − (dL/dW)\\*‖ / ‖(dL/dW)\\*‖ of at most the
-  level, for L = ⟨G, z⟩ with a fixed random G. z\\* and (dL/dW)\\* are float64 solutions of the same rounded data,
+  error ‖z − z\\*‖ / ‖z\\*‖ *and*, where there is a backward pass, ‖dL/dθ − (dL/dθ)\\*‖ / ‖(dL/dθ)\\*‖ of at most the
+  level, for L = ⟨G, z⟩ with a fixed random G. θ is W; in `conv-*` and `field-*` it is x and every parameter of the
+  layer, and the largest of their errors counts. z\\* and (dL/dθ)\\* are float64 solutions of the same rounded data,
   found without this library's solvers. What does not get there is listed apart.
 * **Side by side**: one process, {threads} thread(s) each, repeats interleaved (A B C A B C …), up to {repeats} of them,
   the garbage collector off. At most {cap:g} s per cell, sweeps included.
-* **implicit-bregman**: the defaults, from the raw tensors W and c: spectrum and factorizations are inside the time.
-  *Tuned*: the loosest tolerance that still reaches the level.
+* **implicit-bregman**: the defaults, from the raw tensors W and c, or x and the layer's parameters: spectrum and
+  factorizations are inside the time. *Tuned*: the loosest tolerance that still reaches the level.
 * **torchdeq**: its Anderson, Broyden and fixed-point solvers and its implicit backward pass, on the dual map of MM and
   on z clamped ε away from the bounds; regularization, memory, ε and the iterations of both passes are swept, the
   cheapest that reach the level are timed, the best counts. The step τ is given to it free of charge, and it makes no
-  iteration more than it needs. Where φ has no strong convexity (exp), that τ comes from the true solution.
+  iteration more than it needs. Where φ has no strong convexity (exp), that τ comes from the true solution. A
+  convolutional layer is z = Π(z − τ(Hz − c)) for it, or for γ > 0 z = ρ((c − Hz)/γ) and MM's step, with H by `conv2d`;
+  a field is z = N(z, x).
 * **unrolled**: MM steps in plain PyTorch, differentiated by autograd, the least number L that reaches the level.
 * **Peaceman–Rachford**: the plain loop of this splitting in PyTorch, one resolvent (I + αH)⁻¹ for the batch, no test on
   the way, the adjoint equation by the same iteration; where γ > 0 the prox by one or three Newton steps from the last
   dual, or to rounding. α and the iterations of both passes are swept, the least that reach the level are timed. The
-  inverse is inside the time; the search for α is not.
+  inverse is inside the time; the search for α is not. For a convolutional layer it is one c × c inverse per frequency
+  of the image with a border, as in monDEQ's code.
 * **monDEQ**: its layer written from the paper, where z ≥ 0 and γ = 0: Peaceman–Rachford and forward–backward splitting,
   its stop on the change of the whole batch, one application of the layer with a graph, its adjoint iteration with the
   same α and tolerance; α halved from 1 for as long as that takes no more iterations, the loosest tolerance that reaches
   the level.
+* **own energy**: the same convolutional layer as a user's `Energy` with `value` alone, where H is symmetric; the
+  loosest tolerance that reaches the level.
 * **ProxQP**: forward only, γ = 0 and convex; its parallel batch, set-up included, its box constraints or rows of a
   constraint matrix, the loosest eps_abs that reaches the level.
 * **OSQP**: the same where there is one problem, with and without its polishing.
@@ -88,7 +88,7 @@ def to_csv(benchmark: Benchmark) -> str:
     writer = csv.writer(target, lineterminator="\n")
     writer.writerow(_CSV)
     for cell in benchmark.cells:
-        facts = [cell.facts[key] for key in _CSV[1:10]]
+        facts = [cell.facts[key] for key in FACTS]
         for entry in cell.entries:
             numbers = (entry.median, *entry.quartiles)
             writer.writerow(
@@ -172,7 +172,7 @@ def sections(benchmark: Benchmark) -> list[tuple[str, list[str], Rows]]:
         ("Times of the best peer over those of implicit-bregman's defaults", *_ratio_rows(benchmark)),
         (
             "Not reached",
-            ["cell", "contender", "level", "error of z", "error of dL/dW", "closest settings"],
+            ["cell", "contender", "level", "error of z", "error of dL/dθ", "closest settings"],
             _failures(benchmark),
         ),
         (SETTINGS, ["cell", "contender", "task", "level", "settings"], _settings(benchmark)),
@@ -260,6 +260,7 @@ def _ratio_rows(benchmark: Benchmark) -> tuple[list[str], Rows]:
             ("unrolled", BOTH, ""),
             (SPLITTING, BOTH, ""),
             (MONDEQ, BOTH, ""),
+            (OWN, BOTH, ""),
             (SPLITTING, FORWARD, "forward, "),
             (MONDEQ, FORWARD, "forward, "),
             (PROXQP, FORWARD, ""),

@@ -12,7 +12,7 @@ from typing import Any
 from implicit_bregman.experiments.benchmark.contenders import BOTH, OURS, UNROLLED
 from implicit_bregman.experiments.results import finite
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 TORCHDEQ = "torchdeq"
 
 
@@ -27,7 +27,7 @@ class Entry:
         reached: Whether the level was reached; if not, there are no times.
         settings: With which settings, or what came closest.
         value_error: Relative error of z.
-        gradient_error: Relative error of dL/dW; None if not computed.
+        gradient_error: Relative error of dL/dθ, the largest of all parameters; None if not computed.
         seconds: Of every repeat.
         operator_calls: Calls of PyTorch's operators in one run; None where they were not counted.
         synchronisations: How many of them make the host wait on a GPU.
@@ -65,13 +65,13 @@ class CellResult:
     Attributes:
         name: Its name.
         text: Its description.
-        facts: The fields of `Cell`.
+        facts: Those of `Cell`.
         reference: Where the truth is from.
         excluded: Share of the samples whose limit the reference does not know; they were left out.
         value_error: Relative error of z of this library's defaults.
-        gradient_error: Relative error of dL/dW of this library's defaults.
-        held_bytes: What its forward pass holds for the backward pass beyond W; None if it raises.
-        allowed_bytes: 4 (6 B d + B n + 2 d²), twice that in float64.
+        gradient_error: Relative error of dL/dθ of this library's defaults.
+        held_bytes: What its forward pass holds for the backward pass beyond θ; None if it raises.
+        allowed_bytes: How much it may be, 4 (6 B d + B n + 2 d²), twice that in float64; None for other families.
         seconds: What the cell took, sweeps included.
         entries: The contenders.
     """
@@ -84,7 +84,7 @@ class CellResult:
     value_error: float
     gradient_error: float
     held_bytes: int | None
-    allowed_bytes: int
+    allowed_bytes: int | None
     seconds: float
     entries: tuple[Entry, ...]
 

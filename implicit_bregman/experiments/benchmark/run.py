@@ -10,24 +10,12 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 
-from implicit_bregman.experiments.benchmark import mondeq_peer, osqp_peer, qp_peer
-from implicit_bregman.experiments.benchmark.contenders import (
-    BOTH,
-    FORWARD,
-    OURS,
-    Contender,
-    Failure,
-    Found,
-    library_value,
-    our_contenders,
-    unrolled_contenders,
-)
+from implicit_bregman.experiments.benchmark.contenders import BOTH, OURS
+from implicit_bregman.experiments.benchmark.families import contenders, prepare
 from implicit_bregman.experiments.benchmark.feedforward import ACTIVATIONS, Size, compare_layers
 from implicit_bregman.experiments.benchmark.limits import POOLS, share_on_limit
 from implicit_bregman.experiments.benchmark.machine import environment, missing_peers
-from implicit_bregman.experiments.benchmark.mondeq_peer import mondeq_contenders
-from implicit_bregman.experiments.benchmark.osqp_peer import osqp_contenders
-from implicit_bregman.experiments.benchmark.qp_peer import proxqp_contenders
+from implicit_bregman.experiments.benchmark.prepared import Prepared
 from implicit_bregman.experiments.benchmark.results import (
     Benchmark,
     CellResult,
@@ -38,18 +26,13 @@ from implicit_bregman.experiments.benchmark.results import (
 )
 from implicit_bregman.experiments.benchmark.scaling import held_bytes, places, scaling_points
 from implicit_bregman.experiments.benchmark.settings import BenchmarkSettings
-from implicit_bregman.experiments.benchmark.splitting_peer import splitting_contenders, unique
 from implicit_bregman.experiments.benchmark.timing import measure
-from implicit_bregman.experiments.benchmark.torchdeq_sweep import torchdeq_contenders
-from implicit_bregman.experiments.benchmark.truth import Prepared, prepare
 from implicit_bregman.experiments.training import cpu_threads
 
 Progress = Callable[[float, str], None]
 """Called with the share of all the work that is done, in 0 … 1, and what is being done."""
 
-# Shares of a cell's cap. What the searches leave goes to the timing.
-_TORCHDEQ_SHARE, _PROXQP_SHARE, _UNROLLED_SHARE, _TIMING_SHARE = 0.38, 0.1, 0.06, 0.2
-_SPLITTING_SHARE, _MONDEQ_SHARE, _OSQP_SHARE, _TUNING_SHARE = 0.13, 0.08, 0.02, 0.035
+_TIMING_SHARE = 0.2  # of a cell's cap, and what the searches leave of it
 _LIMIT_SAMPLES, _QUICK_LIMIT_SAMPLES = 100, 24
 _QUICK_POOLS = 3
 _SIZES = (Size(), Size(512, 512))
@@ -138,63 +121,33 @@ def run_cell(prepared: Prepared, settings: BenchmarkSettings, missing: dict[str,
         missing: Peers to do without.
     """
     start, cell = time.perf_counter(), prepared.cell
-    contenders, failures = _contenders(prepared, settings, missing)
+    able, failures = contenders(prepared, settings, missing)
     # What the searches left of the cap, and a share of it in any case.
     left = settings.seconds_per_cell - (time.perf_counter() - start)
     budget = max(_TIMING_SHARE * settings.seconds_per_cell, left)
-    entries = measure(prepared, contenders, settings.used_repeats, budget)
+    entries = measure(prepared, able, settings.used_repeats, budget)
     entries += [
         Entry(item.name, item.task, item.accuracy, False, item.settings, item.value_error, item.gradient_error)
         for item in failures
     ]
     ours = next(entry for entry in entries if (entry.contender, entry.task) == (OURS, BOTH))
-    batch, dim = prepared.offset.shape
-    size = prepared.offset.element_size()
     held: int | None = None
     with contextlib.suppress(RuntimeError):  # the entries tell of it
-        held = held_bytes(prepared, library_value(prepared))
+        held = held_bytes(prepared, prepared.ours())
     gc.collect()
     return CellResult(
         name=cell.name,
         text=cell.text,
-        facts=asdict(cell),
+        facts=cell.facts,
         reference=prepared.method,
         excluded=prepared.excluded,
         value_error=_known(ours.value_error),
         gradient_error=_known(ours.gradient_error),
         held_bytes=held,
-        # The input is c itself: n = d.
-        allowed_bytes=size * (6 * batch * dim + batch * dim + 2 * dim * dim),
+        allowed_bytes=prepared.allowed_bytes,
         seconds=time.perf_counter() - start,
         entries=tuple(entries),
     )
-
-
-def _contenders(prepared: Prepared, settings: BenchmarkSettings, missing: dict[str, str]) -> Found:
-    cap, levels = settings.seconds_per_cell, settings.accuracies
-    symmetric = prepared.cell.kind != "general"  # the others have no MM: neither unrolled nor torchdeq's maps
-    parts = [our_contenders(prepared, levels, BOTH, _TUNING_SHARE * cap)]
-    if symmetric:
-        parts.append(unrolled_contenders(prepared, levels, _UNROLLED_SHARE * cap))
-    if symmetric and "torchdeq" not in missing:
-        parts.append(
-            torchdeq_contenders(prepared, levels, _TORCHDEQ_SHARE * cap, settings.quick, 2 if settings.quick else 3)
-        )
-    if unique(prepared):
-        parts.append(our_contenders(prepared, levels, FORWARD, _TUNING_SHARE * cap))
-        parts.append(splitting_contenders(prepared, levels, _SPLITTING_SHARE * cap))
-    if mondeq_peer.applies(prepared):
-        parts.append(mondeq_contenders(prepared, levels, _MONDEQ_SHARE * cap))
-    if "proxsuite" not in missing and qp_peer.applies(prepared):
-        parts.append(proxqp_contenders(prepared, levels, _PROXQP_SHARE * cap, settings.used_threads))
-    if "osqp" not in missing and osqp_peer.applies(prepared):
-        parts.append(osqp_contenders(prepared, levels, _OSQP_SHARE * cap))
-    contenders: list[Contender] = []
-    failures: list[Failure] = []
-    for found, failed in parts:
-        contenders += found
-        failures += failed
-    return contenders, failures
 
 
 def _known(error: float | None) -> float:

@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 import implicit_bregman as ib
-from implicit_bregman.experiments.benchmark.cells import Cell
-from implicit_bregman.experiments.benchmark.contenders import OURS, Value, differentiated, library_value, unrolled_value
+from implicit_bregman.experiments.benchmark.cells import QuadraticCell
+from implicit_bregman.experiments.benchmark.contenders import OURS, differentiated, unrolled_value
+from implicit_bregman.experiments.benchmark.prepared import Prepared, Value
 from implicit_bregman.experiments.benchmark.results import ScalingPoint
 from implicit_bregman.experiments.benchmark.timing import interleaved
-from implicit_bregman.experiments.benchmark.torchdeq_peer import CLAMPED, Method, Setup, torchdeq_value
-from implicit_bregman.experiments.benchmark.truth import Prepared, prepare
+from implicit_bregman.experiments.benchmark.torchdeq_peer import CLAMPED, Method, Setup, mirror_equation, torchdeq_value
+from implicit_bregman.experiments.benchmark.truth import PreparedQuadratic, prepare
 from implicit_bregman.experiments.memory import bytes_held_for_backward
 
 FIXED = 100  # iterations of the peers where L is not what varies
@@ -39,7 +40,7 @@ def places(quick: bool) -> list[tuple[str, float]]:
 
 
 def scaling_points(
-    axis: str, at: float, torchdeq: bool, repeats: int, budget: float, base: Cell | None = None
+    axis: str, at: float, torchdeq: bool, repeats: int, budget: float, base: QuadraticCell | None = None
 ) -> list[ScalingPoint]:
     """Measure every contender at one place.
 
@@ -57,7 +58,7 @@ def scaling_points(
         "condition": {"condition": at},
         "L": {},
     }
-    prepared = prepare(replace(base or Cell("base"), **changes[axis]))
+    prepared = prepare(replace(base or QuadraticCell("base"), **changes[axis]))
     steps = int(at) if axis == "L" else FIXED
     named = dict(_contenders(prepared, steps, axis == "L", torchdeq))
     estimates: dict[str, float] = {}
@@ -80,19 +81,19 @@ def scaling_points(
 
 
 def held_bytes(prepared: Prepared, value: Value) -> int:
-    """Bytes that the forward pass holds for the backward pass, W not counted."""
-    return bytes_held_for_backward(lambda: value().sum(), [prepared.weight])
+    """Bytes that the forward pass holds for the backward pass, the parameters not counted."""
+    return bytes_held_for_backward(lambda: value().sum(), prepared.parameters)
 
 
-def _contenders(prepared: Prepared, steps: int, varied: bool, torchdeq: bool) -> Iterator[tuple[str, Value]]:
+def _contenders(prepared: PreparedQuadratic, steps: int, varied: bool, torchdeq: bool) -> Iterator[tuple[str, Value]]:
     count = "L" if varied else str(steps)
-    yield OURS, library_value(prepared)
+    yield OURS, prepared.ours()
     if varied:
         # A tolerance that is never reached: exactly L steps, without the exact solve.
         plain = ib.solvers.MM(tol=1e-30, max_iter=steps, exact=False, on_failure="ignore")
-        yield IMPLICIT_MM, library_value(prepared, solver=plain)
+        yield IMPLICIT_MM, prepared.ours(solver=plain)
     yield f"unrolled, {count} steps", unrolled_value(prepared, steps)
     if torchdeq:
         method = Method("anderson", {"m": 6, "lam": 1e-12, "tau": 1.0})
-        setup = Setup(CLAMPED, 1e-5, method, method)
-        yield f"torchdeq Anderson, {count} + {count}", torchdeq_value(prepared, setup, steps, steps)
+        setup = Setup(mirror_equation(prepared, CLAMPED, 1e-5), method, method)
+        yield f"torchdeq Anderson, {count} + {count}", torchdeq_value(setup, steps, steps)

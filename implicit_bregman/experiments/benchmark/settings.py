@@ -29,7 +29,7 @@ class BenchmarkSettings:
         cap: Seconds per cell, for sweeps and timing together; default 48, with `quick` 15.
         threads: CPU threads of every contender; None: one per core.
         repeats: Timed repeats; default 15, with `quick` 7.
-        accuracies: Relative errors of z and of dL/dW to be reached.
+        accuracies: Relative errors of z and of dL/dθ to be reached.
         scaling: Whether to measure time and memory against d, B, condition and L.
         others: Whether to measure the feed-forward layers and the share of samples on MM's limit.
         seed: Of the problems.

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,16 +27,15 @@ from implicit_bregman.experiments.benchmark.contenders import (
     Failure,
     Found,
     Run,
-    Value,
     counts,
-    differentiated,
     settled,
     timed,
-    without_gradient,
     worth_timing,
 )
-from implicit_bregman.experiments.benchmark.truth import Prepared
+from implicit_bregman.experiments.benchmark.prepared import Gradients, Prepared
+from implicit_bregman.experiments.benchmark.truth import PreparedQuadratic
 from implicit_bregman.experiments.optimality import on_host
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.legendre.prox import prox_dual
 
 NAME = "Peaceman–Rachford"
@@ -52,7 +53,7 @@ _LATER = (
 )  # forward iterations, relative to the least, from which the adjoint is tried
 
 
-def unique(prepared: Prepared) -> bool:
+def unique(prepared: PreparedQuadratic) -> bool:
     """Whether the cell has one critical point whatever c: what operator splitting is for."""
     return prepared.cell.kind in ("convex", "general")
 
@@ -77,45 +78,73 @@ class Setup:
         return f"α = {self.step:.3g}, {inner}"
 
 
-class Loop:
-    """The iteration for one cell.
+class Loop(ABC):
+    """The iteration for one cell, from the raw tensors.
 
     Args:
-        prepared: The cell.
+        geometry: φ.
+        regularization: γ.
         setup: Its settings.
     """
 
-    def __init__(self, prepared: Prepared, setup: Setup) -> None:
-        self.geometry, self.setup = prepared.geometry, setup
-        self.pull = setup.step * prepared.regularization
-        low, high = prepared.geometry.domain
+    def __init__(self, geometry: MirrorMap, regularization: float, setup: Setup) -> None:
+        self.geometry, self.setup = geometry, setup
+        self.pull = setup.step * regularization
+        low, high = geometry.domain
         self.low, self.high = low if math.isfinite(low) else None, high if math.isfinite(high) else None
-        identity = torch.eye(prepared.weight.shape[0], dtype=prepared.weight.dtype)
-        # W changes at every training step: the inverse belongs to the run.
-        self.inverse = torch.linalg.inv_ex(torch.sub(identity, prepared.weight.detach(), alpha=setup.step)).inverse
-        self.base = (setup.step * prepared.offset) @ self.inverse.mT
+
+    @property
+    @abstractmethod
+    def offset(self) -> Tensor:
+        """c."""
+
+    @abstractmethod
+    def base(self, c: Tensor, adjoint: bool) -> Tensor:
+        """R(αc), or Rᵀ(αc)."""
+
+    @abstractmethod
+    def resolvent(self, base: Tensor, u: Tensor, adjoint: bool) -> Tensor:
+        """base + Ru, or base + Rᵀu."""
+
+    @abstractmethod
+    def gradients(self, z: Tensor, v: Tensor) -> Gradients:
+        """dL/dθ for v = dL/dc at z."""
+
+    def within(self, z: Tensor) -> Tensor:
+        """z, with 0 where there is a border."""
+        return z
+
+    def shown(self, z: Tensor) -> Tensor:
+        """z without it."""
+        return z
 
     def forward(self) -> Iterator[tuple[Tensor, Tensor]]:
         """z and its dual (γ = 0: 2x − u, which is outside C where a bound is active) after 1, 2, … iterations."""
-        u = torch.zeros_like(self.base)
+        base = self.base(self.offset, adjoint=False)
+        u = torch.zeros_like(base)
         dual = u
         while True:
-            v = torch.lerp(u, torch.addmm(self.base, u, self.inverse.mT), 2.0)
+            v = torch.lerp(u, self.resolvent(base, u, adjoint=False), 2.0)
             z, dual = self._prox(v, dual)
+            z = self.within(z)
             u = torch.lerp(v, z, 2.0)
-            yield z, dual
+            yield self.shown(z), dual
 
     def backward(self, dual: Tensor, cotangent: Tensor) -> Iterator[Tensor]:
         """v = dL/dc after 1, 2, … iterations, at the point with this dual."""
-        base = (self.setup.step * cotangent) @ self.inverse
-        slope = self.geometry.slope(dual) if self.pull else self._inside(dual).to(dual.dtype)
+        base = self.base(cotangent, adjoint=True)
+        slope = self.slope(dual)
         share = slope / (slope + self.pull) if self.pull else slope
         u = torch.zeros_like(base)
         while True:
-            target = torch.lerp(u, torch.addmm(base, u, self.inverse), 2.0)
-            v = target * share
+            target = torch.lerp(u, self.resolvent(base, u, adjoint=True), 2.0)
+            v = self.within(target * share)
             u = torch.lerp(target, v, 2.0)
-            yield v
+            yield self.shown(v)
+
+    def slope(self, dual: Tensor) -> Tensor:
+        """ρ' where γ > 0; else 1 off the bounds, and 0 at one."""
+        return self.geometry.slope(dual) if self.pull else self._inside(dual).to(dual.dtype)
 
     def _inside(self, v: Tensor) -> Tensor:
         if self.low is not None and self.high is not None:
@@ -138,20 +167,66 @@ class Loop:
         return phi.activation(dual), dual
 
 
-class _Attached(torch.autograd.Function):
-    """z with dL/dW = vᵀz, v by the loop's own iteration."""
+class DenseLoop(Loop):
+    """With the inverse of a matrix.
 
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, z: Tensor, dual: Tensor, loop: Loop, iterations: int) -> Tensor:
-        ctx.save_for_backward(z, dual)
-        ctx.loop, ctx.iterations = loop, iterations
-        return z.clone()
+    Args:
+        prepared: The cell.
+        setup: The settings.
+    """
 
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor, None, None, None, None]:
-        z, dual = ctx.saved_tensors
-        v = _last(ctx.loop.backward(dual, cotangents[0]), ctx.iterations)
-        return v.mT @ z, None, None, None, None
+    def __init__(self, prepared: PreparedQuadratic, setup: Setup) -> None:
+        super().__init__(prepared.geometry, prepared.regularization, setup)
+        self.prepared = prepared
+        identity = torch.eye(prepared.weight.shape[0], dtype=prepared.weight.dtype)
+        # W changes at every training step: the inverse belongs to the run.
+        self.inverse = torch.linalg.inv_ex(torch.sub(identity, prepared.weight.detach(), alpha=setup.step)).inverse
+
+    @property
+    def offset(self) -> Tensor:
+        return self.prepared.offset
+
+    def base(self, c: Tensor, adjoint: bool) -> Tensor:
+        return (self.setup.step * c) @ self._matrix(adjoint)
+
+    def resolvent(self, base: Tensor, u: Tensor, adjoint: bool) -> Tensor:
+        return torch.addmm(base, u, self._matrix(adjoint))
+
+    def gradients(self, z: Tensor, v: Tensor) -> Gradients:
+        return (v.mT @ z,)
+
+    def _matrix(self, adjoint: bool) -> Tensor:
+        return self.inverse if adjoint else self.inverse.mT
+
+
+@dataclass(frozen=True, eq=False)
+class Splitting:
+    """How a cell is split.
+
+    Attributes:
+        prepared: The cell.
+        regularization: γ.
+        middle: About the best α: 1/√(mL) of the ends of the spectrum.
+        loop: The iteration with given settings; called in every run.
+    """
+
+    prepared: Prepared
+    regularization: float
+    middle: float
+    loop: Callable[[Setup], Loop]
+
+
+def dense_splitting(prepared: PreparedQuadratic) -> Splitting:
+    """That of a quadratic cell; `unique` of it."""
+    weight = on_host(prepared.weight)
+    ends = torch.linalg.eigvalsh(-0.5 * (weight + weight.T))
+    middle = middle_step(ends[0], ends[-1], prepared.regularization * prepared.geometry.strong_convexity)
+    return Splitting(prepared, prepared.regularization, middle, partial(DenseLoop, prepared))
+
+
+def middle_step(least: float | Tensor, largest: float | Tensor, strong: float) -> float:
+    """1/√(mL) of the ends of the spectrum, γσ added: about the best α for symmetric H."""
+    return float((least + strong) * (largest + strong)) ** -0.5
 
 
 def _last(iterates: Iterator[Any], count: int) -> Any:
@@ -160,16 +235,20 @@ def _last(iterates: Iterator[Any], count: int) -> Any:
     return next(iterates)
 
 
-def splitting_value(prepared: Prepared, setup: Setup, iterations: int, backward_iterations: int = 1) -> Value:
-    """z by the plain loop, with its backward pass, both with a fixed number of iterations."""
+def splitting_run(splitting: Splitting, setup: Setup, iterations: int, backward_iterations: int = 0) -> Run:
+    """z by the plain loop, and where it makes backward iterations dL/dθ, both with a fixed number of them."""
 
-    def value() -> Tensor:
+    def run() -> tuple[Tensor, Gradients | None]:
+        with torch.set_grad_enabled(backward_iterations > 0):
+            loop = splitting.loop(setup)
         with torch.no_grad():
-            loop = Loop(prepared, setup)
             z, dual = _last(loop.forward(), iterations)
-        return _Attached.apply(prepared.weight, z, dual, loop, backward_iterations)
+            if not backward_iterations:
+                return z, None
+            v = _last(loop.backward(dual, splitting.prepared.cotangent), backward_iterations)
+        return z, loop.gradients(z, v)
 
-    return value
+    return run
 
 
 @dataclass(frozen=True)
@@ -189,7 +268,7 @@ _Key = tuple[int | None, str, float]
 
 @dataclass
 class _Search:
-    prepared: Prepared
+    splitting: Splitting
     accuracies: Sequence[float]
     deadline: float
     best: dict[_Key, _Best] = field(default_factory=dict)
@@ -219,27 +298,26 @@ class _Search:
         return time.perf_counter() > self.deadline
 
 
-def splitting_contenders(prepared: Prepared, accuracies: Sequence[float], cap: float) -> Found:
+def splitting_contenders(splitting: Splitting, accuracies: Sequence[float], cap: float) -> Found:
     """Sweep α, the iterations of both passes and, where γ > 0, the Newton steps of the prox.
 
     Args:
-        prepared: The cell; `unique` of it.
+        splitting: The cell.
         accuracies: The levels to be reached.
         cap: Seconds for the whole sweep.
 
     Returns:
         For each task, level and kind of prox the least iterations that reach it, and the nearest misses.
     """
-    search = _Search(prepared, accuracies, time.perf_counter() + cap)
-    middle = _middle_step(prepared)
-    kinds = (1, 3, None) if prepared.regularization else (1,)
+    search = _Search(splitting, accuracies, time.perf_counter() + cap)
+    kinds = (1, 3, None) if splitting.regularization else (1,)
     for power in sorted(_REACH, key=abs):
         for newton in kinds:
-            _examine(search, Setup(middle * _COARSE**power, newton))
+            _examine(search, Setup(splitting.middle * _COARSE**power, newton))
     for known in dict.fromkeys(best.setup for best in search.best.values()):
         for factor in (1 / _FINE, _FINE):
             _examine(search, Setup(known.step * factor, known.newton))
-    every = [_contender(prepared, task, level, best) for (_, task, level), best in search.best.items()]
+    every = [_contender(splitting, task, level, best) for (_, task, level), best in search.best.items()]
     reached = {(contender.task, contender.accuracies[0]) for contender in every}
     nothing = "cap reached before its first run"
     failures = [
@@ -251,32 +329,22 @@ def splitting_contenders(prepared: Prepared, accuracies: Sequence[float], cap: f
     return worth_timing(every), failures
 
 
-def _middle_step(prepared: Prepared) -> float:
-    """1/√(mL) of the ends of the spectrum, γσ added: about the best α for symmetric H."""
-    weight = on_host(prepared.weight)
-    ends = torch.linalg.eigvalsh(-0.5 * (weight + weight.T))
-    strong = prepared.regularization * prepared.geometry.strong_convexity
-    return float((ends[0] + strong) * (ends[-1] + strong)) ** -0.5
-
-
-def _contender(prepared: Prepared, task: str, level: float, best: _Best) -> Contender:
-    value = splitting_value(prepared, best.setup, best.iterations, best.backward_iterations)
-    run: Run = differentiated(prepared, value) if task == BOTH else without_gradient(value)
+def _contender(splitting: Splitting, task: str, level: float, best: _Best) -> Contender:
+    run = splitting_run(splitting, best.setup, best.iterations, best.backward_iterations)
     seconds = timed(run)[0]
     if seconds < SLOW:
         seconds = min(timed(run)[0] for _ in range(3))
     count = f"{best.iterations} + {best.backward_iterations}" if task == BOTH else str(best.iterations)
-    text = f"{best.setup.text(prepared.regularization)}; {count} iterations"
+    text = f"{best.setup.text(splitting.regularization)}; {count} iterations"
     return Contender(NAME, task, text, run, (level,), seconds)
 
 
-@torch.no_grad()
 def _examine(search: _Search, setup: Setup) -> None:
     """One forward run with every iterate judged; adjoint runs from the first that are accurate enough."""
     if search.over:
         return
-    prepared, newton = search.prepared, setup.newton
-    loop, text = Loop(prepared, setup), setup.text(prepared.regularization)
+    splitting, newton = search.splitting, setup.newton
+    loop, text = splitting.loop(setup), setup.text(splitting.regularization)
     limit = max(search.least(newton, task, level) for task in (FORWARD, BOTH) for level in search.accuracies)
     found = _forward_errors(search, loop, limit)
     for level in search.accuracies:
@@ -290,18 +358,20 @@ def _examine(search: _Search, setup: Setup) -> None:
         for count in dict.fromkeys(math.ceil(first * factor) for factor in _LATER):
             if count >= search.least(newton, BOTH, level) or search.over:
                 break
-            z, dual = _last(loop.forward(), count)
-            miss = prepared.value_error(z)
+            with torch.no_grad():
+                z, dual = _last(loop.forward(), count)
+            miss = splitting.prepared.value_error(z)
             if miss <= level:
                 _adjoint(search, loop, z, dual, _Best(setup, count, 0), level, miss)
 
 
+@torch.no_grad()
 def _forward_errors(search: _Search, loop: Loop, limit: int) -> list[float]:
     """The error of z after every iteration, until it is small enough or no longer falls."""
     found: list[float] = []
     looked_at, seen = set(counts(most=max(4, limit))), []
     for count, (z, _) in enumerate(loop.forward(), 1):
-        found.append(search.prepared.value_error(z))
+        found.append(search.splitting.prepared.value_error(z))
         if count in looked_at:
             seen.append(found[-1])
         if found[-1] <= min(search.accuracies) or count >= limit or search.over or (seen and settled(seen)):
@@ -312,12 +382,15 @@ def _forward_errors(search: _Search, loop: Loop, limit: int) -> list[float]:
 def _adjoint(
     search: _Search, loop: Loop, z: Tensor, dual: Tensor, forward: _Best, level: float, value_error: float
 ) -> None:
-    """The least iterations of the adjoint with which dL/dW reaches the level, from the point of a forward pass."""
-    prepared, setup = search.prepared, forward.setup
+    """The least iterations of the adjoint with which dL/dθ reaches the level, from the point of a forward pass."""
+    prepared, setup = search.splitting.prepared, forward.setup
     limit = search.least(setup.newton, BOTH, level) - forward.iterations
     looked_at, seen, least = set(counts(most=max(4, limit))), [], math.inf
-    for number, v in enumerate(loop.backward(dual, prepared.cotangent), 1):
-        error = prepared.gradient_error(v.mT @ z)
+    iterates = loop.backward(dual, prepared.cotangent)
+    for number in range(1, LONGEST + 1):
+        with torch.no_grad():
+            v = next(iterates)
+        error = prepared.gradient_error(*loop.gradients(z, v))
         least = min(least, error)
         if error <= level:
             search.keep(BOTH, level, replace(forward, backward_iterations=number))
@@ -326,5 +399,5 @@ def _adjoint(
             seen.append(error)
         if number >= limit or search.over or (seen and settled(seen)):
             break
-    text = f"{setup.text(prepared.regularization)}; {forward.iterations} iterations"
+    text = f"{setup.text(search.splitting.regularization)}; {forward.iterations} iterations"
     search.missed(BOTH, level, text, value_error, least)

@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from implicit_bregman.experiments.benchmark.contenders import BOTH, FORWARD, TUNED
+from implicit_bregman.experiments.benchmark.convolution_peers import OWN
 from implicit_bregman.experiments.benchmark.qp_peer import NAME as PROXQP
 from implicit_bregman.experiments.benchmark.results import TORCHDEQ, Benchmark, CellResult
 from implicit_bregman.experiments.benchmark.splitting_peer import NAME as SPLITTING
 
 LEVEL, QP_LEVEL = 1e-3, 1e-6
+LAYER_LEVELS = (1e-3, 1e-5)
 _CONDITION = 1000.0  # largest condition number that the errors are promised for
 _QP_BATCH = 64
 
@@ -40,8 +42,9 @@ class Target:
 
 def targets(benchmark: Benchmark) -> list[Target]:
     """All targets, in the order in which they were set."""
-    layers = [cell for cell in benchmark.cells if cell.facts["margin"] is not None]
-    cells = [c for c in benchmark.cells if c.facts["kind"] == "convex" and c.facts["margin"] is None]
+    quadratic, convolutions, fields = (_of(benchmark, name) for name in ("quadratic", "convolution", "field"))
+    layers = [cell for cell in quadratic if cell.facts["margin"] is not None]
+    cells = [cell for cell in quadratic if cell.facts["kind"] == "convex" and cell.facts["margin"] is None]
     plain = [cell for cell in cells if cell.facts["regularization"] == 0]
     regular = [cell for cell in cells if cell.facts["regularization"] > 0]
     batches = [cell for cell in plain if cell.facts["batch"] >= _QP_BATCH]
@@ -55,13 +58,43 @@ def targets(benchmark: Benchmark) -> list[Target]:
             for task in (FORWARD, BOTH)
         ),
         _qp_speed(batches),
-        *_errors("relative error of z", benchmark.cells, lambda cell: cell.value_error, 1e-9, 1e-5),
-        *_errors("relative error of dL/dW", benchmark.cells, lambda cell: cell.gradient_error, 1e-8, 1e-4),
+        *_layer_speeds(convolutions, fields),
+        _field_errors(fields),
+        *_errors("relative error of z", quadratic, lambda cell: cell.value_error, 1e-9, 1e-5),
+        *_errors("relative error of dL/dW", quadratic, lambda cell: cell.gradient_error, 1e-8, 1e-4),
         _limits(benchmark),
         _memory(benchmark),
         _layers(benchmark),
         Target("the same on a GPU", "–", "the benchmark runs on the CPU alone", UNKNOWN),
     ]
+
+
+def _of(benchmark: Benchmark, family: str) -> list[CellResult]:
+    return [cell for cell in benchmark.cells if cell.facts["family"] == family]
+
+
+def _layer_speeds(convolutions: Sequence[CellResult], fields: Sequence[CellResult]) -> list[Target]:
+    """Forward and backward in every cell, to each level."""
+    own = [cell for cell in convolutions if cell.facts["kind"] == "convex"]
+    asked = (
+        ("convolutional layers", own, "the user's own energy", OWN, 5.0),
+        ("convolutional layers", convolutions, SPLITTING, SPLITTING, 2.0),
+        ("convolutional layers", convolutions, "torchdeq's best", TORCHDEQ, 2.0),
+        ("fields", fields, "torchdeq's best", TORCHDEQ, 1.0),
+    )
+    return [
+        _speed(f"{what}, {BOTH} to {level:.0e} against {whom}", cells, peer, level, least, floor=least)
+        for what, cells, whom, peer, least in asked
+        for level in LAYER_LEVELS
+    ]
+
+
+def _field_errors(fields: Sequence[CellResult]) -> Target:
+    name, goal = "fields: relative error of the gradients", "≤ 1e-05"
+    errors = {cell.name: cell.gradient_error for cell in fields}
+    if not errors:
+        return Target(name, goal, "no such cell", UNKNOWN)
+    return _bounded(name, goal, errors, 1e-5)
 
 
 def _speed(
@@ -75,6 +108,8 @@ def _speed(
 ) -> Target:
     """Median ratio over the cells in which the peer gets there, and no cell below the floor."""
     goal = f"median ≥ {least:g}×, {'no cell slower' if floor == 1 else f'every cell ≥ {floor:g}×'}"
+    if not any((entry.task, entry.accuracy) == (task, level) for cell in cells for entry in cell.entries):
+        return Target(name, goal, "–", UNKNOWN)
     ratios = {cell.name: ratio for cell in cells if (ratio := cell.ratio(peer, level, task)) is not None}
     # A cell that only the peer solves is one in which this library is slower, by any factor.
     lost = [c.name for c in cells if c.name not in ratios and c.best(peer, level, task) is not None]
@@ -129,15 +164,18 @@ def _errors(
         if not errors:
             found.append(Target(title, goal, "no such cell", UNKNOWN))
             continue
-        worst = max(errors, key=lambda cell: errors[cell])
-        measured = f"at most {errors[worst]:.2g} ({worst}), {len(errors)} cells"
-        if errors[worst] <= bound:
-            found.append(Target(title, goal, measured, MET))
-        else:
-            above = [cell for cell, value in errors.items() if value > bound]
-            margin = f"by a factor of {errors[worst] / bound:.2g} at most: {', '.join(above)}"
-            found.append(Target(title, goal, measured, MISSED, margin))
+        found.append(_bounded(title, goal, errors, bound))
     return found
+
+
+def _bounded(name: str, goal: str, errors: dict[str, float], bound: float) -> Target:
+    worst = max(errors, key=lambda cell: errors[cell])
+    measured = f"at most {errors[worst]:.2g} ({worst}), {len(errors)} cells"
+    above = [cell for cell, value in errors.items() if not value <= bound]
+    if not above:
+        return Target(name, goal, measured, MET)
+    margin = f"by a factor of {errors[worst] / bound:.2g} at most: {', '.join(above)}"
+    return Target(name, goal, measured, MISSED, margin)
 
 
 def _limits(benchmark: Benchmark) -> Target:
@@ -160,7 +198,7 @@ def _memory(benchmark: Benchmark) -> Target:
     shares = {
         c.name: c.held_bytes / c.allowed_bytes
         for c in benchmark.cells
-        if c.facts["dtype"] == "float32" and c.held_bytes is not None
+        if c.facts["dtype"] == "float32" and c.held_bytes is not None and c.allowed_bytes is not None
     }
     if not shares:
         return Target(name, goal, "–", UNKNOWN)

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from implicit_bregman.experiments.benchmark.calls import Calls, count_calls
 from implicit_bregman.experiments.benchmark.contenders import SLOW, Contender, errors, raised, reaches, timed
+from implicit_bregman.experiments.benchmark.prepared import Prepared
 from implicit_bregman.experiments.benchmark.results import Entry
-from implicit_bregman.experiments.benchmark.truth import Prepared
 
 _LEAST, _FAST = 3, 0.5  # repeats that a run of less than so many seconds has in any case
 _SLACK = 1.5  # how far a run may go beyond its share of the budget before it is no longer repeated
@@ -72,7 +72,7 @@ def measure(prepared: Prepared, contenders: Sequence[Contender], repeats: int, b
     once: dict[int, tuple[float, ...]] = {}
     for number, contender in enumerate(contenders):
         try:
-            taken, z, gradient = timed(contender.run)
+            taken, z, gradients = timed(contender.run)
             if contender.estimate < SLOW:
                 # The one above has loaded everything, this one finds the caches warm.
                 calls = count_calls(contender.run)
@@ -82,7 +82,7 @@ def measure(prepared: Prepared, contenders: Sequence[Contender], repeats: int, b
             checked.append((replace(contender, settings=f"{contender.settings}: {raised(error)}"), None, None))
             once[number] = ()
             continue
-        checked.append((contender, *errors(prepared, z, gradient)))
+        checked.append((contender, *errors(prepared, z, gradients)))
         if contender.estimate >= SLOW and 2 * contender.estimate > share:
             once[number] = (taken,)  # slower than the cap: this is its one repeat
     left = max(0.5 * budget, budget - (time.perf_counter() - begin))

@@ -1,6 +1,7 @@
 """torchdeq as a contender: its solvers and its implicit backward pass, swept to the cheapest that is accurate.
 
-Two fixed-point maps: the dual map y ↦ y⁺ of MM, and z ↦ ρ(ρ⁻¹(clamp z) + …) with z kept ε away from the bounds.
+Two fixed-point maps of a quadratic cell: the dual map y ↦ y⁺ of MM, and z ↦ ρ(ρ⁻¹(clamp z) + …) with z kept ε away from
+the bounds. Other cells bring their own.
 Everything that costs torchdeq time without need is left out: it is given τ, it makes a number of iterations that was
 found beforehand, and it makes no stopping test that could end later.
 """
@@ -8,15 +9,18 @@ found beforehand, and it makes no stopping test that could end later.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from implicit_bregman.experiments.benchmark.contenders import BOTH, LONGEST, Value
-from implicit_bregman.experiments.benchmark.truth import Prepared
+from implicit_bregman.experiments.benchmark.contenders import BOTH, LONGEST
+from implicit_bregman.experiments.benchmark.prepared import Prepared, Value
+from implicit_bregman.experiments.benchmark.truth import PreparedQuadratic
 
 DUAL, CLAMPED = "dual", "clamped z"
 NAMES = {"anderson": "torchdeq Anderson", "broyden": "torchdeq Broyden", "simple": "torchdeq fixed point"}
@@ -61,38 +65,68 @@ class Method:
         return result
 
 
-@dataclass(frozen=True)
-class Setup:
-    """How torchdeq is set up: the map, the clamp and the solver of each pass.
+class FixedPoint(ABC):
+    """A map as torchdeq sees it, in one run."""
+
+    @abstractmethod
+    def start(self) -> Tensor:
+        """Where the iteration starts."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor, tau: float = 1.0) -> Tensor:
+        """One step; `tau` is what torchdeq passes on as damping, always 1."""
+
+    def value(self, x: Tensor) -> Tensor:
+        """The z that belongs to the map's variable; default: that is z."""
+        return x
+
+
+@dataclass(frozen=True, eq=False)
+class Equation:
+    """A fixed-point equation of a cell.
 
     Attributes:
-        variable: `DUAL` or `CLAMPED`.
-        margin: ε, the distance from the bounds that z is clamped to, in units of half C's width.
+        text: Which one, in words.
+        opened: The map, from the raw tensors; called in every run.
+    """
+
+    text: str
+    opened: Callable[[], FixedPoint]
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """How torchdeq is set up: the equation and the solver of each pass.
+
+    Attributes:
+        equation: Which one.
         forward: Solver of the forward pass.
         backward: Solver of the backward pass.
     """
 
-    variable: str
-    margin: float
+    equation: Equation
     forward: Method
     backward: Method
 
     @property
     def text(self) -> str:
         """The settings in words."""
-        where = self.variable if self.variable == DUAL else f"{self.variable}, ε = {self.margin:g}"
-        return f"{where}; {self.forward.text}, backward {self.backward.text}"
+        return f"{self.equation.text}; {self.forward.text}, backward {self.backward.text}"
 
 
-def setups(prepared: Prepared, quick: bool = False) -> list[Setup]:
-    """The setups to sweep, those that are usually best first."""
-    wide = prepared.weight.dtype == torch.float64
-    margins = (1e-5, 1e-9) if wide else (1e-5, 1e-6)
+def setups(prepared: Prepared, equations: Sequence[Equation], quick: bool = False) -> list[Setup]:
+    """The setups to sweep, those that are usually best first.
+
+    Args:
+        prepared: The cell.
+        equations: What torchdeq may solve for it, in the same order.
+        quick: Fewer of them.
+    """
     ridges = (1e-12, 1e-4) if quick else (1e-12, 1e-10, 1e-8, 1e-6, 1e-4)
     memories = (6, 12) if quick else (6, 12, 3, 20)
     simple = Method("simple")
     usual = Method("anderson", {"m": 6, "lam": 1e-12, "tau": 1.0})
-    per_update = prepared.offset.numel() * prepared.offset.element_size()
+    per_update = prepared.cotangent.numel() * prepared.cotangent.element_size()
     longest = max(5, min(_BROYDEN_LONGEST, _BROYDEN_BYTES // per_update))
     methods = [Method("anderson", {"m": m, "lam": lam, "tau": 1.0}) for lam in ridges for m in memories]
     if not quick:
@@ -100,32 +134,27 @@ def setups(prepared: Prepared, quick: bool = False) -> list[Setup]:
     methods.append(Method("broyden", {"LBFGS_thres": None, "ls": False}, longest))
     if not quick:
         methods.append(Method("broyden", {"LBFGS_thres": 20, "ls": False}))
-    maps = [(CLAMPED, margins[0]), (DUAL, 0.0), (CLAMPED, margins[1])]
-    if quick:
-        maps = maps[:2]
-    if not any(map(math.isfinite, prepared.geometry.domain)):
-        maps = [(DUAL, 0.0), (CLAMPED, 0.0)]
     found: list[Setup] = []
     for method in (methods[0], simple, *methods[1:]):
-        for variable, margin in maps:
+        for equation in equations:
             others = [usual] if method.name == "simple" else [simple]
             if method.name == "broyden":
                 others.append(usual)
-            found.extend(Setup(variable, margin, method, backward) for backward in (method, *others))
+            found.extend(Setup(equation, method, backward) for backward in (method, *others))
     return found
 
 
 @dataclass(frozen=True, eq=False)
-class FixedPoint:
-    """The map as torchdeq sees it.
+class MirrorMap(FixedPoint):
+    """MM's step of a quadratic cell.
 
     Attributes:
         prepared: The cell.
         variable: `DUAL` or `CLAMPED`.
-        margin: ε.
+        margin: ε, the distance from the bounds that z is clamped to, in units of half C's width.
     """
 
-    prepared: Prepared
+    prepared: PreparedQuadratic
     variable: str
     margin: float
 
@@ -135,11 +164,9 @@ class FixedPoint:
         return zero if self.variable == DUAL else self.prepared.geometry.activation(zero)
 
     def value(self, x: Tensor) -> Tensor:
-        """The z that belongs to the map's variable."""
         return self.prepared.geometry.activation(x) if self.variable == DUAL else x
 
     def __call__(self, x: Tensor, tau: float = 1.0) -> Tensor:
-        """One step; `tau` is what torchdeq passes on as damping, always 1."""
         at = self.prepared
         phi, step, gamma = at.geometry, at.step, at.regularization
         if self.variable == DUAL:
@@ -164,11 +191,24 @@ class FixedPoint:
         return z.clamp(low + margin if math.isfinite(low) else None, high - margin if math.isfinite(high) else None)
 
 
-def torchdeq_value(prepared: Prepared, setup: Setup, iterations: int, backward_iterations: int) -> Value:
+def mirror_equation(prepared: PreparedQuadratic, variable: str, margin: float = 0.0) -> Equation:
+    """MM's step, in one of its variables."""
+    text = variable if variable == DUAL else f"{variable}, ε = {margin:g}"
+    return Equation(text, partial(MirrorMap, prepared, variable, margin))
+
+
+def mirror_equations(prepared: PreparedQuadratic, quick: bool = False) -> list[Equation]:
+    """What torchdeq may solve for a quadratic cell."""
+    if not any(map(math.isfinite, prepared.geometry.domain)):
+        return [mirror_equation(prepared, DUAL), mirror_equation(prepared, CLAMPED)]
+    margins = (1e-5, 1e-9) if prepared.weight.dtype == torch.float64 else (1e-5, 1e-6)
+    usual = [mirror_equation(prepared, CLAMPED, margins[0]), mirror_equation(prepared, DUAL)]
+    return usual if quick else [*usual, mirror_equation(prepared, CLAMPED, margins[1])]
+
+
+def torchdeq_value(setup: Setup, iterations: int, backward_iterations: int) -> Value:
     """z by torchdeq, with its implicit backward pass, both with a fixed number of iterations."""
     from torchdeq.grad import backward_factory
-
-    step = FixedPoint(prepared, setup.variable, setup.margin)
 
     def backward(function: Callable[[Tensor], Tensor], start: Tensor, **_: object) -> tuple[Tensor, None, None]:
         return setup.backward.solve(lambda u, tau=1.0: function(u), start, backward_iterations), None, None
@@ -176,6 +216,7 @@ def torchdeq_value(prepared: Prepared, setup: Setup, iterations: int, backward_i
     attach = backward_factory(grad_type="ift", b_solver=backward)
 
     def value() -> Tensor:
+        step = setup.equation.opened()
         with torch.no_grad():
             found = setup.forward.solve(step, step.start(), iterations)
         return step.value(attach(None, step, found.detach())[0])

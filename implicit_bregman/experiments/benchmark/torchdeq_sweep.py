@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from implicit_bregman.experiments.benchmark.contenders import Contender, Failure, Found, counts, differentiated, settled
+from implicit_bregman.experiments.benchmark.prepared import Prepared
 from implicit_bregman.experiments.benchmark.torchdeq_peer import (
-    DUAL,
     NAMES,
     TASK,
+    Equation,
     FixedPoint,
     Method,
     Setup,
     setups,
     torchdeq_value,
 )
-from implicit_bregman.experiments.benchmark.truth import Prepared
 
-_KEPT = 3  # setups per method and accuracy that are timed properly
+_KEPT, _QUICK_KEPT = 3, 2  # setups per method and accuracy that are timed properly
 _TRIES = 4  # forward iterates per setup and accuracy from which the backward pass is searched
 _FIRST_SHARE = 0.25  # of the time that is left, for the next setup
 _SPACING = 1.2  # between their numbers of iterations
@@ -124,25 +124,30 @@ class _Search:
 
 
 def torchdeq_contenders(
-    prepared: Prepared, accuracies: Sequence[float], cap: float, quick: bool = False, kept: int = _KEPT
+    prepared: Prepared,
+    equations: Sequence[Equation],
+    accuracies: Sequence[float],
+    cap: float,
+    quick: bool = False,
 ) -> Found:
-    """Sweep map, clamp, solver, regularization, memory and iterations of both passes.
+    """Sweep equation, solver, regularization, memory and iterations of both passes.
 
     Every setup is run once, to the time that the best one known for its method needs.
 
     Args:
         prepared: The cell.
+        equations: What torchdeq may solve for it.
         accuracies: The levels to be reached.
         cap: Seconds for the whole sweep.
-        quick: Fewer setups.
-        kept: How many setups per method and accuracy are returned for timing.
+        quick: Fewer setups, and fewer of them timed.
 
     Returns:
         The cheapest ones, and for each method and level that none reached the nearest miss.
     """
     search = _Search(prepared, accuracies)
+    kept = _QUICK_KEPT if quick else _KEPT
     deadline = time.perf_counter() + cap
-    pending = list(_grouped(setups(prepared, quick)))
+    pending = list(_grouped(setups(prepared, equations, quick)))
     examined = 0
     for number, group in enumerate(pending):
         left = deadline - time.perf_counter()
@@ -158,7 +163,7 @@ def torchdeq_contenders(
         for level in accuracies:
             able = sorted(search.candidates.get((name, level), []), key=lambda c: c.seconds)[:kept]
             for chosen in able:
-                value = torchdeq_value(prepared, chosen.setup, chosen.iterations, chosen.backward_iterations)
+                value = torchdeq_value(chosen.setup, chosen.iterations, chosen.backward_iterations)
                 run = differentiated(prepared, value)
                 found.append(Contender(name, TASK, chosen.text, run, (level,), chosen.seconds))
             if not able:
@@ -184,9 +189,9 @@ def _with_note(failure: Failure, note: str) -> Failure:
 
 def _grouped(every: Sequence[Setup]) -> Iterator[list[Setup]]:
     """Setups that share a forward pass, together."""
-    groups: dict[tuple[str, float, str], list[Setup]] = {}
+    groups: dict[tuple[str, str], list[Setup]] = {}
     for setup in every:
-        groups.setdefault((setup.variable, setup.margin, setup.forward.text), []).append(setup)
+        groups.setdefault((setup.equation.text, setup.forward.text), []).append(setup)
     yield from groups.values()
 
 
@@ -194,7 +199,7 @@ def _examine(search: _Search, group: list[Setup], share: float) -> None:
     """One forward run; from its iterates that are accurate enough, backward runs."""
     first = group[0]
     prepared, name = search.prepared, NAMES[first.forward.name]
-    step = FixedPoint(prepared, first.variable, first.margin)
+    step = first.equation.opened()
     limit = min(0.5 * share, max(search.best(name, level) for level in search.accuracies))
 
     def judge(x: Tensor) -> float:
@@ -236,18 +241,14 @@ def _backward(search: _Search, step: FixedPoint, setup: Setup, item: _Iterate, l
     after = step(item.value)
     at = after.detach().requires_grad_()
     beyond = step(at)
-    if setup.variable == DUAL:
-        (cotangent,) = torch.autograd.grad(step.value(at), at, prepared.cotangent)
-    else:
-        cotangent = prepared.cotangent
+    (cotangent,) = torch.autograd.grad(step.value(at), at, prepared.cotangent)
 
     def adjoint(u: Tensor) -> Tensor:
         (product,) = torch.autograd.grad(beyond, at, u, retain_graph=True)
         return product + cotangent
 
     def judge(u: Tensor) -> float:
-        (gradient,) = torch.autograd.grad(after, prepared.weight, u, retain_graph=True)
-        return prepared.gradient_error(gradient)
+        return prepared.gradient_error(*torch.autograd.grad(after, prepared.parameters, u, retain_graph=True))
 
     recorder = _Recorder(adjoint, judge, limit, level, setup.backward.name == "broyden")
     iterates = _record(setup.backward, recorder, torch.zeros_like(cotangent))

@@ -1,4 +1,4 @@
-"""A cell's tensors with the float64 truth about its rounded data: z and dL/dW for L = ⟨G, z⟩, G fixed."""
+"""A quadratic cell's tensors with the float64 truth about its rounded data: z and dL/dW for L = ⟨G, z⟩, G fixed."""
 
 from __future__ import annotations
 
@@ -9,57 +9,69 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from implicit_bregman.experiments.benchmark.cells import Cell
+import implicit_bregman as ib
+from implicit_bregman.experiments.benchmark.cells import QuadraticCell
+from implicit_bregman.experiments.benchmark.prepared import Prepared, Value
 from implicit_bregman.experiments.optimality import Conditions, on_host
 from implicit_bregman.experiments.oracle import EXACT, reference_gradient, reference_solution, weight_gradient
 from implicit_bregman.experiments.problems import Problem
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
+from implicit_bregman.solvers import Solver
 
 _CHUNK = 64  # samples whose d × d systems are held at once
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
-    """A cell that is ready to be solved.
+class PreparedQuadratic(Prepared):
+    """A cell of one dense matrix W, the one parameter; every entry of it is a parameter of its own.
 
     Attributes:
-        cell: What it is.
-        weight: W, `(d, d)`, with gradient.
         offset: c, `(B, d)`; samples whose limit the reference does not know are left out.
         geometry: φ.
         regularization: γ.
         step: MM's automatic τ, or where φ has none (σ = 0) the largest one at which MM converges near the
             truth; NaN where W is not symmetric, for which there is no MM. Peers are given it; its computation
             is not charged to them.
-        cotangent: G = dL/dz, `(B, d)`.
-        value: The true z in float64.
-        gradient: The true dL/dW in float64, every entry of W a parameter of its own.
-        method: Where the truth is from.
-        excluded: Share of the samples that were left out.
     """
 
-    cell: Cell
-    weight: Float[Tensor, "d d"]
+    cell: QuadraticCell
     offset: Float[Tensor, "batch d"]
-    geometry: LegendreFunction
+    geometry: MirrorMap
     regularization: float
     step: float
-    cotangent: Float[Tensor, "batch d"]
-    value: Float[Tensor, "batch d"]
-    gradient: Float[Tensor, "d d"]
-    method: str
-    excluded: float
 
-    def value_error(self, z: Tensor) -> float:
-        """‖z − z*‖ / ‖z*‖ over the batch; infinite for what is not finite."""
-        return _relative(z, self.value)
+    @property
+    def weight(self) -> Float[Tensor, "d d"]:
+        """W, with gradient."""
+        return self.parameters[0]
 
-    def gradient_error(self, gradient: Tensor) -> float:
-        """The same for dL/dW, in the Frobenius norm."""
-        return _relative(gradient, self.gradient)
+    def ours(self, tol: float | None = None, solver: str | Solver = "auto") -> Value:
+        """This library: factorizations are inside, as W changes at every training step.
+
+        Args:
+            tol: Tolerance of the default solver and of the adjoint; None: the defaults, and `solver`.
+            solver: The solver.
+        """
+        if tol is not None:
+            solver = ib.solvers.Auto(tol=tol)
+        adjoint = ib.adjoints.Implicit(tol=tol)
+
+        def value() -> Tensor:
+            energy = ib.QuadraticEnergy.from_matrices(self.weight)
+            return ib.find_critical_point(
+                energy, self.geometry, self.offset, None, self.regularization, solver, adjoint
+            ).value
+
+        return value
+
+    @property
+    def allowed_bytes(self) -> int:
+        """4 (6 B d + B n + 2 d²), twice that in float64; the input is c itself: n = d."""
+        batch, dim = self.offset.shape
+        return self.offset.element_size() * (6 * batch * dim + batch * dim + 2 * dim * dim)
 
 
-def prepare(cell: Cell, seed: int = 0) -> Prepared:
+def prepare(cell: QuadraticCell, seed: int = 0) -> PreparedQuadratic:
     """Draw a cell's problem, round it and find its truth.
 
     Raises:
@@ -89,7 +101,7 @@ def prepare(cell: Cell, seed: int = 0) -> Prepared:
     weight = problem.weight.clone().requires_grad_()
     gradient = weight_gradient(adjoint, value)
     step = math.nan if problem.kind == "general" else problem.step or _local_step(problem, value)
-    return Prepared(cell, weight, offset, phi, gamma, step, cotangent, value, gradient, method, excluded)
+    return PreparedQuadratic(cell, (weight,), cotangent, value, (gradient,), method, excluded, offset, phi, gamma, step)
 
 
 def designed_truth(
@@ -158,8 +170,3 @@ def _local_step(problem: Problem, value: Tensor) -> float:
     curvature = float(phi.curvature(phi.inverse_activation(inside)).min())
     largest = float(torch.linalg.eigvalsh(-on_host(problem.weight)).max())
     return min(1.0, curvature / largest)
-
-
-def _relative(found: Tensor, truth: Tensor) -> float:
-    error = float(torch.linalg.vector_norm(on_host(found) - truth) / torch.linalg.vector_norm(truth))
-    return error if math.isfinite(error) else math.inf

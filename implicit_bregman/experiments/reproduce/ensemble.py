@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from implicit_bregman.experiments.training import epoch_batches
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.nn import FeedForward
 from implicit_bregman.nn.feedforward import KINDS
 from implicit_bregman.settings import check_choice
@@ -51,7 +51,7 @@ class Member:
             raise ValueError(f"rate must be positive, got {self.rate}")
 
 
-def make_network(member: Member, width: int, depth: int, classes: int, geometry: LegendreFunction) -> nn.Sequential:
+def make_network(member: Member, width: int, depth: int, classes: int, geometry: MirrorMap) -> nn.Sequential:
     """`depth` layers of `width` neurons and a linear read-out, as the member starts; the global seed is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(member.seed)
@@ -95,7 +95,7 @@ class Ensemble:
         width: int,
         depth: int,
         classes: int,
-        geometry: LegendreFunction,
+        geometry: MirrorMap,
         device: torch.device | str = "cpu",
         start: Sequence[Sequence[float]] | None = None,
     ) -> None:

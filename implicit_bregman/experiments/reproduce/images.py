@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from implicit_bregman.experiments.data import Dataset, load_dataset
 from implicit_bregman.experiments.training import epoch_batches, evaluate, steps_per_epoch
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.legendre import geometry as find_geometry
 from implicit_bregman.nn import FeedForward
 from implicit_bregman.nn.feedforward import KINDS
@@ -114,7 +114,7 @@ class ConvolutionalFeatures(nn.Sequential):
         geometry: Gives ρ, which brings the features into C.
     """
 
-    def __init__(self, channels: int, side: int, geometry: LegendreFunction) -> None:
+    def __init__(self, channels: int, side: int, geometry: MirrorMap) -> None:
         first, second = CNN_CHANNELS
         super().__init__(
             nn.Unflatten(1, (channels, side, side)),

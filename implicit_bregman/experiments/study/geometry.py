@@ -22,7 +22,7 @@ from implicit_bregman.experiments.study.geometry_boxes import (
 )
 from implicit_bregman.experiments.study.geometry_cells import REGIMES, Regime, Run, train_once
 from implicit_bregman.experiments.study.task import Task
-from implicit_bregman.legendre import geometries
+from implicit_bregman.legendre import separable_geometries
 from implicit_bregman.settings import check_count, check_positive
 
 
@@ -57,7 +57,7 @@ class GeometrySettings:
     max_steps: int = 2000
     box_steps: int = 10_000
     basin_steps: int = 4000
-    geometries: tuple[str, ...] = geometries()
+    geometries: tuple[str, ...] = separable_geometries()
 
     def __post_init__(self) -> None:
         check_count("seed", self.seed, 0)
@@ -68,9 +68,9 @@ class GeometrySettings:
         check_positive("learning_rate", self.learning_rate)
         if not self.geometries or len(set(self.geometries)) != len(self.geometries):
             raise ValueError(f"geometries must name at least one, each once, got {','.join(self.geometries)!r}")
-        unknown = [name for name in self.geometries if name not in geometries()]
+        unknown = [name for name in self.geometries if name not in separable_geometries()]
         if unknown:
-            raise ValueError(f"geometries: unknown {', '.join(unknown)}; known: {', '.join(geometries())}")
+            raise ValueError(f"geometries: unknown {', '.join(unknown)}; known: {', '.join(separable_geometries())}")
 
     @classmethod
     def quick(cls, seed: int = 0) -> GeometrySettings:

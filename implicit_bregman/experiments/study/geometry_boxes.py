@@ -18,7 +18,7 @@ from implicit_bregman.experiments.problems import make_problem
 from implicit_bregman.experiments.study.geometry_cells import plain_mm
 from implicit_bregman.experiments.study.task import Task, without_warnings
 from implicit_bregman.experiments.training import epoch_batches, evaluate
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.legendre import geometry as find_geometry
 from implicit_bregman.solution import Solution
 from implicit_bregman.solvers import Newton
@@ -53,7 +53,7 @@ class BoxRegime:
     relative: bool = False
     solver: str = "auto"
 
-    def gamma(self, geometry: LegendreFunction) -> float:
+    def gamma(self, geometry: MirrorMap) -> float:
         """γ for this φ."""
         return self.regularization / (geometry.strong_convexity if self.relative else 1.0)
 
@@ -101,7 +101,7 @@ class Basins:
     samples: int = SAMPLES
 
 
-def on_box(name: str) -> LegendreFunction:
+def on_box(name: str) -> MirrorMap:
     """The bounded geometry of that name, moved to [-1, 1]."""
     return find_geometry(name).to_box(*BOX)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from implicit_bregman.adjoints import Implicit, Unrolled
 from implicit_bregman.experiments.study.descent import Vector
-from implicit_bregman.legendre import Arctan, LegendreFunction, Tanh
+from implicit_bregman.legendre import Arctan, MirrorMap, Tanh
 from implicit_bregman.nn import BregmanDEQ
 from implicit_bregman.solvers import Newton
 from implicit_bregman.status import Status
@@ -39,7 +39,7 @@ class Family:
     text: str
     spectrum: tuple[float, float]
     regularization: float = 0.0
-    geometry: LegendreFunction = field(default_factory=Tanh)
+    geometry: MirrorMap = field(default_factory=Tanh)
     features: int = 1
     low_rank: bool = False
     rate: str = "nothing"

@@ -169,6 +169,7 @@ def within_rounding(
     size = z.abs() + (max(ends) if gamma and math.isfinite(max(ends)) else 0.0)
     scale = (energy.hessian(z).rounding(size) / tol).clamp(scale, most * scale)
     total = torch.add(found.gradient, found.unrounded_dual, alpha=gamma) if gamma else found.gradient
+    total = total if objective.geometry.coupling is None else objective.total(found.gradient, found.unrounded_dual)
     return objective.residual(z, total, scale, objective.geometry.bounds(objective.energy.dtype)) <= tol
 
 

@@ -9,6 +9,7 @@ from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.linearization import Linearization
 from implicit_bregman.objective import Objective
 from implicit_bregman.solvers.exact.dual_state import Budget, Course, Iterate
+from implicit_bregman.tangent import TangentSystem
 
 #: Relative residual of the linear systems: loose far from the solution (Eisenstat and Walker), and at the end,
 _LOOSE, _TIGHT = 0.1, 1e-4
@@ -35,15 +36,19 @@ def newton_move(
     gamma = objective.regularization
     # What factorizes is the same everywhere, and its products are made in either precision.
     hessian = (energy if energy.factored is None else objective.energy).hessian(at.value)
-    system = Linearization(hessian, slope, torch.full_like(slope, gamma))
+    coupling = objective.geometry.coupling
+    system = Linearization(hessian, slope, torch.full_like(slope, gamma), coupling=coupling)
     curvature = _own_curvature(system, at.error)
     v = _direction(objective, system, at, curvature, course, target, budget)
     weight = (curvature / gamma).clamp_max(torch.finfo(v.dtype).max ** 0.5)
     product = hessian.product(v)
     # Where D is small v says little of Δy; the equation of the coordinate itself does: γΔy = −E − Hv.
     steep = weight * slope > _FLAT
-    plain = v / torch.where(steep, slope, 1.0)
-    return weight, torch.where(steep, plain, -(at.error + product) / gamma).addcmul_(weight, v)
+    plain, flat = v / torch.where(steep, slope, 1.0), -(at.error + product) / gamma
+    if coupling is not None:
+        # (both up to a number in each block: the one with which Σ sΔy = 0)
+        flat = coupling.centred(flat, slope)
+    return weight, torch.where(steep, plain, flat).addcmul_(weight, v)
 
 
 def _own_curvature(system: Linearization, error: Tensor) -> Tensor:
@@ -70,13 +75,18 @@ def _direction(
     (batch, width), hessian, costs = at.error.shape, system.hessian, system.hessian.costs
     factorizes = can_factorize(objective)
     few = batch * width**3 <= costs.dual_work
-    if hessian.factorizes and (few or not (objective.unique and hessian.symmetric)):
+    if hessian.factorizes and system.coupling is None and (few or not (objective.unique and hessian.symmetric)):
         return _factorized(system, at.error, torch.arange(batch, device=at.error.device), objective.unique)
     # As exact as the progress of the last step promises this one to be, and no more than the goal asks for.
     goal = (0.3 * target / at.size).clamp(1e-7, _LOOSE)
     forcing = (at.size / course.before).square().nan_to_num(_LOOSE).clamp(_TIGHT, _LOOSE)
     forcing = torch.where(course.exact, _EXACT, torch.maximum(forcing, goal))
     most = min(budget.left, costs.dual_patience + width // costs.dual_products) if factorizes else budget.left
+    if system.coupling is not None:
+        step = TangentSystem(system, system.coupling, adjoint=False).solve(-at.error, forcing, max(1, budget.left))
+        budget.left -= int(step.iterations.max())
+        met_descent = step.positive | torch.full_like(step.positive, objective.unique)
+        return torch.where(met_descent[:, None], step.value, torch.nan).to(at.error.dtype)
     if not system.hessian.factorizes and not system.hessian.symmetric:
         step = system.forward_step(-at.error, forcing.to(at.error.dtype), min(most, _MOST_OF_GMRES))
         budget.left -= int(step.iterations.max())
@@ -94,7 +104,7 @@ def _direction(
 
 def can_factorize(objective: Objective) -> bool:
     """Whether one factorization per sample is possible."""
-    energy = objective.energy.factored
+    energy = objective.energy.factored if objective.geometry.coupling is None else None
     return energy is not None and energy.operator.size <= energy.costs.dual_width
 
 

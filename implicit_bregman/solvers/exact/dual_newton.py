@@ -65,10 +65,11 @@ def newton(
         record: called with the duals and their rows before every step, and at the end.
     """
     energy, quadratic = objective.energy, objective.energy.factored
+    coupled = objective.geometry.coupling is not None
     # A trace ends where the tolerance is met.
     enough = _CLOSE * tol if _is_well_conditioned(objective) else 0.0
     swept, limit = None, max(_BELOW * tol, enough)
-    if record is None and objective.unique and quadratic is not None and quadratic.symmetric:
+    if record is None and objective.unique and quadratic is not None and quadratic.symmetric and not coupled:
         swept = _swept(objective, quadratic, _unclamped(objective, energy, dual), limit, max_steps)
         if swept is not None and bool((swept.size <= limit).all()):
             return dual_result(objective, swept, tol)
@@ -90,7 +91,7 @@ def _is_well_conditioned(objective: Objective) -> bool:
 def _unclamped(objective: Objective, energy: BoundEnergy, dual: Tensor) -> Tensor:
     """The same points, with the duals of active coordinates where the equation wants them, beyond the clamp."""
     gamma, geometry = objective.regularization, objective.geometry
-    if geometry.is_legendre:
+    if geometry.is_legendre or geometry.coupling is not None:
         return dual
     active = geometry.slope(dual) == 0
     if not bool(active.any()):
@@ -200,7 +201,7 @@ def _search(
     rows = torch.arange(len(at.size), device=at.size.device)
     start, weight, chord, whole = at, weight.expand_as(move), torch.full_like(move, torch.nan), at
     for trial in range(1 + _SHORTENINGS):
-        dual = move_along(objective.geometry, start.dual, start.value, slope, weight, move)
+        dual = move_along(objective.geometry.elementwise, start.dual, start.value, slope, weight, move)
         new = evaluate(objective, energy, dual, start.steps + 1, start.tries + 1 + trial)
         better = _is_accepted(objective, start, new)
         if trial == 0:
@@ -264,7 +265,7 @@ def dual_result(objective: Objective, at: Iterate, tol: float, stuck: Tensor | N
     if geometry.is_legendre:
         error, free = at.error, torch.ones_like(dual, dtype=torch.bool)
     else:
-        error, free = torch.add(at.gradient, dual, alpha=gamma), dual == at.dual
+        error, free = objective.total(at.gradient, dual), _off_clamp(objective, at.dual, dual)
     residual = objective.residual(at.value, error, at.scale, (lo, hi))
     # The residual alone is held down by the distance to a bound: ask it of the equation as well.
     accepted = (residual <= tol) & (at.size <= tol)
@@ -291,3 +292,9 @@ def dual_result(objective: Objective, at: Iterate, tol: float, stuck: Tensor | N
         tries=at.tries,
         stuck=stuck,
     )
+
+
+def _off_clamp(objective: Objective, dual: Tensor, clamped: Tensor) -> Bool[Tensor, "batch d"]:
+    """The coordinates whose dual lies within the range of φ'."""
+    geometry = objective.geometry
+    return dual == clamped if geometry.coupling is None else geometry.slope(dual) > 0

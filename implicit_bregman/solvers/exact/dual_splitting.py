@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from implicit_bregman.energy.bound import BoundAffine
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.legendre.prox import prox_dual
 from implicit_bregman.objective import Objective
 from implicit_bregman.operators.splitter import FAR_ABOVE, Splitter
@@ -126,7 +126,7 @@ class _Prox:
         splitter: whose α and μ they are.
     """
 
-    def __init__(self, geometry: LegendreFunction, gamma: float, splitter: Splitter) -> None:
+    def __init__(self, geometry: MirrorMap, gamma: float, splitter: Splitter) -> None:
         self._geometry = geometry
         self._own, self._weight = splitter.prox_weight, splitter.alpha * gamma
 

@@ -40,9 +40,12 @@ class Iterate(RowsOfTensors):
 
 def evaluate(objective: Objective, energy: BoundEnergy, dual: Tensor, steps: Tensor, tries: Tensor) -> Iterate:
     """The iterate y = `dual`."""
-    value = objective.geometry.activation(dual)
+    geometry = objective.geometry
+    dual = dual if geometry.coupling is None else geometry.gauged(dual)
+    value = geometry.activation(dual)
     gradient = energy.gradient(value).detach()
     error = torch.add(gradient, dual, alpha=objective.regularization)
+    error = error if geometry.coupling is None else geometry.along(error, dual)
     scale = objective.scale(energy.terms(gradient))
     return Iterate(dual, value, gradient, error, scale, (error.abs() / scale).amax(-1), steps, tries)
 

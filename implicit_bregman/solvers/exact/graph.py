@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.legendre import LegendreFunction
+from implicit_bregman.legendre import MirrorMap
 
 #: Corrections of a point that is to lie on a line. Newton's method around it corrects the rest.
 _CORRECTIONS = 3
@@ -25,7 +25,7 @@ _CLOSE = 0.05
 
 
 def move_along(
-    geometry: LegendreFunction,
+    geometry: MirrorMap,
     dual: Float[Tensor, "batch d"],
     value: Float[Tensor, "batch d"],
     slope: Float[Tensor, "batch d"],
@@ -51,9 +51,7 @@ def move_along(
     return torch.where(leaving, _where_it_leaves(geometry, dual, passed, weight, leaving), target)
 
 
-def _on_line(
-    geometry: LegendreFunction, dual: Tensor, value: Tensor, slope: Tensor, weight: Tensor, move: Tensor
-) -> Tensor:
+def _on_line(geometry: MirrorMap, dual: Tensor, value: Tensor, slope: Tensor, weight: Tensor, move: Tensor) -> Tensor:
     w = torch.addcmul(dual, weight, value).add_(move)
     guess = dual + move / (1 + weight * slope)
     enough = _CLOSE * move.abs() + 4 * torch.finfo(w.dtype).eps * w.abs()
@@ -72,7 +70,7 @@ def _on_line(
     return guess
 
 
-def _bracket(geometry: LegendreFunction, w: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _bracket(geometry: MirrorMap, w: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Ends between which y + κρ(y) = w has its solution.
 
     It is between 0 and either end of the line's part that lies between y = 0 and z = ρ(0), and no farther from 0 than
@@ -89,7 +87,7 @@ def _bracket(geometry: LegendreFunction, w: Tensor, weight: Tensor) -> tuple[Ten
     return reach.clamp_max(0), reach.clamp_min(0)
 
 
-def _correct(geometry: LegendreFunction, dual: Tensor, value: Tensor, weight: Tensor, excess: Tensor) -> Tensor:
+def _correct(geometry: MirrorMap, dual: Tensor, value: Tensor, weight: Tensor, excess: Tensor) -> Tensor:
     """One Newton step towards the line: in z where ρ is steep and z stays inside C, else in y."""
     slope = geometry.slope(dual)
     step = excess / (1 + weight * slope)
@@ -100,9 +98,7 @@ def _correct(geometry: LegendreFunction, dual: Tensor, value: Tensor, weight: Te
     return torch.where(steep, inverse, dual - step)
 
 
-def _where_it_leaves(
-    geometry: LegendreFunction, held: Tensor, steep: Tensor, weight: Tensor, leaving: Tensor
-) -> Tensor:
+def _where_it_leaves(geometry: MirrorMap, held: Tensor, steep: Tensor, weight: Tensor, leaving: Tensor) -> Tensor:
     """The dual between two where κρ' is between 1 and 3, or just above 1, for the coordinates that leave a bound.
 
     As long as a bound held it a coordinate's direction was computed without its motion in z. To go on would move z

@@ -11,6 +11,7 @@ from dataclasses import replace
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.solvers.exact.active_set import solve_active_set, within_rounding
 from implicit_bregman.solvers.exact.dual_newton import newton
+from implicit_bregman.solvers.exact.face import solve_on_face
 from implicit_bregman.solvers.exact.projected_newton import projected_newton
 from implicit_bregman.solvers.exact.result import ExactResult
 
@@ -20,6 +21,8 @@ _STEPS = 60
 
 def can_solve_exactly(objective: Objective) -> bool:
     """Whether an exact solve exists for this kind of problem."""
+    if objective.geometry.coupling is not None and not objective.regularization:
+        return objective.unique and objective.energy.affine
     return objective.energy.factored is not None or (objective.unique and objective.energy.exact_by_newton)
 
 
@@ -34,6 +37,8 @@ def solve_exactly(objective: Objective, point: Point, tol: float) -> ExactResult
     """
     if objective.regularization:
         found = newton(objective, point.dual, tol, _STEPS)
+    elif objective.geometry.coupling is not None:
+        found = solve_on_face(objective, point.value, tol)
     else:
         found = (
             solve_active_set(objective, point.value, point.gradient, tol)

@@ -1,0 +1,178 @@
+"""The contract of a mirror map: what the solvers and the adjoints ask of C and φ."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from implicit_bregman.legendre.coupling import Coupling
+
+
+@dataclass(frozen=True)
+class MirrorMap(ABC):
+    """A convex φ on a closed convex set C, by its mirror map ρ = ∇φ* and the metric of it.
+
+    The dual y is carried, never z: it stays finite and exact where z = ρ(y) has long been rounded to the boundary of C
+    (Bauschke & Borwein, "Legendre functions and the method of random Bregman projections", 1997).
+
+    φ is a sum over the coordinates. C is an interval for each of them (`LegendreFunction`: everything is elementwise),
+    perhaps cut by the condition that the coordinates of a block have a given sum (`Simplex`). Then y means the same z
+    when a number is added to a whole block, and `project_dual` picks the y with ρ₀(y) = z, where ρ₀ is elementwise.
+    """
+
+    name: ClassVar[str]
+    """The name under which `geometry` finds it."""
+    max_curvature: ClassVar[float]
+    curvature_at_infinity: ClassVar[float]
+    is_exponential: ClassVar[bool] = False
+    """Whether ρ(s + t) = ρ(s)ρ(t): adding to y multiplies z, as Sinkhorn's iterations do."""
+
+    @property
+    def coupling(self) -> Coupling | None:
+        """How the coordinates of a block depend on each other; None: they do not, and everything is elementwise."""
+        return None
+
+    @property
+    @abstractmethod
+    def is_legendre(self) -> bool:
+        """Whether φ is essentially smooth: ‖∇φ‖ → ∞ wherever C ends."""
+
+    @property
+    @abstractmethod
+    def domain(self) -> tuple[float, float]:
+        """The ends (lo, hi) of the interval in which every coordinate of C lies, either of them possibly infinite."""
+
+    @property
+    @abstractmethod
+    def strong_convexity(self) -> float:
+        """σ: φ is at least σ/2 ‖·‖² curved along C."""
+
+    @property
+    @abstractmethod
+    def elementwise(self) -> MirrorMap:
+        """ρ₀, φ₀: the map of each coordinate on its own."""
+
+    @property
+    def unit(self) -> float:
+        """A length that counts as large for a coordinate of z: 1, or the width of a C that is narrower."""
+        lo, hi = self.domain
+        return min(1.0, hi - lo)
+
+    def for_states(self, event: tuple[int, ...]) -> MirrorMap:
+        """The same for states of this shape that come as rows (B, d).
+
+        Raises:
+            ValueError: if states of this shape do not go with it.
+        """
+        return self
+
+    # Maps --------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def activation(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """ρ(y) = ∇φ*(y), a point of C also after rounding."""
+
+    @abstractmethod
+    def inverse_activation(self, z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """ρ⁻¹(z) = ∇φ(z)."""
+
+    @abstractmethod
+    def slope(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """s = 1/φ''(ρ(y)), elementwise. The derivative of ρ is s itself, or with a coupling `coupling.metric(s, ·)`."""
+
+    @abstractmethod
+    def curvature(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """φ''(ρ(y)), elementwise."""
+
+    @abstractmethod
+    def log_curvature(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """log φ''(ρ(y))."""
+
+    @abstractmethod
+    def log_curvature_slope(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The derivative of log φ''(ρ₀(y)) in y, elementwise; not differentiable again."""
+
+    @abstractmethod
+    def dual_potential(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The terms of φ(ρ(y)), elementwise."""
+
+    @abstractmethod
+    def potential(self, z: Float[Tensor, "*shape"]) -> Tensor:
+        """φ(z): elementwise, or summed over the last dimension where there is a coupling."""
+
+    @abstractmethod
+    def conjugate(self, y: Float[Tensor, "*shape"]) -> Tensor:
+        """φ*(y) = max over z in C of ⟨z, y⟩ − φ(z): elementwise, or summed over the last dimension."""
+
+    @abstractmethod
+    def divergence(
+        self, u: Float[Tensor, "*batch features"], v: Float[Tensor, "*batch features"]
+    ) -> Float[Tensor, "*batch"]:
+        """D_φ(u, v), summed over the last dimension."""
+
+    @abstractmethod
+    def dual_divergence(
+        self, p: Float[Tensor, "*batch features"], q: Float[Tensor, "*batch features"]
+    ) -> Float[Tensor, "*batch"]:
+        """D_φ(ρ(p), ρ(q)), summed over the last dimension."""
+
+    @abstractmethod
+    def project_dual(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The dual that is chosen among all that stand for the same ρ(y)."""
+
+    def gauged(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """y with the right sums of ρ₀(y), where coordinates are coupled; beyond a clamp it runs on."""
+        return y
+
+    @abstractmethod
+    def is_interior(self, z: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+        """Whether each coordinate lies strictly inside its interval and is finite."""
+
+    @abstractmethod
+    def bounds(self, dtype: torch.dtype) -> tuple[float, float]:
+        """`domain` in a precision, rounded into C."""
+
+    @abstractmethod
+    def inner_bounds(self, dtype: torch.dtype) -> tuple[float, float]:
+        """The numbers next to `bounds`, strictly inside."""
+
+    @abstractmethod
+    def saturated_dual(self, dtype: torch.dtype) -> tuple[float, float]:
+        """Finite duals that stand for the bounds."""
+
+    @abstractmethod
+    def to_box(self, lo: float, hi: float) -> MirrorMap:
+        """The same with other bounds of the coordinates."""
+
+    @abstractmethod
+    def finite_dual(self, z: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
+        """A finite y that stands for z, also where z is on the boundary of C. Not differentiable."""
+
+    # What C asks of a step ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def project(self, z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Π_C(z), the nearest point of C."""
+
+    @abstractmethod
+    def kept_step(
+        self, z: Float[Tensor, "batch d"], step: Float[Tensor, "batch d"], bounds: tuple[float, float]
+    ) -> Float[Tensor, "batch d"]:
+        """z − Π_C(z − `step`), to the digits of the step. The step may be overwritten."""
+
+    def along(self, total: Float[Tensor, "batch d"], dual: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """∇F = `total` without the part that no direction along C sees, at ρ(`dual`)."""
+        return total
+
+    def shared(self, scale: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """The scales of coordinates that are measured together."""
+        return scale
+
+    def moved(self, slope: Float[Tensor, "batch d"], v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """By how much z = ρ(y) changes, to first order, when y changes by v; `slope` is s."""
+        return slope * v

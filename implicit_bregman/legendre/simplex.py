@@ -1,0 +1,310 @@
+"""The simplex: coordinates of a block that are nonnegative, or in a box, and have a given sum."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from implicit_bregman.legendre.arguments import check_dtype, positive_float, real_float
+from implicit_bregman.legendre.base import LegendreFunction
+from implicit_bregman.legendre.coupling import Coupling
+from implicit_bregman.legendre.halfline import Exp
+from implicit_bregman.legendre.mirror import MirrorMap
+from implicit_bregman.legendre.sigmoidal import Sigmoid
+from implicit_bregman.legendre.tsallis import TsallisEntropy
+from implicit_bregman.settings import check_count
+from implicit_bregman.transforms import transformed
+
+#: Safeguarded Newton steps for the level of a block. Bisection alone would take 60 in float64.
+_STEPS = 40
+
+
+@dataclass(frozen=True)
+class Simplex(MirrorMap):
+    """C = {z : lo ≤ z ≤ hi, Σz = total} for each block of coordinates, φ the sum of an entropy of each of them.
+
+    Without an upper bound φ = Σ z log z and ρ(y) = total · softmax(y). With bounds ("box section", "capped simplex")
+    φ is that of `sigmoid` moved to [lo, hi], and with an `order` α in (1, 2] it is Σ (z^α − z)/(α(α − 1)), Tsallis's
+    entropy, so that ρ is entmax and many coordinates are exactly 0 (sparsemax for α = 2). In both cases ρ(y)_j =
+    ρ₀(y_j − ν) with the level ν at which the sum is right.
+    A block is the last dimension of the state's shape, states of shape (m, n) being m blocks of n coordinates, or
+    `size` coordinates of it: states of width mn are then m blocks as well.
+
+    Elementwise methods (`curvature`, `slope`, `dual_potential`) are those of the coordinates' own φ₀ at the same z.
+    The derivative of ρ is D = diag(s) − s sᵀ/Σs, s = `slope`.
+
+    Args:
+        total: the sum, > 0.
+        lo: lower bound of every coordinate; 0 unless `hi` is given.
+        hi: upper bound of every coordinate; None: there is none.
+        order: α of the entropy, in [1, 2]; 1, Shannon's, unless there are no bounds.
+        size: number of consecutive coordinates in a block; None: the last dimension is one.
+
+    Raises:
+        TypeError: for a bound that is no number.
+        ValueError: for bounds, an order or a size out of range; and once the state's shape is known, for a sum that no
+            point within the bounds has.
+    """
+
+    total: float = 1.0
+    lo: float = 0.0
+    hi: float | None = None
+    order: float = 1.0
+    size: int | None = None
+
+    name: ClassVar[str] = "simplex"
+    max_curvature: ClassVar[float] = math.inf
+    curvature_at_infinity: ClassVar[float] = math.inf
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "total", positive_float(self.total, "simplex: total"))
+        object.__setattr__(self, "lo", real_float(self.lo, "simplex: lo"))
+        object.__setattr__(self, "order", real_float(self.order, "simplex: order"))
+        if not 1.0 <= self.order <= 2.0:
+            raise ValueError(f"simplex: order must be in [1, 2], got {self.order}")
+        if self.hi is not None:
+            object.__setattr__(self, "hi", real_float(self.hi, "simplex: hi"))
+        object.__setattr__(self, "_base", self._entropy())
+        if self.size is not None:
+            check_count("simplex: size", self.size)
+        object.__setattr__(self, "_coupling", Coupling(self.total, self.size))
+
+    _base: LegendreFunction = field(init=False, repr=False, compare=False)
+    _coupling: Coupling = field(init=False, repr=False, compare=False)
+
+    @property
+    def coupling(self) -> Coupling:
+        return self._coupling
+
+    def _entropy(self) -> LegendreFunction:
+        """φ₀, that of each coordinate."""
+        if self.hi is None:
+            if self.lo != 0.0:
+                raise ValueError(f"simplex: lo = {self.lo} without an upper bound: give hi as well, or lo=0")
+            return Exp() if self.order == 1.0 else TsallisEntropy(self.order)
+        if self.order != 1.0:
+            raise ValueError(f"simplex: order = {self.order} with bounds of the coordinates: leave out one of them")
+        return Sigmoid().to_box(self.lo, self.hi)
+
+    @property
+    def _is_softmax(self) -> bool:
+        return self.hi is None and self.order == 1.0
+
+    def for_states(self, event: tuple[int, ...]) -> Simplex:
+        n = event[-1] if self.size is None else self.size
+        if event[-1] % n:
+            raise ValueError(f"simplex: blocks of size = {n} do not divide the last dimension {event[-1]} of the state")
+        most = math.inf if self.hi is None else n * self.hi
+        if not n * self.lo < self.total < most:
+            raise ValueError(
+                f"simplex: no {n} coordinates between lo = {self.lo:g} and hi = {self.hi} have the sum total = "
+                f"{self.total:g} with room to spare: it has to lie between {n * self.lo:g} and {most:g}"
+            )
+        return replace(self, size=n)
+
+    def to_box(self, lo: float, hi: float) -> Simplex:
+        """The same with other bounds of the coordinates.
+
+        Raises:
+            TypeError: for a bound that is no number.
+            ValueError: for bounds that are not finite and increasing.
+        """
+        return replace(self, lo=lo, hi=hi)
+
+    @property
+    def elementwise(self) -> LegendreFunction:
+        return self._base
+
+    @property
+    def is_legendre(self) -> bool:
+        return self._base.is_legendre
+
+    @property
+    def domain(self) -> tuple[float, float]:
+        return self.lo, self.total if self.hi is None else self.hi
+
+    @property
+    def strong_convexity(self) -> float:
+        return self.total ** (self.order - 2.0) if self.hi is None else self._base.strong_convexity
+
+    # Maps --------------------------------------------------------------------------------------------------------
+
+    def activation(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """ρ(y): total · softmax(y) without bounds and order; differentiable to any order."""
+        check_dtype(y, "argument")
+        if self._is_softmax:
+            share = torch.softmax(self.coupling.split(y), -1).flatten(-2)
+            return share if self.total == 1.0 else self.total * share
+        return self._base.activation(self.gauged(y)).clamp_max(self.domain[1])
+
+    def project_dual(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """y less the level of each block, and, where φ is not Legendre, cut to the range of φ'."""
+        return self._base.project_dual(self.gauged(y))
+
+    def gauged(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """y less the level ν of each block, so that ρ₀(y − ν) has the right sum."""
+        check_dtype(y, "argument")
+        blocks, least = self.coupling.split(y), torch.finfo(y.dtype).min
+        if self._is_softmax:
+            shifted = torch.log_softmax(blocks, -1)
+            shifted = shifted if self.total == 1.0 else shifted + math.log(self.total)
+            return shifted.clamp_min(least).flatten(-2)
+        shifted = blocks - self._level(blocks.detach())
+        # (once more from numbers that are small, where those of y were large)
+        shifted = shifted - self._level(shifted.detach())
+        # Two Newton steps of length 0 that autograd follows: they carry the first two derivatives of the level.
+        known = self._base.activation(shifted.detach()).sum(-1, keepdim=True)
+        for _ in range(2):
+            excess = self._base.activation(shifted).sum(-1, keepdim=True) - known
+            slope = self._base.slope(shifted).sum(-1, keepdim=True).clamp_min(torch.finfo(y.dtype).tiny)
+            shifted = shifted - excess / slope
+        return shifted.flatten(-2)
+
+    def _level(self, y: Float[Tensor, "*blocks n"]) -> Float[Tensor, "*blocks 1"]:
+        """ν with Σρ₀(y − ν) = total: Newton's steps, bisection where they leave the bracket."""
+        middle = self._base.inverse_activation(y.new_tensor(self.total / y.shape[-1]))
+        least, most = y.amin(-1, keepdim=True) - middle, y.amax(-1, keepdim=True) - middle
+        if self.hi is None:
+            # (with less the largest coordinate alone has more than the sum)
+            least = torch.maximum(least, most + middle - self._base.inverse_activation(y.new_tensor(self.total)))
+        # (0 is the level of a dual that has been chosen before)
+        level = torch.zeros_like(least).clamp(least, most)
+        enough = 4 * torch.finfo(y.dtype).eps * y.shape[-1] * max(abs(end) for end in (*self.domain, self.total))
+        watched = not transformed()
+        for _ in range(_STEPS):
+            excess = self._base.activation(y - level).sum(-1, keepdim=True) - self.total
+            if watched and bool((excess.abs() <= enough).all()):
+                break
+            least, most = torch.where(excess >= 0, level, least), torch.where(excess <= 0, level, most)
+            slope = self._base.slope(y - level).sum(-1, keepdim=True)
+            moved = level + excess / slope
+            inside = (moved > least) & (moved < most)
+            level = torch.where(inside, moved, 0.5 * least + 0.5 * most)
+        return level
+
+    def inverse_activation(self, z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """ρ₀⁻¹(z): of all duals that stand for z the one without a level."""
+        return self._base.inverse_activation(z)
+
+    def curvature(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return self._base.curvature(self.gauged(y))
+
+    def log_curvature(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return self._base.log_curvature(self.gauged(y))
+
+    def log_curvature_slope(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return self._base.log_curvature_slope(self.gauged(y))
+
+    def slope(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return self._base.slope(self.gauged(y))
+
+    def dual_potential(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        y = self.gauged(y)
+        terms = self._base.dual_potential(y)
+        return terms + self._linear * self._base.activation(y) if self._linear else terms
+
+    def potential(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
+        """φ(z), summed over the last dimension: Σ z log z without bounds and order. NaN outside the box."""
+        terms = self._base.potential(z)
+        return (terms + self._linear * z if self._linear else terms).sum(-1)
+
+    @property
+    def _linear(self) -> float:
+        """The multiple of Σz, a constant, that φ has more than φ₀."""
+        if self.hi is not None:
+            return 0.0
+        return 1.0 if self.order == 1.0 else -1.0 / (self.order * (self.order - 1.0))
+
+    def conjugate(self, y: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
+        """φ*(y) = max over z in C of ⟨z, y⟩ − φ(z), summed over the last dimension: logsumexp(y) for total 1."""
+        blocks = self.coupling.split(y)
+        if self._is_softmax:
+            value = torch.logsumexp(blocks, -1)
+            value = value if self.total == 1.0 else self.total * (value - math.log(self.total))
+            return value.sum(-1)
+        shifted = self.coupling.split(self.gauged(y))
+        level = (blocks - shifted).mean(-1) - self._linear
+        return (self._base.conjugate(shifted).sum(-1) + self.total * level).sum(-1)
+
+    def divergence(
+        self, u: Float[Tensor, "*batch features"], v: Float[Tensor, "*batch features"]
+    ) -> Float[Tensor, "*batch"]:
+        """D_φ(u, v) for two points of C: Σ u log(u/v) without an upper bound."""
+        return self._base.divergence(u, v)
+
+    def dual_divergence(
+        self, p: Float[Tensor, "*batch features"], q: Float[Tensor, "*batch features"]
+    ) -> Float[Tensor, "*batch"]:
+        return self._base.dual_divergence(self.project_dual(p), self.project_dual(q))
+
+    def is_interior(self, z: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+        return self._base.is_interior(z)
+
+    def bounds(self, dtype: torch.dtype) -> tuple[float, float]:
+        lo, hi = self._base.bounds(dtype)
+        return lo, min(hi, self.domain[1])
+
+    def inner_bounds(self, dtype: torch.dtype) -> tuple[float, float]:
+        lo, hi = self._base.inner_bounds(dtype)
+        return lo, min(hi, self.domain[1])
+
+    def saturated_dual(self, dtype: torch.dtype) -> tuple[float, float]:
+        """Finite duals that stand for the bounds of the coordinates: see `LegendreFunction.saturated_dual`."""
+        return self._base.saturated_dual(dtype)
+
+    def finite_dual(self, z: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
+        return self._base.finite_dual(z, dtype)
+
+    # What C asks of a step ------------------------------------------------------------------------------------------
+
+    def project(self, z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """Π_C(z), the nearest point of C, differentiable: sparsemax for total 1 (Martins and Astudillo, 2016)."""
+        check_dtype(z, "argument")
+        blocks, hi = self.coupling.split(z), math.inf if self.hi is None else self.hi
+        rough = blocks - _level_of_projection(blocks.detach(), self.lo, hi, self.total)
+        free = (rough > self.lo) & (rough < hi)
+        held = torch.where(free, 0.0, rough.clamp(self.lo, hi))
+        count = free.sum(-1, keepdim=True)
+        # The level once more from the coordinates that are free, to the last digit and with its derivative.
+        left = self.total - held.sum(-1, keepdim=True)
+        level = (torch.where(free, blocks, 0.0).sum(-1, keepdim=True) - left) / count.clamp_min(1)
+        inside = (blocks - level).clamp(self.lo, hi)
+        return torch.where(free, inside, held).flatten(-2)
+
+    def kept_step(
+        self, z: Float[Tensor, "batch d"], step: Float[Tensor, "batch d"], bounds: tuple[float, float]
+    ) -> Float[Tensor, "batch d"]:
+        return z - self.project(z - step)
+
+    def along(self, total: Float[Tensor, "batch d"], dual: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        return self.coupling.centred(total, self.slope(dual))
+
+    def shared(self, scale: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        return self.coupling.largest(scale)
+
+    def moved(self, slope: Float[Tensor, "batch d"], v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        return self.coupling.metric(slope, v)
+
+
+def _level_of_projection(z: Float[Tensor, "*blocks n"], lo: float, hi: float, total: float) -> Tensor:
+    """θ with Σ clamp(z − θ, lo, hi) = total, (…, 1).
+
+    The sum is piecewise linear in θ, with breaks at z − lo and z − hi.
+    """
+    n = z.shape[-1]
+    breaks, change = z - lo, torch.ones_like(z)
+    if math.isfinite(hi):
+        breaks, change = torch.cat([breaks, z - hi], -1), torch.cat([change, -change], -1)
+    breaks, order = breaks.sort(-1, descending=True)
+    free = change.gather(-1, order).cumsum(-1)
+    # The sum at each break, from the highest on, where all coordinates are at lo.
+    drop = breaks[..., :-1] - breaks[..., 1:]
+    sums = n * lo + torch.cat([torch.zeros_like(z[..., :1]), (free[..., :-1] * drop).cumsum(-1)], -1)
+    place = ((sums <= total).sum(-1, keepdim=True) - 1).clamp_min(0)
+    rest = total - sums.gather(-1, place)
+    return breaks.gather(-1, place) - rest / free.gather(-1, place).clamp_min(1)

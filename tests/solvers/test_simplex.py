@@ -1,0 +1,270 @@
+"""Critical points on the simplex: against SciPy, long iterations, finite differences; every solver and adjoint."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+import implicit_bregman as ib
+from tests.solvers.helpers import FIRST_ORDER, solver_of
+
+DTYPES = (torch.float32, torch.float64)
+GEOMETRIES = {
+    "simplex": ib.geometry("simplex"),
+    "total 2": ib.geometry("simplex", total=2.0),
+    "capped": ib.geometry("simplex", hi=0.4),
+    "entmax": ib.geometry("simplex", order=1.5),
+}
+D, B = 6, 4
+
+
+def drawn(kind: str, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """W and c in float64."""
+    random = torch.Generator().manual_seed(seed)
+    factor, skew = torch.randn(2, D, D, generator=random, dtype=torch.float64)
+    hessian = factor @ factor.mT / D + 0.5 * torch.eye(D)
+    if kind == "monotone":
+        hessian = hessian + 0.5 * (skew - skew.mT)
+    if kind == "indefinite":
+        hessian = hessian - 1.5 * torch.eye(D)
+    return -hessian, 2 * torch.randn(B, D, generator=random, dtype=torch.float64)
+
+
+def solve(weight: Tensor, c: Tensor, phi: ib.MirrorMap, gamma: float, **settings: object) -> ib.Solution:
+    return ib.find_critical_point(ib.QuadraticEnergy.from_matrices(weight), phi, c, regularization=gamma, **settings)
+
+
+def gradients(weight: Tensor, c: Tensor, phi: ib.MirrorMap, gamma: float, **settings: object) -> tuple[Tensor, ...]:
+    """z, dL/dW and dL/dc for L = ⟨g, z⟩ with a fixed g."""
+    leaves = [tensor.clone().requires_grad_() for tensor in (weight, c)]
+    z = solve(*leaves, phi, gamma, **settings).value
+    g = torch.linspace(-1, 1, z.numel(), dtype=z.dtype).reshape(z.shape).sin()
+    return (z.detach(), *torch.autograd.grad(z, leaves, g))
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_minimisers_against_scipy(name: str, gamma: float) -> None:
+    phi, (weight, c) = GEOMETRIES[name], drawn("convex")
+    found = solve(weight, c, phi, gamma)
+    assert bool(found.converged.all())
+    lo, hi = phi.domain
+    total = phi.coupling.total
+    for z, row in zip(found.value.numpy(), c.numpy(), strict=True):
+
+        def value(z: np.ndarray, row: np.ndarray = row) -> float:
+            entropy = float(phi.potential(torch.from_numpy(np.clip(z, lo, hi)))) if gamma else 0.0
+            return float(-0.5 * z @ weight.numpy() @ z - row @ z) + gamma * entropy
+
+        result = minimize(
+            value,
+            np.full(D, total / D),
+            bounds=[(lo, hi)] * D,
+            constraints={"type": "eq", "fun": lambda z: z.sum() - total},
+            method="SLSQP",
+            options={"ftol": 1e-14, "maxiter": 500},
+        )
+        assert value(z) <= result.fun + 1e-9
+        np.testing.assert_allclose(z, result.x, atol=3e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize(("name", "kind"), [*itertools.product(GEOMETRIES, ("convex", "monotone", "indefinite"))])
+def test_gradients_against_finite_differences(name: str, kind: str, gamma: float) -> None:
+    phi, (weight, c) = GEOMETRIES[name], drawn(kind, seed=3)
+    z, by_weight, by_c = gradients(weight, c, phi, gamma)
+    g, step = torch.linspace(-1, 1, z.numel(), dtype=z.dtype).reshape(z.shape).sin(), 1e-5
+    random = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        dc = torch.randn(c.shape, generator=random, dtype=torch.float64)
+        dw = torch.randn(weight.shape, generator=random, dtype=torch.float64)
+        dw = dw if kind == "monotone" else dw + dw.mT
+        up, down = (solve(weight + t * dw, c + t * dc, phi, gamma).value for t in (step, -step))
+        expected = (g * (up - down)).sum() / (2 * step)
+        torch.testing.assert_close((by_weight * dw).sum() + (by_c * dc).sum(), expected, rtol=1e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gamma", [0.0, 1.0])
+@pytest.mark.parametrize(("name", "method"), [*itertools.product(GEOMETRIES, (*FIRST_ORDER, "newton"))])
+def test_every_solver_finds_the_same(name: str, method: str, gamma: float, dtype: torch.dtype) -> None:
+    phi, (weight, c) = GEOMETRIES[name], drawn("convex")
+    exact = gradients(weight, c, phi, gamma)
+    found = gradients(weight.to(dtype), c.to(dtype), phi, gamma, solver=solver_of(method))
+    tol = 3e-5 if dtype == torch.float32 else 1e-9
+    for one, two in zip(found, exact, strict=True):
+        assert float((one - two).norm()) <= tol * float(two.norm())
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+def test_implicit_is_the_limit_of_unrolled(gamma: float) -> None:
+    phi, (weight, c) = GEOMETRIES["simplex"], drawn("convex", seed=5)
+    exact = gradients(weight, c, phi, gamma)
+    long = gradients(weight, c, phi, gamma, adjoint=ib.adjoints.Unrolled(steps=3000))
+    for one, two in zip(long, exact, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("adjoint", [ib.adjoints.Phantom(steps=300, damping=1.0), ib.adjoints.OneStep()])
+def test_approximate_adjoints(adjoint: ib.adjoints.Phantom) -> None:
+    """Many phantom steps give the gradient, one a biased one."""
+    phi, (weight, c) = GEOMETRIES["simplex"], drawn("convex")
+    exact, found = (gradients(weight, c, phi, 1.0, adjoint=how)[2] for how in ("implicit", adjoint))
+    error = float((found - exact).norm() / exact.norm())
+    assert error < 1e-10 if isinstance(adjoint, ib.adjoints.Phantom) else 1e-3 < error < 1
+
+
+def test_shine_is_refused() -> None:
+    weight, c = drawn("convex")
+    with pytest.raises(ValueError, match="couples coordinates"):
+        solve(weight, c, GEOMETRIES["simplex"], 1.0, adjoint="shine")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_several_equilibria_are_those_of_mm(seed: int) -> None:
+    weight, c = drawn("indefinite", seed)
+    weight, c = 4 * weight, 0.2 * c
+    for gamma in (0.0, 0.2):
+        fast = solve(weight, c, GEOMETRIES["simplex"], gamma)
+        slow = solve(weight, c, GEOMETRIES["simplex"], gamma, solver=solver_of("mm", exact=False, max_iter=200_000))
+        assert bool(fast.converged.all())
+        torch.testing.assert_close(fast.value, slow.value, rtol=0, atol=1e-6)
+
+
+def test_blocks_are_the_last_dimension_of_the_state() -> None:
+    """A state of shape (2, 3) that falls apart is two states of shape 3."""
+    random = torch.Generator().manual_seed(0)
+    weight = -torch.eye(6, dtype=torch.float64) * torch.tensor([1.0, 2.0, 3.0, 0.5, 1.5, 2.5])
+    c = torch.randn(5, 6, generator=random, dtype=torch.float64)
+
+    class Energy(ib.Energy):
+        def __init__(self) -> None:
+            super().__init__(features=(2, 3), convex=True)
+
+        def value(self, z: Tensor, x: Tensor) -> Tensor:
+            return (-0.5 * z.flatten(1) @ weight * z.flatten(1) - z.flatten(1) * x).sum(-1)
+
+    for gamma in (0.3, 0.0):
+        whole = ib.find_critical_point(Energy(), "simplex", c, regularization=gamma).value
+        assert whole.shape == (5, 2, 3)
+        for part in range(2):
+            rows = slice(3 * part, 3 * part + 3)
+            alone = solve(weight[rows, rows], c[:, rows], GEOMETRIES["simplex"], gamma).value
+            torch.testing.assert_close(whole[:, part], alone, rtol=1e-6, atol=1e-7)
+
+
+def test_next_to_a_vertex_the_gradient_keeps_its_digits() -> None:
+    """All but one of the coordinates are tiny: the closed form of two coordinates, a sigmoid, is the oracle."""
+    weight = torch.zeros(2, 2, dtype=torch.float64)
+    for gap in (1.0, 10.0, 30.0, 100.0):
+        c = torch.tensor([[gap, 0.0]], dtype=torch.float64, requires_grad=True)
+        z = solve(weight, c, GEOMETRIES["simplex"], 1.0).value
+        small = 1 / (1 + np.exp(gap))
+        assert float(z[0, 1].detach()) == pytest.approx(small, rel=1e-11)
+        (by_c,) = torch.autograd.grad(z[0, 0], c)
+        assert by_c[0].tolist() == pytest.approx([small * (1 - small), -small * (1 - small)], rel=1e-9)
+
+
+def test_higher_derivatives_and_transforms() -> None:
+    weight, c = drawn("convex")
+    phi = GEOMETRIES["simplex"]
+
+    def layer(weight: Tensor, c: Tensor) -> Tensor:
+        return solve(weight, c, phi, 0.7).value
+
+    assert torch.autograd.gradcheck(layer, (weight.clone().requires_grad_(), c.clone().requires_grad_()), atol=1e-6)
+    assert torch.autograd.gradgradcheck(layer, (weight.clone().requires_grad_(), c.clone().requires_grad_()), atol=1e-5)
+    forward = torch.func.jacfwd(layer, argnums=1)(weight, c[:1])
+    backward = torch.func.jacrev(layer, argnums=1)(weight, c[:1])
+    torch.testing.assert_close(forward, backward)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+def test_the_objective_and_its_gradient(gamma: float) -> None:
+    weight, c = drawn("convex")
+    c = c.requires_grad_()
+    found = solve(weight, c, GEOMETRIES["simplex"], gamma)
+    z = found.value
+    expected = -0.5 * ((z @ weight) * z).sum(-1) - (c * z).sum(-1)
+    expected = expected + gamma * torch.special.xlogy(z, z).sum(-1)
+    torch.testing.assert_close(found.objective, expected)
+    torch.testing.assert_close(torch.autograd.grad(found.objective.sum(), c)[0], -z)
+
+
+def test_multipliers_of_the_bounds() -> None:
+    """On a face ∇f is constant, and larger off it by the multipliers."""
+    weight, c = drawn("convex", seed=1)
+    found = solve(weight, c, GEOMETRIES["simplex"], 0.0)
+    gradient, z = -found.value @ weight - c, found.value
+    level = (gradient * z).sum(-1, keepdim=True)
+    off = z == 0
+    assert bool(off.any())
+    torch.testing.assert_close(found.multiplier, torch.where(off, level - gradient, 0.0), rtol=1e-9, atol=1e-9)
+    assert bool((found.multiplier <= 0).all())
+
+
+def test_sparsemax_is_the_projection() -> None:
+    c = 2 * torch.randn(7, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weight = -torch.eye(9, dtype=torch.float64)
+    ours = gradients(weight, c, GEOMETRIES["simplex"], 0.0)
+    leaf = c.clone().requires_grad_()
+    z = GEOMETRIES["simplex"].project(leaf)
+    g = torch.linspace(-1, 1, z.numel(), dtype=z.dtype).reshape(z.shape).sin()
+    torch.testing.assert_close(ours[0], z.detach(), rtol=0, atol=1e-14)
+    torch.testing.assert_close(ours[2], torch.autograd.grad(z, leaf, g)[0], rtol=0, atol=1e-13)
+
+
+def test_degenerate_supports_are_named() -> None:
+    """A coordinate that has just reached 0 has no multiplier: the status says so."""
+    weight, c = -torch.eye(3, dtype=torch.float64), torch.tensor([[0.75, 0.25, 0.0], [0.8, 0.25, 0.0]]).double()
+    c[0] += torch.tensor([0.0, 0.0, 0.0], dtype=torch.float64)
+    found = solve(weight, c, GEOMETRIES["simplex"], 0.0)
+    assert [ib.Status(code).name for code in found.status.tolist()] == ["DEGENERATE", "CONVERGED"]
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0, 100.0])
+def test_logit_equilibria_of_a_game(scale: float) -> None:
+    """z = softmax(λ A z) by blocks, a field without a potential: the residual of the equation itself."""
+    random = torch.Generator().manual_seed(2)
+    a, b = torch.rand(2, 3, 3, generator=random, dtype=torch.float64)
+
+    class Game(ib.Field):
+        def __init__(self) -> None:
+            super().__init__(features=(2, 3))
+
+        def field(self, z: Tensor, x: Tensor) -> Tensor:
+            return -scale * torch.stack([z[:, 1] @ a.mT, z[:, 0] @ b], 1) - x
+
+    x = torch.zeros(1, 2, 3, dtype=torch.float64)
+    found = ib.find_critical_point(Game(), "simplex", x, regularization=1.0)
+    z = found.value
+    assert bool(found.converged.all())
+    expected = torch.softmax(scale * torch.stack([z[:, 1] @ a.mT, z[:, 0] @ b], 1), -1)
+    torch.testing.assert_close(z, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("initial", "message"),
+    [
+        ([0.5, 0.5, 0.5], "sum 1 in each block"),
+        ([1.5, -0.25, -0.25], "interior of the domain"),
+    ],
+)
+def test_starts_off_the_simplex_are_refused(initial: list[float], message: str) -> None:
+    weight = -torch.eye(3, dtype=torch.float64)
+    c = torch.zeros(1, 3, dtype=torch.float64)
+    with pytest.raises(ValueError, match=message):
+        solve(weight, c, GEOMETRIES["simplex"], 1.0, initial=torch.tensor([initial], dtype=torch.float64))
+
+
+def test_what_has_no_form_on_the_simplex() -> None:
+    weight, c = drawn("convex")
+    with pytest.raises(ValueError, match="no proximal map of simplex"):
+        solve(weight, c, GEOMETRIES["simplex"], 1.0, solver=ib.solvers.Splitting())
+    with pytest.raises(ValueError, match="couples its coordinates"):
+        ib.BregmanProjection(4, 2, "simplex")
+    with pytest.raises(ValueError, match="with room to spare"):
+        solve(weight, c, ib.geometry("simplex", hi=0.1), 1.0)
