@@ -1,12 +1,15 @@
 """Every example runs as a user would run it, without a warning, and prints what the documentation shows."""
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import ot
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -60,6 +63,21 @@ def test_an_example_prints_what_is_shown(script: Path, tmp_path: Path) -> None:
 def test_the_plot_is_drawn(tmp_path: Path) -> None:
     run(ROOT / "examples" / "convergence.py", tmp_path, "--plot", "residuals.png")
     assert (tmp_path / "residuals.png").stat().st_size > 1000
+
+
+def test_plans_are_drawn(tmp_path: Path) -> None:
+    run(ROOT / "examples" / "transport.py", tmp_path, "--plot", "plans.png")
+    assert (tmp_path / "plans.png").stat().st_size > 1000
+
+
+def test_the_plans_are_those_of_pot() -> None:
+    spec = importlib.util.spec_from_file_location("transport", ROOT / "examples" / "transport.py")
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    cost, a, b = (part.double() for part in example.data())
+    a, b = a / a.sum(), b / b.sum()
+    expected = ot.bregman.sinkhorn_log(a, b, cost, 0.1, numItermax=10_000, stopThr=1e-14)
+    torch.testing.assert_close(example.transport(cost, a, b, 0.1), expected, rtol=0, atol=1e-9)
 
 
 def test_every_example_is_on_the_page_with_its_output() -> None:

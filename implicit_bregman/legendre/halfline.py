@@ -98,6 +98,7 @@ class Exp(LegendreFunction):
     """
 
     name: ClassVar[str] = "exp"
+    is_exponential: ClassVar[bool] = True
     curvature_at_infinity: ClassVar[float] = 0.0
 
     @property

@@ -34,6 +34,8 @@ class MirrorMap(ABC):
     """The dual, well inside `dual_domain`, at which a solve begins that is given no start."""
     max_curvature: ClassVar[float]
     curvature_at_infinity: ClassVar[float]
+    is_exponential: ClassVar[bool] = False
+    """Whether ρ(s + t) = ρ(s)ρ(t): adding to y multiplies z, as Sinkhorn's iterations do."""
 
     @property
     def coupling(self) -> Coupling | None:

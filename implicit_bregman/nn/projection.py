@@ -13,6 +13,9 @@ from implicit_bregman.critical_point import find_critical_point
 from implicit_bregman.energy.weights import hold
 from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.legendre import geometry as lookup
+from implicit_bregman.operators import LinearMap
+from implicit_bregman.operators.sparse_map import SparseMap
+from implicit_bregman.projection.constraints import ConstraintsEnergy
 from implicit_bregman.projection.methods import check_projection
 from implicit_bregman.projection.weight import ConstraintWeight, ProjectionEnergy, middle
 from implicit_bregman.settings import check_count
@@ -74,13 +77,13 @@ class BregmanProjection(nn.Module):
         _check_constraints(constraints, features)
         weight = ConstraintWeight(features, constraints, softening, device, dtype)
         beta = nn.Parameter(torch.empty(weight.rank, device=device, dtype=dtype))
-        self._assemble(weight, beta, geometry, solver, adjoint)
+        self._assemble(ProjectionEnergy(weight), beta, geometry, solver, adjoint)
         self._start_feasible()
 
     @classmethod
     def from_matrix(
         cls,
-        V: Float[Tensor, "d r"],
+        V: Float[Tensor, "d r"] | LinearMap,
         beta: Float[Tensor, " r"] | Float[Tensor, "*batch r"],
         geometry: str | MirrorMap = "tanh",
         solver: str | Solver = "auto",
@@ -90,8 +93,15 @@ class BregmanProjection(nn.Module):
     ) -> BregmanProjection:
         """The projection onto {z ∈ C : Vᵀz = β} of given tensors, to which gradients flow.
 
+        A V that is not dense is never made so: `operators.Marginals(n, m)`, the row sums and column sums of an n × m
+        matrix, and sparse tensors. With `Marginals` and `exp`, a start whose dual is −C/ε gives the entropic transport
+        plan of the costs C; a mass of 0 is allowed there, and makes the sample DEGENERATE, with the derivative for
+        masses that grow.
+
         Args:
-            V: (d, r) with r ≤ d. Columns may depend on others, as long as β agrees with it.
+            V: (d, r), a tensor, or a linear map from `operators`; r ≤ d for a dense tensor. Columns may depend on
+                others, as long as β agrees with it: the row sums and the column sums of `Marginals` must have the same
+                total, to the tolerance, or the status is INFEASIBLE. Gradients flow to its tensors.
             beta: β, (r,) for all samples, or one for each, (*, r).
             geometry: see the class.
             solver: see the class.
@@ -99,17 +109,23 @@ class BregmanProjection(nn.Module):
             softening: see the class.
 
         Raises:
-            TypeError: if V or β is no floating-point tensor.
+            TypeError: if V is neither a floating-point tensor nor an `operators.LinearMap`, or β is no floating-point
+                tensor.
             ValueError: for shapes, layouts, dtypes or devices that do not fit; else as the class does.
         """
-        _check_tensors(V, beta)
         layer = cls.__new__(cls)
-        layer._assemble(ConstraintWeight.of(V, softening), beta, geometry, solver, adjoint)
+        if isinstance(V, Tensor) and V.layout == torch.strided:
+            _check_tensors(V, beta)
+            layer._assemble(ProjectionEnergy(ConstraintWeight.of(V, softening)), beta, geometry, solver, adjoint)
+        else:
+            equations = _as_map(V)
+            _check_beta(beta, equations.shape, equations.dtype, equations.device)
+            layer._assemble(ConstraintsEnergy(equations, softening), beta, geometry, solver, adjoint)
         return layer
 
     def _assemble(
         self,
-        weight: ConstraintWeight,
+        energy: ProjectionEnergy | ConstraintsEnergy,
         beta: Tensor,
         geometry: str | MirrorMap,
         solver: str | Solver,
@@ -123,15 +139,14 @@ class BregmanProjection(nn.Module):
         how.solver_for(solver)  # (refuses unknown names)
         if how.follows_limit:
             check_projection(self.geometry, 0.0)
-        self.energy = ProjectionEnergy(weight)
+        self.energy = energy
         hold(self, "beta", beta)
         self.last_solution: Solution | None = None
 
     @property
-    def V(self) -> Float[Tensor, "d r"]:
-        """V, (d, r), the columns of which are the equations."""
-        vectors: Tensor = self.energy.weight_map()
-        return vectors
+    def V(self) -> Float[Tensor, "d r"] | LinearMap:
+        """V, (d, r), the columns of which are the equations: a dense tensor, or an operator."""
+        return self.energy.equations
 
     def forward(self, z0: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """The projection of z⁰."""
@@ -156,6 +171,7 @@ class BregmanProjection(nn.Module):
         batch = self.beta.shape[:-1]
         for name, start in (("initial", initial), ("initial_dual", initial_dual)):
             self._check_precision(name, start)
+            self._check_flat(name, start)
             batch = _joint_batch(batch, name, start)
         solution = find_critical_point(
             self.energy,
@@ -169,6 +185,16 @@ class BregmanProjection(nn.Module):
         self.last_solution = solution.detach()
         return solution
 
+    def _check_flat(self, name: str, start: object) -> None:
+        plan = getattr(self.energy.equations, "plan", None)
+        if plan is None or not isinstance(start, Tensor) or start.dim() < 2 or start.shape[-1] == plan[0] * plan[1]:
+            return
+        if tuple(start.shape[-2:]) == plan:
+            raise ValueError(
+                f"{name} has the shape {tuple(start.shape)} of a matrix for each sample: give its entries row by row, "
+                f"{name}.flatten(-2)"
+            )
+
     def _check_precision(self, name: str, start: object) -> None:
         own = self.beta.dtype
         if not isinstance(start, Tensor) or not start.is_floating_point() or start.dtype == own:
@@ -179,13 +205,14 @@ class BregmanProjection(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw V anew, and set β to Vᵀρ(0), as the constructor does. Given tensors stay as they are."""
-        if not self.energy.weight_map.given:
-            self.energy.weight_map.reset_parameters()
+        if self.energy.redraw():
             self._start_feasible()
 
     def _start_feasible(self) -> None:
+        vectors = self.V
+        assert isinstance(vectors, Tensor)  # (what is learned is dense)
         with torch.no_grad():
-            self.beta.copy_(middle(self.V, self.geometry))
+            self.beta.copy_(middle(vectors, self.geometry))
 
     def extra_repr(self) -> str:
         """Everything that is not a submodule."""
@@ -241,10 +268,9 @@ def _check_tensors(V: Tensor, beta: Tensor) -> None:
             f"V must be a tensor, got {type(V).__name__}: an operator or anything else has to be given as a dense "
             "tensor of shape (d, r)"
         )
-    for name, tensor in (("V", V), ("beta", beta)):
-        check_dense(name, tensor)
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be a floating-point tensor, got {tensor.dtype}: call .float() or .double()")
+    check_dense("V", V)
+    if not V.is_floating_point():
+        raise TypeError(f"V must be a floating-point tensor, got {V.dtype}: call .float() or .double()")
     if V.dim() != 2 or V.shape[1] == 0:
         raise ValueError(f"V must have shape (d, r) with r of at least 1, got {tuple(V.shape)}")
     d, r = V.shape
@@ -253,12 +279,33 @@ def _check_tensors(V: Tensor, beta: Tensor) -> None:
             f"V has {r} columns, equations in {d} unknowns: drop the equations that follow from others, so that there "
             f"are at most {d}"
         )
-    if beta.dim() == 0 or beta.shape[-1] != r:
+    _check_beta(beta, (d, r), V.dtype, V.device)
+
+
+def _as_map(V: object) -> LinearMap:
+    """V as a linear map.
+
+    Raises:
+        TypeError: if it is none.
+    """
+    if isinstance(V, LinearMap):
+        return V
+    if not isinstance(V, Tensor) or V.is_nested:
+        raise TypeError(
+            f"V must be a tensor of shape (d, r) or a linear map such as operators.Marginals(n, m), got "
+            f"{type(V).__name__}: a Hessian (operators.LinearOperator) is square and no V"
+        )
+    return SparseMap(V)
+
+
+def _check_beta(beta: Tensor, shape: tuple[int, int], dtype: torch.dtype | None, device: torch.device | None) -> None:
+    check_dense("beta", beta)
+    if not beta.is_floating_point():
+        raise TypeError(f"beta must be a floating-point tensor, got {beta.dtype}: call .float() or .double()")
+    if beta.dim() == 0 or beta.shape[-1] != shape[1]:
         raise ValueError(
-            f"beta must have shape ({r},) or (*batch, {r}) to go with V of shape {tuple(V.shape)}, got "
+            f"beta must have shape ({shape[1]},) or (*batch, {shape[1]}) to go with V of shape {shape}, got "
             f"{tuple(beta.shape)}"
         )
-    if beta.dtype != V.dtype or beta.device != V.device:
-        raise ValueError(
-            f"beta is {beta.dtype} on {beta.device}, but V is {V.dtype} on {V.device}: convert one of them"
-        )
+    if (dtype is not None and beta.dtype != dtype) or (device is not None and beta.device != device):
+        raise ValueError(f"beta is {beta.dtype} on {beta.device}, but V is {dtype} on {device}: convert one of them")

@@ -1,4 +1,4 @@
-"""Hessians as linear maps: the contract, and the structures that are known."""
+"""Hessians as linear maps, and the equations of projections: the contracts, and the structures that are known."""
 
 from implicit_bregman.operators.base import ROUNDING_ERRORS, Dilation, LinearOperator, Rebuild
 from implicit_bregman.operators.blocks import Blocks
@@ -7,7 +7,9 @@ from implicit_bregman.operators.costs import Costs
 from implicit_bregman.operators.dense import Dense
 from implicit_bregman.operators.diagonal import Diagonal
 from implicit_bregman.operators.kronecker import Kronecker
+from implicit_bregman.operators.linear_map import LinearMap
 from implicit_bregman.operators.low_rank import LowRank
+from implicit_bregman.operators.marginals import Marginals
 from implicit_bregman.operators.sparse import Sparse
 from implicit_bregman.operators.stacked import Stacked
 from implicit_bregman.operators.sums import Sum
@@ -21,8 +23,10 @@ __all__ = [
     "Diagonal",
     "Dilation",
     "Kronecker",
+    "LinearMap",
     "LinearOperator",
     "LowRank",
+    "Marginals",
     "Rebuild",
     "Sparse",
     "Stacked",

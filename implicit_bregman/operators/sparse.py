@@ -111,11 +111,11 @@ class Sparse(LinearOperator):
     @cached_property
     def _compressed(self) -> Tensor:
         """The matrix by rows, several times as fast as a list of entries."""
-        return _by_rows(self._matrix(self.values.detach()))
+        return by_rows(self._matrix(self.values.detach()))
 
     @cached_property
     def _compressed_adjoint(self) -> Tensor:
-        return _by_rows(self._matrix(self.values.detach(), adjoint=True).coalesce())
+        return by_rows(self._matrix(self.values.detach(), adjoint=True).coalesce())
 
     def _matrix(self, values: Tensor, adjoint: bool = False) -> Tensor:
         indices, shape = self.indices, (self._height, self._height)
@@ -199,7 +199,8 @@ def _block_size(indices: Int[Tensor, "2 entries"], height: int, samples: int | N
     return size
 
 
-def _by_rows(matrix: Tensor) -> Tensor:
+def by_rows(matrix: Tensor) -> Tensor:
+    """A sparse matrix in compressed rows."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
         return matrix.to_sparse_csr()

@@ -31,7 +31,7 @@ from implicit_bregman.status import Status
 from implicit_bregman.transforms import batched_again, is_batched, pull
 
 if TYPE_CHECKING:
-    from implicit_bregman.projection.energy import BoundLowRank
+    from implicit_bregman.projection.energy import BoundEquations, BoundLowRank
 
 #: The methods of `Implicit` that have a meaning here: both factorize the r × r systems.
 METHODS = ("auto", "dense")
@@ -58,7 +58,7 @@ def attach_projection(
     gamma, point, report = objective.regularization, outcome.point, AdjointReport()
     if not torch.is_grad_enabled():
         return point.value.detach(), report
-    soft, usable = _is_soft(objective, outcome), differentiable(outcome)
+    soft, usable = is_soft(objective, outcome), differentiable(outcome)
     state = _State(on_failure, report, objective.geometry, gamma, energy.basis, point.dual, soft, usable)
     value, softness = point.value.detach(), softness_of(energy, gamma)
     return _AttachProjection.apply(value, energy.vectors, energy.target, dual, softness, state), report
@@ -78,7 +78,7 @@ def record_projection(
         float(softness_of(energy, gamma)),
         point.dual,
         point.value.detach(),
-        _is_soft(objective, outcome),
+        is_soft(objective, outcome),
     )
     return _record(solved, differentiable(outcome))
 
@@ -90,12 +90,12 @@ def _record(solved: Solved, usable: Tensor | None) -> Record:
     return solved.value, torch.where(known[:, None], multiplier, 0.0), solved.soft, known
 
 
-def softness_of(energy: BoundLowRank, gamma: float) -> Float[Tensor, ""]:
+def softness_of(energy: BoundEquations, gamma: float) -> Float[Tensor, ""]:
     """ε of the samples that have one: γ, or that of an infeasible system."""
-    return energy.vectors.new_full((), gamma) if gamma else energy.softness
+    return energy.target.new_full((), gamma) if gamma else energy.softness
 
 
-def _is_soft(objective: Objective, outcome: Outcome) -> Bool[Tensor, " batch"]:
+def is_soft(objective: Objective, outcome: Outcome) -> Bool[Tensor, " batch"]:
     """The samples with ε > 0."""
     infeasible = outcome.status == int(Status.INFEASIBLE)
     return torch.ones_like(infeasible) if objective.regularization else infeasible

@@ -14,7 +14,7 @@ from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.objective import RowsOfTensors
 from implicit_bregman.per_sample import Running, all_rows, iterate
 from implicit_bregman.projection.basis import Basis
-from implicit_bregman.projection.problem import At, DualProblem, dual_problem
+from implicit_bregman.projection.problem import At, ProjectionProblem, dual_problem
 
 #: Newton steps within which the smallest gradient of a sample has to halve.
 _PATIENCE = 150
@@ -63,7 +63,7 @@ class _State(Running):
         stuck: the samples whose last step did not halve the gradient, (b,); None: it halved all, or there was none.
     """
 
-    problem: DualProblem
+    problem: ProjectionProblem
     at: At
     evaluations: Tensor
     best: Tensor
@@ -77,7 +77,9 @@ class _State(Running):
         return (self.at.size <= _NEAR_ROUNDING * self.at.rounding) | self.problem.holds(self.at)
 
 
-def minimise(problem: DualProblem, max_iter: int, record: Callable[[Tensor, Tensor], None] | None = None) -> Minimiser:
+def minimise(
+    problem: ProjectionProblem, max_iter: int, record: Callable[[Tensor, Tensor], None] | None = None
+) -> Minimiser:
     """Newton's method with a ridge of c‖gradient‖, and a search along its direction for the slope to end.
 
     The ridge keeps saturation in one direction (a curvature near 0) from shortening the step in the others, as a
@@ -90,7 +92,7 @@ def minimise(problem: DualProblem, max_iter: int, record: Callable[[Tensor, Tens
         max_iter: bound on the number of steps.
         record: called with the duals and their rows before every step, and at the end.
     """
-    at = problem.evaluate(torch.zeros_like(problem.target), problem.start)
+    at = problem.begin()
     count = torch.zeros_like(at.size, dtype=torch.int64)
     reach = torch.full_like(at.size, _FIRST_REACH)
     state = _State(all_rows(count), problem, at, count + 1, at.size, count, reach, None)
@@ -206,29 +208,20 @@ class _Step(RowsOfTensors):
     info: Tensor
 
 
-def _newton_step(problem: DualProblem, at: At, reach: Tensor) -> _Step:
+def _newton_step(problem: ProjectionProblem, at: At, reach: Tensor) -> _Step:
     """Newton's step with the ridge."""
-    hessian = problem.basis.gram(at.slope)
-    if problem.softness:
-        hessian += problem.metric[0]
-    diagonal = hessian.diagonal(dim1=-2, dim2=-1)
-    diagonal += (at.size / reach)[:, None]
-    scale = diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny).rsqrt_()
-    hessian *= scale.unsqueeze(-1)
-    hessian *= scale.unsqueeze(-2)
-    factor, info = torch.linalg.cholesky_ex(hessian)
-    move = torch.cholesky_solve((scale * at.gradient).unsqueeze(-1), factor).squeeze(-1) * scale
-    return _limited(problem, at, move.neg_(), info)
+    move, info = problem.direction(at, reach)
+    return _limited(problem, at, move, info)
 
 
-def _limited(problem: DualProblem, at: At, move: Tensor, info: Tensor) -> _Step:
+def _limited(problem: ProjectionProblem, at: At, move: Tensor, info: Tensor) -> _Step:
     """The step, no longer than it may be."""
-    change = move @ problem.basis.across
+    change = problem.across(move)
     length = problem.most_length(at, change).clamp_max_(1.0)[:, None]
     return _Step(move * length, change * length, info)
 
 
-def _search(problem: DualProblem, at: At, step: _Step, new: At) -> tuple[At, Tensor, Tensor]:
+def _search(problem: ProjectionProblem, at: At, step: _Step, new: At) -> tuple[At, Tensor, Tensor]:
     """The iterate at t·`step`, t (0 where none was found), and the number of trials, (B,); `new` is that at t = 1.
 
     By convexity the objective has fallen where the slope along the way is still negative at its end. A t is accepted

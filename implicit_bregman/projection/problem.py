@@ -7,11 +7,14 @@ function Σφ*(y⁰ + Vλ) − βᵀλ + (ε/2)‖λ‖². Three problems have t
   (Bauschke and Borwein, 1997);
 * γ = 0, where it has none: the softened form min D(z, z⁰) + ‖Vᵀz − β‖²/(2ε) with the energy's ε;
 * γ > 0: the critical point of f + γφ, with y⁰ = 0 and ε = γ.
+
+`DualProblem` is that of a matrix V, in coordinates of its range; `map_problem` has that of a linear map.
 """
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -34,49 +37,55 @@ _NOTHING = 1e-9
 
 
 @dataclass(frozen=True)
-class DualProblem(RowsOfTensors):
-    """Σφ*(y⁰ + Qμ) − αᵀμ + ½ε‖λ‖² with λ = Tμ: the problem in the coordinates μ of V's range.
-
-    They make it as well conditioned as the geometry allows, and strictly convex whatever the rank of V.
+class ProjectionProblem(RowsOfTensors):
+    """Σφ*(y⁰ + Qμ) − αᵀμ + ½ε‖λ‖² in coordinates μ of what Vλ can be.
 
     Attributes:
-        basis: Q and T.
+        geometry: φ.
         start: y⁰, (B, d).
-        target: α = Eᵀβ, (B, k), so that Vᵀz = β is Qᵀz = α.
+        target: α, (B, k), so that Vᵀz = β is Qᵀz = α.
         tolerated: by how much each equation of Vᵀz + ελ = β may be missed, (B, r).
         nothing: the gradient's norm that counts as 0, (B,).
-        equations: QᵀV, which turns the gradient into what the equations are missed by, (k, r); in a tuple because it
-            has no row per sample.
         softness: ε.
-        metric: εTᵀT, (k, k); in a tuple, too.
     """
 
     geometry: MirrorMap
-    basis: Basis
     start: Tensor
     target: Tensor
     tolerated: Tensor
     nothing: Tensor
-    equations: tuple[Tensor]
     softness: float
-    metric: tuple[Tensor]
 
+    def begin(self) -> At:
+        """The first iterate."""
+        return self.evaluate(torch.zeros_like(self.target), self.start)
+
+    @abstractmethod
     def evaluate(self, mu: Float[Tensor, "batch k"], y: Float[Tensor, "batch d"]) -> At:
         """The gradient, its rounding error and the curvatures at μ, where y = y⁰ + Qμ."""
-        z, slope = self.geometry.activation(y), self.geometry.slope(y)
-        if not self._is_tame:
-            z, slope = z.clamp(-HUGE, HUGE), slope.clamp(max=HUGE)
-        gradient = torch.addmm(self.target, z, self.basis.range, beta=-1.0)
-        terms = torch.addcmul(z.abs(), slope, y.abs().clamp_(max=FAR))
-        noise = torch.addmm(self.target.abs(), terms, self.basis.sizes)
-        if self.softness:
-            gradient = gradient + mu @ self.metric[0]
-            noise = noise + mu.abs() @ self.metric[0].abs()
-        rounding = 4 * torch.finfo(z.dtype).eps * noise.amax(-1) if mu.shape[1] else z.new_zeros(len(z))
-        return At(mu, y, slope, gradient, torch.linalg.vector_norm(gradient, dim=-1), rounding)
+
+    @abstractmethod
+    def direction(self, at: At, reach: Float[Tensor, " batch"]) -> tuple[Float[Tensor, "batch k"], Tensor]:
+        """Newton's step with a ridge that bounds its length by `reach`, and not 0 where it was not found, (B,)."""
+
+    @abstractmethod
+    def across(self, mu: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch d"]:
+        """Qμ."""
+
+    @abstractmethod
+    def across_sizes(self, mu: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch d"]:
+        """|Q|μ."""
+
+    @abstractmethod
+    def missed(self, gradient: Float[Tensor, "batch k"]) -> Float[Tensor, "batch r"]:
+        """What the equations are missed by, of the gradient for ε = 0."""
+
+    @abstractmethod
+    def weights(self, mu: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch r"]:
+        """Weights w of the equations with μᵀα = wᵀβ."""
 
     @property
-    def _is_tame(self) -> bool:
+    def is_tame(self) -> bool:
         """Whether ρ and ρ' are bounded, so that nothing has to be cut off."""
         return all(map(math.isfinite, self.geometry.domain)) and self.geometry.strong_convexity > 0
 
@@ -97,7 +106,7 @@ class DualProblem(RowsOfTensors):
 
     def holds(self, at: At) -> Tensor:
         """Whether each equation holds within what is tolerated, (B,)."""
-        return ((at.gradient @ self.equations[0]).abs() <= 0.9 * self.tolerated).all(-1)
+        return (self.missed(at.gradient).abs() <= 0.9 * self.tolerated).all(-1)
 
     def moved(self, at: At, move: Float[Tensor, "batch k"], change: Float[Tensor, "batch d"]) -> At:
         """The iterate at μ + `move`, y + `change`.
@@ -116,10 +125,10 @@ class DualProblem(RowsOfTensors):
         lo, hi = self.geometry.domain
         size = normal.abs().amax(-1, keepdim=True)
         normal = normal / torch.where(size > 0, size, 1.0)
-        direction, least = normal @ self.basis.across, torch.zeros_like(size[..., 0])
+        direction, least = self.across(normal), torch.zeros_like(size[..., 0])
         if math.isinf(lo) or math.isinf(hi):
             # What is 0 up to rounding does not count at an infinite end of C: it refutes all but gigantic z.
-            noise = 1e-15 * (normal.abs() @ self.basis.sizes.mT)
+            noise = 1e-15 * self.across_sizes(normal.abs())
             direction = torch.where(direction.abs() <= 8 * noise, 0.0, direction)
             least = 1e-3 * self.target.abs().amax(-1)
             # The largest value of ⟨Q·normal, z⟩ on C; 0 · ∞ counts as 0.
@@ -129,9 +138,65 @@ class DualProblem(RowsOfTensors):
         terms = normal * self.target
         margin = terms.sum(-1) - above.sum(-1)
         doubt = 1e-13 * (terms.abs().sum(-1) + above.abs().sum(-1))
-        # ⟨normal, α − Qᵀz⟩ = ⟨E·normal, β − Vᵀz⟩
-        tolerated = ((normal @ self.basis.equations.mT).abs() * self.tolerated).sum(-1)
+        # ⟨normal, α − Qᵀz⟩ = ⟨w, β − Vᵀz⟩
+        tolerated = (self.weights(normal).abs() * self.tolerated).sum(-1)
         return torch.isfinite(margin) & (margin > tolerated + doubt + least) & (size.squeeze(-1) > 0)
+
+
+@dataclass(frozen=True)
+class DualProblem(ProjectionProblem):
+    """The problem in the coordinates μ of V's range, with λ = Tμ and α = Eᵀβ.
+
+    They make it as well conditioned as the geometry allows, and strictly convex whatever the rank of V.
+
+    Attributes:
+        basis: Q, T and E.
+        equations: QᵀV, which turns the gradient into what the equations are missed by, (k, r); in a tuple because it
+            has no row per sample.
+        metric: εTᵀT, (k, k); in a tuple, too.
+    """
+
+    basis: Basis
+    equations: tuple[Tensor]
+    metric: tuple[Tensor]
+
+    def evaluate(self, mu: Float[Tensor, "batch k"], y: Float[Tensor, "batch d"]) -> At:
+        z, slope = self.geometry.activation(y), self.geometry.slope(y)
+        if not self.is_tame:
+            z, slope = z.clamp(-HUGE, HUGE), slope.clamp(max=HUGE)
+        gradient = torch.addmm(self.target, z, self.basis.range, beta=-1.0)
+        terms = torch.addcmul(z.abs(), slope, y.abs().clamp_(max=FAR))
+        noise = torch.addmm(self.target.abs(), terms, self.basis.sizes)
+        if self.softness:
+            gradient = gradient + mu @ self.metric[0]
+            noise = noise + mu.abs() @ self.metric[0].abs()
+        rounding = 4 * torch.finfo(z.dtype).eps * noise.amax(-1) if mu.shape[1] else z.new_zeros(len(z))
+        return At(mu, y, slope, gradient, torch.linalg.vector_norm(gradient, dim=-1), rounding)
+
+    def direction(self, at: At, reach: Float[Tensor, " batch"]) -> tuple[Float[Tensor, "batch k"], Tensor]:
+        hessian = self.basis.gram(at.slope)
+        if self.softness:
+            hessian += self.metric[0]
+        diagonal = hessian.diagonal(dim1=-2, dim2=-1)
+        diagonal += (at.size / reach)[:, None]
+        scale = diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny).rsqrt_()
+        hessian *= scale.unsqueeze(-1)
+        hessian *= scale.unsqueeze(-2)
+        factor, info = torch.linalg.cholesky_ex(hessian)
+        move = torch.cholesky_solve((scale * at.gradient).unsqueeze(-1), factor).squeeze(-1) * scale
+        return move.neg_(), info
+
+    def across(self, mu: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch d"]:
+        return mu @ self.basis.across
+
+    def across_sizes(self, mu: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch d"]:
+        return mu @ self.basis.sizes.mT
+
+    def missed(self, gradient: Float[Tensor, "batch k"]) -> Float[Tensor, "batch r"]:
+        return gradient @ self.equations[0]
+
+    def weights(self, mu: Float[Tensor, "*batch k"]) -> Float[Tensor, "*batch r"]:
+        return mu @ self.basis.equations.mT
 
 
 @dataclass(frozen=True)
@@ -171,13 +236,13 @@ def dual_problem(
     size = torch.linalg.vector_norm(target, dim=-1)
     nothing = _NOTHING * tol * torch.where(size > 0, size, 1.0).clamp_max(1.0)
     return DualProblem(
-        geometry,
-        basis,
-        start,
-        target,
-        tolerated,
-        nothing,
-        (basis.across @ vectors,),
-        softness,
-        (softness * basis.metric,),
+        geometry=geometry,
+        start=start,
+        target=target,
+        tolerated=tolerated,
+        nothing=nothing,
+        softness=softness,
+        basis=basis,
+        equations=(basis.across @ vectors,),
+        metric=(softness * basis.metric,),
     )

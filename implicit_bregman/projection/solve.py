@@ -9,20 +9,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.objective import Objective, Point
-from implicit_bregman.projection.basis import inconsistency
 from implicit_bregman.projection.newton import Minimiser, minimise
-from implicit_bregman.projection.problem import FAR, HUGE, dual_problem
+from implicit_bregman.projection.problem import FAR, HUGE
 from implicit_bregman.solvers.base import Outcome, Solver
 from implicit_bregman.solvers.tracing import TraceLog
 from implicit_bregman.status import Status
 
 if TYPE_CHECKING:
-    from implicit_bregman.projection.energy import BoundLowRank
+    from implicit_bregman.projection.energy import BoundEquations
 
 
-def project(energy: BoundLowRank, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver) -> Outcome:
+def project(energy: BoundEquations, objective: Objective, dual: Float[Tensor, "batch d"], solver: Solver) -> Outcome:
     """The limit of MM from y⁰ = `dual` on a low-rank energy, or the softened projection where that is infeasible.
 
     Args:
@@ -35,7 +33,7 @@ def project(energy: BoundLowRank, objective: Objective, dual: Float[Tensor, "bat
         gamma, tol = objective.regularization, solver.tolerance(dual.dtype)
         log = TraceLog(objective, dual) if solver.trace else None
         start = torch.zeros_like(dual, dtype=torch.float64) if gamma else dual.detach().double()
-        problem = dual_problem(energy.basis, energy.target, objective.geometry, start, gamma, tol)
+        problem = energy.problem(objective.geometry, start, gamma, tol)
         found = minimise(problem, solver.max_iter, None if log is None else log.add_duals)
         if not gamma:
             found = _soften_infeasible(energy, objective, start, found, solver, log)
@@ -43,7 +41,7 @@ def project(energy: BoundLowRank, objective: Objective, dual: Float[Tensor, "bat
 
 
 def _soften_infeasible(
-    energy: BoundLowRank,
+    energy: BoundEquations,
     objective: Objective,
     start: Tensor,
     found: Minimiser,
@@ -55,14 +53,13 @@ def _soften_infeasible(
     That it has none is proved: by a hyperplane, or by dependent columns that ask for different things.
     """
     tol = solver.tolerance(energy.dtype)
-    infeasible = found.refuted | ~_is_consistent(energy, tol)
+    infeasible = found.refuted | energy.is_inconsistent(tol) | energy.is_impossible(objective.geometry)
     rows = infeasible.nonzero().squeeze(-1)
     if len(rows) == 0:
         return found
     part = energy.select(rows)
-    softened = dual_problem(
-        part.basis, part.target, objective.geometry, start[rows], float(energy.softness.detach().double()), tol
-    )
+    softness = float(energy.softness.detach().double())
+    softened = part.problem(objective.geometry, start[rows], softness, tol)
     record = None if log is None else lambda dual, index: log.add_duals(dual, rows[index])
     again = minimise(softened, solver.max_iter, record)
     before = found.select(rows)
@@ -75,21 +72,14 @@ def _soften_infeasible(
     return replace(found, refuted=infeasible).replace_rows(rows, again)
 
 
-def _is_consistent(energy: BoundLowRank, tol: float) -> Tensor:
-    """Whether dependent columns of V ask for the same, (B,), each equation judged by its own size."""
-    if not energy.basis.null.shape[1]:
-        return torch.ones_like(energy.target[:, 0], dtype=torch.bool)
-    return inconsistency(energy.vectors, energy.target) <= tol
-
-
 def _outcome(
-    energy: BoundLowRank, objective: Objective, found: Minimiser, solver: Solver, log: TraceLog | None
+    energy: BoundEquations, objective: Objective, found: Minimiser, solver: Solver, log: TraceLog | None
 ) -> Outcome:
     geometry, gamma, tol = objective.geometry, objective.regularization, solver.tolerance(energy.dtype)
     error, exact, point = _judged(energy, objective, found.dual)
     status = torch.zeros_like(found.steps)
     if not gamma:
-        thin = _is_degenerate(energy, geometry, point.value, tol)
+        thin = energy.is_thin(geometry, point.value, tol)
         status = torch.where(thin, int(Status.DEGENERATE), status)
     solved, unsolved = error <= tol, torch.where(found.limited, int(Status.MAX_ITER), int(Status.STALLED))
     status = torch.where(solved, status, unsolved)
@@ -113,24 +103,24 @@ def _outcome(
     )
 
 
-def _judged(energy: BoundLowRank, objective: Objective, dual: Tensor) -> tuple[Tensor, Tensor, Point]:
+def _judged(energy: BoundEquations, objective: Objective, dual: Tensor) -> tuple[Tensor, Tensor, Point]:
     """How far z is from solving Vᵀz = β (γ > 0: from being critical), relative to the terms, (B,); z; and the result.
 
     The error and z are in float64; the result is rounded once to the samples' precision.
     """
-    gamma, geometry, dtype, basis = objective.regularization, objective.geometry, energy.dtype, energy.basis
-    target, vectors, sizes = energy.target.detach().double(), basis.vectors, basis.vectors.abs()
+    gamma, geometry, dtype = objective.regularization, objective.geometry, energy.dtype
+    target, equations, sizes = energy.target.detach().double(), energy.exact, energy.exact.magnitude()
     exact, nearest = geometry.activation(dual).clamp(-HUGE, HUGE), geometry.project_dual(dual)
-    image = exact @ vectors
+    image = equations.product(exact, adjoint=True)
     miss = image - target
-    total = gradient = miss @ vectors.mT
-    terms = torch.maximum(exact.abs() @ sizes, target.abs())
-    scale = 1 + terms @ sizes.mT
+    total = gradient = equations.product(miss)
+    terms = torch.maximum(sizes.product(exact.abs(), adjoint=True), target.abs())
+    scale = 1 + sizes.product(terms)
     if gamma:
         error = ((gradient + gamma * dual).abs() / scale).amax(-1)
         total = gradient + gamma * nearest
     else:
-        error = (miss.abs() / (basis.lengths + terms)).amax(-1)
+        error = (miss.abs() / (energy.lengths + terms)).amax(-1)
     largest = torch.finfo(dtype).max
     low, high = geometry.bounds(dtype)
     rounded = nearest.clamp(*geometry.dual_bounds(dtype)).to(dtype)
@@ -148,24 +138,7 @@ def _judged(energy: BoundLowRank, objective: Objective, dual: Tensor) -> tuple[T
     return error, exact, point
 
 
-def _is_degenerate(energy: BoundLowRank, geometry: MirrorMap, z: Tensor, tol: float) -> Tensor:
-    """Whether so many coordinates are on their bounds that β cannot move freely, (B,).
-
-    That is, whether the rows of V that belong to the others have a smaller rank than V.
-    """
-    result = torch.zeros(len(z), dtype=torch.bool, device=z.device)
-    if energy.basis.range.shape[1] == 0:
-        return result
-    lo, hi = geometry.domain
-    inside = torch.minimum(z - lo, hi - z) > 10 * tol
-    rows = (~inside.all(-1)).nonzero().squeeze(-1)
-    if len(rows) == 0:
-        return result
-    least = torch.linalg.eigvalsh(energy.basis.gram(inside[rows].double()))[:, 0]
-    return result.index_copy(0, rows, least <= 1e-12)
-
-
-def judge(energy: BoundLowRank, objective: Objective, outcome: Outcome, tol: float) -> Outcome:
+def judge(energy: BoundEquations, objective: Objective, outcome: Outcome, tol: float) -> Outcome:
     """The outcome of any solver, with the statuses that a low-rank system has for γ = 0.
 
     INFEASIBLE where it turned out to have no solution: where dependent columns of V ask for different things, and where
@@ -177,11 +150,13 @@ def judge(energy: BoundLowRank, objective: Objective, outcome: Outcome, tol: flo
         return outcome
     point = outcome.point
     done = (outcome.status == Status.CONVERGED) | (outcome.status == Status.DEGENERATE)
-    thin = _is_degenerate(energy, objective.geometry, point.value, tol)
+    thin = energy.is_thin(objective.geometry, point.value, tol)
     status = torch.where(thin, int(Status.DEGENERATE), int(Status.CONVERGED))
-    vectors, target = energy.vectors.detach(), energy.target.detach()
-    terms = energy.basis.lengths.to(target.dtype) + torch.maximum(point.value.abs() @ vectors.abs(), target.abs())
-    error = (point.gradient.abs() / (1 + terms @ vectors.abs().mT)).amax(-1)
-    solvable = _is_consistent(energy, 10 * tol) & (error <= 10 * tol)
+    sizes, target = energy.equations.magnitude(), energy.target.detach()
+    terms = energy.lengths.to(target.dtype) + torch.maximum(
+        sizes.product(point.value.abs(), adjoint=True), target.abs()
+    )
+    error = (point.gradient.abs() / (1 + sizes.product(terms))).amax(-1)
+    solvable = ~(energy.is_inconsistent(10 * tol) | energy.is_impossible(objective.geometry)) & (error <= 10 * tol)
     status = torch.where(solvable, status, int(Status.INFEASIBLE))
     return replace(outcome, status=torch.where(done, status, outcome.status))

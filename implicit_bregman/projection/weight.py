@@ -48,7 +48,7 @@ class LowRankWeight(Weight, name="low_rank"):
                 f"{features}, got {rank!r}"
             )
         self.rank = int(rank)
-        self.softening = _checked(softening)
+        self.softening = checked_softening(softening)
         self.vectors = nn.Parameter(torch.empty(features, self.rank, device=device, dtype=dtype))
         self.reset_parameters()
 
@@ -97,7 +97,7 @@ class ConstraintWeight(LowRankWeight):
         """That of a V that somebody else owns, (d, r); gradients flow to it."""
         weight = cls.__new__(cls)
         nn.Module.__init__(weight)
-        weight.given, weight.rank, weight.softening = True, vectors.shape[1], _checked(softening)
+        weight.given, weight.rank, weight.softening = True, vectors.shape[1], checked_softening(softening)
         hold(weight, "vectors", vectors)
         return weight
 
@@ -121,11 +121,28 @@ class ProjectionEnergy(QuadraticEnergy):
         self.in_features = weight.rank
         self.input_weight, self.bias = None, None
 
+    @property
+    def equations(self) -> Float[Tensor, "d r"]:
+        """V."""
+        vectors: Tensor = self.weight_map()
+        return vectors
+
+    def redraw(self) -> bool:
+        """Draw V anew, unless somebody else owns it; and whether that was done."""
+        if not self.weight_map.given:
+            self.weight_map.reset_parameters()
+        return not self.weight_map.given
+
     def reset_parameters(self) -> None:
         """Nothing: all there is to draw is V, which `weight_map` draws."""
 
 
-def _checked(softening: float | None) -> float:
+def checked_softening(softening: float | None) -> float:
+    """ε of an infeasible system, relative to ‖V‖²/r.
+
+    Raises:
+        ValueError: for one that is not positive.
+    """
     if softening is None:
         return DEFAULT_SOFTENING
     check_positive("softening", softening)
