@@ -73,7 +73,7 @@ class Simplex(MirrorMap):
     def coupling(self) -> Coupling:
         return self._coupling
 
-    def for_states(self, event: tuple[int, ...]) -> Simplex:
+    def for_states(self, event: tuple[int, ...], like: Tensor | None = None) -> Simplex:
         n = event[-1]
         most = math.inf if self.hi is None else n * self.hi
         if not n * self.lo < self.total < most:
@@ -83,7 +83,7 @@ class Simplex(MirrorMap):
             )
         return replace(self, size=n)
 
-    def to_box(self, lo: float, hi: float) -> Simplex:
+    def to_box(self, lo: float, hi: float) -> Simplex:  # type: ignore[override]
         """The same with other bounds of the coordinates.
 
         Raises:
