@@ -246,7 +246,9 @@ class LegendreFunction(MirrorMap):
         """|y| from which on ρ(y) is within `gap` of the finite bound it approaches; not called if there is none."""
         raise NotImplementedError
 
-    def to_box(self, lo: float | Float[Tensor, "*features"], hi: float | Float[Tensor, "*features"]) -> LegendreFunction:
+    def to_box(
+        self, lo: float | Float[Tensor, "*features"], hi: float | Float[Tensor, "*features"]
+    ) -> LegendreFunction:
         """This function moved affinely to [lo, hi], with the dual scale unchanged.
 
         Args:

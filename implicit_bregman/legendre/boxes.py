@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, NoReturn
 
 import torch
 from jaxtyping import Bool, Float
@@ -103,6 +103,12 @@ class Boxes(LegendreFunction):
     def domain(self) -> Ends:
         rows = self._known
         return rows.lo, rows.hi
+
+    def rounded_domain(self, dtype: torch.dtype) -> NoReturn:
+        raise ValueError(
+            f"x is {dtype}, and the result cannot be rounded into bounds of its own for each coordinate: compute in "
+            "float32, x.float()"
+        )
 
     @property
     def strong_convexity(self) -> float:
@@ -201,6 +207,13 @@ class Boxes(LegendreFunction):
         (by_lo, by_hi), (lo, hi) = rows.shares(y), rows.sources(y.dtype)
         moved = by_lo * (lo - lo.detach()) + by_hi * (hi - hi.detach())
         return z + moved.reshape(z.shape)
+
+    def followed_potential(self, dual: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
+        # (on an interval it is proportional to the width, and elsewhere it does not change)
+        rows, y = self._rows_of(dual)
+        lo, hi = rows.sources(y.dtype)
+        width = hi - lo
+        return (rows.potential_share(y) * (width - width.detach())).sum(-1)
 
     def activation(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """ρ(y), differentiable in y, lo and hi."""

@@ -25,7 +25,12 @@ class Columns:
     """
 
     def __init__(
-        self, columns: Int[Tensor, " k"], phi: LegendreFunction, end: Float[Tensor, " k"], sign: float, dtype: torch.dtype
+        self,
+        columns: Int[Tensor, " k"],
+        phi: LegendreFunction,
+        end: Float[Tensor, " k"],
+        sign: float,
+        dtype: torch.dtype,
     ) -> None:
         self.columns, self.phi, self.sign = columns, phi, sign
         self.end = end.to(dtype)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.legendre.coupling import Coupling
+from implicit_bregman.legendre.rounding import round_down
 
 Ends = tuple[Any, Any]
 """Something of the lower and of the upper end of every coordinate: two floats, or for `Boxes` two tensors (d,)."""
@@ -49,6 +50,15 @@ class MirrorMap(ABC):
     def domain(self) -> Ends:
         """The ends (lo, hi) of the interval in which every coordinate of C lies, either of them possibly infinite."""
 
+    def rounded_domain(self, dtype: torch.dtype) -> tuple[float, float]:
+        """`domain` rounded into C in any precision, as the result of a solve in half precision is.
+
+        Raises:
+            ValueError: where the coordinates have bounds of their own.
+        """
+        lo, hi = self.domain
+        return -round_down(-lo, dtype), round_down(hi, dtype)
+
     @property
     def is_bounded(self) -> bool:
         """Whether all ends are finite."""
@@ -77,7 +87,7 @@ class MirrorMap(ABC):
 
     @property
     def flattest(self) -> float | Float[Tensor, " d"]:
-        """The z with the least φ'': the centre of a bounded interval, the infinite end of a half line, 0 on the line."""
+        """The z with the least φ'': the centre of a bounded interval, the infinite end of a half line, or 0."""
         lo, hi = self.domain
         if math.isfinite(lo) and math.isfinite(hi):
             return 0.5 * (lo + hi)
@@ -210,6 +220,10 @@ class MirrorMap(ABC):
     def followed(self, z: Float[Tensor, "batch d"], dual: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """The numbers z = ρ(y) as a function of the tensors that ρ is made of, at a fixed y = `dual`."""
         return z
+
+    def followed_potential(self, dual: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
+        """0, as φ(ρ(y)) less its number as a function of these tensors, at a fixed y = `dual`."""
+        return torch.zeros_like(dual[:, 0])
 
     # What C asks of a step ------------------------------------------------------------------------------------------
 

@@ -20,6 +20,8 @@ from implicit_bregman.legendre.mirror import Ends
 from implicit_bregman.transforms import is_wrapped, transformed
 
 _HALF_LINE, _LINE = Softplus(), Identity()
+#: ∂ρ/∂lo and ∂ρ/∂hi of the kinds of coordinates for which they are constant.
+_SHARES = {"pinned": (0.5, 0.5), "lower": (1.0, 0.0), "upper": (0.0, 1.0), "line": (0.0, 0.0)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +79,9 @@ class Rows:
 
     def flat(self, tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*batch d"]:
         """A tensor of states as rows, if it is not one of rows."""
-        if len(self.event) == 1 or (tensor.shape[-1] == len(self.lo) and tensor.shape[-len(self.event) :] != self.event):
+        if len(self.event) == 1 or (
+            tensor.shape[-1] == len(self.lo) and tensor.shape[-len(self.event) :] != self.event
+        ):
             return tensor
         return tensor.flatten(-len(self.event)) if self.event else tensor.reshape(*tensor.shape, 1)
 
@@ -154,12 +158,20 @@ class Rows:
             if kind == "interval":
                 pieces.append((unit.activation(-part), unit.activation(part)))
             else:
-                by_lo, by_hi = {"pinned": (0.5, 0.5), "lower": (1.0, 0.0), "upper": (0.0, 1.0), "line": (0.0, 0.0)}[kind]
-                pieces.append((torch.full_like(part, by_lo), torch.full_like(part, by_hi)))
+                low, high = _SHARES[kind]
+                pieces.append((torch.full_like(part, low), torch.full_like(part, high)))
         if len(pieces) == 1:
             return pieces[0]
         by_lo, by_hi = (torch.cat(side, -1).index_select(-1, self.back) for side in zip(*pieces, strict=True))
         return by_lo, by_hi
+
+    def potential_share(self, y: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        """The derivative of φ(ρ(y)) in hi − lo at a fixed y."""
+        share, (lo, hi) = torch.zeros_like(y), self.base.domain
+        for kind, columns in self._kinds.items():
+            if kind == "interval":
+                share = share.index_copy(-1, columns, self.base.dual_potential(y.index_select(-1, columns)) / (hi - lo))
+        return share
 
     # In a precision ---------------------------------------------------------------------------------------------------
 
