@@ -140,12 +140,13 @@ def held_back(
 
     Args:
         geometry: φ.
-        regularization: γ: with γ > 0 a Legendre φ keeps all of them inside.
+        regularization: γ: with γ > 0 a Legendre φ keeps all of them inside, but where lo = hi.
         z: the point.
         total: ∇f + γy there.
     """
     if regularization and geometry.is_legendre:
-        return torch.zeros_like(total, dtype=torch.bool)
+        nothing, pinned = torch.zeros_like(total, dtype=torch.bool), geometry.pinned
+        return nothing if pinned is None else nothing | pinned
     lo, hi = geometry.bounds(total.dtype)
     aim = z - total
     return (aim >= hi) | (aim <= lo)

@@ -207,6 +207,8 @@ def relative_residual(objective: Objective, point: Point) -> Tensor:
     left = objective.total(point.gradient, point.dual)
     if not (objective.regularization and objective.geometry.is_legendre):
         left = objective.geometry.project(z - left) - z
+    elif objective.geometry.pinned is not None:
+        left = left.masked_fill(objective.geometry.pinned, 0.0)
     return ratio(norm(left), norm(z))
 
 

@@ -241,7 +241,10 @@ class Boxes(LegendreFunction):
         return found.reshape(tensors[0].shape)
 
     def _project_dual(self, y: Tensor) -> Tensor:
-        return y if self.is_legendre else self._each("project_dual", y)
+        if not self.is_legendre:
+            return self._each("project_dual", y)
+        rows, flat = self._rows_of(y)
+        return y if rows.pinned is None else flat.masked_fill(rows.pinned, 0.0).reshape(y.shape)
 
     def _activation(self, y: Tensor) -> Tensor:
         return self.project(self._each("activation", y))

@@ -175,7 +175,7 @@ class PinnedColumns:
         return torch.where(z == self.place, 0.0, torch.nan).to(z.dtype)
 
     def project_dual(self, y: Tensor) -> Tensor:
-        return y
+        return torch.zeros_like(y)
 
     def activation(self, y: Tensor) -> Tensor:
         return self.place.expand_as(y).clone()

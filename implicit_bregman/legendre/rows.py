@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, wraps
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,11 +19,22 @@ from implicit_bregman.legendre.columns import Columns, IntervalColumns, PinnedCo
 from implicit_bregman.legendre.halfline import Softplus
 from implicit_bregman.legendre.line import Identity
 from implicit_bregman.legendre.mirror import Ends
-from implicit_bregman.transforms import is_wrapped, transformed
+from implicit_bregman.transforms import is_wrapped, on_plain_tensors, transformed
 
 _HALF_LINE, _LINE = Softplus(), Identity()
 #: ∂ρ/∂lo and ∂ρ/∂hi of the kinds of coordinates for which they are constant.
 _SHARES = {"pinned": (0.5, 0.5), "lower": (1.0, 0.0), "upper": (0.0, 1.0), "line": (0.0, 0.0)}
+
+
+def _plain_property(function: Callable[[Any], Any]) -> Any:
+    """A `cached_property` of plain tensors, whatever transform is at work when it is first asked for."""
+
+    @wraps(function)
+    def wrapped(self: Any) -> Any:
+        with on_plain_tensors():
+            return function(self)
+
+    return cached_property(wrapped)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,23 +71,23 @@ class Rows:
             ValueError: if they do not, or where not lo ≤ hi.
             RuntimeError: for bounds that torch.func or forward mode follows.
         """
-        flat = []
+        check_bounds(lower, upper)
         for name, bound in (("lo", lower), ("hi", upper)):
-            try:
-                flat.append(bound.expand(event).to(device).reshape(-1))
-            except RuntimeError:
+            if torch.broadcast_shapes(bound.shape, event) != torch.Size(event):
                 raise ValueError(
                     f"to_box: {name} of shape {tuple(bound.shape)} does not broadcast to the shape {event} of a state"
-                ) from None
-        check_bounds(*flat)
-        # (a copy: what an optimizer does to the bounds later is not meant)
-        lo, hi = (bound.detach().double().clone() for bound in flat)
-        return cls(base, event, lo, hi, flat[0], flat[1])
+                )
+        with on_plain_tensors():
+            # (a copy: what an optimizer does to the bounds later is not meant)
+            lo, hi = (bound.detach().expand(event).to(device).flatten().double().clone() for bound in (lower, upper))
+        if not (lower.requires_grad or upper.requires_grad):
+            return cls(base, event, lo, hi, lo, hi)
+        low, high = (bound.expand(event).to(device).flatten() for bound in (lower, upper))
+        return cls(base, event, lo, hi, low, high)
 
     def select(self, columns: Int[Tensor, " k"]) -> Rows:
         """The bounds of some of the coordinates."""
-        parts = (bound[columns] for bound in (self.lo, self.hi, self.lower, self.upper))
-        lo, hi, lower, upper = parts
+        lo, hi, lower, upper = (bound[columns] for bound in (self.lo, self.hi, self.lower, self.upper))
         return Rows(self.base, (len(lo),), lo, hi, lower, upper)
 
     def flat(self, tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*batch d"]:
@@ -87,7 +100,7 @@ class Rows:
 
     # What the coordinates are -----------------------------------------------------------------------------------------
 
-    @cached_property
+    @_plain_property
     def _kinds(self) -> dict[str, Int[Tensor, " k"]]:
         """The coordinates of each kind that there is."""
         below, above, same = torch.isfinite(self.lo), torch.isfinite(self.hi), self.lo == self.hi
@@ -101,7 +114,7 @@ class Rows:
         found = {name: mask.nonzero().squeeze(-1) for name, mask in masks.items()}
         return {name: columns for name, columns in found.items() if len(columns)}
 
-    @cached_property
+    @_plain_property
     def back(self) -> Int[Tensor, " d"]:
         """Where each coordinate is when those of one kind come after the other."""
         return torch.cat(list(self._kinds.values())).argsort()
@@ -123,17 +136,17 @@ class Rows:
     def is_everything(self) -> bool:
         return set(self._kinds) == {"line"}
 
-    @cached_property
+    @_plain_property
     def pinned(self) -> Bool[Tensor, " d"] | None:
         return self.lo == self.hi if "pinned" in self._kinds else None
 
-    @cached_property
+    @_plain_property
     def unit(self) -> float | Float[Tensor, " d"]:
         width = self.hi - self.lo
         width = torch.where(width > 0, width, 1.0)
         return width.clamp_max(1.0) if bool((width < 1).any()) else 1.0
 
-    @cached_property
+    @_plain_property
     def strong_convexity(self) -> float:
         least = [1.0] if self.is_open else []
         if self.has_intervals:
@@ -184,7 +197,8 @@ class Rows:
         if dtype not in self._made:
             if dtype not in SUPPORTED_DTYPES:
                 raise TypeError(f"dtype: got {dtype}; give torch.float32 or torch.float64")
-            self._made[dtype] = RowsAt(self, dtype)
+            with on_plain_tensors():
+                self._made[dtype] = RowsAt(self, dtype)
         return self._made[dtype]
 
 
@@ -221,12 +235,12 @@ class RowsAt:
             return Columns(columns, _LINE, torch.zeros_like(lo), 1.0, dtype)
         return Columns(columns, _HALF_LINE, *((lo, 1.0) if kind == "lower" else (hi, -1.0)), dtype)
 
-    @cached_property
+    @_plain_property
     def saturated_dual(self) -> Ends:
         low, high = self._reached
         return -low, high
 
-    @cached_property
+    @_plain_property
     def _gaps(self) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
         """Distances from the ends that round to none: see `LegendreFunction`."""
         rows, eighth = self._rows, 0.125 * torch.finfo(self._dtype).eps
@@ -234,7 +248,7 @@ class RowsAt:
         low, high = (eighth * torch.minimum(end.double().abs().clamp_min(1.0), width) for end in self.bounds)
         return low, high
 
-    @cached_property
+    @_plain_property
     def _reached(self) -> tuple[Tensor, Tensor]:
         """|y| from which on ρ(y) is within the gap of each end; the largest number where that is infinite."""
         rows, found = self._rows, []
@@ -252,7 +266,7 @@ class RowsAt:
             found.append(size.clamp_max(largest).to(self._dtype))
         return found[0], found[1]
 
-    @cached_property
+    @_plain_property
     def inner_bounds(self) -> Ends:
         (lo, hi), (low_gap, high_gap), dtype = self.bounds, self._gaps, self._dtype
         most, pinned = torch.finfo(dtype).max, self._rows.pinned
@@ -296,8 +310,9 @@ def check_bounds(lower: Tensor, upper: Tensor) -> None:
             "to_box: inside torch.func transforms and forward mode there is no gradient to lo and hi: give them as "
             "lo.detach() and hi.detach()"
         )
-    lo, hi = torch.broadcast_tensors(lower.detach(), upper.detach())
-    wrong = ~((lo <= hi) & (lo < torch.inf) & (hi > -torch.inf))
+    with on_plain_tensors():
+        lo, hi = torch.broadcast_tensors(lower.detach(), upper.detach())
+        wrong = ~((lo <= hi) & (lo < torch.inf) & (hi > -torch.inf))
     if bool(wrong.any()):
         first = int(wrong.flatten().nonzero()[0])
         raise ValueError(
