@@ -73,7 +73,9 @@ class Rows:
         """
         check_bounds(lower, upper)
         for name, bound in (("lo", lower), ("hi", upper)):
-            if torch.broadcast_shapes(bound.shape, event) != torch.Size(event):
+            # (sizes from behind)
+            goes = zip(reversed(bound.shape), reversed(event), strict=False)
+            if bound.dim() > len(event) or any(size not in (1, wanted) for size, wanted in goes):
                 raise ValueError(
                     f"to_box: {name} of shape {tuple(bound.shape)} does not broadcast to the shape {event} of a state"
                 )
