@@ -83,8 +83,8 @@ class Batch:
         """The same without a start and before cleaning: what can be said without looking at any number."""
         leaves = _leaves(energy, x)
         shape, event = _shapes(energy, x, leaves)
-        geometry = geometry.for_states(event)
         like = _check_tensors(energy, leaves)
+        geometry = geometry.for_states(event, like)
         count, dtype = shape.numel(), _precision(energy, x, like)
         x = map_tensors(partial(_lifted, dtype), x)
         if not _is_batch_first(energy, x):

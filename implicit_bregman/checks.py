@@ -28,9 +28,8 @@ def check_existence(energy: BoundEnergy, geometry: MirrorMap, regularization: fl
     Raises:
         ValueError: naming the direction of descent and the remedies.
     """
-    lo, hi = geometry.domain
     quadratic = energy.factored
-    if quadratic is None or not quadratic.symmetric or (math.isfinite(lo) and math.isfinite(hi)):
+    if quadratic is None or not quadratic.symmetric or geometry.is_bounded:
         return
     known = quadratic.operator.factor
     if known.is_definite():
@@ -41,8 +40,11 @@ def check_existence(energy: BoundEnergy, geometry: MirrorMap, regularization: fl
     if math.isinf(growth):
         return
     ray = "along a coordinate axis"
-    if math.isinf(lo) and math.isinf(hi):
+    open_lo, open_hi = geometry.open_ends
+    if geometry.is_everything:
         least, ray = lowest, "along an eigenvector of W"
+    elif isinstance(open_lo, torch.Tensor):
+        least = hessian.diagonal()[open_lo | open_hi].min()
     else:
         least = torch.minimum(hessian.diagonal().min(), hessian.mean() * len(hessian))
     rounding = 64 * torch.finfo(hessian.dtype).eps * float(hessian.abs().max()) * len(hessian)

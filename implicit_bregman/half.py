@@ -9,7 +9,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from implicit_bregman.legendre import MirrorMap
-from implicit_bregman.legendre.rounding import round_down
 from implicit_bregman.status import Status
 
 
@@ -30,10 +29,9 @@ def round_into(
         status: `Status` values.
 
     Raises:
-        ValueError: if no number of `dtype` lies in C.
+        ValueError: if no number of `dtype` lies in C, or the coordinates have bounds of their own.
     """
-    lo, hi = geometry.domain
-    low, high = -round_down(-lo, dtype), round_down(hi, dtype)
+    low, high = geometry.rounded_domain(dtype)
     if low > high:
         raise ValueError(
             f"the domain {geometry.domain} of {geometry.name} holds no number of {dtype}: compute in float32"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.legendre import MirrorMap
+from implicit_bregman.legendre.mirror import Ends
 from implicit_bregman.majorization import automatic_step, inner_step, mm_step
 
 Rows = TypeVar("Rows", bound="RowsOfTensors")
@@ -111,7 +112,7 @@ class Objective:
             energy.is_strictly_convex(
                 regularization * geometry.strong_convexity,
                 # Where φ'' is not constant, γφ is strictly convex beyond its bound γσ.
-                regularization > 0 and geometry.max_curvature > geometry.strong_convexity,
+                regularization > 0 and geometry.is_steeper_somewhere,
             )
             if unique is None
             else unique
@@ -185,9 +186,24 @@ class Objective:
         return Point(dual, z, gradient, value, residual, scale, step, next_dual)
 
     @cached_property
-    def unit(self) -> float:
+    def unit(self) -> float | Float[Tensor, " d"]:
         """A length that counts as large for a coordinate of z: see `MirrorMap.unit`."""
-        return self.geometry.unit
+        unit = self.geometry.unit
+        return unit.to(self.energy.dtype) if isinstance(unit, Tensor) else unit
+
+    @cached_property
+    def _counts_in_units(self) -> bool:
+        """Whether a unit is not 1."""
+        return isinstance(self.unit, Tensor) or self.unit != 1.0
+
+    def in_units(self, lengths: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """Lengths relative to the units of their coordinates."""
+        return lengths / self.unit if self._counts_in_units else lengths
+
+    def movable(self, coordinates: Bool[Tensor, "batch d"]) -> Bool[Tensor, "batch d"]:
+        """Without those that have lo = hi, of which nothing is in doubt: they are at both bounds."""
+        pinned = self.geometry.pinned
+        return coordinates if pinned is None else coordinates & ~pinned
 
     def total(self, gradient: Float[Tensor, "batch d"], dual: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """g = ∇f + γy along C, (B, d), which is 0 at a critical point but for coordinates at a bound."""
@@ -217,7 +233,7 @@ class Objective:
         z: Float[Tensor, "batch d"],
         total: Float[Tensor, "batch d"],
         scale: Float[Tensor, "batch d"],
-        bounds: tuple[float, float] | None = None,
+        bounds: Ends | None = None,
     ) -> Float[Tensor, " batch"]:
         """How far z is from critical, (B,): the largest over the coordinates of min(|g_j|/s_j, δ_j/t).
 
@@ -233,13 +249,12 @@ class Objective:
         """
         bounds = self.geometry.bounds(z.dtype) if bounds is None else bounds
         step = self.geometry.kept_step(z, self.relative_step(total, scale), bounds)
-        residual = step.abs_().amax(-1)
-        return residual if self.unit == 1.0 else residual / self.unit
+        return self.in_units(step.abs_()).amax(-1)
 
     def relative_step(self, total: Float[Tensor, "batch d"], scale: Float[Tensor, "batch d"]) -> Tensor:
         """g/s in units of C, (B, d)."""
         step = total / scale
-        return step if self.unit == 1.0 else step.mul_(self.unit)
+        return step.mul_(self.unit) if self._counts_in_units else step
 
     def potential(self, dual: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
         """γ Σ φ(ρ(y)), (B,)."""
@@ -337,7 +352,7 @@ class Objective:
         lo, hi = self.geometry.bounds(point.value.dtype)
         gap = torch.minimum(point.value - lo, hi - point.value)
         multiplier = self.total(point.gradient, point.dual)
-        thin = gap <= margin * self.unit
+        thin = self.movable(gap <= margin * self.unit)
         return (thin & (multiplier.abs() <= margin * point.scale)).any(-1)
 
     def double(self) -> Objective:

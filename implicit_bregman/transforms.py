@@ -35,6 +35,13 @@ def on_numbers() -> Iterator[None]:
 
 
 @contextmanager
+def on_plain_tensors() -> Iterator[None]:
+    """A context for tensors that no transform has wrapped, in which none wraps what is computed of them."""
+    with torch._C._DisableFuncTorch(), torch.no_grad():
+        yield
+
+
+@contextmanager
 def primals(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """For a `jvp` staticmethod: saved tensors without their tangents, and a context that follows those of outer levels.
 

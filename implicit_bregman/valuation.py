@@ -18,6 +18,7 @@ from torch import Tensor
 from implicit_bregman.energy.contract import Packed
 from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.legendre.known_dual import dual_at
+from implicit_bregman.legendre.once import once
 from implicit_bregman.objective import potential
 from implicit_bregman.transforms import pull, refuse_unknown
 
@@ -90,7 +91,10 @@ class Valuation:
             return None
         if how is None or how.value is None or not torch.is_grad_enabled():
             return self.shaped(known)
-        carried = _Objective.apply(known, how.value(), self, how.solution, self.dual, *how.packed.tensors)
+        z = self.geometry.followed(self.point, self.dual)
+        carried = _Objective.apply(known, how.value(), self, how.solution, self.dual, z, *how.packed.tensors)
+        if self.regularization and self.geometry.follows:
+            carried = carried + once(self.regularization * self.geometry.followed_potential(self.dual))
         return self.shaped(carried)
 
     @cached_property
@@ -136,12 +140,13 @@ def held_back(
 
     Args:
         geometry: φ.
-        regularization: γ: with γ > 0 a Legendre φ keeps all of them inside.
+        regularization: γ: with γ > 0 a Legendre φ keeps all of them inside, but where lo = hi.
         z: the point.
         total: ∇f + γy there.
     """
     if regularization and geometry.is_legendre:
-        return torch.zeros_like(total, dtype=torch.bool)
+        nothing, pinned = torch.zeros_like(total, dtype=torch.bool), geometry.pinned
+        return nothing if pinned is None else nothing | pinned
     lo, hi = geometry.bounds(total.dtype)
     aim = z - total
     return (aim >= hi) | (aim <= lo)
@@ -152,7 +157,14 @@ class _Objective(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, known: Tensor, carrier: Tensor, of: Valuation, solution: Tensor, dual: Tensor, *tensors: Tensor
+        ctx: Any,
+        known: Tensor,
+        carrier: Tensor,
+        of: Valuation,
+        solution: Tensor,
+        dual: Tensor,
+        followed: Tensor,
+        *tensors: Tensor,
     ) -> Tensor:
         ctx.of = of
         ctx.save_for_backward(solution, dual, *tensors)
@@ -164,13 +176,18 @@ class _Objective(torch.autograd.Function):
         of: Valuation = ctx.of
         assert of.dependence is not None
         rebuild, moves = of.dependence.packed.rebuild, of.dependence.moves
-        by_z = None
+        by_z = by_bounds = None
+        if ctx.needs_input_grad[5]:
+            # C moves z at a fixed y: see `MirrorMap.followed`.
+            slope = rebuild(*tensors).gradient(z)
+            slope = slope if moves is None else torch.where(moves[:, None], -of.regularization * dual, slope)
+            by_bounds = gradient[:, None] * slope
         if moves is not None and ctx.needs_input_grad[3]:
             y = dual_at(of.geometry, z, dual) if of.regularization else dual
             slope = of._total(rebuild(*tensors).gradient(z), y)
             by_z = torch.where(moves[:, None], gradient[:, None] * slope, 0.0)
         if not torch.is_grad_enabled():
-            return None, gradient, None, by_z, None, *(None for _ in tensors)
+            return None, gradient, None, by_z, None, by_bounds, *(None for _ in tensors)
         refuse_unknown(ctx.next_functions[1:2], tensors, of.point.data_ptr())
         parts = pull(lambda *t: rebuild(*t).value(z), tensors, gradient)
-        return None, None, None, by_z, None, *parts
+        return None, None, None, by_z, None, by_bounds, *parts

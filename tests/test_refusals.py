@@ -114,9 +114,23 @@ def test_parameters_for_each_sample(weight: str, name: str, letter: str) -> None
 
 def test_bounds_for_each_coordinate() -> None:
     tanh = ib.geometry("tanh")
-    for bound, kind in ((torch.zeros(3), "Tensor"), (torch.tensor(0.0), "Tensor"), (np.zeros(3), "ndarray")):
-        refuse(TypeError, f"to_box: lo must be a number, got {kind}", lambda bound=bound: tanh.to_box(bound, 1.0))
-        refuse(TypeError, f"to_box: hi must be a number, got {kind}", lambda bound=bound: tanh.to_box(-1.0, bound))
+    for bound, kind in ((np.zeros(3), "ndarray"), ([0.0, 1.0], "list")):
+        message = f"must be a number or a tensor, got {kind}"
+        refuse(TypeError, f"to_box: lo {message}", lambda bound=bound: tanh.to_box(bound, 1.0))
+        refuse(TypeError, f"to_box: hi {message}", lambda bound=bound: tanh.to_box(-1.0, bound))
+    refuse(TypeError, r"to_box: lo must be floating point, got torch\.int64", lambda: tanh.to_box(torch.arange(3), 9.0))
+    ahead = torch.tensor([0.0, 2.0])
+    refuse(ValueError, r"to_box: lo must be at most hi, .* got \[2, 1\] at entry 1", lambda: tanh.to_box(ahead, 1.0))
+    nowhere = torch.tensor([0.0, torch.inf])
+    refuse(
+        ValueError,
+        r"to_box: lo must be at most hi, .* \[inf, inf\] at entry 1",
+        lambda: tanh.to_box(nowhere, torch.inf),
+    )
+    refuse(ValueError, "to_box: .* do not broadcast", lambda: tanh.to_box(torch.zeros(2), torch.ones(3)))
+    layer = ib.BregmanDEQ(2, 3, geometry=tanh.to_box(torch.zeros(2), 1.0))
+    message = r"to_box: lo of shape \(2,\) does not broadcast to the shape \(3,\) of a state"
+    refuse(ValueError, message, lambda: layer(torch.zeros(1, 2)))
     assert tanh.to_box(np.float32(0), np.int64(2)) == tanh.to_box(0.0, 2.0)
 
 

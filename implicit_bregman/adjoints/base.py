@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -113,7 +112,7 @@ class Adjoint(Settings):
 
 def _within_range(objective: Objective, outcome: Outcome) -> Outcome:
     """OVERFLOW for the samples in which the largest number of their precision stands for an entry of z beyond it."""
-    if all(math.isfinite(end) for end in objective.geometry.domain):
+    if objective.geometry.is_bounded:
         return outcome
     value, status = outcome.point.value, outcome.status
     solved = (status <= int(Status.TRUNCATED)) | (status == int(Status.NONUNIQUE))

@@ -107,6 +107,14 @@ def pull_back(
     return pull(lambda *t: jacobian.force(z, *t), tensors, v)
 
 
+def left_over(
+    jacobian: Jacobian, gradient: Tensor, z: Tensor, dual: Tensor, slope: Tensor, shift: Tensor, *tensors: Tensor
+) -> Float[Tensor, "batch d"]:
+    """g − Hᵀv, what the gradients of the energy's tensors leave of g = dL/dz for those that C is made of."""
+    v = inverse(jacobian, gradient, slope, shift, z, _dual(jacobian, z, dual), *tensors)
+    return gradient - jacobian.rebuild(*tensors).hessian(z).product(v, True)
+
+
 def _dual(jacobian: Jacobian, z: Tensor, dual: Tensor) -> Float[Tensor, "batch d"]:
     """y as a function of z where it matters: for γ > 0."""
     return dual_at(jacobian.geometry, z, dual) if jacobian.regularization else dual

@@ -10,12 +10,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from implicit_bregman.adjoints.base import Adjoint
-from implicit_bregman.adjoints.differentiable import Jacobian, attach, pull_back
+from implicit_bregman.adjoints.differentiable import Jacobian, attach, left_over, pull_back
 from implicit_bregman.adjoints.error import Iterate, is_worth_refining, quick_estimate, refined_estimate
 from implicit_bregman.adjoints.system import METHODS, AdjointSolution, check_method, solve_adjoint_system
 from implicit_bregman.backward import AdjointReport, differentiable, report_backward
 from implicit_bregman.compilation import without_autocast
 from implicit_bregman.energy.contract import Packed, PullBack
+from implicit_bregman.legendre.once import never
 from implicit_bregman.linalg.norms import norm, ratio
 from implicit_bregman.linearization import Linearization, UpdatedIdentity, linearize, linearize_on_free_set
 from implicit_bregman.objective import Objective, Point
@@ -87,16 +88,21 @@ class Implicit(Adjoint):
         """
         own = objective.energy.own
         if own is not None:
+            if objective.geometry.follows and torch.is_grad_enabled():
+                raise ValueError(
+                    f"with {own.name} there is no gradient to the bounds lo and hi: give to_box detached ones"
+                )
             return own.attach(objective, outcome, dual, self.method, self.on_failure)
         check_method(self.method, objective.energy)
         report = AdjointReport()
         z = outcome.point.value.detach()
         if not torch.is_grad_enabled():
             return z, report
+        z = objective.geometry.followed(z, outcome.point.dual)
         energy, usable = objective.energy, differentiable(outcome)
         kept = outcome if usable is None else without_diverged(objective, outcome, usable)
         leaves = energy.leaves(kept.point.value.detach())
-        if not (dual.requires_grad or any(leaf.requires_grad for leaf in leaves)):
+        if not (z.requires_grad or dual.requires_grad or any(leaf.requires_grad for leaf in leaves)):
             return z, report
         packed = energy.pack()
         backward = _Backward(
@@ -201,6 +207,8 @@ def relative_residual(objective: Objective, point: Point) -> Tensor:
     left = objective.total(point.gradient, point.dual)
     if not (objective.regularization and objective.geometry.is_legendre):
         left = objective.geometry.project(z - left) - z
+    elif objective.geometry.pinned is not None:
+        left = left.masked_fill(objective.geometry.pinned, 0.0)
     return ratio(norm(left), norm(z))
 
 
@@ -252,6 +260,9 @@ def _leaving(iterate: Iterate | None, system: Linearization) -> Bool[Tensor, "ba
 class _AttachImplicit(torch.autograd.Function):
     """z ↦ z, whose backward turns dL/dz into v = dL/d(−∇f), and v into the gradients of what ∇f depends on.
 
+    What v leaves of dL/dz goes to `value`, which depends on the tensors that C is made of: g − Hᵀv, which is γφ''v
+    inside C, and on a bound all that moving it does.
+
     Those are the energy's leaves, by its own rule, or where the gradient is to be differentiated again, or comes with a
     whole batch of cotangents, the tensors that the energy is made of.
     """
@@ -272,13 +283,16 @@ class _AttachImplicit(torch.autograd.Function):
         z = value.clone()
         # (where all samples have a derivative, the point is z itself)
         apart = None if backward.usable is None else point
-        ctx.save_for_backward(apart, backward.leftover, backward.usable, *iterate, *tensors, z, backward.dual, *made_of)
+        moving = value if value.requires_grad and backward.dual is not None else None
+        ctx.save_for_backward(
+            apart, moving, backward.leftover, backward.usable, *iterate, *tensors, z, backward.dual, *made_of
+        )
         return z
 
     @staticmethod
     @batched_again
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        point, leftover, usable, *tensors = ctx.saved_tensors
+        point, moving, leftover, usable, *tensors = ctx.saved_tensors
         end = ctx.count + ctx.count_system
         (z, dual, *made_of), tensors = tensors[end:], tensors[:end]
         point = z.detach() if point is None else point
@@ -288,10 +302,12 @@ class _AttachImplicit(torch.autograd.Function):
         adjoint: Implicit = ctx.adjoint
         g = gradient if usable is None else torch.where(usable[:, None], gradient, 0.0)
         none = [None] * ctx.leaves
+        follows = ctx.needs_input_grad[0]
         if is_batched(gradient):
             # (there is no report for so many)
             at = (point, dual, system.slope, system.shift, *made_of)
-            return None, None, None, None, *none, *pull_back(ctx.jacobian, g, *at)
+            left = left_over(ctx.jacobian, g, *at) if follows else None
+            return left, None, None, None, *none, *pull_back(ctx.jacobian, g, *at)
 
         def solve(system: Linearization, g: Tensor) -> AdjointSolution:
             return solve_adjoint_system(system, g, adjoint.method, adjoint.tol, adjoint.max_iter)
@@ -300,6 +316,7 @@ class _AttachImplicit(torch.autograd.Function):
         with torch.no_grad(), without_autocast(gradient.device.type):
             v, status, residual, iterations = solve(system, g)
             leaves = none if again else ctx.pull_back(v, point, ctx.needs_input_grad[4 : 4 + ctx.leaves])
+            left = g - system.hessian.product(v, adjoint=True) if follows and not again else None
             spread = None if iterate is None or not iterate.regularization else iterate.spread(system.slope)
             error = quick_estimate(g, v, residual, leftover, _leaving(iterate, system), spread)
             if iterate is not None and ctx.refinable and is_worth_refining(error, system):
@@ -309,11 +326,17 @@ class _AttachImplicit(torch.autograd.Function):
         report_backward("implicit adjoint", ctx.report.status, adjoint.on_failure)
         initial = torch.zeros_like(gradient) if ctx.needs_input_grad[2] else None
         if not again:
-            return None, None, initial, None, *leaves, *(None for _ in made_of)
+            return left, None, initial, None, *leaves, *(None for _ in made_of)
         # (listed for tensors alone, of which the leaves are the fourth and following)
         refuse_unknown(ctx.next_functions[3 : 3 + ctx.leaves], made_of, ctx.place)
         z = z if usable is None else torch.where(usable[:, None], z, point)
         jacobian = replace(ctx.jacobian, known=v)
         with without_autocast(gradient.device.type):
-            parts = pull_back(jacobian, g, z, dual, system.slope, system.shift, *made_of)
-        return None, None, initial, None, *none, *parts
+            if moving is not None:
+                # (φ'' depends on the bounds, which the derivative of this does not know of)
+                z = attach(ctx.jacobian, z.detach(), dual, system.slope, system.shift, *made_of)
+                z = z + never(moving - moving.detach())
+            at = (z, dual, system.slope, system.shift, *made_of)
+            left = left_over(jacobian, g, *at) if follows else None
+            parts = pull_back(jacobian, g, *at)
+        return left, None, initial, None, *none, *parts

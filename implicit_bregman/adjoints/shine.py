@@ -119,6 +119,11 @@ class Shine(Adjoint):
         if objective.geometry.coupling is not None:
             name = objective.geometry.name
             raise ValueError(f'adjoint Shine has no form for {name}, which couples coordinates: use adjoint="implicit"')
+        if objective.geometry.follows and torch.is_grad_enabled():
+            raise ValueError(
+                "adjoint Shine has no gradient to the bounds lo and hi: give to_box detached ones, or use "
+                'adjoint="implicit"'
+            )
         found = solver.solve_with_inverse if torch.is_grad_enabled() else solver.solve
         outcome = found(objective, dual)
         value, report = self.attach(objective, outcome, dual)

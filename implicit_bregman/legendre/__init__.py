@@ -1,7 +1,8 @@
-"""What C and φ are: mirror maps, separable ones and the simplex, the catalogue, box changes."""
+"""What C and φ are: mirror maps, separable ones and the simplex, boxes, the catalogue."""
 
 from implicit_bregman.legendre.base import LegendreFunction
 from implicit_bregman.legendre.box import Box
+from implicit_bregman.legendre.boxes import Boxes
 from implicit_bregman.legendre.halfline import Bent, Burg, Exp, Softplus
 from implicit_bregman.legendre.line import Arcsinh, Identity
 from implicit_bregman.legendre.mirror import MirrorMap
@@ -17,6 +18,7 @@ __all__ = [
     "Arctan",
     "Bent",
     "Box",
+    "Boxes",
     "Burg",
     "DoubleBurg",
     "Exp",

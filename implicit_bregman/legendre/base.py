@@ -18,7 +18,7 @@ from torch import Tensor
 
 from implicit_bregman.legendre.arguments import SUPPORTED_DTYPES, check_dtype, positive_float
 from implicit_bregman.legendre.derivatives import apply_divergence, apply_map
-from implicit_bregman.legendre.mirror import MirrorMap
+from implicit_bregman.legendre.mirror import Ends, MirrorMap
 from implicit_bregman.legendre.rounding import next_up, round_down, round_nearest
 
 
@@ -139,7 +139,7 @@ class LegendreFunction(MirrorMap):
         return z.clamp(*self.bounds(z.dtype))
 
     def kept_step(
-        self, z: Float[Tensor, "batch d"], step: Float[Tensor, "batch d"], bounds: tuple[float, float]
+        self, z: Float[Tensor, "batch d"], step: Float[Tensor, "batch d"], bounds: Ends
     ) -> Float[Tensor, "batch d"]:
         # (not the move of z itself, which a large z would absorb)
         lo, hi = bounds
@@ -248,20 +248,25 @@ class LegendreFunction(MirrorMap):
         """|y| from which on ρ(y) is within `gap` of the finite bound it approaches; not called if there is none."""
         raise NotImplementedError
 
-    def to_box(self, lo: float, hi: float) -> LegendreFunction:
+    def to_box(
+        self, lo: float | Float[Tensor, "*features"], hi: float | Float[Tensor, "*features"]
+    ) -> LegendreFunction:
         """This function moved affinely to [lo, hi], with the dual scale unchanged.
 
         Args:
-            lo: New lower bound.
-            hi: New upper bound, above `lo`.
+            lo: New lower bound; a number, or a floating-point tensor of the event shape of the states, or of one that
+                broadcasts to it.
+            hi: New upper bound, in the same way; above `lo`, or as tensors not below.
 
         Returns:
             The function with ρ(y) = m + s (ρ₀(y) − m₀), where m is the centre of [lo, hi] and s the ratio of the
-            widths; its strong convexity is that of this one divided by s.
+            widths; its strong convexity is that of this one divided by s. Of tensors a `Boxes`, with bounds of its own
+            for each coordinate: where lo = hi it stays there, where one bound is infinite it has the map of softplus,
+            shifted to the other, and where both are, that of the identity. Gradients flow to tensors of bounds.
 
         Raises:
-            TypeError: If a bound is no number (a tensor).
-            ValueError: If C is unbounded, or the new bounds are not finite and increasing.
+            TypeError: If a bound is no number and no floating-point tensor.
+            ValueError: If C is unbounded, or the new bounds are not finite and increasing; of tensors if not lo ≤ hi.
         """
         raise ValueError(f"to_box: {self.name} has the unbounded domain {self.domain}; choose a bounded one")
 

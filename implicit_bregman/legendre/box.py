@@ -45,11 +45,15 @@ class BoundedLegendreFunction(LegendreFunction):
         object.__setattr__(self, "_ends", ends)
         object.__setattr__(self, "_rests", rests)
 
-    def to_box(self, lo: float, hi: float) -> LegendreFunction:
+    def to_box(self, lo: float | Tensor, hi: float | Tensor) -> LegendreFunction:
         for name, bound in (("lo", lo), ("hi", hi)):
-            if not isinstance(bound, numbers.Real):
-                kind = type(bound).__name__
-                raise TypeError(f"to_box: {name} must be a number, got {kind}: there is one for all coordinates so far")
+            if not isinstance(bound, numbers.Real | Tensor):
+                raise TypeError(f"to_box: {name} must be a number or a tensor, got {type(bound).__name__}")
+        if isinstance(lo, Tensor) or isinstance(hi, Tensor):
+            # (imported late: it is made of these functions)
+            from implicit_bregman.legendre.boxes import Boxes
+
+            return Boxes.of(self, lo, hi)
         return self if (lo, hi) == self.domain else Box(self, lo, hi)
 
     def _place(self, z: Tensor) -> Place:
@@ -222,7 +226,7 @@ class Box(AffineImage):
         object.__setattr__(self, "lower", lo)
         object.__setattr__(self, "upper", hi)
 
-    def to_box(self, lo: float, hi: float) -> LegendreFunction:
+    def to_box(self, lo: float | Tensor, hi: float | Tensor) -> LegendreFunction:
         return self.base.to_box(lo, hi)
 
     @property

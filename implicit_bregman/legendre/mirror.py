@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.legendre.coupling import Coupling
+from implicit_bregman.legendre.rounding import round_down
+
+Ends = tuple[Any, Any]
+"""Something of the lower and of the upper end of every coordinate: two floats, or for `Boxes` two tensors (d,)."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,57 @@ class MirrorMap(ABC):
 
     @property
     @abstractmethod
-    def domain(self) -> tuple[float, float]:
+    def domain(self) -> Ends:
         """The ends (lo, hi) of the interval in which every coordinate of C lies, either of them possibly infinite."""
+
+    def rounded_domain(self, dtype: torch.dtype) -> tuple[float, float]:
+        """`domain` rounded into C in any precision, as the result of a solve in half precision is.
+
+        Raises:
+            ValueError: where the coordinates have bounds of their own.
+        """
+        lo, hi = self.domain
+        return -round_down(-lo, dtype), round_down(hi, dtype)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether all ends are finite."""
+        return all(map(math.isfinite, self.domain))
+
+    @property
+    def is_everything(self) -> bool:
+        """Whether no end is finite."""
+        return all(map(math.isinf, self.domain))
+
+    @property
+    def is_cone(self) -> bool:
+        """Whether every end is 0 or infinite."""
+        return all(end == 0.0 or math.isinf(end) for end in self.domain)
+
+    @property
+    def open_ends(self) -> Ends:
+        """Which ends are infinite: bools."""
+        lo, hi = self.domain
+        return math.isinf(lo), math.isinf(hi)
+
+    @property
+    def pinned(self) -> Bool[Tensor, " d"] | None:
+        """Which coordinates have lo = hi, so that they are on a bound whatever ∇F is there; None: none."""
+        return None
+
+    @property
+    def flattest(self) -> float | Float[Tensor, " d"]:
+        """The z with the least φ'': the centre of a bounded interval, the infinite end of a half line, or 0."""
+        lo, hi = self.domain
+        if math.isfinite(lo) and math.isfinite(hi):
+            return 0.5 * (lo + hi)
+        return hi if math.isfinite(lo) else (lo if math.isfinite(hi) else 0.0)
+
+    @property
+    def largest_end(self) -> float | Float[Tensor, " d"]:
+        """The larger size of the ends of each coordinate, 0 where one is infinite."""
+        most = max(abs(end) for end in self.domain)
+        return most if math.isfinite(most) else 0.0
 
     @property
     def has_every_dual(self) -> bool:
@@ -63,22 +116,31 @@ class MirrorMap(ABC):
         """σ: φ is at least σ/2 ‖·‖² curved along C."""
 
     @property
+    def is_steeper_somewhere(self) -> bool:
+        """Whether φ'' > σ almost everywhere, in every coordinate."""
+        return self.max_curvature > self.strong_convexity
+
+    @property
     @abstractmethod
     def elementwise(self) -> MirrorMap:
         """ρ₀, φ₀: the map of each coordinate on its own."""
 
     @property
-    def unit(self) -> float:
-        """A length that counts as large for a coordinate of z: 1, or the width of a C that is narrower."""
+    def unit(self) -> float | Float[Tensor, " d"]:
+        """A length that counts as large for a coordinate of z: 1, or the width of a C that is narrower, but not 0."""
         lo, hi = self.domain
         return min(1.0, hi - lo)
 
-    def for_states(self, event: tuple[int, ...]) -> MirrorMap:
-        """The same for states of this shape that come as rows (B, d).
+    def for_states(self, event: tuple[int, ...], like: Tensor | None = None) -> MirrorMap:
+        """The same for states of this shape that come as rows (B, d), on the device of `like` (None: where it is).
 
         Raises:
             ValueError: if states of this shape do not go with it.
         """
+        return self
+
+    def on(self, columns: Int[Tensor, " k"]) -> MirrorMap:
+        """The same for some of the coordinates, where there is no coupling."""
         return self
 
     # Maps --------------------------------------------------------------------------------------------------------
@@ -144,7 +206,7 @@ class MirrorMap(ABC):
         """Whether each coordinate lies strictly inside its interval and is finite."""
 
     @abstractmethod
-    def bounds(self, dtype: torch.dtype) -> tuple[float, float]:
+    def bounds(self, dtype: torch.dtype) -> Ends:
         """`domain` in a precision, rounded into C."""
 
     def dual_bounds(self, dtype: torch.dtype) -> tuple[float, float]:
@@ -162,20 +224,35 @@ class MirrorMap(ABC):
         return (y > lo) & (y < hi)
 
     @abstractmethod
-    def inner_bounds(self, dtype: torch.dtype) -> tuple[float, float]:
+    def inner_bounds(self, dtype: torch.dtype) -> Ends:
         """The numbers next to `bounds`, strictly inside."""
 
     @abstractmethod
-    def saturated_dual(self, dtype: torch.dtype) -> tuple[float, float]:
+    def saturated_dual(self, dtype: torch.dtype) -> Ends:
         """Finite duals that stand for the bounds."""
 
     @abstractmethod
-    def to_box(self, lo: float, hi: float) -> MirrorMap:
+    def to_box(self, lo: float | Tensor, hi: float | Tensor) -> MirrorMap:
         """The same with other bounds of the coordinates."""
 
     @abstractmethod
     def finite_dual(self, z: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
         """A finite y that stands for z, also where z is on the boundary of C. Not differentiable."""
+
+    # Derivatives in φ's own tensors ---------------------------------------------------------------------------------
+
+    @property
+    def follows(self) -> bool:
+        """Whether it is made of tensors that want a gradient."""
+        return False
+
+    def followed(self, z: Float[Tensor, "batch d"], dual: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """The numbers z = ρ(y) as a function of the tensors that ρ is made of, at a fixed y = `dual`."""
+        return z
+
+    def followed_potential(self, dual: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
+        """0, as φ(ρ(y)) less its number as a function of these tensors, at a fixed y = `dual`."""
+        return torch.zeros_like(dual[:, 0])
 
     # What C asks of a step ------------------------------------------------------------------------------------------
 
@@ -185,7 +262,7 @@ class MirrorMap(ABC):
 
     @abstractmethod
     def kept_step(
-        self, z: Float[Tensor, "batch d"], step: Float[Tensor, "batch d"], bounds: tuple[float, float]
+        self, z: Float[Tensor, "batch d"], step: Float[Tensor, "batch d"], bounds: Ends
     ) -> Float[Tensor, "batch d"]:
         """z − Π_C(z − `step`), to the digits of the step. The step may be overwritten."""
 

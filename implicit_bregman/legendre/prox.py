@@ -42,6 +42,9 @@ def prox_dual(
         end = torch.where((near.abs() < far.abs()) & (near.abs() >= anchor.abs()), near, far)
         lo, hi = torch.minimum(end, anchor), torch.maximum(end, anchor)
         y = end if start is None else torch.minimum(torch.maximum(start, lo), hi)
+        if geometry.pinned is not None:
+            # (where ρ is constant the root is that end)
+            y = torch.where(geometry.pinned, far, y)
         for _ in range(_STEPS):
             z, pull = geometry.activation(y), weight * y
             excess = (z - v) + pull

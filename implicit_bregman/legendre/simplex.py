@@ -95,7 +95,7 @@ class Simplex(MirrorMap):
     def _is_softmax(self) -> bool:
         return self.hi is None and self.order == 1.0
 
-    def for_states(self, event: tuple[int, ...]) -> Simplex:
+    def for_states(self, event: tuple[int, ...], like: Tensor | None = None) -> Simplex:
         n = event[-1] if self.size is None else self.size
         if event[-1] % n:
             raise ValueError(f"simplex: blocks of size = {n} do not divide the last dimension {event[-1]} of the state")
@@ -107,7 +107,7 @@ class Simplex(MirrorMap):
             )
         return replace(self, size=n)
 
-    def to_box(self, lo: float, hi: float) -> Simplex:
+    def to_box(self, lo: float, hi: float) -> Simplex:  # type: ignore[override]
         """The same with other bounds of the coordinates.
 
         Raises:

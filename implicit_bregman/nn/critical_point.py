@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -192,8 +191,7 @@ class CriticalPoint(nn.Module):
 
     def _warn_of_linear_map(self, formula: str) -> None:
         """Of a quadratic energy: warn where C is everything and γ = 0."""
-        lo, hi = self.geometry.domain
-        if self.regularization == 0 and math.isinf(lo) and math.isinf(hi) and self._follows_limit:
+        if self.regularization == 0 and self.geometry.is_everything and self._follows_limit:
             warnings.warn(
                 f"with regularization=0 and the unbounded domain of {self.geometry.name} the layer is the linear map "
                 f"{formula}: use regularization > 0 or a geometry with a bound",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -155,7 +154,7 @@ class BregmanLinear(_WithOffset):
 
     def enter(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch d"]:
         """ρ⁻¹(z⁺) for a z, at least float32, that may come from anywhere: it is checked to lie in C."""
-        if _leaves(z.detach(), *self.geometry.bounds(z.dtype)):
+        if _leaves(z.detach(), self.geometry):
             raise ValueError(
                 f"z must lie in the domain {self.geometry.domain} of {self.geometry.name}, got entries from "
                 f"{float(z.min()):g} to {float(z.max()):g}: map it there first, for example with geometry.activation"
@@ -178,7 +177,7 @@ class BregmanLinear(_WithOffset):
             return y
         # ρ⁻¹ has a value at the bounds.
         (lo, hi), (y_lo, y_hi) = phi.bounds(z.dtype), phi.saturated_dual(z.dtype)
-        return y.masked_fill(z <= lo, y_lo).masked_fill(z >= hi, y_hi)
+        return torch.where(z >= hi, y_hi, torch.where(z <= lo, y_lo, y))
 
 
 class FeedForward(nn.Sequential):
@@ -249,12 +248,13 @@ def _averages(n: int, d: int) -> Tensor:
     return weights / weights.sum(-1, keepdim=True)
 
 
-def _leaves(z: Tensor, lo: float, hi: float) -> bool:
-    """Whether an entry of z lies outside [lo, hi]."""
-    if z.numel() == 0 or (math.isinf(lo) and math.isinf(hi)):
+def _leaves(z: Tensor, geometry: MirrorMap) -> bool:
+    """Whether an entry of z lies outside C."""
+    if z.numel() == 0 or geometry.is_everything:
         return False
+    lo, hi = geometry.bounds(z.dtype)
     least, most = torch.aminmax(z)
-    if float(least) >= lo and float(most) <= hi:
+    if isinstance(lo, float) and float(least) >= lo and float(most) <= hi:
         return False
     # (one NaN makes both ends NaN)
     return bool(((z < lo) | (z > hi)).any())

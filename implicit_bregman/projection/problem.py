@@ -13,7 +13,6 @@ function Σφ*(y⁰ + Vλ) − βᵀλ + (ε/2)‖λ‖². Three problems have t
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from dataclasses import dataclass
 
@@ -87,18 +86,16 @@ class ProjectionProblem(RowsOfTensors):
     @property
     def is_tame(self) -> bool:
         """Whether ρ and ρ' are bounded, so that nothing has to be cut off."""
-        return all(map(math.isfinite, self.geometry.domain)) and self.geometry.strong_convexity > 0
+        return self.geometry.is_bounded and self.geometry.strong_convexity > 0
 
     def most_length(self, at: At, change: Float[Tensor, "batch d"]) -> Tensor:
         """How many times `change` can be made before a y overflows, has no ρ(y), or leaves saturation far behind."""
-        size, ends = at.dual.abs(), self.geometry.domain
-        low, high = map(abs, self.geometry.saturated_dual(torch.float64))
-        if low == high and all(map(math.isfinite, ends)):
+        size, (low, high) = at.dual.abs(), map(abs, self.geometry.saturated_dual(torch.float64))
+        if isinstance(low, float) and low == high and self.geometry.is_bounded:
             room = _GROWTH * size.clamp_min(low)
         else:
             below, above = (
-                _GROWTH * size.clamp_min(dual) if math.isfinite(end) else torch.full_like(size, FAR)
-                for end, dual in zip(ends, (low, high), strict=True)
+                _room(size, is_open, dual) for is_open, dual in zip(self.geometry.open_ends, (low, high), strict=True)
             )
             room = torch.where(change < 0, below, above)
         most = (room / change.abs().clamp_min(1e-300)).amin(-1, keepdim=True)
@@ -126,7 +123,7 @@ class ProjectionProblem(RowsOfTensors):
         size = normal.abs().amax(-1, keepdim=True)
         normal = normal / torch.where(size > 0, size, 1.0)
         direction, least = self.across(normal), torch.zeros_like(size[..., 0])
-        if math.isinf(lo) or math.isinf(hi):
+        if not self.geometry.is_bounded:
             # What is 0 up to rounding does not count at an infinite end of C: it refutes all but gigantic z.
             noise = 1e-15 * self.across_sizes(normal.abs())
             direction = torch.where(direction.abs() <= 8 * noise, 0.0, direction)
@@ -246,3 +243,11 @@ def dual_problem(
         equations=(basis.across @ vectors,),
         metric=(softness * basis.metric,),
     )
+
+
+def _room(size: Tensor, is_open: bool | Tensor, dual: float | Tensor) -> Tensor:
+    """How far y may go towards an end of C, given the size that it has and the dual that stands for the end."""
+    if isinstance(is_open, bool):
+        return torch.full_like(size, FAR) if is_open else _GROWTH * size.clamp_min(dual)
+    # (where lo = hi every dual does, such as 0)
+    return torch.where(is_open | (dual == 0), FAR, _GROWTH * torch.maximum(size, torch.as_tensor(dual)))

@@ -126,7 +126,7 @@ def _judged(energy: BoundEquations, objective: Objective, dual: Tensor) -> tuple
     rounded = nearest.clamp(*geometry.dual_bounds(dtype)).to(dtype)
     point = Point(
         dual=rounded,
-        value=exact.clamp(max(low, -largest), min(high, largest)).to(dtype),
+        value=exact.clamp(-largest, largest).clamp(low, high).to(dtype),
         gradient=gradient.clamp(-largest, largest).to(dtype),
         # (not by what is left of Vᵀz where β is much larger)
         objective=0.5 * torch.linalg.vecdot(image, miss - target).to(dtype),

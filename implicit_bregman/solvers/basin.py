@@ -8,8 +8,6 @@ If that component lies in a ball that contains one critical point, it is the lim
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -76,12 +74,7 @@ def _least_curvature(
     geometry: MirrorMap, centre: Float[Tensor, "batch d"], radius: Float[Tensor, "batch 1"]
 ) -> Float[Tensor, "batch d"]:
     """The least φ'' within `radius` of `centre`; φ'' grows away from the middle of C, from +∞ on a half-line."""
-    lo, hi = geometry.domain
-    if math.isfinite(lo) and math.isfinite(hi):
-        flattest = 0.5 * (lo + hi)
-    else:
-        flattest = hi if math.isfinite(lo) else (lo if math.isfinite(hi) else 0.0)
-    nearest = torch.full_like(centre, flattest).clamp(centre - radius, centre + radius)
+    nearest = (torch.zeros_like(centre) + geometry.flattest).clamp(centre - radius, centre + radius)
     # At the bound itself φ'' is infinite (or undefined): step inside.
     bounds = geometry.bounds(torch.float64)
     return geometry.curvature(geometry.inverse_activation(nearest.clamp(*bounds)).clamp(-1e150, 1e150))

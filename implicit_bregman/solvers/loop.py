@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Protocol
@@ -376,8 +375,7 @@ def _depth(objective: Objective, limit: Tensor) -> Tensor | None:
 
     γ = 0, f quadratic and C a cone: there ⟨∇f, z⟩ = 0 and F = −½⟨c, z⟩, and MM never climbs.
     """
-    energy, ends = objective.energy.factored, objective.geometry.domain
-    cone = all(end == 0.0 or math.isinf(end) for end in ends)
-    if objective.regularization or not cone or energy is None or not energy.symmetric:
+    energy = objective.energy.factored
+    if objective.regularization or not objective.geometry.is_cone or energy is None or not energy.symmetric:
         return None
     return -0.5 * limit * energy.offset.detach().abs().sum(-1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -26,13 +24,13 @@ def drifts(objective: Objective, point: Point, opening: Float[Tensor, "batch d"]
     """
     if objective.is_coercive:
         return torch.zeros_like(point.residual, dtype=torch.bool)
-    lo, hi = objective.geometry.domain
+    open_lo, open_hi = objective.geometry.open_ends
     step = point.next_dual - point.dual
     outward = torch.zeros_like(step, dtype=torch.bool)
-    if math.isinf(lo):
-        outward = outward | (step < 0)
-    if math.isinf(hi):
-        outward = outward | (step > 0)
+    if open_lo is not False:
+        outward = outward | ((step < 0) & open_lo)
+    if open_hi is not False:
+        outward = outward | ((step > 0) & open_hi)
     unabated = (opening != 0) & (step.abs() >= 0.5 * opening.abs())
     return (outward & unabated & (point.value.abs() > 1)).any(-1)
 
@@ -44,7 +42,7 @@ def returns(objective: Objective, point: Point) -> Bool[Tensor, " batch"]:
     bound and nothing else changes.
     """
     eps = torch.finfo(point.dual.dtype).eps
-    saturated = objective.geometry.slope(point.dual) < 1e3 * eps
+    saturated = objective.movable(objective.geometry.slope(point.dual) < 1e3 * eps)
     gain = point.dual.abs() - point.next_dual.abs()
     return (saturated & (gain > 16 * eps * (point.dual.abs() + point.scale))).any(-1)
 

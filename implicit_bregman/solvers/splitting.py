@@ -258,7 +258,7 @@ def _found(
         target = objective.geometry.project(value - objective.relative_step(gradient, scale))
         at_lo = (target <= ends[0]) & (value - ends[0] <= reach)
         at_hi = (target >= ends[1]) & (ends[1] - value <= reach)
-        free = ~(at_lo | at_hi)
+        free = objective.movable(~(at_lo | at_hi))
         value = torch.where(at_lo, ends[0], torch.where(at_hi, ends[1], value))
         point = replace(point, value=value, gradient=gradient, scale=scale, residual=residual)
     none = torch.zeros(len(value), dtype=torch.int64, device=value.device)

@@ -7,8 +7,8 @@ Kunisch, 2002, a semismooth Newton method). Everything returned has been tested 
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -60,8 +60,7 @@ def solve_projected_active_set(
     # for more than the solver's tolerance.
     tol = min(tol, _EXACT)
     energy = _quadratic(objective).double()
-    lo, hi = objective.geometry.bounds(objective.energy.dtype)
-    found = point_with(objective, energy, target < lo, target > hi, tol)
+    found = point_with(objective, energy, *_beyond(objective, target), tol)
     if found.complete or not objective.unique:
         return found
     for _ in range(corrections):
@@ -70,10 +69,17 @@ def solve_projected_active_set(
             break
         part = found.select(wrong)
         target = torch.sub(part.unrounded, part.gradient, alpha=energy.gradient_step)
-        retried = point_with(objective, energy.select(wrong), target < lo, target > hi, tol)
+        retried = point_with(objective, energy.select(wrong), *_beyond(objective, target), tol)
         spent = replace(retried, steps=part.steps + retried.steps, tries=part.tries + retried.tries)
         found = found.replace_rows(wrong, spent)
     return found
+
+
+def _beyond(objective: Objective, target: Float[Tensor, "batch d"]) -> tuple[Tensor, Tensor]:
+    """The coordinates that are below their bounds, or have lo = hi, and those above them."""
+    lo, hi = objective.geometry.bounds(objective.energy.dtype)
+    below, above, pinned = target < lo, target > hi, objective.geometry.pinned
+    return (below, above) if pinned is None else (below | pinned, above & ~pinned)
 
 
 def _quadratic(objective: Objective) -> BoundQuadratic:
@@ -165,8 +171,7 @@ def within_rounding(
     # (where rounding hides far more than the tolerance it may hide that there is no minimiser at all)
     most = torch.inf if objective.unique and energy.affine else _HIDDEN
     # ρ adds up to the ends of a box, whose rounding z has however small it is.
-    ends = [abs(end) for end in objective.geometry.domain]
-    size = z.abs() + (max(ends) if gamma and math.isfinite(max(ends)) else 0.0)
+    size = z.abs() + (objective.geometry.largest_end if gamma else 0.0)
     scale = (energy.hessian(z).rounding(size) / tol).clamp(scale, most * scale)
     total = torch.add(found.gradient, found.unrounded_dual, alpha=gamma) if gamma else found.gradient
     total = total if objective.geometry.coupling is None else objective.total(found.gradient, found.unrounded_dual)
@@ -182,9 +187,12 @@ def violation(
     """
     lo, hi = objective.geometry.bounds(objective.energy.dtype)
     step, below, above = objective.relative_step(gradient, scale), z - lo, z - hi
-    residual = step.clamp(above, below).abs_().amax(-1)
-    margin = torch.minimum(below.sub_(step).abs_().amin(-1), above.sub_(step).abs_().amin(-1))
-    return (residual, margin) if objective.unit == 1.0 else (residual / objective.unit, margin / objective.unit)
+    residual = objective.in_units(step.clamp(above, below).abs_()).amax(-1)
+    margins, pinned = (objective.in_units(end.sub_(step).abs_()) for end in (below, above)), objective.geometry.pinned
+    if pinned is not None:
+        margins = (margin.masked_fill(pinned, torch.inf) for margin in margins)
+    low, high = (margin.amin(-1) for margin in margins)
+    return residual, torch.minimum(low, high)
 
 
 def _solve(
@@ -207,7 +215,7 @@ def _solve(
     return exact, gradient, objective.scale(energy.terms(gradient)), solved, 2, None
 
 
-def _on_bounds(at_lo: Tensor, at_hi: Tensor, lo: float, hi: float) -> Tensor:
+def _on_bounds(at_lo: Tensor, at_hi: Tensor, lo: Any, hi: Any) -> Tensor:
     """`lo` and `hi` on the active coordinates, 0 elsewhere."""
     zero = torch.zeros(at_lo.shape, dtype=torch.float64, device=at_lo.device)
-    return zero.masked_fill_(at_lo, lo).masked_fill_(at_hi, hi)
+    return torch.where(at_lo, lo, torch.where(at_hi, hi, zero))

@@ -113,7 +113,7 @@ def solve_by_splitting(steps: SplittingSteps, energy: BoundAffine, tol: float, m
     reached = max(_ASK * level, _ROUNDED * torch.finfo(steps.target.dtype).eps)
     target, stopped = steps.advance_until(reached, max_iter)
     wide = energy.double()
-    free, z = (target >= lo) & (target <= hi), target.clamp(lo, hi).double()
+    free, z = objective.movable((target >= lo) & (target <= hi)), target.clamp(lo, hi).double()
     at = _judged(objective, wide, splitter, z, wide.gradient(z), tol, aim, torch.ones_like(stopped))
     rows = (~at.sure).nonzero().squeeze(-1)
     if len(rows):

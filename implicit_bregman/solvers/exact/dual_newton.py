@@ -274,7 +274,7 @@ def dual_result(objective: Objective, at: Iterate, tol: float, stuck: Tensor | N
     degenerate = torch.zeros_like(accepted)
     if not geometry.is_legendre:
         multiplier = gamma * (at.dual - dual).abs()
-        degenerate = (~free & (multiplier <= 10 * tol * at.scale)).any(-1) & accepted
+        degenerate = objective.movable(~free & (multiplier <= 10 * tol * at.scale)).any(-1) & accepted
     # A dual in float64 may be beyond the range of float32, where ρ need not be saturated: the value is not lost.
     limit = torch.finfo(dtype).max
     lowered = dual.clamp(*geometry.dual_bounds(dtype)).to(dtype)

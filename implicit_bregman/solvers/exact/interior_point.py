@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -32,6 +33,8 @@ _SHORT_OF_BOUND = 0.995
 _MARGIN = 0.1
 #: The least multiplier of the start, relative to the terms of the gradient.
 _LEAST_MULTIPLIER = 1e-3
+#: Added to the diagonal where a coordinate does not move.
+_STIFF = 1e20
 #: Added to the system relative to its diagonal.
 _DAMPING = 16 * torch.finfo(torch.float64).eps
 
@@ -86,14 +89,14 @@ def minimise_convex(objective: Objective, start: Float[Tensor, "batch d"], tol: 
     energy = objective.energy.double().factored
     assert energy is not None
     far = _FAR * runaway(energy, objective.unit, torch.finfo(torch.float64).eps)
-    if all(math.isinf(end) for end in objective.geometry.domain):
+    if objective.geometry.is_everything:
         return projected_newton(objective, start, tol, max_steps, far=far)
     near, steps = _interior_point(objective, energy, start, max_steps, far)
     found = projected_newton(objective, near, tol, max_steps - int(steps.max()), far=far)
     return replace(found, steps=found.steps + steps, tries=found.tries + steps + 1)
 
 
-def runaway(energy: BoundQuadratic, unit: float, eps: float) -> Float[Tensor, " batch"]:
+def runaway(energy: BoundQuadratic, unit: float | Float[Tensor, " d"], eps: float) -> Float[Tensor, " batch"]:
     """How large z is, (B,), where it has to be running away if it has not converged.
 
     Args:
@@ -101,7 +104,7 @@ def runaway(energy: BoundQuadratic, unit: float, eps: float) -> Float[Tensor, " 
         unit: a length that counts as large for a coordinate.
         eps: the rounding error of the problem's data.
     """
-    return (unit + energy.offset.abs().amax(-1) * energy.gradient_step) * eps**-0.75
+    return (torch.as_tensor(unit).max() + energy.offset.abs().amax(-1) * energy.gradient_step) * eps**-0.75
 
 
 def _interior_point(
@@ -117,7 +120,7 @@ def _interior_point(
         far: the size of z beyond which a sample is given up, (B,).
     """
     lo, hi = objective.geometry.bounds(objective.energy.dtype)
-    sides = [(sign, bound) for sign, bound in ((1.0, lo), (-1.0, hi)) if math.isfinite(bound)]
+    sides = _Sides.of(objective, start.device)
 
     def step(run: _Run, count: int) -> _Run:
         new, energy = _step(run.energy, run.at, sides), run.energy
@@ -126,25 +129,71 @@ def _interior_point(
         new = replace(new, residual=residual)
         good = torch.isfinite(residual) & (new.value.abs().amax(-1) <= run.far)
         at = new.where(good, run.at)
-        clear = (new.tendency.log().abs() > math.log(_CLEAR)).all(-1).all(-1)
+        clear = sides.where_there(new.tendency.log().abs() > math.log(_CLEAR), True).all(-1).all(-1)
         return replace(run, at=at, going=good & (residual > torch.where(clear, _NEAR, _NEARER)))
 
     def going(run: _Run, count: int) -> Bool[Tensor, " batch"]:
         return run.going if count < min(max_steps, _STEPS) else torch.zeros_like(run.going)
 
-    at = _start(energy, start, lo, hi, len(sides))
+    at = _start(energy, start, lo, hi, len(sides.sign))
     run = _Run(all_rows(far), energy, at, far, torch.ones_like(far, dtype=torch.bool))
     final = iterate(run, step, going, lambda run, _: run.at)
     z = final.value
-    for number, (_, bound) in enumerate(sides):
+    for number, bound in enumerate(sides.bound):
         z = torch.where(final.tendency[:, number] > 1, bound, z)
     return z, final.steps
 
 
-def _start(energy: BoundQuadratic, start: Tensor, lo: float, hi: float, bounds: int) -> _Iterate:
+@dataclass(frozen=True)
+class _Sides:
+    """The finite bounds: of all coordinates the lower ones, the upper ones, or both in this order.
+
+    Attributes:
+        sign: 1 for a lower bound, −1 for an upper one, (bounds, d), or (bounds, 1) where they are the same for all; 0
+            where there is none.
+        bound: where it is, in the same way.
+        there: which there are; None: all. A coordinate with lo = hi has none, and does not move.
+        pinned: which coordinates these are; None: none.
+    """
+
+    sign: Tensor
+    bound: Tensor
+    there: Tensor | None
+    pinned: Tensor | None
+
+    @classmethod
+    def of(cls, objective: Objective, device: torch.device) -> _Sides:
+        """Those of the points of C."""
+        pinned = objective.geometry.pinned
+        signs: list[Tensor] = []
+        bounds: list[Tensor] = []
+        for sign, end in zip((1.0, -1.0), objective.geometry.bounds(objective.energy.dtype), strict=True):
+            bound = torch.as_tensor(end, dtype=torch.float64, device=device).reshape(-1)
+            there = torch.isfinite(bound) if pinned is None else torch.isfinite(bound) & ~pinned
+            if bool(there.any()) or not (sign > 0 or signs):
+                signs.append(torch.where(there, sign, 0.0).double())
+                bounds.append(torch.where(there, bound, 0.0))
+        directions, places = torch.stack(signs), torch.stack(bounds)
+        there = directions != 0
+        return cls(directions, places, None if bool(there.all()) else there, pinned)
+
+    def where_there(self, of_bounds: Float[Tensor, "batch bounds d"], other: float) -> Float[Tensor, "batch bounds d"]:
+        """What belongs to bounds, and something else where there is none."""
+        return of_bounds if self.there is None else torch.where(self.there, of_bounds, other)
+
+    def mean(self, of_bounds: Float[Tensor, "batch bounds d"]) -> Float[Tensor, "batch 1 1"]:
+        """Of all bounds that there are."""
+        if self.there is None:
+            return of_bounds.mean((1, 2), keepdim=True)
+        count = self.there.sum().clamp_min(1)
+        return self.where_there(of_bounds, 0.0).sum((1, 2), keepdim=True) / count
+
+
+def _start(energy: BoundQuadratic, start: Tensor, lo: Any, hi: Any, bounds: int) -> _Iterate:
     """z⁰, moved away from the bounds, and multipliers as large as the gradient there."""
     length = energy.offset.abs().amax(-1, keepdim=True) * energy.gradient_step
-    room = torch.full_like(length, _MARGIN * (hi - lo)) if math.isfinite(hi - lo) else length.clamp_min(1.0)
+    width = torch.as_tensor(hi - lo, dtype=torch.float64, device=length.device)
+    room = torch.where(torch.isfinite(width), _MARGIN * width, length.clamp_min(1.0))
     z = torch.minimum(torch.maximum(start.double(), lo + room), hi - room)
     gradient = energy.gradient(z)
     # (not 0 where z happens to be a minimiser)
@@ -155,27 +204,33 @@ def _start(energy: BoundQuadratic, start: Tensor, lo: float, hi: float, bounds: 
     return _Iterate(z, multipliers, torch.ones_like(multipliers), torch.full_like(largest, torch.inf), none)
 
 
-def _step(energy: BoundQuadratic, at: _Iterate, sides: list[tuple[float, float]]) -> _Iterate:
+def _step(energy: BoundQuadratic, at: _Iterate, sides: _Sides) -> _Iterate:
     """Mehrotra's predictor and corrector with one factorization of H + diag(Σ m/s), s the distances to the bounds."""
-    sign = at.value.new_tensor([side[0] for side in sides])[:, None]
-    bound = at.value.new_tensor([side[1] for side in sides])[:, None]
-    z, m = at.value, at.multipliers
-    s = sign * (z[:, None, :] - bound)
+    sign, z, m = sides.sign, at.value, at.multipliers
+    # (where there is no bound s and m are 1 and do not change)
+    s = sides.where_there(sign * (z[:, None, :] - sides.bound), 1.0)
     unmet = energy.gradient(z) - (sign * m).sum(1)
-    least = _DAMPING * z.shape[-1] * energy.operator.diagonal().abs()
-    inverse = energy.operator.systems((m / s).sum(1) + least).factorized()
+    diagonal = energy.operator.diagonal().abs()
+    least = _DAMPING * z.shape[-1] * diagonal
+    if sides.pinned is not None:
+        least = torch.where(sides.pinned, _STIFF * (1 + diagonal.max()), least)
+    inverse = energy.operator.systems(sides.where_there(m / s, 0.0).sum(1) + least).factorized()
 
     def direction(complement: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        complement = sides.where_there(complement, 0.0)
         right = (sign * complement / s).sum(1) - unmet
         move = inverse(right)
         change = sign * move[:, None, :]
+        # (0 where there is no bound, since `change` is)
         return move, change, (complement - m * change) / s
 
     _, ds, dm = direction(-m * s)
     length = torch.minimum(_longest(s, ds), _longest(m, dm))
-    gap = (m * s).mean((1, 2), keepdim=True)
-    after = ((s + length * ds) * (m + length * dm)).mean((1, 2), keepdim=True)
-    centre = (after / gap).pow(3) * gap
+    gap = sides.mean(m * s)
+    after = sides.mean((s + length * ds) * (m + length * dm))
+    centre = (
+        (after / gap).pow(3) * gap if sides.there is None else (after / torch.where(gap > 0, gap, 1.0)).pow(3) * gap
+    )
     move, ds, dm = direction(centre - m * s - ds * dm)
     length = (_SHORT_OF_BOUND * torch.minimum(_longest(s, ds), _longest(m, dm))).clamp_max(1.0)
     s_ratio, m_ratio = 1 + length * ds / s, 1 + length * dm / m

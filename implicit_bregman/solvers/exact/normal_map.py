@@ -78,7 +78,8 @@ def _iterate(objective: Objective, point: Tensor, steps: Tensor, tries: Tensor) 
 
 
 def _direction(objective: Objective, at: _Iterate, forcing: Tensor) -> Float[Tensor, "batch d"]:
-    system = linearize_on_free_set(objective.energy.hessian(at.value), at.value == at.point, at.point.dtype)
+    free = objective.movable(at.value == at.point)
+    system = linearize_on_free_set(objective.energy.hessian(at.value), free, at.point.dtype)
     return system.forward_step(-at.error, forcing, _PRODUCTS).value
 
 
@@ -101,7 +102,7 @@ def _search(objective: Objective, at: _Iterate, move: Tensor) -> tuple[_Iterate,
 def _result(objective: Objective, at: _Iterate, tol: float) -> ExactResult:
     geometry, dtype = objective.geometry, at.value.dtype
     lo, hi = geometry.bounds(dtype)
-    free, margin = at.value == at.point, 10 * tol
+    free, margin = objective.movable(at.value == at.point), 10 * tol
     residual = objective.residual(at.value, at.gradient, at.scale)
     gap, weak = torch.minimum(at.value - lo, hi - at.value), at.gradient.abs() <= margin * at.scale
     accepted = (residual <= tol) & (at.size <= tol)
@@ -116,7 +117,7 @@ def _result(objective: Objective, at: _Iterate, tol: float) -> ExactResult:
         scale=at.scale,
         residual=residual,
         accepted=accepted,
-        degenerate=accepted & torch.where(free, gap <= margin * objective.unit, weak).any(-1),
+        degenerate=accepted & objective.movable(torch.where(free, gap <= margin * objective.unit, weak)).any(-1),
         steps=at.steps,
         tries=at.tries,
     )

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from implicit_bregman.energy.contract import BoundEnergy, Evaluation
+from implicit_bregman.legendre.mirror import Ends
 from implicit_bregman.objective import Objective, RowsOfTensors
 from implicit_bregman.per_sample import Running, all_rows, iterate
 from implicit_bregman.solvers.exact.result import ExactResult
@@ -112,7 +113,7 @@ def projected_newton(
         return going if far is None else going & (at.value.abs().amax(-1) <= run.far)
 
     def step(run: _Run, count: int) -> _Run:
-        free = ~_held(objective, run.at, bounds, run.length)
+        free = objective.movable(~_held(objective, run.at, bounds, run.length))
         direction, bent = _direction(objective, run.energy, run.at, free)
         at, moved, length = _search(objective, run.energy, run.at, direction, free, bounds, run.length)
         stuck = ~moved | (bent & (not objective.convex))
@@ -148,7 +149,7 @@ def _iterate(
     objective: Objective,
     energy: BoundEnergy,
     value: Tensor,
-    bounds: tuple[float, float],
+    bounds: Ends,
     steps: Tensor,
     tries: Tensor,
 ) -> _Iterate:
@@ -159,12 +160,12 @@ def _iterate(
     return _Iterate(value, at.value, at.gradient, scale, residual, steps, tries)
 
 
-def _held(objective: Objective, at: _Iterate, bounds: tuple[float, float], length: Tensor) -> Bool[Tensor, "batch d"]:
+def _held(objective: Objective, at: _Iterate, bounds: Ends, length: Tensor) -> Bool[Tensor, "batch d"]:
     """The coordinates that a short projected gradient step would leave at, or bring to, a bound."""
     lo, hi = bounds
     # Within this distance a bound counts as reached, so that the set settles (Bertsekas' ε).
-    near = objective.unit * at.residual.clamp_max(1e-2)
-    reach = torch.minimum(length[:, None] * at.gradient.abs(), near[:, None])
+    near = objective.unit * at.residual.clamp_max(1e-2)[:, None]
+    reach = torch.minimum(length[:, None] * at.gradient.abs(), near)
     return ((at.value - lo <= reach) & (at.gradient > 0)) | ((hi - at.value <= reach) & (at.gradient < 0))
 
 
@@ -194,7 +195,7 @@ def _search(
     at: _Iterate,
     direction: Tensor,
     free: Tensor,
-    bounds: tuple[float, float],
+    bounds: Ends,
     length: Tensor,
 ) -> tuple[_Iterate, Bool[Tensor, " batch"], Tensor]:
     """The longest of the trial steps along the projection arc that lowers f enough; which samples moved."""
@@ -249,7 +250,7 @@ def _uncertainty(old: Tensor, new: Tensor) -> Tensor:
     return 8 * torch.finfo(old.dtype).eps * (new.abs() + old.abs() + 1)
 
 
-def _result(objective: Objective, at: _Iterate, bounds: tuple[float, float], tol: float) -> ExactResult:
+def _result(objective: Objective, at: _Iterate, bounds: Ends, tol: float) -> ExactResult:
     geometry, dtype = objective.geometry, objective.energy.dtype
     lo, hi = bounds
     accepted = at.residual <= tol
@@ -258,12 +259,12 @@ def _result(objective: Objective, at: _Iterate, bounds: tuple[float, float], tol
     reach = torch.where(accepted[:, None], objective.relative_step(at.gradient, at.scale).abs(), 0.0)
     reach = reach.clamp_max(objective.unit * tol)
     at_lo, at_hi = (at.value - lo <= reach) & (at.gradient > 0), (hi - at.value <= reach) & (at.gradient < 0)
-    free = ~(at_lo | at_hi)
+    free = objective.movable(~(at_lo | at_hi))
     value = torch.where(at_lo, lo, torch.where(at_hi, hi, at.value))
     dual = geometry.finite_dual(value, dtype)
     gap = torch.minimum(value - lo, hi - value)
     near, weak = gap <= 10 * tol * objective.unit, at.gradient.abs() <= 10 * tol * at.scale
-    thin = torch.where(free, near, weak).any(-1)
+    thin = objective.movable(torch.where(free, near, weak)).any(-1)
     return ExactResult(
         value=value.to(dtype),
         dual=dual.to(dtype),

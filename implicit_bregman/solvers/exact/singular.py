@@ -10,7 +10,6 @@ orthonormal basis of range(H_NN), and Qᵀz_N is known.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.energy.bound import BoundQuadratic
+from implicit_bregman.legendre.mirror import Ends
 from implicit_bregman.linalg.nullspace import null_part
 from implicit_bregman.linalg.semidefinite import same_sets
 from implicit_bregman.objective import Objective
@@ -60,7 +60,7 @@ class _Problem:
     eps: float
 
     @property
-    def bounds(self) -> tuple[float, float]:
+    def bounds(self) -> Ends:
         return self.objective.geometry.bounds(self.objective.energy.dtype)
 
     def judge(self, z: Float[Tensor, "batch d"], gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -179,9 +179,9 @@ def _runs_away(objective: Objective, found: ExactResult) -> Bool[Tensor, " batch
     if energy is None:
         return z.abs().amax(-1) > far_from(torch.zeros_like(found.value))
     energy = energy.double()
-    lo, hi = objective.geometry.domain
+    open_lo, open_hi = objective.geometry.open_ends
     # Far out along z without bounds and curvature, and still downhill.
-    ray = z.clamp_min(0.0 if math.isfinite(lo) else -math.inf).clamp_max(0.0 if math.isfinite(hi) else math.inf)
+    ray = torch.where((z > 0) & open_hi | (z < 0) & open_lo, z, 0.0)
     slope = -torch.linalg.vecdot(ray, found.gradient)
     curvature = torch.linalg.vecdot(ray, energy.operator.product(ray))
     away = (slope > _RUNAWAY * curvature.abs()) & (slope > _CLEARLY * (ray * found.gradient).abs().sum(-1))
@@ -193,7 +193,8 @@ def _held(problem: _Problem, found: ExactResult) -> Bool[Tensor, "batch d"]:
     lo, hi = problem.bounds
     z, g = found.unrounded, found.gradient
     strict = g.abs() > _MARGIN * problem.tol * found.scale
-    return strict & (((z <= lo) & (g > 0)) | ((z >= hi) & (g < 0)))
+    held, pinned = strict & (((z <= lo) & (g > 0)) | ((z >= hi) & (g < 0))), problem.objective.geometry.pinned
+    return held if pinned is None else held | pinned
 
 
 def _near_bounds(problem: _Problem, z: Tensor) -> Bool[Tensor, "batch d"]:
@@ -253,7 +254,8 @@ def _nearest_to_start(
         part, inside = problem.select(rows), found.select(rows)
         basis, left = operator.solve_in_range(columns, inside.gradient[:, columns], problem.eps)
         y = start[rows].double()
-        y[:, columns], steps = nearest(geometry, basis, y[:, columns], inside.unrounded[:, columns] @ basis - left)
+        known = inside.unrounded[:, columns] @ basis - left
+        y[:, columns], steps = nearest(geometry.on(columns), basis, y[:, columns], known)
         z = torch.where(inside.free, geometry.activation(y), inside.unrounded).clamp(*problem.bounds)
         moved = part.at(inside, z)
         # (where it does not exist, or rounding leaves it farther off than the minimiser that is known, that one stays)
