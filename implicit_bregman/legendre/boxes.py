@@ -199,6 +199,12 @@ class Boxes(LegendreFunction):
     def follows(self) -> bool:
         return self.lower.requires_grad or self.upper.requires_grad
 
+    def detach(self) -> Boxes:
+        if not self.follows:
+            return self
+        rows = None if self.rows is None else self.rows.detach()
+        return Boxes(self.base, self.lower.detach(), self.upper.detach(), rows)
+
     def followed(self, z: Float[Tensor, "batch d"], dual: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         if not self.follows or not torch.is_grad_enabled():
             return z

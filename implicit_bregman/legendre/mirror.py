@@ -217,6 +217,10 @@ class MirrorMap(ABC):
         """Whether it is made of tensors that want a gradient."""
         return False
 
+    def detach(self) -> MirrorMap:
+        """The same, of tensors without gradient."""
+        return self
+
     def followed(self, z: Float[Tensor, "batch d"], dual: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """The numbers z = ρ(y) as a function of the tensors that ρ is made of, at a fixed y = `dual`."""
         return z
