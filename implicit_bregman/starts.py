@@ -10,7 +10,6 @@ from torch import Tensor
 
 from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.legendre.coupling import Coupling
-from implicit_bregman.legendre.once import once
 
 #: A start for each sample, and which samples have a usable one; None: all.
 Start = tuple[Float[Tensor, "N d"], Bool[Tensor, " N"] | None]
@@ -53,20 +52,13 @@ def from_point(phi: MirrorMap, rows: Float[Tensor, "N d"], dtype: torch.dtype) -
     z = torch.where(usable[:, None], z, phi.activation(torch.full_like(z, phi.middle)))
     dual = _InverseActivation.apply(z, phi, torch.finfo(rows.dtype).max)
     if phi.follows:
-        dual = dual - once(_moved_by_bounds(phi, dual.detach()))
+        dual = dual + phi.followed_inverse(dual.detach())
     lowest, highest = phi.dual_bounds(dtype)
     cut = (dual.detach() < lowest) | (dual.detach() > highest)
     if bool(cut.any()):
         dual = dual.clamp(lowest, highest)
         usable = usable & ~(cut & _is_moved(phi, dual.detach(), z.detach(), dtype)).any(-1)
     return dual.to(dtype), usable
-
-
-def _moved_by_bounds(phi: MirrorMap, dual: Tensor) -> Float[Tensor, "batch d"]:
-    """0, with the derivative of −ρ⁻¹(z⁰) at a fixed z⁰ in the tensors that φ is made of."""
-    slope = phi.slope(dual)
-    moved = phi.followed(torch.zeros_like(dual), dual)
-    return torch.where(slope > 0, moved / torch.where(slope > 0, slope, 1.0), 0.0)
 
 
 def _refuse_outside(phi: MirrorMap, z: Tensor, eps: float) -> None:

@@ -126,11 +126,11 @@ class Valuation:
 
     def detach(self) -> Valuation:
         """The same, without gradient."""
-        return replace(self, dependence=None)
+        return replace(self, geometry=self.geometry.detach(), dependence=None)
 
     def __getstate__(self) -> dict[str, Any]:
         """A graph stays in the process that made it."""
-        return {**self.__dict__, "dependence": None}
+        return {**self.__dict__, "geometry": self.geometry.detach(), "dependence": None}
 
 
 def held_back(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -26,4 +24,4 @@ def active_coordinates(value: Float[Tensor, "*batch d"], geometry: MirrorMap) ->
 
 def has_bound(geometry: MirrorMap) -> bool:
     """Whether the domain has a finite end."""
-    return any(map(math.isfinite, geometry.domain))
+    return not geometry.is_everything

@@ -18,6 +18,7 @@ from torch import Tensor
 from implicit_bregman.legendre.base import LegendreFunction
 from implicit_bregman.legendre.box import BoundedLegendreFunction
 from implicit_bregman.legendre.mirror import Ends
+from implicit_bregman.legendre.once import once
 from implicit_bregman.legendre.rows import Rows, check_bounds
 
 
@@ -26,7 +27,8 @@ class Boxes(LegendreFunction):
     """C = {z : lo ≤ z ≤ hi} with bounds of its own for each coordinate; made by `LegendreFunction.to_box`.
 
     `domain`, `bounds`, `inner_bounds` and `saturated_dual` are pairs of tensors, of one entry for each coordinate of a
-    state. Two of them are equal if they are the same object.
+    state. `activation` and `inverse_activation` are differentiable in lo and hi, the other maps in their arguments.
+    Two of them are equal if they are the same object.
 
     Attributes:
         base: φ₀, the function of the coordinates with two bounds.
@@ -57,7 +59,7 @@ class Boxes(LegendreFunction):
 
         Raises:
             TypeError: for tensors that are not floating point.
-            ValueError: for shapes that do not go together, and where not lo ≤ hi.
+            ValueError: for shapes or devices that do not go together, and where not lo ≤ hi.
         """
         given = {"lo": lo, "hi": hi}
         tensors = {name: bound for name, bound in given.items() if isinstance(bound, Tensor)}
@@ -65,7 +67,9 @@ class Boxes(LegendreFunction):
             if not bound.is_floating_point():
                 raise TypeError(f"to_box: {name} must be floating point, got {bound.dtype}: call {name}.float()")
         like = next(iter(tensors.values()))
-        lower, upper = (b if isinstance(b, Tensor) else like.new_tensor(b) for b in (lo, hi))
+        if any(bound.device != like.device for bound in tensors.values()):
+            raise ValueError(f"to_box: lo is on {tensors['lo'].device}, but hi is on {tensors['hi'].device}: move one")
+        lower, upper = (b if isinstance(b, Tensor) else like.new_tensor(b, dtype=torch.float64) for b in (lo, hi))
         try:
             torch.broadcast_shapes(lower.shape, upper.shape)
         except RuntimeError:
@@ -199,6 +203,12 @@ class Boxes(LegendreFunction):
     def follows(self) -> bool:
         return self.lower.requires_grad or self.upper.requires_grad
 
+    def detach(self) -> Boxes:
+        if not self.follows:
+            return self
+        rows = None if self.rows is None else self.rows.detach()
+        return Boxes(self.base, self.lower.detach(), self.upper.detach(), rows)
+
     def followed(self, z: Float[Tensor, "batch d"], dual: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         if not self.follows or not torch.is_grad_enabled():
             return z
@@ -207,6 +217,12 @@ class Boxes(LegendreFunction):
         (by_lo, by_hi), (lo, hi) = rows.shares(y), rows.sources(y.dtype)
         moved = by_lo * (lo - lo.detach()) + by_hi * (hi - hi.detach())
         return z + moved.reshape(z.shape)
+
+    def followed_inverse(self, dual: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        slope = self.slope(dual)
+        moved = self.followed(torch.zeros_like(dual), dual)
+        # (once, since nothing here knows how the slope changes with the bounds)
+        return once(torch.where(slope > 0, -moved / torch.where(slope > 0, slope, 1.0), 0.0))
 
     def followed_potential(self, dual: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
         # (on an interval it is proportional to the width, and elsewhere it does not change)
@@ -218,6 +234,15 @@ class Boxes(LegendreFunction):
     def activation(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """ρ(y), differentiable in y, lo and hi."""
         return self.followed(super().activation(y), y)
+
+    def inverse_activation(self, z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """ρ⁻¹(z), differentiable in z, and once in lo and hi."""
+        rows, flat = self._rows_of(z)
+        if rows.pinned is not None and z.requires_grad:
+            # (not 0 · ∞)
+            z = torch.where(rows.pinned, flat.detach(), flat).reshape(z.shape)
+        y = super().inverse_activation(z)
+        return y + self.followed_inverse(y.detach()) if self.follows and torch.is_grad_enabled() else y
 
     # The elementary maps ----------------------------------------------------------------------------------------------
 

@@ -246,9 +246,17 @@ class MirrorMap(ABC):
         """Whether it is made of tensors that want a gradient."""
         return False
 
+    def detach(self) -> MirrorMap:
+        """The same, of tensors without gradient."""
+        return self
+
     def followed(self, z: Float[Tensor, "batch d"], dual: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """The numbers z = ρ(y) as a function of the tensors that ρ is made of, at a fixed y = `dual`."""
         return z
+
+    def followed_inverse(self, dual: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """0, as ρ⁻¹(z) less its number as a function of these tensors, at a fixed z = ρ(y)."""
+        return torch.zeros_like(dual)
 
     def followed_potential(self, dual: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
         """0, as φ(ρ(y)) less its number as a function of these tensors, at a fixed y = `dual`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, wraps
 from typing import Any
 
@@ -91,6 +91,10 @@ class Rows:
         """The bounds of some of the coordinates."""
         lo, hi, lower, upper = (bound[columns] for bound in (self.lo, self.hi, self.lower, self.upper))
         return Rows(self.base, (len(lo),), lo, hi, lower, upper)
+
+    def detach(self) -> Rows:
+        """The same without the graph of the bounds."""
+        return replace(self, lower=self.lo, upper=self.hi)
 
     def flat(self, tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*batch d"]:
         """A tensor of states as rows, if it is not one of rows."""

@@ -35,7 +35,8 @@ class CriticalPoint(nn.Module):
 
     Args:
         energy: f, or a `Field`, whose parameters are the layer's.
-        geometry: φ, by name or instance.
+        geometry: φ, by name or instance. Tensors that it is made of (`to_box`) are no parameters of the layer, and stay
+            where they are when it moves; a solve takes them to the device of its input.
         regularization: γ ≥ 0.
         solver: a name or an instance from `implicit_bregman.solvers`.
         adjoint: a name or an instance from `implicit_bregman.adjoints`.

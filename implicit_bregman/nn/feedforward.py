@@ -253,8 +253,10 @@ def _leaves(z: Tensor, geometry: MirrorMap) -> bool:
     if z.numel() == 0 or geometry.is_everything:
         return False
     lo, hi = geometry.bounds(z.dtype)
+    if not isinstance(lo, float):
+        return bool(((geometry.project(z) - z).abs() > 0).any())
     least, most = torch.aminmax(z)
-    if isinstance(lo, float) and float(least) >= lo and float(most) <= hi:
+    if float(least) >= lo and float(most) <= hi:
         return False
     # (one NaN makes both ends NaN)
     return bool(((z < lo) | (z > hi)).any())

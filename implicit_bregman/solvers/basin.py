@@ -16,6 +16,8 @@ from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.solvers.exact.result import ExactResult
 
+#: What stands for the curvature of a coordinate that does not move.
+_STIFF = 1e150
 #: Radii that are tried, as multiples of the distance between iterate and limit.
 _RADII = (1.05, 1.6, 2.5, 4.0, 8.0, 20.0, 100.0)
 
@@ -63,6 +65,8 @@ def certified_radius(objective: Objective, point: Point, limit: ExactResult) -> 
         diagonal = multiplier[rows] / reach[:, None]
         if gamma:
             diagonal = diagonal + gamma * _least_curvature(geometry, limit.unrounded[rows], reach[:, None])
+        if geometry.pinned is not None:
+            diagonal = torch.where(geometry.pinned, _STIFF, diagonal)
         # A margin keeps rounding from proving anything.
         mu = (2 * excess[rows] / reach.square()).clamp_min(0) * 1.01 + 1e-12
         held = operator.systems(diagonal - mu[:, None]).are_definite()
@@ -77,4 +81,7 @@ def _least_curvature(
     nearest = (torch.zeros_like(centre) + geometry.flattest).clamp(centre - radius, centre + radius)
     # At the bound itself φ'' is infinite (or undefined): step inside.
     bounds = geometry.bounds(torch.float64)
-    return geometry.curvature(geometry.inverse_activation(nearest.clamp(*bounds)).clamp(-1e150, 1e150))
+    # (infinite where lo = hi)
+    return geometry.curvature(geometry.inverse_activation(nearest.clamp(*bounds)).clamp(-1e150, 1e150)).clamp_max(
+        _STIFF
+    )

@@ -136,6 +136,16 @@ def test_derivatives_in_the_dual_and_in_the_bounds(name: str) -> None:
 
     assert torch.autograd.gradcheck(rho, (y, low, high))
     assert torch.autograd.gradgradcheck(rho, (y, low, high))
+    z = rho(y, low, high).detach()
+
+    def inverse(z: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        a, b = lo + torch.where(two | below, low, 0.0), hi + torch.where(two | above, high, 0.0)
+        return ib.geometry(name).to_box(a, b).inverse_activation(z)[:, lo < hi]
+
+    assert torch.autograd.gradcheck(inverse, (z.requires_grad_(), low, high))
+    (first,) = torch.autograd.grad(inverse(z, low, high).sum(), low, create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated a second time in the bounds"):
+        torch.autograd.grad(first.sum(), low)
     # where lo = hi only the two together
     place = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     ib.geometry(name).to_box(place, place).activation(y).sum().backward()

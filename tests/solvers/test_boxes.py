@@ -1,6 +1,7 @@
 """Bounds of its own for each coordinate: against SciPy and OSQP, every solver, gradients by finite differences."""
 
 import math
+import pickle
 import runpy
 from pathlib import Path
 
@@ -199,6 +200,21 @@ def test_singular() -> None:
     assert (solution.status == ib.Status.NONUNIQUE).all()
     assert left(hessian, c, solution.value, *BOUNDED) < 1e-8
     torch.testing.assert_close(solution.value, limit.value, rtol=0.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_singular_mixtures(seed: int) -> None:
+    """Semidefinite, bounds of every kind: a minimiser, with OSQP's value."""
+    random = torch.Generator().manual_seed(seed)
+    factor = torch.randn(5, D, generator=random, dtype=torch.float64)
+    hessian, c = factor.mT @ factor, torch.randn(B, 5, generator=random, dtype=torch.float64) @ factor
+    energy = ib.QuadraticEnergy.from_matrices(-hessian, convex=True)
+    solution = ib.find_critical_point(energy, boxes("tanh", (LO, HI)), c)
+    assert set(solution.status.tolist()) <= {ib.Status.CONVERGED, ib.Status.NONUNIQUE}
+    assert left(hessian, c, solution.value, LO, HI) < 1e-8
+    other = by_osqp(hessian, c, LO, HI)
+    value = 0.5 * ((other @ hessian) * other).sum(-1) - (c * other).sum(-1)
+    torch.testing.assert_close(solution.objective, value, rtol=0.0, atol=1e-7)
 
 
 def by_active_sets(hessian: scipy.sparse.csr_matrix, c: np.ndarray, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
@@ -470,6 +486,29 @@ def test_refused() -> None:
         ib.find_critical_point(ib.QuadraticEnergy(3), phi, x[:1], initial=outside)
 
 
+def test_a_detached_solution_holds_no_graph() -> None:
+    hi = HI.clone().requires_grad_()
+    hessian, c = drawn("symmetric")
+    solution = solve(hessian, c, ib.geometry("tanh").to_box(LO, 2 * hi), 0.3)
+    detached = solution.detach()
+    assert not detached.objective.requires_grad
+    torch.testing.assert_close(detached.objective, solution.objective)
+    again = pickle.loads(pickle.dumps(solution.detach()))
+    torch.testing.assert_close(again.multiplier, solution.multiplier)
+
+
+def test_a_batch_of_cotangents() -> None:
+    hessian, c = drawn("symmetric")
+    lo, hi = (end.clone().requires_grad_() for end in (LO, HI))
+    for gamma in (0.0, 0.3):
+        z = solve(hessian, c, ib.geometry("tanh").to_box(lo, hi), gamma).value
+        cotangents = torch.randn(3, B, D, dtype=torch.float64)
+        together = torch.autograd.grad(z, (lo, hi), cotangents, is_grads_batched=True, retain_graph=True)
+        alone = [torch.autograd.grad(z, (lo, hi), g, retain_graph=True) for g in cotangents]
+        for parts, part in zip(zip(*alone, strict=True), together, strict=True):
+            torch.testing.assert_close(part, torch.stack(parts))
+
+
 def test_layer() -> None:
     """Trained bounds: they are no parameters of the layer, but of the optimizer."""
     lo, hi = torch.zeros(4, requires_grad=True), torch.ones(4, requires_grad=True)
@@ -486,6 +525,8 @@ def test_layer() -> None:
     assert losses[-1] < 0.5 * losses[0]
     assert (hi > 1.0).any()
     assert layer(x).max() <= hi.max()
+    # what records a model has no place for the bounds
+    torch.testing.assert_close(torch.compile(layer, backend="eager")(x), layer(x))
 
 
 END = st.sampled_from([-INF, -2.0, -0.5, 0.0, 0.25, 1.0, 3.0, INF])
