@@ -37,6 +37,7 @@ ARGUMENTS = {
     ("checks", "Energy"),
     ("energy.structured", "LinearOperator"),
     ("nn.graph", "Solution"),
+    ("nn.projection", "LinearMap"),
     ("nn.projection", "Solution"),
     ("solvers.registry", "Solver"),
 }

@@ -30,16 +30,17 @@ from implicit_bregman.objective import Objective
 from implicit_bregman.operators.linear_map import LinearMap, RebuildMap
 from implicit_bregman.projection.adjoint import is_soft, softness_of
 from implicit_bregman.projection.differentiable import Record
+from implicit_bregman.projection.map_differentiable import follow_map, solved
 from implicit_bregman.projection.map_problem import is_plan
 from implicit_bregman.solvers.base import Outcome
 from implicit_bregman.status import Status
-from implicit_bregman.transforms import batched_again, is_batched, map_over_samples, primals, pull, push
+from implicit_bregman.transforms import batched_again, is_batched, pull
 
 if TYPE_CHECKING:
     from implicit_bregman.projection.constraints import BoundConstraints
 
-#: Steps of iterative refinement at most, the relative residual that needs none, and the one that is a failure.
-_REFINEMENTS, _EXACT, _FAILED = 4, 1e-14, 1e-6
+#: The relative residual that is a failure.
+_FAILED = 1e-6
 #: Equations that are missed by so many rounding errors of their terms hold.
 _ROUNDING = 100
 
@@ -175,7 +176,7 @@ class _AttachMap(torch.autograd.Function):
             z = value.double()
             slope = z if geometry.is_exponential else geometry.slope(dual).double()
             solve = exact.inverted_gram(slope, epsilon[:, None])
-            w, residual = _solved(exact, slope, epsilon, solve, exact.product(slope * g, adjoint=True))
+            w, residual = solved(exact, slope, epsilon, solve, exact.product(slope * g, adjoint=True))
             singular = ~(residual <= _FAILED)
             w = torch.where(singular[:, None], 0.0, w)
             p = slope * (g - exact.product(w))
@@ -207,27 +208,6 @@ class _AttachMap(torch.autograd.Function):
         return None, None, w.to(gradient.dtype), by_start, depsilon.to(softness.dtype), *of_tensors
 
 
-def _solved(
-    equations: LinearMap,
-    weights: Tensor,
-    shift: Tensor,
-    solve: Callable[[Tensor], Tensor],
-    right: Tensor,
-) -> tuple[Float[Tensor, "batch r"], Float[Tensor, " batch"]]:
-    """x with (VᵀDV + shift) x = b, refined, and its relative residual, (B,)."""
-    size = norm(right)
-    unit = torch.where(size > 0, size, 1.0)
-    x = solve(right)
-    for _ in range(_REFINEMENTS):
-        left = right - equations.product(weights * equations.product(x), adjoint=True) - shift[:, None] * x
-        residual = norm(left) / unit
-        if bool(((residual <= _EXACT) | residual.isnan()).all()):
-            break
-        better = x + solve(left)
-        x = torch.where(torch.isfinite(better), better, x)
-    return x, torch.where(size > 0, residual, 0.0)
-
-
 def _spread(
     equations: LinearMap, solve: Callable[[Tensor], Tensor], z: Tensor, rest: Tensor
 ) -> Float[Tensor, "batch d"]:
@@ -251,141 +231,3 @@ def _with_empty_lines(equations: LinearMap, target: Tensor, dual: Tensor, g: Ten
     by_row = (y.softmax(-1) * (g - of_columns[:, None, :])).sum(-1)
     by_column = (y.softmax(-2) * (g - of_rows[:, :, None])).sum(-2)
     return torch.where(empty, torch.cat([by_row, by_column], -1), w)
-
-
-# Derivatives of every order -------------------------------------------------------------------------------------
-
-
-def follow_map(
-    geometry: MirrorMap,
-    rebuild: RebuildMap,
-    record: Record,
-    target: Float[Tensor, "batch r"],
-    start: Float[Tensor, "batch d"],
-    softness: Float[Tensor, ""],
-    *tensors: Tensor,
-) -> Float[Tensor, "batch d"]:
-    """z as a function of β, y⁰, ε and V's tensors, with derivatives of every order.
-
-    Args:
-        geometry: φ.
-        rebuild: V of its tensors.
-        record: the solution.
-        target: β.
-        start: y⁰.
-        softness: ε, where it counts.
-        tensors: those of V.
-    """
-    value, multiplier, soft, known = record
-    tensors = tuple(t.double() if t.is_floating_point() else t for t in tensors)
-    start = torch.where(known[:, None], start, 0.0).double()
-    of = target.double(), start, softness.double(), *tensors
-    lam = _Multiplier.apply(geometry, rebuild, multiplier, soft, *of)
-    z = geometry.activation(start + rebuild(*tensors).product(lam))
-    # (the number is the one that was found)
-    z = torch.where(known[:, None], z - z.detach(), 0.0).to(value.dtype)
-    followed: Tensor = value + z
-    return followed
-
-
-class _Multiplier(torch.autograd.Function):
-    """λ, the root of K(λ) = Vᵀρ(y⁰ + Vλ) + ελ − β."""
-
-    @staticmethod
-    def forward(geometry: MirrorMap, rebuild: RebuildMap, multiplier: Tensor, soft: Tensor, *of: Tensor) -> Tensor:
-        return multiplier.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.geometry, ctx.rebuild = inputs[:2]
-        ctx.save_for_backward(output, *inputs[3:])
-        ctx.save_for_forward(output, *inputs[3:])
-
-    @staticmethod
-    @batched_again
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        lam, soft, *of = ctx.saved_tensors
-        w = _root_move(ctx, lam, soft, *of, right=gradient)
-        return None, None, None, None, *pull(lambda *t: _excess(ctx, lam, soft, *t), of, -w)
-
-    @staticmethod
-    @batched_again
-    def jvp(ctx: Any, _: None, __: None, ___: None, ____: None, *tangents: Tensor | None) -> Tensor:
-        with primals(ctx.saved_tensors) as (lam, soft, *of):
-            moved = push(lambda *t: _excess(ctx, lam, soft, *t), of, tangents)
-            return _root_move(ctx, lam, soft, *of, right=-moved)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        rows = (False, False, True, True, True, True, False, *(False for _ in arguments[7:]))
-        return map_over_samples(_Multiplier.apply, info.batch_size, in_dims, arguments, rows)
-
-
-def _excess(
-    ctx: Any, lam: Tensor, soft: Tensor, target: Tensor, start: Tensor, softness: Tensor, *tensors: Tensor
-) -> Float[Tensor, "batch r"]:
-    """K(λ)."""
-    equations = ctx.rebuild(*tensors)
-    z = ctx.geometry.activation(start + equations.product(lam))
-    return equations.product(z, adjoint=True) + torch.where(soft[:, None], softness * lam, 0.0) - target
-
-
-def _root_move(
-    ctx: Any,
-    lam: Tensor,
-    soft: Tensor,
-    target: Tensor,
-    start: Tensor,
-    softness: Tensor,
-    *tensors: Tensor,
-    right: Tensor,
-) -> Float[Tensor, "batch r"]:
-    """S⁻¹ times the right-hand side."""
-    slope = ctx.geometry.slope(start + ctx.rebuild(*tensors).product(lam))
-    shift = torch.where(soft, softness, 0.0)
-    return _System.apply(ctx.rebuild, slope, shift, right, *tensors)
-
-
-class _System(torch.autograd.Function):
-    """x with (VᵀDV + shift) x = b as a function of D, the shift, b and V's tensors."""
-
-    @staticmethod
-    def forward(rebuild: RebuildMap, weights: Tensor, shift: Tensor, right: Tensor, *tensors: Tensor) -> Tensor:
-        with torch.no_grad():
-            equations = rebuild(*tensors).detach()
-            solve = equations.inverted_gram(weights, shift[:, None])
-            x = _solved(equations, weights, shift, solve, right)[0]
-            return torch.where((shift > 0)[:, None], x, equations.shortest(x))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.rebuild = inputs[0]
-        ctx.save_for_backward(output, *inputs[1:])
-        ctx.save_for_forward(output, *inputs[1:])
-
-    @staticmethod
-    @batched_again
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, *of = ctx.saved_tensors
-        w = _System.apply(ctx.rebuild, of[0], of[1], gradient, *of[3:])
-        return None, *pull(lambda *t: _left_over(ctx.rebuild, x, *t), of, w)
-
-    @staticmethod
-    @batched_again
-    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Tensor:
-        with primals(ctx.saved_tensors) as (x, *of):
-            moved = push(lambda *t: _left_over(ctx.rebuild, x, *t), of, tangents)
-            found: Tensor = _System.apply(ctx.rebuild, of[0], of[1], moved, *of[3:])
-            return found
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Any, Any]:
-        rows = (False, True, True, True, *(False for _ in arguments[4:]))
-        return map_over_samples(_System.apply, info.batch_size, in_dims, arguments, rows)
-
-
-def _left_over(
-    rebuild: RebuildMap, x: Tensor, weights: Tensor, shift: Tensor, right: Tensor, *tensors: Tensor
-) -> Tensor:
-    equations = rebuild(*tensors)
-    return right - equations.product(weights * equations.product(x), adjoint=True) - shift[:, None] * x

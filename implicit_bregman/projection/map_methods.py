@@ -14,7 +14,8 @@ from implicit_bregman.energy.own import OwnMethods
 from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.objective import Objective
 from implicit_bregman.projection.adjoint import softness_of
-from implicit_bregman.projection.map_adjoint import attach_map, follow_map, record_map
+from implicit_bregman.projection.map_adjoint import attach_map, record_map
+from implicit_bregman.projection.map_differentiable import follow_map
 from implicit_bregman.projection.methods import check_projection
 from implicit_bregman.projection.solve import judge, project
 from implicit_bregman.solvers.base import Outcome, Solver
