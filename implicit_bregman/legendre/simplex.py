@@ -167,11 +167,7 @@ class Simplex(MirrorMap):
 
     def _level(self, y: Float[Tensor, "*blocks n"]) -> Float[Tensor, "*blocks 1"]:
         """ν with Σρ₀(y − ν) = total: Newton's steps, bisection where they leave the bracket."""
-        middle = self._base.inverse_activation(y.new_tensor(self.total / y.shape[-1]))
-        least, most = y.amin(-1, keepdim=True) - middle, y.amax(-1, keepdim=True) - middle
-        if self.hi is None:
-            # (with less the largest coordinate alone has more than the sum)
-            least = torch.maximum(least, most + middle - self._base.inverse_activation(y.new_tensor(self.total)))
+        least, most = self._bracket(y)
         # (0 is the level of a dual that has been chosen before)
         level = torch.zeros_like(least).clamp(least, most)
         enough = 4 * torch.finfo(y.dtype).eps * y.shape[-1] * max(abs(end) for end in (*self.domain, self.total))
@@ -186,6 +182,24 @@ class Simplex(MirrorMap):
             inside = (moved > least) & (moved < most)
             level = torch.where(inside, moved, 0.5 * least + 0.5 * most)
         return level
+
+    def _at_top(self, n: int) -> int:
+        """How many of n coordinates are at the upper bound if all but one are at a bound."""
+        return 0 if self.hi is None else min(int((self.total - n * self.lo) / (self.hi - self.lo)), n - 1)
+
+    def _bracket(self, y: Float[Tensor, "*blocks n"]) -> tuple[Tensor, Tensor]:
+        """Ends between which the level lies, no farther from each other than duals that count.
+
+        If all coordinates were at a bound but one, that would be the k-th largest. With a lower level than the least it
+        and those above it alone have the sum; with a higher one than the most it and those below have too little of it.
+        """
+        n, lo, hi, whole = y.shape[-1], self.lo, self.hi, self._at_top(y.shape[-1])
+        near = y.topk(whole + 1, dim=-1).values[..., -1:]
+        above = (self.total - (n - whole - 1) * lo) / (whole + 1)
+        below = self.total / n if hi is None else (self.total - whole * hi) / (n - whole)
+        inner = self._base.inner_bounds(y.dtype)
+        ends = self._base.inverse_activation(y.new_tensor([above, below]).clamp(*inner))
+        return near - ends[0], near - ends[1]
 
     def inverse_activation(self, z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """ρ₀⁻¹(z): of all duals that stand for z the one without a level."""
@@ -246,12 +260,11 @@ class Simplex(MirrorMap):
         return self._base.is_interior(z)
 
     def bounds(self, dtype: torch.dtype) -> tuple[float, float]:
-        lo, hi = self._base.bounds(dtype)
-        return lo, min(hi, self.domain[1])
+        # (the sum is no bound: at a vertex of C nothing holds the coordinate that has all of it)
+        return self._base.bounds(dtype)
 
     def inner_bounds(self, dtype: torch.dtype) -> tuple[float, float]:
-        lo, hi = self._base.inner_bounds(dtype)
-        return lo, min(hi, self.domain[1])
+        return self._base.inner_bounds(dtype)
 
     def saturated_dual(self, dtype: torch.dtype) -> tuple[float, float]:
         """Finite duals that stand for the bounds of the coordinates: see `LegendreFunction.saturated_dual`."""
@@ -265,21 +278,31 @@ class Simplex(MirrorMap):
     def project(self, z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Π_C(z), the nearest point of C, differentiable: sparsemax for total 1 (Martins and Astudillo, 2016)."""
         check_dtype(z, "argument")
-        blocks, hi = self.coupling.split(z), math.inf if self.hi is None else self.hi
+        blocks, hi = self.coupling.split(z.double()), math.inf if self.hi is None else self.hi
+        # Relative to a coordinate near the level, so that large numbers do no harm; what is far from it is on a bound.
+        whole, far = self._at_top(blocks.shape[-1]), 4 * max(map(abs, self.domain))
+        blocks = (blocks - blocks.detach().topk(whole + 1, dim=-1).values[..., -1:]).clamp(-far, far)
         rough = blocks - _level_of_projection(blocks.detach(), self.lo, hi, self.total)
         free = (rough > self.lo) & (rough < hi)
         held = torch.where(free, 0.0, rough.clamp(self.lo, hi))
-        count = free.sum(-1, keepdim=True)
         # The level once more from the coordinates that are free, to the last digit and with its derivative.
         left = self.total - held.sum(-1, keepdim=True)
-        level = (torch.where(free, blocks, 0.0).sum(-1, keepdim=True) - left) / count.clamp_min(1)
+        level = (torch.where(free, blocks, 0.0).sum(-1, keepdim=True) - left) / free.sum(-1, keepdim=True).clamp_min(1)
         inside = (blocks - level).clamp(self.lo, hi)
-        return torch.where(free, inside, held).flatten(-2)
+        return torch.where(free, inside, held).flatten(-2).to(z.dtype)
 
     def kept_step(
         self, z: Float[Tensor, "batch d"], step: Float[Tensor, "batch d"], bounds: tuple[float, float]
     ) -> Float[Tensor, "batch d"]:
-        return z - self.project(z - step)
+        split = self.coupling.split
+        z, step, nearest = split(z), split(step), split(self.project(z - step))
+        lo, hi = bounds
+        free = (nearest > lo) & (nearest < hi)
+        # Not the difference of two z, which has lost the digits of a short step: the coordinates that are free share
+        # what those that end on a bound leave.
+        held = torch.where(free, 0.0, z - nearest)
+        shared = (held + torch.where(free, step, 0.0)).sum(-1, keepdim=True) / free.sum(-1, keepdim=True).clamp_min(1)
+        return torch.where(free, step - shared, held).flatten(-2)
 
     def along(self, total: Float[Tensor, "batch d"], dual: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         return self.coupling.centred(total, self.slope(dual))

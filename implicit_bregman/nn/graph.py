@@ -82,6 +82,11 @@ class BregmanGraphDEQ(CriticalPoint):
     ) -> None:
         energy = GraphEnergy(features, in_features, bias=bias, margin=margin, device=device, dtype=dtype)
         super().__init__(energy, geometry, regularization, solver, adjoint)
+        if self.geometry.coupling is not None:
+            raise ValueError(
+                f"geometry {self.geometry.name!r} couples coordinates, which a graph's states do not allow so far: use "
+                "a geometry of single coordinates, and a softmax behind the layer"
+            )
         self.in_features = in_features
         self.features = features
 

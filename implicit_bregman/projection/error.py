@@ -74,7 +74,13 @@ class Solved:
         """
         basis = self.basis
         with torch.no_grad():
-            by_dual = basis.multiplier((self.dual - self.base).double() @ basis.range)
+            moved, pinned = (self.dual - self.base).double(), self.geometry.pinned
+            # (the dual of a coordinate with lo = hi is 0, whatever λ is)
+            by_dual = (
+                basis.multiplier(moved @ basis.range)
+                if pinned is None
+                else moved[:, ~pinned] @ torch.linalg.pinv(basis.vectors[~pinned]).mT
+            )
             if not bool(self.soft.any()):
                 return by_dual
             by_miss = (self.target.double() - self.value.double() @ basis.vectors) / (self.softness or 1.0)

@@ -90,7 +90,9 @@ def record_map(
     base = torch.zeros_like(dual) if gamma else dual.detach()
     softness = float(softness_of(energy, gamma))
     value = outcome.point.value.detach()
-    multiplier = _multiplier(energy.exact, energy.target, value, outcome.point.dual - base, soft, softness)
+    multiplier = _multiplier(
+        energy.exact, energy.target, value, outcome.point.dual - base, soft, softness, objective.geometry.pinned
+    )
     return _record(value, multiplier, soft, differentiable(outcome))
 
 
@@ -101,12 +103,20 @@ def _record(value: Tensor, multiplier: Tensor, soft: Tensor, usable: Tensor | No
 
 
 def _multiplier(
-    equations: LinearMap, target: Tensor, value: Tensor, moved: Tensor, soft: Tensor, softness: float
+    equations: LinearMap,
+    target: Tensor,
+    value: Tensor,
+    moved: Tensor,
+    soft: Tensor,
+    softness: float,
+    pinned: Bool[Tensor, " d"] | None,
 ) -> Float[Tensor, "batch r"]:
     """λ in float64: of Vλ = y − y⁰, or for ε > 0 (β − Vᵀz)/ε."""
-    ones = torch.ones_like(moved, dtype=torch.float64)
-    solve = equations.inverted_gram(ones, ones.new_zeros(len(ones), 1))
-    by_dual = equations.shortest(solve(equations.product(moved.double(), adjoint=True)))
+    told = torch.ones_like(moved, dtype=torch.float64)
+    # (the dual of a coordinate with lo = hi is 0, whatever λ is)
+    told = told if pinned is None else told.masked_fill(pinned, 0.0)
+    solve = equations.inverted_gram(told, told.new_zeros(len(told), 1))
+    by_dual = equations.shortest(solve(equations.product(told * moved, adjoint=True)))
     by_miss = (target.detach().double() - equations.product(value.double(), adjoint=True)) / (softness or 1.0)
     return torch.where(soft[:, None], by_miss, by_dual)
 
@@ -161,7 +171,9 @@ class _AttachMap(torch.autograd.Function):
             base = 0.0 if ctx.gamma else start.detach()
             multiplier = torch.zeros_like(target, dtype=torch.float64)
             if needs_multiplier:
-                multiplier = _multiplier(exact, target, value.detach(), dual - base, soft, float(softness))
+                multiplier = _multiplier(
+                    exact, target, value.detach(), dual - base, soft, float(softness), geometry.pinned
+                )
             _, multiplier, _, known = record = _record(value.detach(), multiplier, soft, forward)
 
         def followed(*of: Tensor) -> Tensor:

@@ -147,6 +147,35 @@ def test_projection_against_scipy(point: list[float], kind: str) -> None:
     assert float((z - found) @ (other - found)) <= 1e-10 * (1 + float(z.abs().max()))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1e4, 1e8, 1e16, 1e30])
+def test_large_numbers(phi: ib.MirrorMap, dtype: torch.dtype, size: float) -> None:
+    """Of numbers far apart the largest come first; sums and bounds hold whatever their size."""
+    lo, hi, total = ends(phi)
+    y = size * torch.randn(20, 7, dtype=dtype, generator=torch.Generator().manual_seed(10))
+    for z in (phi.project(y), phi.activation(y)):
+        torch.testing.assert_close(z.sum(-1), torch.full((20,), total, dtype=dtype), rtol=1e-5, atol=1e-5)
+        assert bool(((z >= lo) & (z <= hi)).all())
+    whole = total - 7 * lo
+    order = y.argsort(-1, descending=True)
+    room = hi - lo
+    expected = lo + (whole - room * torch.arange(7, dtype=dtype)).clamp(0, room).expand_as(y)
+    torch.testing.assert_close(phi.project(y).gather(-1, order), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_steps_keep_their_digits(phi: ib.MirrorMap) -> None:
+    """z − Π(z − step) of a step far below the rounding of z."""
+    z = 1e6 * ib.geometry("simplex").activation(torch.randn(3, 5, generator=torch.Generator().manual_seed(1)).double())
+    large = ib.geometry("simplex", total=1e6)
+    step = 1e-12 * torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    found = large.kept_step(z, step.clone(), large.bounds(torch.float64))
+    torch.testing.assert_close(found, step - step.mean(-1, keepdim=True), rtol=1e-9, atol=0)
+    y = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    z, step = phi.activation(y), torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    kept = phi.kept_step(z, step.clone(), phi.bounds(torch.float64))
+    torch.testing.assert_close(kept, z - phi.project(z - step), rtol=0, atol=1e-14)
+
+
 def test_sparsemax_against_entmax() -> None:
     entmax = pytest.importorskip("entmax")
     z = 2 * torch.randn(6, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(5))

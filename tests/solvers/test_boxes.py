@@ -575,3 +575,26 @@ def test_a_start_next_to_a_linear_program() -> None:
     for row in range(B):
         vertex = linprog(-c[row].numpy(), bounds=list(zip(lo.tolist(), hi.tolist(), strict=True))).x
         torch.testing.assert_close(solution.value[row], torch.tensor(vertex), rtol=0.0, atol=1e-9)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_the_projection_with_a_fixed_coordinate(sparse: bool) -> None:
+    """dL/dV: the dual of a coordinate with lo = hi tells nothing of the multipliers."""
+    random = torch.Generator().manual_seed(0)
+    lo, hi = torch.tensor([0.0, -1.0, -2.0, 0.3]).double(), torch.tensor([0.2, 1.0, 0.1, 0.3]).double()
+    vectors = torch.randn(4, 2, generator=random, dtype=torch.float64)
+    beta = vectors.T @ torch.tensor([0.1, 0.2, -0.3, 0.3], dtype=torch.float64)
+    phi = ib.geometry("tanh").to_box(lo, hi)
+
+    def project(flat: torch.Tensor) -> torch.Tensor:
+        V = flat.reshape(4, 2)
+        layer = ib.BregmanProjection.from_matrix(V.to_sparse() if sparse else V, beta, phi)
+        return layer.solve(initial_dual=torch.zeros(4, dtype=torch.float64)).value
+
+    flat, step = vectors.flatten(), 1e-6
+    units = torch.eye(8, dtype=torch.float64)
+    expected = torch.stack([(project(flat + step * e) - project(flat - step * e)) / (2 * step) for e in units], 1)
+    found = torch.autograd.functional.jacobian(project, flat)
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-8)
+    if not sparse:
+        torch.testing.assert_close(torch.func.jacrev(project)(flat), expected, rtol=1e-7, atol=1e-8)

@@ -225,6 +225,33 @@ def test_degenerate_supports_are_named() -> None:
     assert [ib.Status(code).name for code in found.status.tolist()] == ["DEGENERATE", "CONVERGED"]
 
 
+def test_a_vertex_is_not_degenerate() -> None:
+    """The coordinate that has the whole sum is held by no bound of its own."""
+
+    class Energy(ib.Energy):
+        def __init__(self) -> None:
+            super().__init__(features=3, convex=True)
+
+        def value(self, z: Tensor, x: Tensor) -> Tensor:
+            return 0.25 * z.square().square().sum(-1) - (x * z).sum(-1)
+
+    c = torch.tensor([[3.0, 0.5, 0.0], [1.0, 0.9, -2.0]], dtype=torch.float64)
+    for energy in (Energy(), ib.QuadraticEnergy.from_matrices(-torch.eye(3, dtype=torch.float64))):
+        found = ib.find_critical_point(energy, "simplex", c)
+        assert found.status.tolist() == [int(ib.Status.CONVERGED)] * 2
+        torch.testing.assert_close(found.value[0], torch.tensor([1.0, 0.0, 0.0]).double(), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("total", [1e-6, 1e6, 1e12])
+def test_sums_of_any_size(total: float) -> None:
+    weight, c = drawn("convex")
+    phi = ib.geometry("simplex", total=total)
+    found = solve(weight / total, c, phi, 1.0)
+    assert bool(found.converged.all())
+    expected = total * solve(weight, c, GEOMETRIES["simplex"], 1.0).value
+    torch.testing.assert_close(found.value, expected, rtol=1e-9, atol=0)
+
+
 @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0, 100.0])
 def test_logit_equilibria_of_a_game(scale: float) -> None:
     """z = softmax(λ A z) by blocks, a field without a potential: the residual of the equation itself."""
@@ -266,5 +293,7 @@ def test_what_has_no_form_on_the_simplex() -> None:
         solve(weight, c, GEOMETRIES["simplex"], 1.0, solver=ib.solvers.Splitting())
     with pytest.raises(ValueError, match="couples its coordinates"):
         ib.BregmanProjection(4, 2, "simplex")
+    with pytest.raises(ValueError, match="couples coordinates"):
+        ib.BregmanGraphDEQ(4, 2, geometry="simplex")
     with pytest.raises(ValueError, match="with room to spare"):
         solve(weight, c, ib.geometry("simplex", hi=0.1), 1.0)
