@@ -6,7 +6,6 @@ import pickle
 import warnings
 
 import numpy as np
-import ot
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,6 +15,8 @@ from torch import Tensor
 import implicit_bregman as ib
 from implicit_bregman import Status
 from implicit_bregman.operators.marginals import Marginals
+
+ot = pytest.importorskip("ot", reason="POT is not installed: pip install pot")
 
 KINDS = ["marginals", "sparse"]
 SHAPES = [(4, 5), (6, 3)]
