@@ -89,8 +89,7 @@ class Batch:
         x = map_tensors(partial(_lifted, dtype), x)
         if not _is_batch_first(energy, x):
             x = x.reshape(count, x.shape[-1])
-        origin = like.new_full((count, math.prod(event)), geometry.middle, dtype=dtype)
-        origin = origin if geometry.coupling is None else geometry.project_dual(origin)
+        origin = geometry.project_dual(like.new_full((count, math.prod(event)), geometry.middle, dtype=dtype))
         half = like.dtype if like.dtype.itemsize == 2 and not _is_lifted(like) else None
         return cls(geometry, x, origin, None, shape, event, half)
 

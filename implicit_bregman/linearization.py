@@ -90,8 +90,8 @@ class Linearization:
             that is known to be cheap.
         damping: the number that the shift is known to be everywhere (γ, at an exact point), if so.
         estimate: about the inverse of the operator, to precondition GMRES with, if there is one that is worth it.
-        coupling: how the coordinates of C depend on each other, if they do: D₊ is then `coupling.metric(slope, ·)`, and
-            `TangentSystem` solves.
+        coupling: how the coordinates of C depend on each other, if they do: D₊ is then `coupling.derivative(slope, ·)`,
+            and `TangentSystem` solves.
     """
 
     hessian: LinearOperator

@@ -206,9 +206,8 @@ class Objective:
         return coordinates if pinned is None else coordinates & ~pinned
 
     def total(self, gradient: Float[Tensor, "batch d"], dual: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """g = ∇f + γy along C, (B, d), which is 0 at a critical point but for coordinates at a bound."""
-        total = gradient + self.regularization * dual if self.regularization else gradient
-        return total if self.geometry.coupling is None else self.geometry.along(total, dual)
+        """g = ∇f + γy along C: see `total`."""
+        return total(self.geometry, self.regularization, gradient, dual)
 
     def scale(self, terms: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """What each entry of ∇f is measured against, (B, d).
@@ -216,7 +215,7 @@ class Objective:
         The size of its own terms, and `floor`: the entries of other coordinates do not count, and multiplying F by a
         small number changes nothing.
         """
-        return self.geometry.shared(terms + self.floor)
+        return self.geometry.common_scale(terms + self.floor)
 
     @cached_property
     def floor(self) -> Tensor | float:
@@ -248,7 +247,7 @@ class Objective:
             bounds: the ends of C; default those of z's precision.
         """
         bounds = self.geometry.bounds(z.dtype) if bounds is None else bounds
-        step = self.geometry.kept_step(z, self.relative_step(total, scale), bounds)
+        step = self.geometry.feasible_step(z, self.relative_step(total, scale), bounds)
         return self.in_units(step.abs_()).amax(-1)
 
     def relative_step(self, total: Float[Tensor, "batch d"], scale: Float[Tensor, "batch d"]) -> Tensor:
@@ -279,7 +278,7 @@ class Objective:
         plain = geometry.activation(point.next_dual) - point.value
         slope = (geometry.slope(point.dual) * geometry.slope(point.next_dual)).sqrt()
         move = step * (point.gradient + gamma * point.dual) / (1 + step * gamma)
-        along = geometry.moved(slope, -move)
+        along = geometry.derivative(slope, -move)
         residual = torch.where(plain.abs() > 1e-2 * (1 + point.value.abs()), plain, along)
         eps = torch.finfo(plain.dtype).eps if gamma and plain.dtype == torch.float32 else 0.0
         noise = eps * slope * (step * point.scale + point.dual.abs())
@@ -364,6 +363,14 @@ class Objective:
         part = Objective(self.energy.select(index), self.geometry, self.regularization, self.unique)
         part._found_step = self._found_step
         return part
+
+
+def total(
+    geometry: MirrorMap, regularization: float, gradient: Float[Tensor, "batch d"], dual: Float[Tensor, "batch d"]
+) -> Float[Tensor, "batch d"]:
+    """g = ∇f + γy along C, (B, d), which is 0 at a critical point but for coordinates at a bound."""
+    whole = torch.add(gradient, dual, alpha=regularization) if regularization else gradient
+    return geometry.tangential(whole, dual)
 
 
 def potential(geometry: MirrorMap, regularization: float, dual: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:

@@ -51,7 +51,7 @@ def from_point(phi: MirrorMap, rows: Float[Tensor, "N d"], dtype: torch.dtype) -
     usable = (torch.isfinite(z) & phi.is_interior(z)).all(-1)
     z = torch.where(usable[:, None], z, phi.activation(torch.full_like(z, phi.middle)))
     dual = _InverseActivation.apply(z, phi, torch.finfo(rows.dtype).max)
-    if phi.follows:
+    if phi.requires_grad:
         dual = dual + phi.followed_inverse(dual.detach())
     lowest, highest = phi.dual_bounds(dtype)
     cut = (dual.detach() < lowest) | (dual.detach() > highest)

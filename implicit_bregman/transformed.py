@@ -23,7 +23,7 @@ from implicit_bregman.energy.inputs import Inputs, pack
 from implicit_bregman.energy.snapshot import Place, Snapshot
 from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.legendre.known_dual import dual_at
-from implicit_bregman.objective import Objective, potential
+from implicit_bregman.objective import Objective, potential, total
 from implicit_bregman.solution import Solution
 from implicit_bregman.solvers.base import Outcome, Solver
 from implicit_bregman.transforms import map_over_samples, on_numbers
@@ -136,13 +136,10 @@ class Followed:
 
     def multiplier(self) -> Float[Tensor, "*batch d"]:
         """μ, (B, d)."""
-        total = self.energy.gradient(self.value)
-        if self.regularization:
-            total = total + self.regularization * self.geometry.project_dual(self._y)
-        if self.geometry.coupling is not None:
-            total = self.geometry.along(total, self.dual)
-        active = held_back(self.geometry, self.regularization, self.value, total)
-        return self.states(torch.where(active, -total, 0.0))
+        y = self.geometry.project_dual(self._y) if self.regularization else self.dual
+        g = total(self.geometry, self.regularization, self.energy.gradient(self.value), y)
+        active = held_back(self.geometry, self.regularization, self.value, g)
+        return self.states(torch.where(active, -g, 0.0))
 
     @property
     def _y(self) -> Tensor:

@@ -19,7 +19,7 @@ from implicit_bregman.energy.contract import Packed
 from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.legendre.known_dual import dual_at
 from implicit_bregman.legendre.once import once
-from implicit_bregman.objective import potential
+from implicit_bregman.objective import potential, total
 from implicit_bregman.transforms import pull, refuse_unknown
 
 
@@ -93,7 +93,7 @@ class Valuation:
             return self.shaped(known)
         z = self.geometry.followed(self.point, self.dual)
         carried = _Objective.apply(known, how.value(), self, how.solution, self.dual, z, *how.packed.tensors)
-        if self.regularization and self.geometry.follows:
+        if self.regularization and self.geometry.requires_grad:
             carried = carried + once(self.regularization * self.geometry.followed_potential(self.dual))
         return self.shaped(carried)
 
@@ -121,8 +121,7 @@ class Valuation:
         return self.states(known + (followed - followed.detach()))
 
     def _total(self, gradient: Tensor, dual: Tensor) -> Tensor:
-        total = gradient + self.regularization * dual if self.regularization else gradient
-        return total if self.geometry.coupling is None else self.geometry.along(total, dual)
+        return total(self.geometry, self.regularization, gradient, dual)
 
     def detach(self) -> Valuation:
         """The same, without gradient."""

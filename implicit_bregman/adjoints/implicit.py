@@ -88,7 +88,7 @@ class Implicit(Adjoint):
         """
         own = objective.energy.own
         if own is not None:
-            if objective.geometry.follows and torch.is_grad_enabled():
+            if objective.geometry.requires_grad and torch.is_grad_enabled():
                 raise ValueError(
                     f"with {own.name} there is no gradient to the bounds lo and hi: give to_box detached ones"
                 )

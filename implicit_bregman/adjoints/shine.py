@@ -119,7 +119,7 @@ class Shine(Adjoint):
         if objective.geometry.coupling is not None:
             name = objective.geometry.name
             raise ValueError(f'adjoint Shine has no form for {name}, which couples coordinates: use adjoint="implicit"')
-        if objective.geometry.follows and torch.is_grad_enabled():
+        if objective.geometry.requires_grad and torch.is_grad_enabled():
             raise ValueError(
                 "adjoint Shine has no gradient to the bounds lo and hi: give to_box detached ones, or use "
                 'adjoint="implicit"'

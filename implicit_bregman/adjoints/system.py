@@ -74,7 +74,7 @@ def _solve(system: Linearization, g: Tensor, method: str, tol: float | None, max
     """The same for rows of a moderate size."""
     target = DEFAULT_TOL[g.dtype] if tol is None else tol
     if system.coupling is not None:
-        return _along(system, system.coupling, g, target, max_iter)
+        return _tangential(system, system.coupling, g, target, max_iter)
     if method == "auto" and system.splitting is not None and not system.hessian.factorizes:
         split = _split_any(system, system.splitting, g, target)
         if split is not None:
@@ -95,7 +95,7 @@ def _solve(system: Linearization, g: Tensor, method: str, tol: float | None, max
     return torch.where(finite[:, None], v, 0.0).to(g.dtype), status, residual, iterations
 
 
-def _along(system: Linearization, coupling: Coupling, g: Tensor, tol: float, max_iter: int) -> AdjointSolution:
+def _tangential(system: Linearization, coupling: Coupling, g: Tensor, tol: float, max_iter: int) -> AdjointSolution:
     """Where the coordinates are coupled, along C."""
     found = TangentSystem(system, coupling).solve(g, 0.7 * tol, max_iter)
     solved = found.converged & (found.residual <= 10 * tol)

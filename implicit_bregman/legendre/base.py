@@ -138,7 +138,7 @@ class LegendreFunction(MirrorMap):
         check_dtype(z, "argument")
         return z.clamp(*self.bounds(z.dtype))
 
-    def kept_step(
+    def feasible_step(
         self, z: Float[Tensor, "batch d"], step: Float[Tensor, "batch d"], bounds: Ends
     ) -> Float[Tensor, "batch d"]:
         # (not the move of z itself, which a large z would absorb)

@@ -175,7 +175,7 @@ class Boxes(LegendreFunction):
         rows, flat = self._rows_of(z)
         return flat.clamp(*rows.at(z.dtype).bounds).reshape(z.shape)
 
-    def kept_step(self, z: Float[Tensor, "batch d"], step: Float[Tensor, "batch d"], bounds: Ends) -> Tensor:
+    def feasible_step(self, z: Float[Tensor, "batch d"], step: Float[Tensor, "batch d"], bounds: Ends) -> Tensor:
         lo, hi = bounds
         return step.clamp_(z - hi, z - lo)
 
@@ -200,17 +200,17 @@ class Boxes(LegendreFunction):
     # Derivatives in the bounds ----------------------------------------------------------------------------------------
 
     @property
-    def follows(self) -> bool:
+    def requires_grad(self) -> bool:
         return self.lower.requires_grad or self.upper.requires_grad
 
     def detach(self) -> Boxes:
-        if not self.follows:
+        if not self.requires_grad:
             return self
         rows = None if self.rows is None else self.rows.detach()
         return Boxes(self.base, self.lower.detach(), self.upper.detach(), rows)
 
     def followed(self, z: Float[Tensor, "batch d"], dual: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        if not self.follows or not torch.is_grad_enabled():
+        if not self.requires_grad or not torch.is_grad_enabled():
             return z
         # ρ is affine in lo and hi.
         rows, y = self._rows_of(dual)
@@ -242,7 +242,7 @@ class Boxes(LegendreFunction):
             # (not 0 · ∞)
             z = torch.where(rows.pinned, flat.detach(), flat).reshape(z.shape)
         y = super().inverse_activation(z)
-        return y + self.followed_inverse(y.detach()) if self.follows and torch.is_grad_enabled() else y
+        return y + self.followed_inverse(y.detach()) if self.requires_grad and torch.is_grad_enabled() else y
 
     # The elementary maps ----------------------------------------------------------------------------------------------
 

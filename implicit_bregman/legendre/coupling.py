@@ -37,7 +37,7 @@ class Coupling:
         mean = (weights * blocks).sum(-1, keepdim=True) / weights.sum(-1, keepdim=True)
         return (blocks - mean).flatten(-2)
 
-    def metric(self, slope: Float[Tensor, "*batch d"], v: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+    def derivative(self, slope: Float[Tensor, "*batch d"], v: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """D v."""
         return slope * self.centred(v, slope)
 

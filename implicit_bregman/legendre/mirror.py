@@ -155,7 +155,7 @@ class MirrorMap(ABC):
 
     @abstractmethod
     def slope(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """s = 1/φ''(ρ(y)), elementwise. The derivative of ρ is s itself, or with a coupling `coupling.metric(s, ·)`."""
+        """s = 1/φ''(ρ(y)), elementwise, of which `derivative` makes that of ρ."""
 
     @abstractmethod
     def curvature(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -242,7 +242,7 @@ class MirrorMap(ABC):
     # Derivatives in φ's own tensors ---------------------------------------------------------------------------------
 
     @property
-    def follows(self) -> bool:
+    def requires_grad(self) -> bool:
         """Whether it is made of tensors that want a gradient."""
         return False
 
@@ -269,19 +269,19 @@ class MirrorMap(ABC):
         """Π_C(z), the nearest point of C."""
 
     @abstractmethod
-    def kept_step(
+    def feasible_step(
         self, z: Float[Tensor, "batch d"], step: Float[Tensor, "batch d"], bounds: Ends
     ) -> Float[Tensor, "batch d"]:
         """z − Π_C(z − `step`), to the digits of the step. The step may be overwritten."""
 
-    def along(self, total: Float[Tensor, "batch d"], dual: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+    def tangential(self, total: Float[Tensor, "batch d"], dual: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """∇F = `total` without the part that no direction along C sees, at ρ(`dual`)."""
         return total
 
-    def shared(self, scale: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+    def common_scale(self, scale: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """The scales of coordinates that are measured together."""
         return scale
 
-    def moved(self, slope: Float[Tensor, "batch d"], v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        """By how much z = ρ(y) changes, to first order, when y changes by v; `slope` is s."""
+    def derivative(self, slope: Float[Tensor, "batch d"], v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """ρ'(y)v: by how much z = ρ(y) changes, to first order, when y changes by v. `slope` is s."""
         return slope * v

@@ -291,7 +291,7 @@ class Simplex(MirrorMap):
         inside = (blocks - level).clamp(self.lo, hi)
         return torch.where(free, inside, held).flatten(-2).to(z.dtype)
 
-    def kept_step(
+    def feasible_step(
         self, z: Float[Tensor, "batch d"], step: Float[Tensor, "batch d"], bounds: tuple[float, float]
     ) -> Float[Tensor, "batch d"]:
         split = self.coupling.split
@@ -304,14 +304,14 @@ class Simplex(MirrorMap):
         shared = (held + torch.where(free, step, 0.0)).sum(-1, keepdim=True) / free.sum(-1, keepdim=True).clamp_min(1)
         return torch.where(free, step - shared, held).flatten(-2)
 
-    def along(self, total: Float[Tensor, "batch d"], dual: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+    def tangential(self, total: Float[Tensor, "batch d"], dual: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         return self.coupling.centred(total, self.slope(dual))
 
-    def shared(self, scale: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+    def common_scale(self, scale: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         return self.coupling.largest(scale)
 
-    def moved(self, slope: Float[Tensor, "batch d"], v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
-        return self.coupling.metric(slope, v)
+    def derivative(self, slope: Float[Tensor, "batch d"], v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        return self.coupling.derivative(slope, v)
 
 
 def _level_of_projection(z: Float[Tensor, "*blocks n"], lo: float, hi: float, total: float) -> Tensor:

@@ -156,5 +156,33 @@ class DenseMap(LinearMap):
     def gram_diagonal(self, weights: Float[Tensor, "batch d"]) -> Float[Tensor, "batch r"]:
         return weights @ self.matrix.detach().square()
 
+    def inverted_gram(
+        self, weights: Float[Tensor, "batch d"], shift: Float[Tensor, "batch #r"]
+    ) -> Callable[[Float[Tensor, "batch r"]], Float[Tensor, "batch r"]]:
+        vectors = self.matrix.detach()
+        gram = vectors.mT @ (weights[:, :, None] * vectors) + torch.diag_embed(shift.expand(-1, vectors.shape[1]))
+        # At a unit diagonal saturated samples are as good as any.
+        diagonal = gram.diagonal(dim1=-2, dim2=-1)
+        scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
+        scaled, full = scale[:, :, None] * gram * scale[:, None, :], self._has_full_rank
+
+        def solve(b: Tensor) -> Tensor:
+            right = (scale * b)[:, :, None]
+            if full:
+                return scale * torch.linalg.solve_ex(scaled, right).result.squeeze(-1)
+            return scale * (torch.linalg.pinv(scaled, hermitian=True) @ right).squeeze(-1)
+
+        return solve
+
+    @property
+    def _has_full_rank(self) -> bool:
+        return int(torch.linalg.matrix_rank(self.matrix.detach())) == self.matrix.shape[1]
+
+    def shortest(self, multiplier: Float[Tensor, "batch r"]) -> Float[Tensor, "batch r"]:
+        if self._has_full_rank:
+            return multiplier
+        with torch.no_grad():
+            return self.product(multiplier) @ torch.linalg.pinv(self.matrix.detach()).mT
+
     def squared_norm(self, like: Tensor) -> Tensor:
         return self.matrix.square().sum()

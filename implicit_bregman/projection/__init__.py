@@ -8,5 +8,6 @@ adjoint   its derivative, through `system`, and `error`, how far that may be off
 methods   all of it as the energy hands it to solvers and adjoints
 energy    f = ½‖Vᵀz − β‖² at a fixed input, and `weight`, its parametrization
 
-`map_adjoint` with `map_differentiable`, `map_methods` and `constraints` are the last three for V a linear map.
+`map_adjoint`, `map_methods` and `constraints` are the last three for V a linear map. `differentiable`, the derivatives
+of every order, serves both.
 """

@@ -22,8 +22,9 @@ from implicit_bregman.backward import AdjointReport, differentiable, report_back
 from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.linalg.norms import norm, ratio
 from implicit_bregman.objective import Objective
+from implicit_bregman.operators.linear_map import DenseMap
 from implicit_bregman.projection.basis import Basis
-from implicit_bregman.projection.differentiable import Record, follow
+from implicit_bregman.projection.differentiable import Record, follow, recorded
 from implicit_bregman.projection.error import Solved, forward_errors, refined_error
 from implicit_bregman.projection.system import solve_projection_system
 from implicit_bregman.solvers.base import DEFAULT_TOL, Outcome
@@ -80,14 +81,7 @@ def record_projection(
         point.value.detach(),
         is_soft(objective, outcome),
     )
-    return _record(solved, differentiable(outcome))
-
-
-def _record(solved: Solved, usable: Tensor | None) -> Record:
-    multiplier = solved.multiplier()
-    known = torch.isfinite(multiplier.to(solved.value.dtype)).all(-1)
-    known = known if usable is None else known & usable
-    return solved.value, torch.where(known[:, None], multiplier, 0.0), solved.soft, known
+    return recorded(solved.value, solved.multiplier(), solved.soft, differentiable(outcome))
 
 
 def softness_of(energy: BoundEquations, gamma: float) -> Float[Tensor, ""]:
@@ -146,10 +140,10 @@ class _AttachProjection(torch.autograd.Function):
         with torch.no_grad():
             basis = Basis(columns, lift, null, equations, vectors.detach().double())
             solved = Solved(ctx.geometry, ctx.gamma, basis, target, start, float(softness), dual, value.detach(), soft)
-            _, multiplier, _, known = record = _record(solved, forward)
+            _, multiplier, _, known = record = recorded(solved.value, solved.multiplier(), soft, forward)
 
-        def followed(*of: Tensor) -> Tensor:
-            return follow(ctx.geometry, record, *of)
+        def followed(vectors: Tensor, *of: Tensor) -> Tensor:
+            return follow(ctx.geometry, DenseMap, record, *of, vectors)
 
         if is_batched(gradient):
             # (there is no report for so many)

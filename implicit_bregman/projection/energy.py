@@ -18,7 +18,7 @@ from implicit_bregman.linalg.spectrum import Spectrum, spectrum
 from implicit_bregman.operators import LowRank
 from implicit_bregman.operators.linear_map import DenseMap, LinearMap
 from implicit_bregman.projection.basis import Basis, inconsistency
-from implicit_bregman.projection.methods import ProjectionMethods
+from implicit_bregman.projection.methods import LowRankMethods
 from implicit_bregman.projection.problem import ProjectionProblem, dual_problem
 
 
@@ -169,8 +169,8 @@ class BoundLowRank(BoundEquations):
         self._factor = RangeFactor(vectors) if factor is None else factor
 
     @property
-    def own(self) -> ProjectionMethods:
-        return ProjectionMethods(self)
+    def own(self) -> LowRankMethods:
+        return LowRankMethods(self)
 
     @property
     def spectrum(self) -> Spectrum:

@@ -29,8 +29,7 @@ from implicit_bregman.linalg.norms import norm, ratio
 from implicit_bregman.objective import Objective
 from implicit_bregman.operators.linear_map import LinearMap, RebuildMap
 from implicit_bregman.projection.adjoint import is_soft, softness_of
-from implicit_bregman.projection.differentiable import Record
-from implicit_bregman.projection.map_differentiable import follow_map, solved
+from implicit_bregman.projection.differentiable import Record, follow, recorded, solved
 from implicit_bregman.projection.map_problem import is_plan
 from implicit_bregman.solvers.base import Outcome
 from implicit_bregman.status import Status
@@ -93,13 +92,7 @@ def record_map(
     multiplier = _multiplier(
         energy.exact, energy.target, value, outcome.point.dual - base, soft, softness, objective.geometry.pinned
     )
-    return _record(value, multiplier, soft, differentiable(outcome))
-
-
-def _record(value: Tensor, multiplier: Tensor, soft: Tensor, usable: Tensor | None) -> Record:
-    known = torch.isfinite(multiplier.to(value.dtype)).all(-1)
-    known = known if usable is None else known & usable
-    return value, torch.where(known[:, None], multiplier, 0.0), soft, known
+    return recorded(value, multiplier, soft, differentiable(outcome))
 
 
 def _multiplier(
@@ -174,10 +167,10 @@ class _AttachMap(torch.autograd.Function):
                 multiplier = _multiplier(
                     exact, target, value.detach(), dual - base, soft, float(softness), geometry.pinned
                 )
-            _, multiplier, _, known = record = _record(value.detach(), multiplier, soft, forward)
+            _, multiplier, _, known = record = recorded(value.detach(), multiplier, soft, forward)
 
         def followed(*of: Tensor) -> Tensor:
-            return follow_map(geometry, ctx.rebuild, record, *of)
+            return follow(geometry, ctx.rebuild, record, *of)
 
         if again or is_batched(gradient):
             # (there is no report for so many)

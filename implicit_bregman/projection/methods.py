@@ -19,19 +19,18 @@ from implicit_bregman.projection.solve import judge, project
 from implicit_bregman.solvers.base import Outcome, Solver
 
 if TYPE_CHECKING:
-    from implicit_bregman.projection.energy import BoundLowRank
+    from implicit_bregman.projection.energy import BoundEquations, BoundLowRank
 
 
 @dataclass(frozen=True)
 class ProjectionMethods(OwnMethods):
-    """How a low-rank energy is solved and differentiated: in r dimensions.
+    """How a projection is solved and differentiated: in its r multipliers.
 
     Attributes:
         energy: f.
     """
 
-    energy: BoundLowRank
-    name = 'weight="low_rank"'
+    energy: BoundEquations
 
     def check(self, geometry: MirrorMap, regularization: float) -> None:
         check_projection(geometry, regularization)
@@ -45,6 +44,24 @@ class ProjectionMethods(OwnMethods):
     def judge(self, objective: Objective, outcome: Outcome, tol: float) -> Outcome:
         return judge(self.energy, objective, outcome, tol)
 
+    def replay(
+        self, objective: Objective, record: tuple[Tensor, ...], dual: Float[Tensor, "batch d"]
+    ) -> Float[Tensor, "batch d"]:
+        energy, gamma = self.energy, objective.regularization
+        value, multiplier, soft, known = record
+        start = torch.zeros_like(dual) if gamma else dual
+        tensors, rebuild = energy.equations.pack()
+        of = energy.target, start, softness_of(energy, gamma), *tensors
+        return follow(objective.geometry, rebuild, (value, multiplier, soft, known), *of)
+
+
+@dataclass(frozen=True)
+class LowRankMethods(ProjectionMethods):
+    """The same for V a matrix, in coordinates of its range."""
+
+    energy: BoundLowRank
+    name = 'weight="low_rank"'
+
     def attach(
         self,
         objective: Objective,
@@ -57,15 +74,6 @@ class ProjectionMethods(OwnMethods):
 
     def record(self, objective: Objective, outcome: Outcome, dual: Float[Tensor, "batch d"]) -> tuple[Tensor, ...]:
         return record_projection(self.energy, objective, outcome, dual)
-
-    def replay(
-        self, objective: Objective, record: tuple[Tensor, ...], dual: Float[Tensor, "batch d"]
-    ) -> Float[Tensor, "batch d"]:
-        energy, gamma = self.energy, objective.regularization
-        value, multiplier, soft, known = record
-        start = torch.zeros_like(dual) if gamma else dual
-        of = energy.vectors, energy.target, start, softness_of(energy, gamma)
-        return follow(objective.geometry, (value, multiplier, soft, known), *of)
 
 
 def check_projection(geometry: MirrorMap, regularization: float) -> None:

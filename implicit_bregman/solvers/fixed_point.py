@@ -183,10 +183,8 @@ def _start(objective: Objective, dual: Tensor) -> _Course:
 
 def _evaluated(objective: Objective, dual: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """F(z), E(y) and the residual at z = `value`."""
-    gamma = objective.regularization
     gradient = objective.energy.evaluate(value).gradient
-    total = torch.add(gradient, dual, alpha=gamma) if gamma else gradient
-    total = total if objective.geometry.coupling is None else objective.total(gradient, dual)
+    total = objective.total(gradient, dual)
     return gradient, total, objective.residual(value, total, objective.scale(objective.energy.terms(gradient)))
 
 

@@ -225,10 +225,8 @@ def _prox(run: _Run, v: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _residual(objective: Objective, z: Tensor, dual: Tensor) -> Float[Tensor, " batch"]:
-    gradient, gamma = objective.energy.gradient(z), objective.regularization
-    total = torch.add(gradient, dual, alpha=gamma) if gamma else gradient
-    total = total if objective.geometry.coupling is None else objective.total(gradient, dual)
-    return objective.residual(z, total, objective.scale(objective.energy.terms(gradient)))
+    gradient = objective.energy.gradient(z)
+    return objective.residual(z, objective.total(gradient, dual), objective.scale(objective.energy.terms(gradient)))
 
 
 def _dual_and_value(objective: Objective, at: Tensor) -> tuple[Tensor, Tensor]:

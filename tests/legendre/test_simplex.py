@@ -92,9 +92,9 @@ def test_the_metric_is_the_derivative(phi: ib.MirrorMap) -> None:
     v = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     step = 1e-6
     change = (phi.activation(y + step * v) - phi.activation(y - step * v)) / (2 * step)
-    torch.testing.assert_close(phi.moved(phi.slope(y), v), change, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(phi.derivative(phi.slope(y), v), change, rtol=1e-7, atol=1e-9)
     # It is symmetric, positive semidefinite, and nothing on constants.
-    metric = torch.stack([phi.moved(phi.slope(y[0]), row) for row in torch.eye(5, dtype=torch.float64)])
+    metric = torch.stack([phi.derivative(phi.slope(y[0]), row) for row in torch.eye(5, dtype=torch.float64)])
     torch.testing.assert_close(metric, metric.mT)
     assert float(torch.linalg.eigvalsh(metric)[0]) >= -1e-15
     torch.testing.assert_close(metric.sum(-1), torch.zeros(5, dtype=torch.float64))
@@ -168,11 +168,11 @@ def test_steps_keep_their_digits(phi: ib.MirrorMap) -> None:
     z = 1e6 * ib.geometry("simplex").activation(torch.randn(3, 5, generator=torch.Generator().manual_seed(1)).double())
     large = ib.geometry("simplex", total=1e6)
     step = 1e-12 * torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    found = large.kept_step(z, step.clone(), large.bounds(torch.float64))
+    found = large.feasible_step(z, step.clone(), large.bounds(torch.float64))
     torch.testing.assert_close(found, step - step.mean(-1, keepdim=True), rtol=1e-9, atol=0)
     y = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     z, step = phi.activation(y), torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
-    kept = phi.kept_step(z, step.clone(), phi.bounds(torch.float64))
+    kept = phi.feasible_step(z, step.clone(), phi.bounds(torch.float64))
     torch.testing.assert_close(kept, z - phi.project(z - step), rtol=0, atol=1e-14)
 
 

@@ -7,11 +7,12 @@ Kunisch, 2002, a semismooth Newton method). Everything returned has been tested 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.energy.bound import BoundQuadratic
@@ -63,13 +64,33 @@ def solve_projected_active_set(
     found = point_with(objective, energy, *_beyond(objective, target), tol)
     if found.complete or not objective.unique:
         return found
+
+    def again(rows: Int[Tensor, " wrong"], target: Float[Tensor, "wrong d"]) -> ExactResult:
+        return point_with(objective, energy.select(rows), *_beyond(objective, target), tol)
+
+    return corrected(found, again, energy.gradient_step, corrections)
+
+
+def corrected(
+    found: ExactResult,
+    again: Callable[[Int[Tensor, " wrong"], Float[Tensor, "wrong d"]], ExactResult],
+    length: float,
+    corrections: int,
+) -> ExactResult:
+    """The points, those that are not accepted replaced by what gradient steps from there point to, a few times.
+
+    Args:
+        found: the points.
+        again: from the rows to be replaced, and the points after a gradient step, to new ones.
+        length: of the gradient step.
+        corrections: how often.
+    """
     for _ in range(corrections):
         wrong = (~found.accepted & torch.isfinite(found.unrounded.sum(-1))).nonzero().squeeze(-1)
         if len(wrong) == 0:
             break
         part = found.select(wrong)
-        target = torch.sub(part.unrounded, part.gradient, alpha=energy.gradient_step)
-        retried = point_with(objective, energy.select(wrong), *_beyond(objective, target), tol)
+        retried = again(wrong, torch.sub(part.unrounded, part.gradient, alpha=length))
         spent = replace(retried, steps=part.steps + retried.steps, tries=part.tries + retried.tries)
         found = found.replace_rows(wrong, spent)
     return found
@@ -173,8 +194,7 @@ def within_rounding(
     # ρ adds up to the ends of a box, whose rounding z has however small it is.
     size = z.abs() + (objective.geometry.largest_end if gamma else 0.0)
     scale = (energy.hessian(z).rounding(size) / tol).clamp(scale, most * scale)
-    total = torch.add(found.gradient, found.unrounded_dual, alpha=gamma) if gamma else found.gradient
-    total = total if objective.geometry.coupling is None else objective.total(found.gradient, found.unrounded_dual)
+    total = objective.total(found.gradient, found.unrounded_dual)
     return objective.residual(z, total, scale, objective.geometry.bounds(objective.energy.dtype)) <= tol
 
 

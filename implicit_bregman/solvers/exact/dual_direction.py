@@ -85,8 +85,8 @@ def _direction(
     if system.coupling is not None:
         step = TangentSystem(system, system.coupling, adjoint=False).solve(-at.error, forcing, max(1, budget.left))
         budget.left -= int(step.iterations.max())
-        met_descent = step.positive | torch.full_like(step.positive, objective.unique)
-        return torch.where(met_descent[:, None], step.value, torch.nan).to(at.error.dtype)
+        v = step.value.to(at.error.dtype)
+        return v if objective.unique else torch.where(step.positive[:, None], v, torch.nan)
     if not system.hessian.factorizes and not system.hessian.symmetric:
         step = system.forward_step(-at.error, forcing.to(at.error.dtype), min(most, _MOST_OF_GMRES))
         budget.left -= int(step.iterations.max())

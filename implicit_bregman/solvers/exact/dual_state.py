@@ -41,11 +41,10 @@ class Iterate(RowsOfTensors):
 def evaluate(objective: Objective, energy: BoundEnergy, dual: Tensor, steps: Tensor, tries: Tensor) -> Iterate:
     """The iterate y = `dual`, cut where there is no ρ(y)."""
     geometry = objective.geometry
-    dual = geometry.into_dual_domain(dual) if geometry.coupling is None else geometry.gauged(dual)
+    dual = geometry.gauged(geometry.into_dual_domain(dual))
     value = geometry.activation(dual)
     gradient = energy.gradient(value).detach()
-    error = torch.add(gradient, dual, alpha=objective.regularization)
-    error = error if geometry.coupling is None else geometry.along(error, dual)
+    error = objective.total(gradient, dual)
     scale = objective.scale(energy.terms(gradient))
     return Iterate(dual, value, gradient, error, scale, (error.abs() / scale).amax(-1), steps, tries)
 

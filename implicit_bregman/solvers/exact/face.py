@@ -7,13 +7,15 @@ method.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.linearization import linearize_on_free_set
 from implicit_bregman.objective import Objective
-from implicit_bregman.solvers.exact.active_set import at_point
+from implicit_bregman.solvers.exact.active_set import at_point, corrected
 from implicit_bregman.solvers.exact.result import ExactResult
 from implicit_bregman.tangent import TangentSystem
 
@@ -34,37 +36,29 @@ def solve_on_face(
         tol: bound on the residual. A multiplier or a distance to a bound below ten times this is called degenerate.
         corrections: how often a face may be replaced.
     """
-    tol, energy, geometry = min(tol, _EXACT), objective.energy.double(), objective.geometry
-    z, count = value.double(), 0
+    tol, energy, z = min(tol, _EXACT), objective.energy.double(), value.double()
     length = energy.hessian(z).gradient_step or 1.0
+    found = _point_on(objective, torch.sub(z, energy.gradient(z), alpha=length), tol)
+
+    def again(rows: Int[Tensor, " wrong"], target: Float[Tensor, "wrong d"]) -> ExactResult:
+        return _point_on(objective.select(rows), target, tol)
+
+    return corrected(found, again, length, corrections)
+
+
+def _point_on(objective: Objective, target: Float[Tensor, "batch d"], tol: float) -> ExactResult:
+    """The critical point on the face that Π_C(`target`) is on, and whether the conditions hold there."""
+    energy, (lo, hi) = objective.energy.double(), objective.geometry.bounds(torch.float64)
+    face = objective.geometry.project(target)
+    free = (face > lo) & (face < hi)
+    step, solved = _along_face(objective, face, energy.gradient(face), free)
+    z = torch.where(free, face + step, face)
     gradient = energy.gradient(z)
-    done = torch.zeros_like(z[:, 0], dtype=torch.bool)
-    while True:
-        face = geometry.project(z - length * gradient)
-        lo, hi = geometry.bounds(torch.float64)
-        free = (face > lo) & (face < hi)
-        step, solved = _along_face(objective, face, energy.gradient(face), free)
-        new = torch.where(free, face + step, face)
-        there = energy.gradient(new)
-        residual, degenerate = _judged(objective, new, there, free, tol)
-        accepted = solved & (residual <= tol)
-        count += 1
-        z = torch.where(done[:, None], z, new)
-        gradient = torch.where(done[:, None], gradient, there)
-        if count == 1:
-            kept_free, kept_residual, kept_degenerate = free, residual, degenerate
-        else:
-            kept_free = torch.where(done[:, None], kept_free, free)
-            kept_residual = torch.where(done, kept_residual, residual)
-            kept_degenerate = torch.where(done, kept_degenerate, degenerate)
-        done = done | accepted
-        if count > corrections or bool(done.all()):
-            break
+    residual, degenerate = _judged(objective, z, gradient, free, tol)
+    accepted = solved & (residual <= tol)
     scale = objective.scale(energy.terms(gradient))
-    found = at_point(objective, z, kept_free, gradient, scale, kept_residual, done, kept_degenerate & done)
-    found.steps.mul_(count)
-    found.tries.mul_(2 * count + 1)
-    return found
+    found = at_point(objective, z, free, gradient, scale, residual, accepted, degenerate & accepted)
+    return replace(found, tries=2 * found.tries)
 
 
 def _along_face(
@@ -87,7 +81,7 @@ def _judged(
     geometry, coupling = objective.geometry, objective.geometry.coupling
     assert coupling is not None
     lo, hi = geometry.bounds(objective.energy.dtype)
-    scale = objective.scale(objective.energy.terms(gradient))
+    scale = objective.scale(objective.energy.double().terms(gradient))
     total = coupling.centred(gradient, free.to(z.dtype))
     outside = torch.maximum(lo - z, z - hi).amax(-1).clamp_min(0) / objective.unit
     residual = torch.maximum(objective.residual(z.clamp(lo, hi), total, scale), outside)
