@@ -4,7 +4,7 @@ from implicit_bregman import adjoints, operators, solvers
 from implicit_bregman.adjoints import AdjointReport
 from implicit_bregman.critical_point import attach_gradient, find_critical_point
 from implicit_bregman.energy import Energy, Field, QuadraticEnergy
-from implicit_bregman.legendre import LegendreFunction, MirrorMap, geometries, geometry
+from implicit_bregman.legendre import LegendreFunction, MirrorMap, Product, geometries, geometry
 from implicit_bregman.majorization import Certificate, certify
 from implicit_bregman.nn import (
     BregmanDEQ,
@@ -38,6 +38,7 @@ __all__ = [
     "Field",
     "LegendreFunction",
     "MirrorMap",
+    "Product",
     "QuadraticEnergy",
     "Solution",
     "StandardLinear",

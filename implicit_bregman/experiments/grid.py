@@ -19,6 +19,7 @@ import torch
 
 from implicit_bregman.experiments.cells import Cell, Computed, Unusable, load_cell, package_version, store_cell
 from implicit_bregman.experiments.files import writable_folder
+from implicit_bregman.experiments.memory import keep_freed_memory
 from implicit_bregman.experiments.training import cpu_threads
 from implicit_bregman.settings import check_choice
 
@@ -147,6 +148,7 @@ def _computed(cells: list[Cell], backend: Backend) -> Iterator[tuple[str, Comput
         yield from _on_cluster(cells, backend)
         return
     if (backend.jobs or available_cores()) == 1:
+        keep_freed_memory()
         with cpu_threads(1):
             for cell in cells:
                 yield cell.key, cell.compute()
@@ -203,6 +205,7 @@ def _cluster_worker(cell: Cell, version: str) -> tuple[str, Computed]:
 def _worker(cell: Cell) -> tuple[str, Computed]:
     """Compute in a process that does nothing else: the cells are the parallelism, threads inside would only compete."""
     torch.set_num_threads(1)
+    keep_freed_memory()
     return cell.key, cell.compute()
 
 

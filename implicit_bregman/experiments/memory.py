@@ -1,12 +1,32 @@
-"""How much memory a forward pass holds for its backward pass, counted exactly, and the peak on a GPU."""
+"""How much memory a forward pass holds for its backward pass, counted exactly, the peak on a GPU, and what is freed."""
 
 from __future__ import annotations
 
+import ctypes
+import platform
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import Node, saved_tensors_hooks
+
+#: The names of <malloc.h>.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep what it frees, up to 2 GB, for what it allocates next.
+
+    By default glibc gives every large tensor back to the system at once and gets it anew, page by page and set to
+    zero, for the next. Training a convolutional layer on a CPU spent half of its time on that.
+
+    Returns:
+        Whether the C library can do it: glibc, that is Linux.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 class _Storages:

@@ -6,6 +6,7 @@ from implicit_bregman.legendre.boxes import Boxes
 from implicit_bregman.legendre.halfline import Bent, Burg, Exp, Softplus
 from implicit_bregman.legendre.line import Arcsinh, Identity
 from implicit_bregman.legendre.mirror import MirrorMap
+from implicit_bregman.legendre.product import Product
 from implicit_bregman.legendre.registry import geometries, geometry, separable_geometries
 from implicit_bregman.legendre.scaled_tanh import ScaledTanh
 from implicit_bregman.legendre.sigmoidal import ISRU, DoubleBurg, Sigmoid, Tanh
@@ -25,6 +26,7 @@ __all__ = [
     "Identity",
     "LegendreFunction",
     "MirrorMap",
+    "Product",
     "ScaledTanh",
     "Sigmoid",
     "Simplex",

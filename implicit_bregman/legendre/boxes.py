@@ -9,21 +9,21 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, NoReturn
+from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from implicit_bregman.legendre.base import LegendreFunction
 from implicit_bregman.legendre.box import BoundedLegendreFunction
-from implicit_bregman.legendre.mirror import Ends
+from implicit_bregman.legendre.columnwise import Columnwise
 from implicit_bregman.legendre.once import once
 from implicit_bregman.legendre.rows import Rows, check_bounds
 
 
 @dataclass(frozen=True, eq=False)
-class Boxes(LegendreFunction):
+class Boxes(Columnwise):
     """C = {z : lo ≤ z ≤ hi} with bounds of its own for each coordinate; made by `LegendreFunction.to_box`.
 
     `domain`, `bounds`, `inner_bounds` and `saturated_dual` are pairs of tensors, of one entry for each coordinate of a
@@ -104,17 +104,6 @@ class Boxes(LegendreFunction):
         return self.base.is_legendre or not self._known.has_intervals
 
     @property
-    def domain(self) -> Ends:
-        rows = self._known
-        return rows.lo, rows.hi
-
-    def rounded_domain(self, dtype: torch.dtype) -> NoReturn:
-        raise ValueError(
-            f"x is {dtype}, and the result cannot be rounded into bounds of its own for each coordinate: compute in "
-            "float32, x.float()"
-        )
-
-    @property
     def strong_convexity(self) -> float:
         return self._known.strong_convexity
 
@@ -125,77 +114,6 @@ class Boxes(LegendreFunction):
     @property
     def is_steeper_somewhere(self) -> bool:
         return not self._known.has_lines
-
-    @property
-    def is_bounded(self) -> bool:
-        return not self._known.is_open
-
-    @property
-    def is_everything(self) -> bool:
-        return self._known.is_everything
-
-    @property
-    def is_cone(self) -> bool:
-        return all(bool(((end == 0) | torch.isinf(end)).all()) for end in self.domain)
-
-    @property
-    def open_ends(self) -> Ends:
-        lo, hi = self.domain
-        return torch.isinf(lo), torch.isinf(hi)
-
-    @property
-    def pinned(self) -> Bool[Tensor, " d"] | None:
-        return self._known.pinned
-
-    @property
-    def unit(self) -> float | Float[Tensor, " d"]:
-        return self._known.unit
-
-    @property
-    def flattest(self) -> Float[Tensor, " d"]:
-        lo, hi = self.domain
-        return torch.where(torch.isinf(lo) & torch.isinf(hi), 0.0, 0.5 * lo + 0.5 * hi)
-
-    @property
-    def largest_end(self) -> Float[Tensor, " d"]:
-        lo, hi = self.domain
-        most = torch.maximum(lo.abs(), hi.abs())
-        return torch.where(torch.isinf(most), 0.0, most)
-
-    def bounds(self, dtype: torch.dtype) -> Ends:
-        return self._known.at(dtype).bounds
-
-    def inner_bounds(self, dtype: torch.dtype) -> Ends:
-        return self._known.at(dtype).inner_bounds
-
-    def saturated_dual(self, dtype: torch.dtype) -> Ends:
-        return self._known.at(dtype).saturated_dual
-
-    def project(self, z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        rows, flat = self._rows_of(z)
-        return flat.clamp(*rows.at(z.dtype).bounds).reshape(z.shape)
-
-    def feasible_step(self, z: Float[Tensor, "batch d"], step: Float[Tensor, "batch d"], bounds: Ends) -> Tensor:
-        lo, hi = bounds
-        return step.clamp_(z - hi, z - lo)
-
-    def is_interior(self, z: Float[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
-        """Whether each coordinate lies strictly inside its interval and is finite, or where it has to stay."""
-        rows, flat = self._rows_of(z)
-        inside = (flat > rows.lo) & (flat < rows.hi)
-        inside = inside if rows.pinned is None else inside | (rows.pinned & (flat == rows.lo.to(z.dtype)))
-        return inside.reshape(z.shape)
-
-    def finite_dual(self, z: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
-        largest, (rows, flat) = torch.finfo(dtype).max, self._rows_of(z)
-        at = rows.at(dtype)
-        with torch.no_grad():
-            y = rows.flat(self.inverse_activation(z)).clamp(-largest, largest)
-            for end, bound, saturated, reaches in zip(
-                (rows.lo, rows.hi), at.bounds, at.saturated_dual, (torch.le, torch.ge), strict=True
-            ):
-                y = torch.where(torch.isfinite(end) & reaches(flat, bound), saturated.to(y.dtype), y)
-        return y.reshape(z.shape)
 
     # Derivatives in the bounds ----------------------------------------------------------------------------------------
 
@@ -244,62 +162,9 @@ class Boxes(LegendreFunction):
         y = super().inverse_activation(z)
         return y + self.followed_inverse(y.detach()) if self.requires_grad and torch.is_grad_enabled() else y
 
-    # The elementary maps ----------------------------------------------------------------------------------------------
-
     def _rows_of(self, tensor: Tensor) -> tuple[Rows, Tensor]:
-        """The bounds as rows, and a tensor of states as rows."""
         rows = self.rows
         if rows is None:
             depth = max(1, self.lower.dim(), self.upper.dim())
             rows = Rows.of(self.base, self.lower, self.upper, tuple(tensor.shape[-depth:]), tensor.device)
         return rows, rows.flat(tensor)
-
-    def _each(self, method: str, *tensors: Tensor) -> Tensor:
-        """A method of the elementary maps, each on its coordinates."""
-        rows, first = self._rows_of(tensors[0])
-        parts, flat = rows.at(first.dtype).parts, [first, *(rows.flat(tensor) for tensor in tensors[1:])]
-        if len(parts) == 1:
-            found: Tensor = getattr(parts[0], method)(*flat)
-        else:
-            pieces = [getattr(part, method)(*(t.index_select(-1, part.columns) for t in flat)) for part in parts]
-            found = torch.cat(pieces, -1).index_select(-1, rows.back)
-        return found.reshape(tensors[0].shape)
-
-    def _project_dual(self, y: Tensor) -> Tensor:
-        if not self.is_legendre:
-            return self._each("project_dual", y)
-        rows, flat = self._rows_of(y)
-        return y if rows.pinned is None else flat.masked_fill(rows.pinned, 0.0).reshape(y.shape)
-
-    def _activation(self, y: Tensor) -> Tensor:
-        return self.project(self._each("activation", y))
-
-    def _inverse_activation(self, z: Tensor) -> Tensor:
-        return self._each("inverse_activation", z)
-
-    def _potential(self, z: Tensor) -> Tensor:
-        return self._each("potential", z)
-
-    def _conjugate(self, y: Tensor) -> Tensor:
-        return self._each("conjugate", y)
-
-    def _curvature(self, y: Tensor) -> Tensor:
-        return self._each("curvature", y)
-
-    def _log_curvature(self, y: Tensor) -> Tensor:
-        return self._each("log_curvature", y)
-
-    def _slope(self, y: Tensor) -> Tensor:
-        return self._each("slope", y)
-
-    def _log_curvature_slope(self, y: Tensor) -> Tensor:
-        return self._each("log_curvature_slope", y)
-
-    def _dual_potential(self, y: Tensor) -> Tensor:
-        return self._each("dual_potential", y)
-
-    def _divergence(self, u: Tensor, v: Tensor, d: Tensor) -> Tensor:
-        return self._each("divergence", u, v, d)
-
-    def _dual_divergence(self, p: Tensor, q: Tensor, d: Tensor) -> Tensor:
-        return self._each("dual_divergence", p, q, d)

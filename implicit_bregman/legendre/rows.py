@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import cached_property, wraps
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from implicit_bregman.legendre.arguments import SUPPORTED_DTYPES
 from implicit_bregman.legendre.base import LegendreFunction
 from implicit_bregman.legendre.box import BoundedLegendreFunction
 from implicit_bregman.legendre.columns import Columns, IntervalColumns, PinnedColumns, interval_scale
+from implicit_bregman.legendre.columnwise import Layout, plain_property
 from implicit_bregman.legendre.halfline import Softplus
 from implicit_bregman.legendre.line import Identity
 from implicit_bregman.legendre.mirror import Ends
@@ -26,19 +23,8 @@ _HALF_LINE, _LINE = Softplus(), Identity()
 _SHARES = {"pinned": (0.5, 0.5), "lower": (1.0, 0.0), "upper": (0.0, 1.0), "line": (0.0, 0.0)}
 
 
-def _plain_property(function: Callable[[Any], Any]) -> Any:
-    """A `cached_property` of plain tensors, whatever transform is at work when it is first asked for."""
-
-    @wraps(function)
-    def wrapped(self: Any) -> Any:
-        with on_plain_tensors():
-            return function(self)
-
-    return cached_property(wrapped)
-
-
 @dataclass(frozen=True, eq=False)
-class Rows:
+class Rows(Layout):
     """The bounds of d coordinates, and of what kind each coordinate is.
 
     Attributes:
@@ -54,7 +40,6 @@ class Rows:
     hi: Float[Tensor, " d"]
     lower: Float[Tensor, " d"]
     upper: Float[Tensor, " d"]
-    _made: dict[torch.dtype, RowsAt] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -96,17 +81,9 @@ class Rows:
         """The same without the graph of the bounds."""
         return replace(self, lower=self.lo, upper=self.hi)
 
-    def flat(self, tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*batch d"]:
-        """A tensor of states as rows, if it is not one of rows."""
-        if len(self.event) == 1 or (
-            tensor.shape[-1] == len(self.lo) and tensor.shape[-len(self.event) :] != self.event
-        ):
-            return tensor
-        return tensor.flatten(-len(self.event)) if self.event else tensor.reshape(*tensor.shape, 1)
-
     # What the coordinates are -----------------------------------------------------------------------------------------
 
-    @_plain_property
+    @plain_property
     def _kinds(self) -> dict[str, Int[Tensor, " k"]]:
         """The coordinates of each kind that there is."""
         below, above, same = torch.isfinite(self.lo), torch.isfinite(self.hi), self.lo == self.hi
@@ -120,7 +97,7 @@ class Rows:
         found = {name: mask.nonzero().squeeze(-1) for name, mask in masks.items()}
         return {name: columns for name, columns in found.items() if len(columns)}
 
-    @_plain_property
+    @plain_property
     def back(self) -> Int[Tensor, " d"]:
         """Where each coordinate is when those of one kind come after the other."""
         return torch.cat(list(self._kinds.values())).argsort()
@@ -133,26 +110,11 @@ class Rows:
     def has_lines(self) -> bool:
         return "line" in self._kinds
 
-    @property
-    def is_open(self) -> bool:
-        """Whether an end is infinite."""
-        return not {"lower", "upper", "line"}.isdisjoint(self._kinds)
-
-    @property
-    def is_everything(self) -> bool:
-        return set(self._kinds) == {"line"}
-
-    @_plain_property
+    @plain_property
     def pinned(self) -> Bool[Tensor, " d"] | None:
         return self.lo == self.hi if "pinned" in self._kinds else None
 
-    @_plain_property
-    def unit(self) -> float | Float[Tensor, " d"]:
-        width = self.hi - self.lo
-        width = torch.where(width > 0, width, 1.0)
-        return width.clamp_max(1.0) if bool((width < 1).any()) else 1.0
-
-    @_plain_property
+    @plain_property
     def strong_convexity(self) -> float:
         least = [1.0] if self.is_open else []
         if self.has_intervals:
@@ -192,20 +154,8 @@ class Rows:
                 share = share.index_copy(-1, columns, self.base.dual_potential(y.index_select(-1, columns)) / (hi - lo))
         return share
 
-    # In a precision ---------------------------------------------------------------------------------------------------
-
-    def at(self, dtype: torch.dtype) -> RowsAt:
-        """What depends on the precision.
-
-        Raises:
-            TypeError: for another than float32 and float64.
-        """
-        if dtype not in self._made:
-            if dtype not in SUPPORTED_DTYPES:
-                raise TypeError(f"dtype: got {dtype}; give torch.float32 or torch.float64")
-            with on_plain_tensors():
-                self._made[dtype] = RowsAt(self, dtype)
-        return self._made[dtype]
+    def _at(self, dtype: torch.dtype) -> RowsAt:
+        return RowsAt(self, dtype)
 
 
 class RowsAt:
@@ -230,7 +180,7 @@ class RowsAt:
         self.bounds: Ends = torch.where(none, middle, lo), torch.where(none, middle, hi)
         self.parts = [self._part(kind, columns) for kind, columns in rows._kinds.items()]
 
-    def _part(self, kind: str, columns: Tensor) -> Part:
+    def _part(self, kind: str, columns: Tensor) -> Columns | IntervalColumns | PinnedColumns:
         rows, dtype = self._rows, self._dtype
         lo, hi = rows.lo[columns], rows.hi[columns]
         if kind == "interval":
@@ -241,12 +191,12 @@ class RowsAt:
             return Columns(columns, _LINE, torch.zeros_like(lo), 1.0, dtype)
         return Columns(columns, _HALF_LINE, *((lo, 1.0) if kind == "lower" else (hi, -1.0)), dtype)
 
-    @_plain_property
+    @plain_property
     def saturated_dual(self) -> Ends:
         low, high = self._reached
         return -low, high
 
-    @_plain_property
+    @plain_property
     def _gaps(self) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
         """Distances from the ends that round to none: see `LegendreFunction`."""
         rows, eighth = self._rows, 0.125 * torch.finfo(self._dtype).eps
@@ -254,7 +204,7 @@ class RowsAt:
         low, high = (eighth * torch.minimum(end.double().abs().clamp_min(1.0), width) for end in self.bounds)
         return low, high
 
-    @_plain_property
+    @plain_property
     def _reached(self) -> tuple[Tensor, Tensor]:
         """|y| from which on ρ(y) is within the gap of each end; the largest number where that is infinite."""
         rows, found = self._rows, []
@@ -272,7 +222,7 @@ class RowsAt:
             found.append(size.clamp_max(largest).to(self._dtype))
         return found[0], found[1]
 
-    @_plain_property
+    @plain_property
     def inner_bounds(self) -> Ends:
         (lo, hi), (low_gap, high_gap), dtype = self.bounds, self._gaps, self._dtype
         most, pinned = torch.finfo(dtype).max, self._rows.pinned
@@ -280,9 +230,6 @@ class RowsAt:
         down = torch.minimum(torch.nextafter(hi, torch.full_like(hi, -torch.inf)), (hi.double() - high_gap).to(dtype))
         up, down = torch.where(torch.isinf(lo), -most, up), torch.where(torch.isinf(hi), most, down)
         return (up, down) if pinned is None else (torch.where(pinned, lo, up), torch.where(pinned, hi, down))
-
-
-Part = Columns | IntervalColumns | PinnedColumns
 
 
 def _rounded_up(bound: Float[Tensor, " d"], dtype: torch.dtype) -> Float[Tensor, " d"]:

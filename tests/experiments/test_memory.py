@@ -1,12 +1,21 @@
 """The bytes that a graph holds are counted exactly."""
 
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import implicit_bregman as ib
-from implicit_bregman.experiments.memory import activation_bytes, bytes_held_for_backward, peak_bytes
+from implicit_bregman.experiments.memory import (
+    activation_bytes,
+    bytes_held_for_backward,
+    keep_freed_memory,
+    peak_bytes,
+)
 from implicit_bregman.experiments.model import Architecture
 
 BATCH, WIDTH = 5, 8
@@ -108,3 +117,33 @@ def test_peak_on_a_gpu() -> None:
     found = peak_bytes(lambda: torch.zeros(2**20, device="cuda").add(1).sum(), torch.device("cuda"))
     assert found is not None
     assert found >= 2 * 2**22
+
+
+PAGE_FAULTS = """
+import resource, torch
+from implicit_bregman.experiments.memory import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        torch.ones(1 << 24)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+before = faults()
+print(keep_freed_memory())
+faults()
+print(before, faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_kept_for_what_comes_next() -> None:
+    done = subprocess.run([sys.executable, "-c", PAGE_FAULTS], capture_output=True, text=True, check=True)
+    could, before, after = done.stdout.split()
+    assert could == "True"
+    assert int(after) < 0.1 * int(before)
+
+
+def test_other_c_libraries_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    assert not keep_freed_memory()

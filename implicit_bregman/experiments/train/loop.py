@@ -18,6 +18,7 @@ from implicit_bregman.experiments.data import Dataset, load_dataset
 from implicit_bregman.experiments.data.download import files_at
 from implicit_bregman.experiments.data.graphs import GRAPHS, load_graph
 from implicit_bregman.experiments.data.load import FROM_FILES
+from implicit_bregman.experiments.memory import keep_freed_memory
 from implicit_bregman.experiments.model import Classifier
 from implicit_bregman.experiments.train import checkpoint as checkpoints
 from implicit_bregman.experiments.train.augment import make_augmentation
@@ -150,6 +151,7 @@ def run_training(
             that diverges.
         OSError: For files that cannot be read or written.
     """
+    keep_freed_memory()
     data = load_data(settings) if data is None else data
     fingerprint = data.fingerprint()
     data, held_x, held_y = data.held_out(settings.validation)
