@@ -2,6 +2,7 @@
 
 from implicit_bregman import adjoints, operators, solvers
 from implicit_bregman.adjoints import AdjointReport
+from implicit_bregman.constraints import ConstrainedSolution, Constraints, find_constrained_point
 from implicit_bregman.critical_point import attach_gradient, find_critical_point
 from implicit_bregman.energy import Energy, Field, QuadraticEnergy
 from implicit_bregman.legendre import LegendreFunction, MirrorMap, Product, geometries, geometry
@@ -30,6 +31,8 @@ __all__ = [
     "BregmanLinear",
     "BregmanProjection",
     "Certificate",
+    "ConstrainedSolution",
+    "Constraints",
     "ConvergenceWarning",
     "CriticalPoint",
     "Energy",
@@ -46,6 +49,7 @@ __all__ = [
     "adjoints",
     "attach_gradient",
     "certify",
+    "find_constrained_point",
     "find_critical_point",
     "geometries",
     "geometry",
