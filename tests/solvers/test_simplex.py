@@ -2,9 +2,11 @@
 
 import itertools
 
+import mpmath
 import numpy as np
 import pytest
 import torch
+from mpmath import mpf
 from scipy.optimize import minimize
 from torch import Tensor
 
@@ -271,6 +273,88 @@ def test_logit_equilibria_of_a_game(scale: float) -> None:
     assert bool(found.converged.all())
     expected = torch.softmax(scale * torch.stack([z[:, 1] @ a.mT, z[:, 0] @ b], 1), -1)
     torch.testing.assert_close(z, expected, rtol=0, atol=1e-9)
+
+
+def zero_sum(payoffs: Tensor, rationality: float) -> ib.Solution:
+    """p = softmax(λAq), q = softmax(−λAᵀp): the equilibrium of a monotone field, and there is only one."""
+    n = len(payoffs)
+    nothing = torch.zeros_like(payoffs)
+    field = torch.cat([torch.cat([nothing, -payoffs], 1), torch.cat([payoffs.T, nothing], 1)], 0)
+    energy = ib.QuadraticEnergy.from_matrices(-field)
+    return ib.find_critical_point(
+        energy, ib.geometry("simplex", size=n), torch.zeros(1, 2 * n).double(), regularization=1 / rationality
+    )
+
+
+def by_homotopy(payoffs: list[list[float]], rationality: float) -> list[mpf]:
+    """The same with 30 digits: Newton's method in the duals, from λ = 0 on."""
+    n, a = len(payoffs), mpmath.matrix(payoffs)
+
+    def softmax(y: list[mpf]) -> mpmath.matrix:
+        most = max(y)
+        shares = [mpmath.exp(each - most) for each in y]
+        return mpmath.matrix([share / sum(shares) for share in shares])
+
+    def play(y: list[mpf]) -> mpmath.matrix:
+        return mpmath.matrix([*softmax(y[:n]), *softmax(y[n:])])
+
+    def newton(scale: mpf, y: mpmath.matrix) -> mpmath.matrix:
+        for _ in range(60):
+            z = play(list(y))
+            p, q = z[:n], z[n:]
+            wanted = mpmath.matrix([*(scale * (a * q)), *(-scale * (a.T * p))])
+            error = y - wanted
+            if mpmath.norm(error, mpmath.inf) < mpf(10) ** -26:
+                return y
+            metrics = [mpmath.diag(list(part)) - part * part.T for part in (p, q)]
+            jacobian = mpmath.eye(2 * n)
+            jacobian[:n, n:] = -scale * a * metrics[1]
+            jacobian[n:, :n] = scale * a.T * metrics[0]
+            y = y - mpmath.lu_solve(jacobian, error)
+        raise AssertionError("the homotopy took too long a step")
+
+    y = mpmath.zeros(2 * n, 1)
+    for step in range(1, 41):
+        y = newton(mpf(rationality) * mpf(step) / 40, y)
+    return list(play(list(y)))
+
+
+@pytest.mark.parametrize("rationality", [0.1, 1.0, 10.0, 100.0])
+def test_zero_sum_games_against_a_homotopy(rationality: float) -> None:
+    """Values, and the derivative of the game's value in a payoff, with 30 digits."""
+    payoffs = torch.rand(3, 3, generator=torch.Generator().manual_seed(6), dtype=torch.float64).requires_grad_()
+    found = zero_sum(payoffs, rationality)
+    assert bool(found.converged.all())
+    p, q = found.value[0].split(3)
+    (grad,) = torch.autograd.grad(p @ payoffs @ q, payoffs)
+
+    with mpmath.workdps(30):
+        table = payoffs.detach().tolist()
+        expected = by_homotopy(table, rationality)
+        assert max(abs(float(e) - z) for e, z in zip(expected, found.value[0].tolist(), strict=True)) < 1e-9
+
+        def worth(change: mpf) -> mpf:
+            moved = [[mpf(entry) for entry in row] for row in table]
+            moved[0][1] += change
+            z = by_homotopy(moved, rationality)
+            return sum(z[i] * moved[i][j] * z[3 + j] for i in range(3) for j in range(3))
+
+        slope = (worth(mpf(10) ** -9) - worth(-(mpf(10) ** -9))) / (2 * mpf(10) ** -9)
+    assert float(grad[0, 1]) == pytest.approx(float(slope), rel=1e-7, abs=1e-9)
+
+
+def test_attention_is_one_step() -> None:
+    """MM's step on −⟨Kq, z⟩ from the uniform z: softmax(Kq/√d), and with it a retrieval of Hopfield's, Kᵀz."""
+    random = torch.Generator().manual_seed(7)
+    keys, queries = (torch.randn(n, 4, generator=random, dtype=torch.float64) for n in (7, 5))
+    linear = ib.QuadraticEnergy.from_matrices(torch.zeros(7, 7, dtype=torch.float64))
+    for beta in (0.5, 8.0):
+        found = ib.find_critical_point(
+            linear, "simplex", beta * queries @ keys.T, adjoint=ib.adjoints.Unrolled(steps=1)
+        )
+        expected = torch.softmax(beta * queries @ keys.T, -1)
+        torch.testing.assert_close(found.value, expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(found.value @ keys, expected @ keys, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(
