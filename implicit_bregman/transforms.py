@@ -56,6 +56,11 @@ def is_wrapped(tensor: Tensor) -> bool:
     return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
 
 
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether forward mode follows it."""
+    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(tensor).tangent is not None
+
+
 def numbers(tensor: Tensor) -> Tensor:
     """The numbers of a tensor, without gradient: what transforms wrap around it is taken off.
 

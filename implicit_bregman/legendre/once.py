@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-#: Of the bounds of `Boxes`.
+#: Of the bounds of `Boxes` and the order of `Simplex`.
 IN_BOUNDS = (
-    "in the bounds lo and hi with regularization > 0, nor where a start z⁰ depends on them: ask for the derivatives in "
-    "other tensors alone, or detach lo and hi"
+    "in the bounds lo and hi, or the order, with regularization > 0, nor where a start z⁰ depends on them: ask for the "
+    "derivatives in other tensors alone, or detach these"
 )
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from implicit_bregman.legendre.base import LegendreFunction
 from implicit_bregman.legendre.box import BoundedLegendreFunction
@@ -16,7 +15,7 @@ from implicit_bregman.legendre.columnwise import Layout, plain_property
 from implicit_bregman.legendre.halfline import Softplus
 from implicit_bregman.legendre.line import Identity
 from implicit_bregman.legendre.mirror import Ends
-from implicit_bregman.transforms import is_wrapped, on_plain_tensors, transformed
+from implicit_bregman.transforms import has_tangent, is_wrapped, on_plain_tensors, transformed
 
 _HALF_LINE, _LINE = Softplus(), Identity()
 #: ∂ρ/∂lo and ∂ρ/∂hi of the kinds of coordinates for which they are constant.
@@ -253,7 +252,7 @@ def check_bounds(lower: Tensor, upper: Tensor) -> None:
         ValueError: naming the first entry that is wrong.
         RuntimeError: for bounds that torch.func or forward mode follows.
     """
-    if any(is_wrapped(bound) or _has_tangent(bound) for bound in (lower, upper)):
+    if any(is_wrapped(bound) or has_tangent(bound) for bound in (lower, upper)):
         raise RuntimeError(
             "to_box: the bounds lo and hi are constants for torch.func transforms and forward mode: detach them there, "
             "or differentiate with loss.backward()"
@@ -272,7 +271,3 @@ def check_bounds(lower: Tensor, upper: Tensor) -> None:
             f"to_box: lo must be at most hi, and one number between them finite; got [{float(lo.flatten()[first]):g}, "
             f"{float(hi.flatten()[first]):g}] at entry {first}"
         )
-
-
-def _has_tangent(bound: Tensor) -> bool:
-    return forward_ad._current_level >= 0 and forward_ad.unpack_dual(bound).tangent is not None

@@ -15,10 +15,11 @@ from implicit_bregman.legendre.base import LegendreFunction
 from implicit_bregman.legendre.coupling import Coupling
 from implicit_bregman.legendre.halfline import Exp
 from implicit_bregman.legendre.mirror import MirrorMap
+from implicit_bregman.legendre.once import once
 from implicit_bregman.legendre.sigmoidal import Sigmoid
-from implicit_bregman.legendre.tsallis import TsallisEntropy
+from implicit_bregman.legendre.tsallis import TsallisEntropy, order_share
 from implicit_bregman.settings import check_count
-from implicit_bregman.transforms import transformed
+from implicit_bregman.transforms import has_tangent, is_wrapped, transformed
 
 #: Safeguarded Newton steps for the level of a block. Bisection alone would take 60 in float64.
 _STEPS = 40
@@ -42,11 +43,13 @@ class Simplex(MirrorMap):
         total: the sum, > 0.
         lo: lower bound of every coordinate; 0 unless `hi` is given.
         hi: upper bound of every coordinate; None: there is none.
-        order: α of the entropy, in [1, 2]; 1, Shannon's, unless there are no bounds.
+        order: α of the entropy, in [1, 2]; 1, Shannon's, unless there are no bounds. A tensor without dimensions, in
+            (1, 2], gets a gradient from ρ, ρ⁻¹, solutions and their objectives; its number is read at every solve.
         size: number of consecutive coordinates in a block; None: the last dimension is one.
 
     Raises:
         TypeError: for a bound that is no number.
+        RuntimeError: for an order that torch.func or forward mode follows.
         ValueError: for bounds, an order or a size out of range; and once the state's shape is known, for a sum that no
             point within the bounds has.
     """
@@ -54,7 +57,7 @@ class Simplex(MirrorMap):
     total: float = 1.0
     lo: float = 0.0
     hi: float | None = None
-    order: float = 1.0
+    order: float | Tensor = 1.0
     size: int | None = None
 
     name: ClassVar[str] = "simplex"
@@ -64,36 +67,66 @@ class Simplex(MirrorMap):
     def __post_init__(self) -> None:
         object.__setattr__(self, "total", positive_float(self.total, "simplex: total"))
         object.__setattr__(self, "lo", real_float(self.lo, "simplex: lo"))
-        object.__setattr__(self, "order", real_float(self.order, "simplex: order"))
-        if not 1.0 <= self.order <= 2.0:
-            raise ValueError(f"simplex: order must be in [1, 2], got {self.order}")
+        if not isinstance(self.order, Tensor):
+            object.__setattr__(self, "order", real_float(self.order, "simplex: order"))
+        self._check_order()
         if self.hi is not None:
             object.__setattr__(self, "hi", real_float(self.hi, "simplex: hi"))
-        object.__setattr__(self, "_base", self._entropy())
+        object.__setattr__(self, "_known_base", (self._alpha, self._entropy()))
         if self.size is not None:
             check_count("simplex: size", self.size)
         object.__setattr__(self, "_coupling", Coupling(self.total, self.size))
 
-    _base: LegendreFunction = field(init=False, repr=False, compare=False)
+    _known_base: tuple[float, LegendreFunction] = field(init=False, repr=False, compare=False)
     _coupling: Coupling = field(init=False, repr=False, compare=False)
 
     @property
     def coupling(self) -> Coupling:
         return self._coupling
 
-    def _entropy(self) -> LegendreFunction:
+    def _check_order(self) -> None:
+        order, least = self.order, "[1"
+        if isinstance(order, Tensor):
+            if order.dim() or not order.is_floating_point():
+                raise ValueError(
+                    f"simplex: order must be a number or a floating-point tensor without dimensions, got {order.dtype} "
+                    f"of shape {tuple(order.shape)}"
+                )
+            if is_wrapped(order) or has_tangent(order):
+                raise RuntimeError(
+                    "simplex: order is a constant for torch.func transforms and forward mode: detach it there, or "
+                    "differentiate with loss.backward()"
+                )
+            least = "(1"
+        if not 1.0 <= self._alpha <= 2.0 or (isinstance(order, Tensor) and self._alpha == 1.0):
+            raise ValueError(f"simplex: order must be in {least}, 2], got {self._alpha}")
+
+    @property
+    def _alpha(self) -> float:
+        return float(self.order.detach() if isinstance(self.order, Tensor) else self.order)
+
+    @property
+    def _base(self) -> LegendreFunction:
         """φ₀, that of each coordinate."""
+        alpha, base = self._known_base
+        if isinstance(self.order, Tensor) and alpha != self._alpha:
+            self._check_order()
+            base = self._entropy()
+            object.__setattr__(self, "_known_base", (self._alpha, base))
+        return base
+
+    def _entropy(self) -> LegendreFunction:
         if self.hi is None:
             if self.lo != 0.0:
                 raise ValueError(f"simplex: lo = {self.lo} without an upper bound: give hi as well, or lo=0")
-            return Exp() if self.order == 1.0 else TsallisEntropy(self.order)
-        if self.order != 1.0:
-            raise ValueError(f"simplex: order = {self.order} with bounds of the coordinates: leave out one of them")
+            return Exp() if self._alpha == 1.0 else TsallisEntropy(self._alpha)
+        if self._alpha != 1.0:
+            raise ValueError(f"simplex: order = {self._alpha} with bounds of the coordinates: leave out one of them")
         return Sigmoid().to_box(self.lo, self.hi)
 
     @property
     def _is_softmax(self) -> bool:
-        return self.hi is None and self.order == 1.0
+        return self.hi is None and self._alpha == 1.0
 
     def for_states(self, event: tuple[int, ...], like: Tensor | None = None) -> Simplex:
         n = event[-1] if self.size is None else self.size
@@ -130,7 +163,7 @@ class Simplex(MirrorMap):
 
     @property
     def strong_convexity(self) -> float:
-        return self.total ** (self.order - 2.0) if self.hi is None else self._base.strong_convexity
+        return self.total ** (self._alpha - 2.0) if self.hi is None else self._base.strong_convexity
 
     # Maps --------------------------------------------------------------------------------------------------------
 
@@ -140,7 +173,7 @@ class Simplex(MirrorMap):
         if self._is_softmax:
             share = torch.softmax(self.coupling.split(y), -1).flatten(-2)
             return share if self.total == 1.0 else self.total * share
-        return self._base.activation(self.gauged(y)).clamp_max(self.domain[1])
+        return self.followed(self._base.activation(self.gauged(y)).clamp_max(self.domain[1]), y)
 
     def project_dual(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """y less the level of each block, and, where φ is not Legendre, cut to the range of φ'."""
@@ -203,7 +236,8 @@ class Simplex(MirrorMap):
 
     def inverse_activation(self, z: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """ρ₀⁻¹(z): of all duals that stand for z the one without a level."""
-        return self._base.inverse_activation(z)
+        y = self._base.inverse_activation(z)
+        return y + self.followed_inverse(y.detach()) if self.requires_grad and torch.is_grad_enabled() else y
 
     def curvature(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         return self._base.curvature(self.gauged(y))
@@ -232,7 +266,7 @@ class Simplex(MirrorMap):
         """The multiple of Σz, a constant, that φ has more than φ₀."""
         if self.hi is not None:
             return 0.0
-        return 1.0 if self.order == 1.0 else -1.0 / (self.order * (self.order - 1.0))
+        return 1.0 if self._alpha == 1.0 else -1.0 / (self._alpha * (self._alpha - 1.0))
 
     def conjugate(self, y: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
         """φ*(y) = max over z in C of ⟨z, y⟩ − φ(z), summed over the last dimension: logsumexp(y) for total 1."""
@@ -272,6 +306,47 @@ class Simplex(MirrorMap):
 
     def finite_dual(self, z: Float[Tensor, "*shape"], dtype: torch.dtype) -> Float[Tensor, "*shape"]:
         return self._base.finite_dual(z, dtype)
+
+    # Derivatives in the order ----------------------------------------------------------------------------------------
+
+    @property
+    def requires_grad(self) -> bool:
+        return isinstance(self.order, Tensor) and self.order.requires_grad
+
+    def detach(self) -> Simplex:
+        return replace(self, order=self.order.detach()) if isinstance(self.order, Tensor) else self
+
+    def _of_order(self, derivative: Tensor) -> Tensor:
+        """0, with this derivative in the order."""
+        assert isinstance(self.order, Tensor)
+        return derivative * (self.order - self.order.detach()).to(derivative)
+
+    def followed(self, z: Float[Tensor, "*shape"], dual: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        if not self.requires_grad or not torch.is_grad_enabled():
+            return z
+        # That of ρ₀ at a fixed y, and the level that keeps the sum.
+        y, split = self.gauged(dual), self.coupling.split
+        share, slope = split(order_share(self._alpha, y)), split(self._base.slope(y))
+        least = torch.finfo(y.dtype).tiny
+        level = share.sum(-1, keepdim=True) / slope.sum(-1, keepdim=True).clamp_min(least)
+        return z + self._of_order((share - slope * level).flatten(-2))
+
+    def followed_inverse(self, dual: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        y, a = self.gauged(dual), self._alpha - 1.0
+        inside = y > 0
+        # z^a (a log z − 1)/a², with a y = z^a
+        grown = a * torch.where(inside, y, 1.0 / a)
+        return once(self._of_order(torch.where(inside, grown * (grown.log() - 1.0), 0.0) / a**2))
+
+    def followed_potential(self, dual: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
+        alpha, y = self._alpha, self.gauged(dual)
+        z, scale = self._base.activation(y), alpha * (alpha - 1.0)
+        inside = z > 0
+        power = z.pow(alpha)
+        direct = power * torch.where(inside, z, 1.0).log() / scale - (power - z) * (2 * alpha - 1.0) / scale**2
+        # and what moves z, at a fixed y
+        moved = self.followed(torch.zeros_like(z), dual)
+        return (self._of_order(direct) + y * moved).sum(-1)
 
     # What C asks of a step ------------------------------------------------------------------------------------------
 

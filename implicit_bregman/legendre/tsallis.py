@@ -15,6 +15,14 @@ from implicit_bregman.legendre.base import LegendreFunction
 _NEAR = 1e-3
 
 
+def order_share(order: float, y: Tensor) -> Tensor:
+    """∂ρ(y)/∂α: ρ(y)(1 − log((α − 1)y))/(α − 1)², 0 where y ≤ 0; differentiable in y."""
+    a = order - 1.0
+    inside = y > 0
+    grown = a * torch.where(inside, y, 1.0 / a)
+    return torch.where(inside, grown.pow(1.0 / a) * (1.0 - grown.log()) / a**2, 0.0)
+
+
 @dataclass(frozen=True)
 class TsallisEntropy(LegendreFunction):
     """φ(z) = z^α/(α(α − 1)) on [0, ∞), ρ(y) = ((α − 1)y)₊^(1/(α − 1)), for an order α in (1, 2].

@@ -3,6 +3,7 @@
 import math
 from itertools import product
 
+import entmax
 import numpy as np
 import pytest
 import torch
@@ -246,3 +247,44 @@ def test_entmax(order: float) -> None:
     (found * weight).sum().backward()
     (expected * weight).sum().backward()
     torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("order", [1.05, 1.5, 1.9, 2.0])
+def test_the_derivative_in_the_order(order: float) -> None:
+    """Against that of the entmax package, and of ρ⁻¹ by finite differences."""
+    g = torch.Generator().manual_seed(3)
+    x, weight = torch.randn(2, 4, 6, generator=g, dtype=torch.float64)
+    ours, theirs = (torch.tensor(order, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    phi = ib.geometry("simplex", order=ours)
+    z = phi.activation(x)
+    expected = entmax.entmax_bisect(x, alpha=theirs, n_iter=100)
+    torch.testing.assert_close(z, expected, rtol=0, atol=1e-13)
+    grads = [torch.autograd.grad((weight * p).sum(), alpha)[0] for p, alpha in ((z, ours), (expected, theirs))]
+    torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-12)
+    inside = (z.detach() + 0.1) / (1 + 0.6)
+    (grad,) = torch.autograd.grad((weight * phi.inverse_activation(inside)).sum(), ours)
+    ends = [(weight * ib.geometry("simplex", order=order + h).inverse_activation(inside)).sum() for h in (-1e-6, 0.0)]
+    torch.testing.assert_close(grad, (ends[1] - ends[0]) / 1e-6, rtol=1e-4, atol=1e-5)
+
+
+def test_an_order_that_is_learned() -> None:
+    """An optimizer may change it between solves; copies, and what is refused."""
+    order = torch.nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+    phi, y = ib.geometry("simplex", order=order), torch.randn(2, 5, dtype=torch.float64)
+    with torch.no_grad():
+        order.add_(0.3)
+    torch.testing.assert_close(phi.activation(y), ib.geometry("simplex", order=1.8).activation(y), rtol=0, atol=0)
+    assert phi.strong_convexity == ib.geometry("simplex", order=1.8).strong_convexity
+    assert not phi.detach().requires_grad
+    with torch.no_grad():
+        order.fill_(2.5)
+    with pytest.raises(ValueError, match=r"order must be in \(1, 2\], got 2\.5"):
+        phi.activation(y)
+    with pytest.raises(ValueError, match="order must be in"):
+        ib.geometry("simplex", order=torch.tensor(1.0))
+    with pytest.raises(ValueError, match="without dimensions"):
+        ib.geometry("simplex", order=torch.ones(2))
+    with pytest.raises(ValueError, match="leave out one of them"):
+        ib.geometry("simplex", order=torch.tensor(1.5), hi=0.5)
+    with pytest.raises(RuntimeError, match="order is a constant for torch"):
+        torch.func.grad(lambda a: ib.geometry("simplex", order=a).activation(y).sum())(torch.tensor(1.5).double())

@@ -275,6 +275,29 @@ def test_logit_equilibria_of_a_game(scale: float) -> None:
     torch.testing.assert_close(z, expected, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("adjoint", ["implicit", ib.adjoints.Unrolled(steps=300)])
+def test_the_gradient_in_the_order(adjoint: str | ib.adjoints.Adjoint) -> None:
+    """Of the point and of F, by finite differences; for γ = 0 the entropy does not matter."""
+    weight, c = drawn("convex")
+    direction = torch.linspace(-1, 1, c.numel(), dtype=torch.float64).reshape(c.shape).sin()
+
+    def losses(order: Tensor | float, gamma: float) -> list[Tensor]:
+        phi = ib.geometry("simplex", order=order)
+        found = solve(weight, c, phi, gamma, **({"adjoint": adjoint} if isinstance(order, Tensor) else {}))
+        return [(direction * found.value).sum(), *([found.objective.sum()] if adjoint == "implicit" else [])]
+
+    order = torch.tensor(1.4, dtype=torch.float64, requires_grad=True)
+    for loss, ahead, behind in zip(losses(order, 0.3), losses(1.4 + 1e-6, 0.3), losses(1.4 - 1e-6, 0.3), strict=True):
+        (grad,) = torch.autograd.grad(loss, order, retain_graph=True)
+        assert float(grad) == pytest.approx(float(ahead - behind) / 2e-6, rel=1e-5, abs=1e-8)
+    if adjoint == "implicit":
+        (grad,) = torch.autograd.grad(losses(order, 0.0)[0], order)
+        assert abs(float(grad)) < 1e-12
+        (grad,) = torch.autograd.grad(losses(order, 0.3)[0], order, create_graph=True)
+        with pytest.raises(RuntimeError, match="a second time in the bounds lo and hi, or the order"):
+            grad.backward()
+
+
 def zero_sum(payoffs: Tensor, rationality: float) -> ib.Solution:
     """p = softmax(λAq), q = softmax(−λAᵀp): the equilibrium of a monotone field, and there is only one."""
     n = len(payoffs)
