@@ -126,7 +126,7 @@ def attach_gradient(
     """
     phi, how = lookup(geometry), adjoint_named(adjoint)
     check_energy(energy)
-    refuse_transforms([*tensors_of(x), dual, *energy.parameters(), *energy.buffers()])
+    refuse_transforms("attach_gradient", [*tensors_of(x), dual, *energy.parameters(), *energy.buffers()])
     gamma = check_nonnegative("regularization", regularization)
     batch = Batch.of(energy, phi, x, initial_dual=dual, called="dual")
     phi = batch.geometry

@@ -38,10 +38,11 @@ def check_numbers(name: str, tensor: Tensor) -> None:
         )
 
 
-def refuse_transforms(tensors: Iterable[Tensor]) -> None:
+def refuse_transforms(where: str, tensors: Iterable[Tensor]) -> None:
     """Refuse to run inside torch.func transforms, forward-mode AD, and what records a computation to replay it.
 
     Args:
+        where: what does not run there.
         tensors: everything that could be recorded.
 
     Raises:
@@ -49,7 +50,7 @@ def refuse_transforms(tensors: Iterable[Tensor]) -> None:
     """
     if transformed():
         raise RuntimeError(
-            "attach_gradient does not run inside torch.func transforms (vmap, grad, jvp, jacrev, ...) and forward "
+            f"{where} does not run inside torch.func transforms (vmap, grad, jvp, jacrev, ...) and forward "
             "mode: its gradients come from backward() or torch.autograd.grad"
         )
     refuse_recording(tensors)

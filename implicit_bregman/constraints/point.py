@@ -101,7 +101,7 @@ def find_constrained_point(
     check_energy(energy)
     gamma = check_nonnegative("regularization", regularization)
     bounds = (constraints.V, constraints.lower, constraints.upper)
-    refuse_transforms([*tensors_of(x), *bounds, *energy.parameters(), *energy.buffers()])
+    refuse_transforms("find_constrained_point", [*tensors_of(x), *bounds, *energy.parameters(), *energy.buffers()])
     method = adjoint_named("implicit").solver_for(solver)
     batch = Batch.of(energy, phi, x, initial)
     with without_autocast(batch.dual.device.type):
