@@ -43,8 +43,8 @@ class Status(IntEnum):
 _TEXTS = {
     Status.CONVERGED: "converged: the residual is within the tolerance",
     Status.DEGENERATE: (
-        "converged, but a coordinate sits on its bound with a multiplier that cannot be told from 0: "
-        "the gradient is one-sided there"
+        "converged, but a coordinate sits on its bound, or a constraint is active, with a multiplier that cannot be "
+        "told from 0, or active constraints follow from others: the gradient is one-sided there"
     ),
     Status.TRUNCATED: "stopped after the asked-for number of steps (Unrolled); not a failure",
     Status.MAX_ITER: "the tolerance was not reached within max_iter: raise max_iter or tol",

@@ -19,13 +19,16 @@ from implicit_bregman.objective import RowsOfTensors
 from implicit_bregman.solution import Solution
 
 #: Newton steps, lengths of one, and guesses of the active constraints of its model.
-_STEPS, _TRIALS, _GUESSES = 100, 12, 20
+STEPS, _TRIALS, _GUESSES = 100, 12, 20
 #: How far a first step may go, in units of λ, and how much farther the next one after a full step.
-_FIRST_REACH, _FARTHER = 10.0, 8.0
+#: (without an objective M is not symmetric, and a ridge may point elsewhere)
+_FIRST_REACH, _FARTHER, _WITHOUT_OBJECTIVE = 10.0, 8.0, 1e8
 #: Below this length, relative to λ, no step is worth trying any more.
 _LEAST_REACH = 1e-12
 #: By so much of D's slope a step has to lower it, and by so much of itself the residual.
 _ARMIJO, _LOWER = 1e-4, 0.1
+#: So many rounding errors of the terms of s are always tolerated.
+_ROUNDING = 16.0
 #: A multiplier that moves s by less than so many times the tolerance cannot be told from 0.
 _THIN = 10.0
 
@@ -91,8 +94,9 @@ class MultiplierProblem:
         vectors: V, (d, r), without gradient.
         lower: l, (B, r).
         upper: u, (B, r).
-        tol: by how much a constraint may be missed, relative to 1 + |its bounds|.
+        tol: by how much a constraint may be missed, relative to `size` + |its bounds|.
         unit: about what M is where no coordinate is on a bound, a number.
+        size: about how large Vᵀz is, (r,).
     """
 
     def __init__(
@@ -103,10 +107,11 @@ class MultiplierProblem:
         upper: Float[Tensor, "batch r"],
         tol: float,
         unit: float,
+        size: Float[Tensor, " r"],
     ) -> None:
         self.solve, self.vectors, self.lower, self.upper, self.unit = solve, vectors, lower, upper, unit
-        size = torch.maximum(*(torch.where(torch.isfinite(end), end.abs(), 0.0) for end in (lower, upper)))
-        self.tolerated = tol * (1 + size)
+        bounds = torch.maximum(*(torch.where(torch.isfinite(end), end.abs(), 0.0) for end in (lower, upper)))
+        self.tolerated = tol * (size + bounds)
         self.equation = lower == upper
         self.solves = 0
 
@@ -115,14 +120,17 @@ class MultiplierProblem:
         solution, jacobian = self.solve(-multiplier @ self.vectors.mT, start)
         self.solves += 1
         with torch.no_grad():
-            reached = solution.value.flatten(1) @ self.vectors
+            rows = solution.value.flatten(1)
+            reached = rows @ self.vectors
             objective = solution.objective
             dual = (
                 torch.full_like(reached[:, 0], torch.nan) if objective is None else self.support(multiplier) - objective
             )
             aim = self._aim(multiplier, reached, jacobian)
             gap = reached - torch.minimum(torch.maximum(aim, self.lower), self.upper)
-            error = (gap.abs() / self.tolerated).amax(-1)
+            # (λ and the sums in s have rounding errors of their own)
+            terms = (jacobian.diagonal(dim1=-2, dim2=-1) * multiplier).abs() + rows.abs() @ self.vectors.abs()
+            error = (gap.abs() / (self.tolerated + _ROUNDING * torch.finfo(gap.dtype).eps * terms)).amax(-1)
         return At(multiplier, reached, jacobian, dual, gap, error), solution
 
     def support(self, multiplier: Float[Tensor, "batch r"]) -> Float[Tensor, " batch"]:
@@ -175,38 +183,69 @@ class MultiplierProblem:
         return (torch.where(change == 0, 0.0, bound * change) - at.reached * change).sum(-1)
 
     def is_refuted(self, at: At, geometry: MirrorMap) -> Bool[Tensor, " batch"]:
-        """Whether a hyperplane proves that no z in C meets the constraints within what is tolerated."""
-        lo, hi = geometry.domain
+        """Whether a hyperplane proves that no z in C meets the constraints within what is tolerated.
+
+        At an infinite end of C what is 0 up to rounding counts as 0: it refutes all but gigantic z.
+        """
         clipped = torch.minimum(torch.maximum(at.reached, self.lower), self.upper)
         refuted = torch.zeros_like(at.error, dtype=torch.bool)
+        eps = torch.finfo(at.reached.dtype).eps
         for normal in (at.multiplier, at.reached - clipped):
             size = normal.abs().amax(-1, keepdim=True)
             normal = normal / torch.where(size > 0, size, 1.0)
-            direction = normal @ self.vectors.mT
-            noise = 8 * torch.finfo(direction.dtype).eps * (normal.abs() @ self.vectors.abs().mT)
-            direction = torch.where(direction.abs() <= noise, 0.0, direction)
-            least = torch.where(direction > 0, direction * lo, 0.0) + torch.where(direction < 0, direction * hi, 0.0)
-            gap = least.sum(-1) - self.support(normal)
-            margin = (normal.abs() * self.tolerated).sum(-1) + 1e-12 * torch.where(
-                torch.isfinite(least), least.abs(), 0.0
-            ).sum(-1)
+            noise = 8 * eps * (normal.abs() @ self.vectors.abs().mT)
+            least, doubt = _least(geometry, normal @ self.vectors.mT, noise)
+            wanted = self.support(normal)
+            bounds = torch.where(normal > 0, self.upper, torch.where(normal < 0, self.lower, 0.0))
+            margin = (normal.abs() * (self.tolerated + 8 * eps * bounds.abs())).sum(-1) + doubt
+            gap = least - wanted
             refuted |= torch.isfinite(gap) & (gap > margin) & (size.squeeze(-1) > 0)
         return refuted
 
 
-def find_multipliers(problem: MultiplierProblem, geometry: MirrorMap, start: Float[Tensor, "batch d"]) -> Found:
-    """λ, by Newton steps from 0, each sample until its own stop.
+def _least(
+    geometry: MirrorMap, direction: Float[Tensor, "batch d"], noise: Float[Tensor, "batch d"]
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """The least value of ⟨direction, z⟩ on C, −∞ where there is none, and what rounding makes of it, (B,)."""
+    lo, hi = (torch.as_tensor(end, dtype=direction.dtype, device=direction.device) for end in geometry.domain)
+    coupling = geometry.coupling
+    if coupling is not None:
+        # All at lo, and what is left of the sum where it costs least.
+        blocks, room = coupling.split(direction).sort(-1).values, hi - lo
+        count = torch.arange(blocks.shape[-1], dtype=direction.dtype, device=direction.device)
+        left = coupling.total - blocks.shape[-1] * lo
+        shares = torch.minimum((left - count * room).clamp_min(0.0), room)
+        whole = (blocks * (lo + shares)).flatten(1).sum(-1)
+        most = torch.maximum(lo.abs(), hi.abs())
+        return whole, (noise * most).sum(-1)
+    up, down = direction > 0, direction < 0
+    # (an infinite end is not reached by what is only noise)
+    up, down = up & (torch.isfinite(lo) | (direction > noise)), down & (torch.isfinite(hi) | (direction < -noise))
+    terms = torch.where(up, direction * lo, 0.0) + torch.where(down, direction * hi, 0.0)
+    size = torch.maximum(*(torch.where(torch.isfinite(end), end.abs(), 0.0) for end in (lo, hi)))
+    return terms.sum(-1), (noise * size).sum(-1)
+
+
+def find_multipliers(
+    problem: MultiplierProblem,
+    geometry: MirrorMap,
+    start: Float[Tensor, "batch d"],
+    multiplier: Float[Tensor, "batch r"] | None = None,
+) -> Found:
+    """λ, by Newton steps, each sample until its own stop.
 
     Args:
         problem: the constraints.
         geometry: φ, for states as rows.
         start: the dual at which the first solve starts.
+        multiplier: λ to begin with; None: 0.
     """
-    at, solution = problem.at(torch.zeros_like(problem.lower), start)
+    at, solution = problem.at(torch.zeros_like(problem.lower) if multiplier is None else multiplier, start)
     steps = torch.zeros_like(at.error, dtype=torch.int64)
-    reach, stuck = torch.full_like(at.error, _FIRST_REACH), torch.zeros_like(at.error, dtype=torch.bool)
+    reach = torch.where(torch.isnan(at.dual), _WITHOUT_OBJECTIVE, _FIRST_REACH).to(at.error)
+    stuck = torch.zeros_like(at.error, dtype=torch.bool)
     refuted = stuck
-    for count in range(_STEPS):
+    for count in range(STEPS):
         running = (at.error > 1) & ~stuck & ~refuted & torch.isfinite(at.error)
         if not bool(running.any()):
             break
@@ -240,27 +279,32 @@ def find_multipliers(problem: MultiplierProblem, geometry: MirrorMap, start: Flo
 
 
 def _search(problem: MultiplierProblem, at: At, solution: Solution, change: Tensor) -> tuple[At, Solution, Tensor]:
-    """The longest of the trial steps that lowers D, or the residual, and its length, (B,); 0: none did."""
+    """A step along `change` that lowers D, or the residual, and its length, (B,); 0: none was found.
+
+    D is convex: where its slope at the end of a step is not positive yet, it has fallen all the way. Where it is, the
+    next length is that at which the slope would be 0 if it changed evenly.
+    """
     slope, size = problem.slope(at, change), torch.linalg.vector_norm(at.gap, dim=-1)
     length, trial = torch.zeros_like(at.error), torch.ones_like(at.error)
-    waiting = (change != 0).any(-1)
-    best, known = at, solution
+    waiting, known, best = (change != 0).any(-1), solution, at
+    rounding = 64 * torch.finfo(at.dual.dtype).eps * (1 + at.dual.abs())
     for _ in range(_TRIALS):
         if not bool(waiting.any()):
             break
-        tried, there = problem.at(
-            torch.where(waiting[:, None], at.multiplier + trial[:, None] * change, best.multiplier), known
-        )
-        known = there
-        falls = (slope < 0) & (tried.dual <= at.dual + _ARMIJO * trial * slope)
+        moved = torch.where(waiting[:, None], at.multiplier + trial[:, None] * change, best.multiplier)
+        tried, known = problem.at(moved, known)
+        ended = problem.slope(tried, change)
+        falls = (slope < 0) & ((ended <= 0) | (tried.dual <= at.dual + _ARMIJO * trial * slope))
         # (near the end D says nothing any more, and without an objective there is none)
-        level = ~(tried.dual > at.dual + 64 * torch.finfo(at.dual.dtype).eps * (1 + at.dual.abs()))
+        level = torch.isnan(at.dual) | (tried.dual <= at.dual + rounding)
         lower = level & (torch.linalg.vector_norm(tried.gap, dim=-1) <= (1 - _LOWER * trial) * size)
         good = waiting & torch.isfinite(tried.error) & (lower | falls)
         best = tried.where(good | ~waiting, best)
         length = torch.where(good, trial, length)
         waiting = waiting & ~good
-        trial = torch.where(waiting, 0.25 * trial, trial)
+        even = slope / (slope - ended)
+        share = torch.where(torch.isfinite(even), even, 0.25).clamp(0.05, 0.5)
+        trial = torch.where(waiting, share * trial, trial)
     if bool(waiting.any()):
         # (the solution that is kept is that of the λ that are)
         best, known = problem.at(best.multiplier, known)

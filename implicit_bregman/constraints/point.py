@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -11,15 +12,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from implicit_bregman.adjoints import adjoint_named
-from implicit_bregman.batch import Batch
+from implicit_bregman.batch import Batch, as_states, in_front
 from implicit_bregman.checks import check_energy
 from implicit_bregman.compilation import uncompiled, without_autocast
 from implicit_bregman.constraints.affine import Constraints
-from implicit_bregman.constraints.multipliers import Found, MultiplierProblem, Solve, find_multipliers
+from implicit_bregman.constraints.multipliers import STEPS, Found, MultiplierProblem, Solve, find_multipliers
 from implicit_bregman.constraints.tilted import tilted
 from implicit_bregman.critical_point import find_critical_point
 from implicit_bregman.energy.base import Energy
-from implicit_bregman.energy.inputs import Inputs, tensors_of
+from implicit_bregman.energy.inputs import Inputs, map_tensors, normal, tensors_of
 from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.legendre import geometry as lookup
 from implicit_bregman.legendre.once import once
@@ -88,9 +89,10 @@ def find_constrained_point(
             |column of V| + |bound|.
 
     Returns:
-        The points. Status: INFEASIBLE where it is proved that no point of C meets the constraints; MAX_ITER where they
-        are not met and nothing is proved; DEGENERATE where an active constraint has a multiplier that cannot be told
-        from 0, or active ones depend on each other, so that the gradient is one-sided or λ not unique.
+        The points. The status is INFEASIBLE where it is proved that no point of C meets the constraints, and MAX_ITER
+        where they are not met and nothing is proved; the value is then that of the last λ. It is DEGENERATE where an
+        active constraint has a multiplier that cannot be told from 0, or active ones depend on each other, so that the
+        gradient is one-sided or λ not unique.
 
     Raises:
         TypeError: for an energy without such points: low rank, or a field.
@@ -99,9 +101,17 @@ def find_constrained_point(
     """
     phi = lookup(geometry)
     check_energy(energy)
+    if not isinstance(constraints, Constraints):
+        raise TypeError(f"constraints must be Constraints(V, lower, upper), got {type(constraints).__name__}")
     gamma = check_nonnegative("regularization", regularization)
     bounds = (constraints.V, constraints.lower, constraints.upper)
     refuse_transforms("find_constrained_point", [*tensors_of(x), *bounds, *energy.parameters(), *energy.buffers()])
+    if torch.is_inference_mode_enabled():
+        # (derivatives are needed on the way)
+        with torch.inference_mode(False), torch.no_grad():
+            plain = Constraints(*(normal(tensor) for tensor in bounds))
+            start = normal(initial) if isinstance(initial, Tensor) else initial
+            return find_constrained_point(energy, phi, map_tensors(normal, x), plain, start, gamma, solver)
     method = adjoint_named("implicit").solver_for(solver)
     batch = Batch.of(energy, phi, x, initial)
     with without_autocast(batch.dual.device.type):
@@ -123,9 +133,13 @@ def find_constrained_point(
             upper.detach() / lengths,
             method.tolerance(batch.dual.dtype),
             _unit(bound, batch.geometry, gamma),
+            _size(v.detach() / lengths, batch.geometry),
         )
+        known = None
+        if isinstance(initial, ConstrainedSolution) and initial.constraint_multiplier.shape[-1] == len(lengths):
+            known = lengths * initial.constraint_multiplier.detach().reshape(-1, len(lengths)).to(lengths)
         with torch.no_grad():
-            found = find_multipliers(problem, batch.geometry, batch.dual)
+            found = find_multipliers(problem, batch.geometry, batch.dual, known)
         return _solution(solve, batch, found, lengths, v, lower, upper, method)
 
 
@@ -195,6 +209,12 @@ def _unit(bound: Any, geometry: MirrorMap, gamma: float) -> float:
     return 1 / max(curvature + gamma * strong, 1e-12)
 
 
+def _size(vectors: Float[Tensor, "d r"], geometry: MirrorMap) -> Float[Tensor, " r"]:
+    """About how large Vᵀz is: |V|, of coordinates that are 1, or as wide as a narrower C."""
+    unit = torch.as_tensor(geometry.unit, dtype=vectors.dtype, device=vectors.device)
+    return torch.linalg.vector_norm(vectors * unit.reshape(-1, 1), dim=0)
+
+
 def _solution(
     solve: _Solve,
     batch: Batch,
@@ -240,12 +260,20 @@ def _solution(
         "exact": batch.samples(last.exact),
         "step": batch.samples(last.step),
         "trace": None,
-        "_valuation": _Lagrangian(first._valuation, last._valuation, (multiplier.detach() * bounds).sum(-1), batch),
+        "_valuation": _Lagrangian(
+            first._valuation,
+            last._valuation,
+            (multiplier.detach() * bounds).sum(-1),
+            bool(on.any()),
+            batch.clean,
+            partial(in_front, batch.shape),
+            partial(as_states, batch.shape, batch.event),
+        ),
         "_advice": partial(_advice, method, batch.dual.dtype),
     }
     return ConstrainedSolution(
         **{**known, **shaped},
-        constraint_multiplier=batch.samples(multiplier),
+        constraint_multiplier=batch.samples(batch.masked(multiplier)),
         violation=batch.samples(batch.masked(found.missed)),
     )
 
@@ -254,17 +282,22 @@ def _inverse(
     jacobian: Float[Tensor, "batch r r"], on: Bool[Tensor, "batch r"]
 ) -> tuple[Tensor, Bool[Tensor, " batch"]]:
     """The inverse of M for the active constraints, the shortest one where they depend on each other, and where."""
-    mask = on.to(jacobian.dtype)
-    part = mask[:, :, None] * jacobian * mask[:, None, :]
-    eps = max(_DEPENDENT, 16 * torch.finfo(jacobian.dtype).eps)
+    # In units in which the diagonal is 1.
+    diagonal = jacobian.diagonal(dim1=-2, dim2=-1)
+    scale = torch.where(on & (diagonal > 0), diagonal, 1.0).rsqrt() * on.to(jacobian.dtype)
+    part = torch.nan_to_num(scale[:, :, None] * jacobian * scale[:, None, :])
+    eps = max(_DEPENDENT, 4 * torch.finfo(jacobian.dtype).eps)
     sizes = torch.linalg.svdvals(part)
     dependent = (sizes > eps * sizes[:, :1]).sum(-1) < on.sum(-1)
-    return torch.linalg.pinv(part, rtol=eps), dependent
+    return scale[:, :, None] * torch.linalg.pinv(part, rtol=eps) * scale[:, None, :], dependent
 
 
 def _advice(method: Solver, dtype: torch.dtype, status: Status) -> str:
     if status == Status.MAX_ITER:
-        return ": or the constraints contradict each other, or the bounds of C, by little"
+        return (
+            ", or loosen the constraints: they contradict each other or the bounds of C by little, or "
+            f"{STEPS} Newton steps for their multipliers were not enough"
+        )
     return method.advice(status, dtype)
 
 
@@ -276,20 +309,30 @@ class _Lagrangian(Values):
         tilted: those of F + λᵀVᵀz at a fixed λ.
         followed: the same where λ follows.
         at_bounds: λᵀ bounds, (B,).
-        batch: the shape of it all.
+        binds: whether a constraint is active.
+        clean: the samples with a usable input; None: all.
+        shaped: to the leading shape of the batch.
+        states: to that and the shape of the states.
     """
 
     tilted: Values
     followed: Values
     at_bounds: Float[Tensor, " batch"]
-    batch: Batch
+    binds: bool
+    clean: Bool[Tensor, " batch"] | None
+    shaped: Callable[[Tensor], Tensor]
+    states: Callable[[Tensor], Tensor]
 
     def objective(self) -> Float[Tensor, "*batch"] | None:
         whole = self.tilted.objective()
-        return None if whole is None else self.batch.samples(whole - self.at_bounds)
+        if whole is None:
+            return None
+        value = whole - self.at_bounds
+        return self.shaped(once(value, _TWICE) if self.binds and value.requires_grad else value)
 
     def multiplier(self) -> Float[Tensor, "*batch d"]:
-        return self.batch.states(self.followed.multiplier().flatten(1))
+        rows = self.followed.multiplier().flatten(1)
+        return self.states(rows if self.clean is None else torch.where(self.clean[:, None], rows, torch.nan))
 
     def detach(self) -> _Lagrangian:
         return replace(

@@ -244,6 +244,13 @@ class ProductLayoutAt:
     """A layout in a precision: see `LayoutAt`."""
 
     def __init__(self, layout: ProductLayout, dtype: torch.dtype) -> None:
+        normal = torch.finfo(dtype)
+        for phi, weight, _ in layout.groups:
+            if not bool(((weight >= normal.tiny) & (weight <= normal.max)).all()):
+                raise ValueError(
+                    f"product: the weights of {phi.name} are beyond {dtype}, which holds {normal.tiny:.3g} to "
+                    f"{normal.max:.3g}: change them, or compute in float64"
+                )
         self.parts = [WeightedColumns(columns, phi, weight.to(dtype)) for phi, weight, columns in layout.groups]
 
         def whole(ends: Callable[[LegendreFunction], Ends]) -> Ends:

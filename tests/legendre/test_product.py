@@ -182,6 +182,8 @@ def test_refused_of_states() -> None:
         phi.to_box(0.0, 1.0)
     with pytest.raises(ValueError, match="compute in float32"):
         ib.BregmanDEQ(3, 5, phi, dtype=torch.bfloat16)(torch.zeros(1, 3, dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match=r"beyond torch\.float32.*compute in float64"):
+        ib.Product([("tanh", 2, 1e-46)]).activation(torch.zeros(2, dtype=torch.float32))
     bounds = torch.zeros(2, requires_grad=True)
     with pytest.raises(ValueError, match="no gradient to the bounds of a part"):
         ib.Product([(ib.geometry("tanh").to_box(bounds, 1.0), 2)])

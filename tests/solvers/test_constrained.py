@@ -1,6 +1,8 @@
 """Affine constraints besides C: against OSQP, SciPy, scikit-learn, the projection and finite differences."""
 
+import copy
 import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -419,6 +421,123 @@ def test_one_derivative_is_all_there_is() -> None:
     (grad,) = torch.autograd.grad(solve(**q | {"c": c}).value.square().sum(), c, create_graph=True)
     with pytest.raises(RuntimeError, match="differentiated a second time where constraints are active"):
         grad.sum().backward()
+
+
+def test_the_objective_has_one_derivative_too() -> None:
+    q = problem(18)
+    c = q["c"].clone().requires_grad_()
+    (grad,) = torch.autograd.grad(solve(**q | {"c": c}).objective.sum(), c, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated a second time where constraints are active"):
+        grad.square().sum().backward()
+
+
+@pytest.mark.parametrize(("ratio", "dtype"), [(1e6, torch.float32), (1e13, torch.float64)])
+def test_independent_constraints_of_different_stiffness(ratio: float, dtype: torch.dtype) -> None:
+    """z is pinned, whatever H: dz/db = I and dλ/db = −H."""
+    h, beta = torch.diag(torch.tensor([1.0, ratio], dtype=dtype)), torch.tensor([0.5, 0.25], dtype=dtype)
+    beta.requires_grad_()
+    found = ib.find_constrained_point(
+        ib.QuadraticEnergy.from_matrices(-h),
+        "identity",
+        torch.zeros(1, 2, dtype=dtype),
+        ib.Constraints.equal(torch.eye(2, dtype=dtype), beta),
+    )
+    assert found.status.tolist() == [int(ib.Status.CONVERGED)]
+    for j in range(2):
+        (grad,) = torch.autograd.grad(found.value[0, j], beta, retain_graph=True)
+        torch.testing.assert_close(grad, torch.eye(2, dtype=dtype)[j], rtol=1e-4, atol=1e-5)
+        (grad,) = torch.autograd.grad(found.constraint_multiplier[0, j], beta, retain_graph=True)
+        torch.testing.assert_close(grad, -h[j], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("d", [2, 4])
+@pytest.mark.parametrize(("margin", "skew"), [(0.1, 10.0), (0.01, 3.0), (1.0, 30.0)])
+def test_a_strong_rotation(margin: float, skew: float, d: int) -> None:
+    """A field that is nearly skew: the multipliers of one equation are found in a few steps."""
+    g = torch.Generator().manual_seed(d)
+    turn = torch.randn(d, d, generator=g, dtype=torch.float64)
+    h = margin * torch.eye(d, dtype=torch.float64) + skew * (turn - turn.T)
+    v, beta = torch.eye(d, dtype=torch.float64)[:, :1], torch.tensor([3.0]).double()
+    c = torch.full((1, d), 10.0, dtype=torch.float64)
+    energy = ib.QuadraticEnergy.from_matrices(-h)
+    found = ib.find_constrained_point(energy, "identity", c, ib.Constraints.equal(v, beta))
+    assert found.converged.all()
+    assert int(found.iterations) <= 3
+    kkt = torch.cat([torch.cat([h, v], 1), torch.cat([v.T, torch.zeros(1, 1).double()], 1)], 0)
+    expected = torch.linalg.solve(kkt, torch.cat([c[0], beta]))
+    torch.testing.assert_close(found.value[0], expected[:d], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("gap", "size", "dtype"), [(2.0**-20, 1e6, torch.float32), (2.0**-50, 1e15, torch.float64)])
+def test_a_far_point_that_meets_them_is_no_contradiction(gap: float, size: float, dtype: torch.dtype) -> None:
+    v = torch.tensor([[1.0, 1.0], [1.0, 1.0 + gap]], dtype=dtype)
+    found = ib.find_constrained_point(
+        ib.QuadraticEnergy.from_matrices(-torch.eye(2, dtype=dtype)),
+        ib.geometry("tanh").to_box(-size, size),
+        torch.zeros(1, 2, dtype=dtype),
+        ib.Constraints.equal(v, torch.tensor([0.0, 0.5], dtype=dtype)),
+        solver=ib.solvers.Auto(on_failure="ignore"),
+    )
+    assert found.status.item() != ib.Status.INFEASIBLE
+
+
+def test_a_narrow_box_is_its_own_unit() -> None:
+    found = ib.find_constrained_point(
+        ib.QuadraticEnergy.from_matrices(-torch.eye(3)),
+        ib.geometry("tanh").to_box(0.0, 1e-6),
+        torch.full((1, 3), 1e-6),
+        ib.Constraints.equal(torch.ones(3, 1), torch.tensor([1.5e-6])),
+    )
+    assert found.converged.all()
+    torch.testing.assert_close(found.value, torch.full((1, 3), 0.5e-6), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(("d", "r", "force"), [(20, 1, 1000.0), (20, 3, 100.0), (20, 1, 30.0), (10, 3, 1e3)])
+def test_large_forces_in_single_precision(d: int, r: int, force: float) -> None:
+    """Nearly all coordinates are on bounds, where λ has to move far before any of them does."""
+    g = torch.Generator().manual_seed(int(force))
+    a, v, inside = torch.randn(d, d, generator=g), torch.randn(d, r, generator=g), torch.rand(d, generator=g)
+    q = {"h": a @ a.T / d + 0.1 * torch.eye(d), "c": force * torch.randn(16, d, generator=g), "v": v}
+    q |= {"lower": inside @ v, "upper": inside @ v}
+    found = solve(**q)
+    assert found.converged.all()
+    exact = solve(**{name: tensor.double() for name, tensor in q.items()})
+    assert exact.converged.all()
+    torch.testing.assert_close(found.value.double(), exact.value, rtol=0, atol=1e-5 * max(force, 100.0))
+
+
+@pytest.mark.parametrize("phi", ["simplex", ib.geometry("simplex", hi=0.4), ib.geometry("simplex", order=1.5)])
+def test_what_no_share_reaches(phi: Any) -> None:
+    q = problem(20, r=1)
+    most = 1.1 * q["v"].max()[None]
+    with pytest.warns(ib.ConvergenceWarning, match="INFEASIBLE"):
+        found = solve(**q | {"lower": most, "upper": torch.full_like(most, INF)}, phi=phi)
+    assert (found.status == ib.Status.INFEASIBLE).all()
+    assert int(found.iterations.max()) < 20
+
+
+def test_copies_inference_and_warm_starts() -> None:
+    q = problem(17)
+    c = q["c"].clone().requires_grad_()
+    flat = solve(**q | {"c": c})
+    copied = copy.deepcopy(flat.detach())
+    torch.testing.assert_close(copied.objective, flat.objective.detach())
+    read = pickle.loads(pickle.dumps(flat.detach()))
+    torch.testing.assert_close(read.multiplier, flat.multiplier.detach())
+    with torch.inference_mode():
+        found = solve(**q)
+    torch.testing.assert_close(found.value, flat.value.detach(), rtol=0, atol=1e-10)
+    again = solve(**q, initial=flat)
+    assert int(again.iterations.max()) <= 1
+    x = q["c"].clone()
+    x[1, 0] = math.inf
+    with pytest.warns(ib.ConvergenceWarning, match="INVALID_INPUT"):
+        found = solve(**q | {"c": x})
+    assert found.constraint_multiplier[1].isnan().all()
+    assert found.multiplier[1].isnan().all()
+    assert torch.isfinite(found.constraint_multiplier[0]).all()
+    with pytest.raises(TypeError, match="constraints must be Constraints"):
+        ib.find_constrained_point(ib.QuadraticEnergy.from_matrices(-q["h"]), "tanh", q["c"], (q["v"],))
 
 
 @settings(max_examples=25)
