@@ -66,9 +66,9 @@ _TEXTS = {
         "use weight='convex', or solve the forward problem to a smaller tol"
     ),
     Status.INFEASIBLE: (
-        "no point inside the domain meets the constraints within the tolerance: of a projection onto V'z = beta the "
-        "value (with solver='auto') is that of the softened system. Lower the rank, or loosen lower and upper, use a "
-        "regularization > 0, or a geometry with a larger domain"
+        "no point inside the domain meets the constraints within the tolerance (with V'z = beta and solver='auto' the "
+        "value is that of the softened system): loosen lower and upper, or lower the rank, use a regularization > 0, "
+        "or a geometry with a larger domain"
     ),
     Status.OVERFLOW: (
         "the value exceeds the range of the precision in which it is returned: use bfloat16 or float32 instead of "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -60,8 +60,8 @@ def tilted(energy: Energy, bound: BoundEnergy, x: Inputs, event: tuple[int, ...]
     Raises:
         TypeError: for an energy without either of both forms.
     """
-    if isinstance(bound, BoundAffine):
-        return TiltedQuadratic(bound, event), ()
+    if bound.affine and bound.own is None:
+        return TiltedQuadratic(cast(BoundAffine, bound), event), ()
     if bound.own is not None or not energy.symmetric:
         raise TypeError(
             f"{type(energy).__name__} has no critical points under constraints: use a QuadraticEnergy that is not "
