@@ -107,6 +107,7 @@ def test_solvers_and_precisions(solver: str, dtype: torch.dtype) -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:Values in x were outside bounds:RuntimeWarning")
 def test_with_an_entropy() -> None:
     """γ > 0, by SciPy's SLSQP."""
     q, gamma = problem(6), 0.4
