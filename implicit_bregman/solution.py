@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -15,6 +15,8 @@ from implicit_bregman.settings import renamed
 from implicit_bregman.solvers.base import Trace
 from implicit_bregman.status import Status, no_advice
 from implicit_bregman.valuation import Values
+
+Found = TypeVar("Found", bound="Solution")
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Solution:
             for code, count in sorted(counts.items())
         )
 
-    def detach(self) -> Solution:
+    def detach(self: Found) -> Found:
         """The same, without gradient."""
         return replace(self, value=self.value.detach(), _valuation=self._valuation.detach())
 

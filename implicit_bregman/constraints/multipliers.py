@@ -69,7 +69,7 @@ class Found:
         solved: whether the constraints hold, (B,).
         refuted: whether it is proved that they cannot, (B,).
         thin: whether an active constraint has a multiplier that cannot be told from 0, (B,).
-        missed: by how much the constraints are missed, relative to what is tolerated, (B,).
+        missed: by how much the constraints are missed, relative to the tolerance, (B,).
         steps: Newton steps, (B,).
         solves: solves for z, one number.
     """
@@ -127,7 +127,7 @@ class MultiplierProblem:
                 torch.full_like(reached[:, 0], torch.nan) if objective is None else self.support(multiplier) - objective
             )
             aim = self._aim(multiplier, reached, jacobian)
-            gap = reached - torch.minimum(torch.maximum(aim, self.lower), self.upper)
+            gap = reached - aim.clamp(self.lower, self.upper)
             # (λ and the sums in s have rounding errors of their own)
             terms = (jacobian.diagonal(dim1=-2, dim2=-1) * multiplier).abs() + rows.abs() @ self.vectors.abs()
             error = (gap.abs() / (self.tolerated + _ROUNDING * torch.finfo(gap.dtype).eps * terms)).amax(-1)
@@ -187,18 +187,16 @@ class MultiplierProblem:
 
         At an infinite end of C what is 0 up to rounding counts as 0: it refutes all but gigantic z.
         """
-        clipped = torch.minimum(torch.maximum(at.reached, self.lower), self.upper)
         refuted = torch.zeros_like(at.error, dtype=torch.bool)
         eps = torch.finfo(at.reached.dtype).eps
-        for normal in (at.multiplier, at.reached - clipped):
+        for normal in (at.multiplier, at.reached - at.reached.clamp(self.lower, self.upper)):
             size = normal.abs().amax(-1, keepdim=True)
             normal = normal / torch.where(size > 0, size, 1.0)
             noise = 8 * eps * (normal.abs() @ self.vectors.abs().mT)
             least, doubt = _least(geometry, normal @ self.vectors.mT, noise)
-            wanted = self.support(normal)
             bounds = torch.where(normal > 0, self.upper, torch.where(normal < 0, self.lower, 0.0))
             margin = (normal.abs() * (self.tolerated + 8 * eps * bounds.abs())).sum(-1) + doubt
-            gap = least - wanted
+            gap = least - self.support(normal)
             refuted |= torch.isfinite(gap) & (gap > margin) & (size.squeeze(-1) > 0)
         return refuted
 
@@ -263,7 +261,7 @@ def find_multipliers(
         <= _THIN * problem.tolerated
     )
     thin = (near & (pushed <= _THIN * problem.tolerated) & ~problem.equation).any(-1)
-    gap = at.reached - torch.minimum(torch.maximum(at.reached, problem.lower), problem.upper)
+    gap = at.reached - at.reached.clamp(problem.lower, problem.upper)
     return Found(
         multiplier=at.multiplier,
         active=active,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.adjoints import adjoint_named
@@ -20,6 +20,7 @@ from implicit_bregman.constraints.multipliers import STEPS, Found, MultiplierPro
 from implicit_bregman.constraints.tilted import tilted
 from implicit_bregman.critical_point import find_critical_point
 from implicit_bregman.energy.base import Energy
+from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.energy.inputs import Inputs, map_tensors, normal, tensors_of
 from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.legendre import geometry as lookup
@@ -37,7 +38,7 @@ _TWICE = "where constraints are active: one derivative of a constrained point is
 _DEPENDENT = 1e-12
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, kw_only=True)
 class ConstrainedSolution(Solution):
     """A batch of critical points under constraints.
 
@@ -47,18 +48,15 @@ class ConstrainedSolution(Solution):
     Attributes:
         constraint_multiplier: λ, (B, r), with ∇F(z) + Vλ normal to C: positive where u is active, negative where l is,
             else 0. It carries gradient.
-        violation: by how much a constraint is missed, relative to what is tolerated, (B,).
+        violation: by how much a constraint is missed, relative to the tolerance, (B,); rounding may leave more than 1.
     """
 
-    constraint_multiplier: Float[Tensor, "*batch r"] = None  # type: ignore[assignment]
-    violation: Float[Tensor, "*batch"] = None  # type: ignore[assignment]
+    constraint_multiplier: Float[Tensor, "*batch r"]
+    violation: Float[Tensor, "*batch"]
 
     def detach(self) -> ConstrainedSolution:
         """The same, without gradient."""
-        plain = self.constraint_multiplier.detach()
-        return replace(
-            self, value=self.value.detach(), constraint_multiplier=plain, _valuation=self._valuation.detach()
-        )
+        return replace(super().detach(), constraint_multiplier=self.constraint_multiplier.detach())
 
 
 @uncompiled
@@ -201,7 +199,7 @@ def _rows(constraints: Constraints, batch: Batch) -> tuple[Tensor, Tensor, Tenso
     return v, found[0], found[1]
 
 
-def _unit(bound: Any, geometry: MirrorMap, gamma: float) -> float:
+def _unit(bound: BoundEnergy, geometry: MirrorMap, gamma: float) -> float:
     """About what uᵀJu is for a unit vector u where no coordinate is on a bound."""
     known = bound.curvature
     curvature = 1.0 if known is None else float(torch.as_tensor(known).max())
@@ -225,57 +223,58 @@ def _solution(
     upper: Float[Tensor, "batch r"],
     method: Solver,
 ) -> ConstrainedSolution:
-    multiplier, active = found.multiplier / lengths, found.active
-    on = active != 0
+    on = found.active != 0
     # (an equation is a bound on both sides: each has half of the derivative)
-    bounds = torch.where(lower == upper, 0.5 * lower + 0.5 * upper, torch.where(active > 0, upper, lower))
+    bounds = torch.where(lower == upper, 0.5 * lower + 0.5 * upper, torch.where(found.active > 0, upper, lower))
     bounds = torch.where(on, bounds, 0.0)
     inverse, dependent = _inverse(found.jacobian, on)
-    differentiable = torch.is_grad_enabled()
-    first = solve(-(multiplier @ v.mT), found.solution)
-    if differentiable:
+    multiplier, binds, solves = found.multiplier / lengths, bool(on.any()), found.solves
+    at_bounds = (multiplier * bounds).sum(-1)
+    fixed = followed = found.solution
+    if torch.is_grad_enabled():
+        fixed = followed = solve(-(multiplier @ v.mT), found.solution)
+        solves += 1 + binds
+    if torch.is_grad_enabled() and binds:
         # One Newton step of length 0, which carries the first derivative of λ.
-        excess = torch.where(on, first.value.flatten(1) @ v - bounds, 0.0) / lengths
+        excess = torch.where(on, fixed.value.flatten(1) @ v - bounds, 0.0) / lengths
         moved = (inverse @ (excess - excess.detach())[:, :, None]).squeeze(-1) / lengths
         multiplier = multiplier + once(moved, _TWICE)
-        last = solve(-(multiplier @ v.mT), found.solution)
-    else:
-        last = first
-    status = last.status
-    status = torch.where(found.solved, status, int(Status.MAX_ITER))
-    status = torch.where(
-        found.solved & (found.thin | dependent) & (status == int(Status.CONVERGED)), int(Status.DEGENERATE), status
-    )
-    status = torch.where(found.refuted, int(Status.INFEASIBLE), status)
-    value, status = batch.finish(last.value.flatten(1), status)
-    report_failures("find_constrained_point", status, method.on_failure, partial(_advice, method, batch.dual.dtype))
-    known = {field.name: getattr(last, field.name) for field in fields(Solution)}
-    shaped = {
-        "value": batch.states(value),
-        "dual": batch.states(last.dual.flatten(1)),
-        "residual": batch.samples(batch.masked(last.residual)),
-        "iterations": batch.samples(found.steps),
-        "evaluations": batch.samples(torch.full_like(found.steps, found.solves + 1)),
-        "status": batch.samples(status),
-        "exact": batch.samples(last.exact),
-        "step": batch.samples(last.step),
-        "trace": None,
-        "_valuation": _Lagrangian(
-            first._valuation,
-            last._valuation,
-            (multiplier.detach() * bounds).sum(-1),
-            bool(on.any()),
+        followed = solve(-(multiplier @ v.mT), found.solution)
+    value, status = batch.finish(followed.value.flatten(1), _status(found, followed.status, dependent))
+    advice = partial(_advice, method, batch.dual.dtype)
+    report_failures("find_constrained_point", status, method.on_failure, advice)
+    return ConstrainedSolution(
+        value=batch.states(value),
+        dual=batch.states(followed.dual.flatten(1)),
+        residual=batch.samples(batch.masked(followed.residual)),
+        iterations=batch.samples(found.steps),
+        evaluations=batch.samples(torch.full_like(found.steps, solves)),
+        status=batch.samples(status),
+        exact=batch.samples(followed.exact),
+        step=batch.samples(followed.step),
+        trace=None,
+        adjoint=followed.adjoint,
+        constraint_multiplier=batch.samples(batch.masked(multiplier)),
+        violation=batch.samples(batch.masked(found.missed)),
+        _valuation=_Lagrangian(
+            fixed._valuation,
+            followed._valuation,
+            at_bounds,
+            binds,
             batch.clean,
             partial(in_front, batch.shape),
             partial(as_states, batch.shape, batch.event),
         ),
-        "_advice": partial(_advice, method, batch.dual.dtype),
-    }
-    return ConstrainedSolution(
-        **{**known, **shaped},
-        constraint_multiplier=batch.samples(batch.masked(multiplier)),
-        violation=batch.samples(batch.masked(found.missed)),
+        _advice=advice,
     )
+
+
+def _status(found: Found, solved: Int[Tensor, " batch"], dependent: Bool[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+    """How each sample ended, given how the solve at its λ did."""
+    one_sided = (found.thin | dependent) & (solved == int(Status.CONVERGED))
+    status = torch.where(one_sided, int(Status.DEGENERATE), solved)
+    status = torch.where(found.solved, status, int(Status.MAX_ITER))
+    return torch.where(found.refuted, int(Status.INFEASIBLE), status)
 
 
 def _inverse(
@@ -306,7 +305,7 @@ class _Lagrangian(Values):
     """F and μ, by F + λᵀ(Vᵀz − bounds), which has the derivatives of the constrained problem.
 
     Attributes:
-        tilted: those of F + λᵀVᵀz at a fixed λ.
+        fixed: those of F + λᵀVᵀz at a fixed λ.
         followed: the same where λ follows.
         at_bounds: λᵀ bounds, (B,).
         binds: whether a constraint is active.
@@ -315,7 +314,7 @@ class _Lagrangian(Values):
         states: to that and the shape of the states.
     """
 
-    tilted: Values
+    fixed: Values
     followed: Values
     at_bounds: Float[Tensor, " batch"]
     binds: bool
@@ -324,7 +323,7 @@ class _Lagrangian(Values):
     states: Callable[[Tensor], Tensor]
 
     def objective(self) -> Float[Tensor, "*batch"] | None:
-        whole = self.tilted.objective()
+        whole = self.fixed.objective()
         if whole is None:
             return None
         value = whole - self.at_bounds
@@ -336,7 +335,7 @@ class _Lagrangian(Values):
 
     def detach(self) -> _Lagrangian:
         return replace(
-            self, tilted=self.tilted.detach(), followed=self.followed.detach(), at_bounds=self.at_bounds.detach()
+            self, fixed=self.fixed.detach(), followed=self.followed.detach(), at_bounds=self.at_bounds.detach()
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -15,10 +15,10 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep what it frees, up to 2 GB, for what it allocates next.
+    """Let this process keep what it frees for what it allocates next.
 
     By default glibc gives every large tensor back to the system at once and gets it anew, page by page and set to
-    zero, for the next. Training a convolutional layer on a CPU spent half of its time on that.
+    zero, for the next. A run of `train --model conv` on a CPU spent half of its time on that.
 
     Returns:
         Whether the C library can do it: glibc, that is Linux.

@@ -39,13 +39,13 @@ class Boxes(Columnwise):
     base: BoundedLegendreFunction
     lower: Tensor
     upper: Tensor
-    rows: Rows | None = field(default=None, repr=False)
+    layout: Rows | None = field(default=None, repr=False)
     """The bounds of states that come as rows (B, d); None: the states have the shape of the bounds."""
 
     name: ClassVar[str] = "boxes"
 
     def __post_init__(self) -> None:
-        if self.rows is None:
+        if self.layout is None:
             check_bounds(self.lower, self.upper)
 
     def __eq__(self, other: object) -> bool:
@@ -81,10 +81,10 @@ class Boxes(Columnwise):
 
     def for_states(self, event: tuple[int, ...], like: Tensor | None = None) -> Boxes:
         device = self.lower.device if like is None else like.device
-        return replace(self, rows=Rows.of(self.base, self.lower, self.upper, event, device))
+        return replace(self, layout=Rows.of(self.base, self.lower, self.upper, event, device))
 
     def on(self, columns: Tensor) -> Boxes:
-        return replace(self, rows=self._known.select(columns))
+        return replace(self, layout=self._known.select(columns))
 
     def to_box(self, lo: float | Tensor, hi: float | Tensor) -> LegendreFunction:
         return self.base.to_box(lo, hi)
@@ -92,8 +92,8 @@ class Boxes(Columnwise):
     @property
     def _known(self) -> Rows:
         """The bounds as rows; those of states of their own shape where no other is known."""
-        if self.rows is not None:
-            return self.rows
+        if self.layout is not None:
+            return self.layout
         event = tuple(torch.broadcast_shapes(self.lower.shape, self.upper.shape))
         return Rows.of(self.base, self.lower, self.upper, event, self.lower.device)
 
@@ -124,7 +124,7 @@ class Boxes(Columnwise):
     def detach(self) -> Boxes:
         if not self.requires_grad:
             return self
-        rows = None if self.rows is None else self.rows.detach()
+        rows = None if self.layout is None else self.layout.detach()
         return Boxes(self.base, self.lower.detach(), self.upper.detach(), rows)
 
     def followed(self, z: Float[Tensor, "batch d"], dual: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
@@ -163,7 +163,7 @@ class Boxes(Columnwise):
         return y + self.followed_inverse(y.detach()) if self.requires_grad and torch.is_grad_enabled() else y
 
     def _rows_of(self, tensor: Tensor) -> tuple[Rows, Tensor]:
-        rows = self.rows
+        rows = self.layout
         if rows is None:
             depth = max(1, self.lower.dim(), self.upper.dim())
             rows = Rows.of(self.base, self.lower, self.upper, tuple(tensor.shape[-depth:]), tensor.device)

@@ -46,6 +46,7 @@ class Product(Columnwise):
     parts: Sequence[PartOfState]
     layout: ProductLayout | None = field(default=None, repr=False)
     """That of states that come as rows (B, d); None: the states are flat."""
+    _flat_layouts: dict[torch.device, ProductLayout] = field(default_factory=dict, init=False, repr=False)
 
     name: ClassVar[str] = "product"
 
@@ -86,10 +87,9 @@ class Product(Columnwise):
         return self._flat_layout(torch.device("cpu")) if self.layout is None else self.layout
 
     def _flat_layout(self, device: torch.device) -> ProductLayout:
-        known: dict[torch.device, ProductLayout] = self.__dict__.setdefault("_flat_layouts", {})
-        if device not in known:
-            known[device] = ProductLayout.of(self.parts, (self.size,), device)
-        return known[device]
+        if device not in self._flat_layouts:
+            self._flat_layouts[device] = ProductLayout.of(self.parts, (self.size,), device)
+        return self._flat_layouts[device]
 
     def _rows_of(self, tensor: Tensor) -> tuple[ProductLayout, Tensor]:
         if self.layout is not None:
@@ -129,7 +129,7 @@ class Product(Columnwise):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles make their layouts anew."""
-        return {name: value for name, value in self.__dict__.items() if name != "_flat_layouts"}
+        return {**self.__dict__, "_flat_layouts": {}}
 
 
 def _checked(part: object) -> tuple[LegendreFunction, int, float | Tensor]:

@@ -13,6 +13,17 @@ from torch import Tensor
 from implicit_bregman.legendre import LegendreFunction, geometry, separable_geometries
 
 Real = Callable[[mpf], mpf]
+#: The methods that take duals and give a number for each.
+ELEMENTWISE = (
+    "activation",
+    "slope",
+    "curvature",
+    "log_curvature",
+    "log_curvature_slope",
+    "dual_potential",
+    "conjugate",
+    "project_dual",
+)
 
 
 @dataclass(frozen=True)

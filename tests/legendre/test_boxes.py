@@ -11,22 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import implicit_bregman as ib
+from tests.legendre.conftest import ELEMENTWISE
 
 NAMES = ("isru", "sigmoid", "arctan", "tanh", "sin", "scaled_tanh")
 INTERVALS = [(-2.0, 2.0), (0.0, 1.0), (1.5, 4.0), (-3.0, -2.5), (-1e-7, 1e-7), (5.0, 1e6), (-1.0, 4.0)]
 INF = math.inf
 #: Of every kind: two bounds, one, none, and lo = hi.
 MIXED = [(-1.0, 2.0), (0.5, INF), (-INF, -0.5), (-INF, INF), (0.7, 0.7), (0.0, INF), (-3.0, 3.0), (0.0, 0.0)]
-ELEMENTWISE = (
-    "activation",
-    "slope",
-    "curvature",
-    "log_curvature",
-    "log_curvature_slope",
-    "dual_potential",
-    "conjugate",
-    "project_dual",
-)
 
 
 def boxes(name: str, ends: list[tuple[float, float]], dtype: torch.dtype = torch.float64) -> ib.MirrorMap:

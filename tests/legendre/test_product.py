@@ -13,17 +13,8 @@ from torch import Tensor
 
 import implicit_bregman as ib
 from implicit_bregman.legendre.product import PartOfState
+from tests.legendre.conftest import ELEMENTWISE
 
-ELEMENTWISE = (
-    "activation",
-    "slope",
-    "curvature",
-    "log_curvature",
-    "log_curvature_slope",
-    "dual_potential",
-    "conjugate",
-    "project_dual",
-)
 NAMES = [name for name in ib.geometries() if name not in ("simplex", "burg")]
 #: A weight for each coordinate, or one for all of a part, or none.
 MIXED: list[PartOfState] = [
