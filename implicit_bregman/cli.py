@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 INTERRUPTED = 130
 EXTRA = {
-    **dict.fromkeys(("typer", "rich", "numpy", "scipy", "sklearn", "joblib", "matplotlib"), "experiments"),
+    **dict.fromkeys(("typer", "rich", "numpy", "scipy", "sklearn", "joblib", "matplotlib", "skimage"), "experiments"),
     **dict.fromkeys(("PIL", "lightning_fabric", "tensorboardX"), "experiments"),
     **dict.fromkeys(("dask", "distributed"), "cluster"),
 }

@@ -114,13 +114,7 @@ class Energy(nn.Module):
         if transformed():
             hessian: Tensor = torch.func.vjp(lambda z: self.gradient(z, x), z)[1](v)[0]
             return hessian
-        with torch.inference_mode(False), torch.enable_grad():
-            leaf = normal(z).detach().requires_grad_()
-            gradient = self._value_and_gradient(leaf, map_tensors(normal, x))[1]
-            if not gradient.requires_grad:  # f is linear in z
-                return torch.zeros_like(v)
-            (product,) = torch.autograd.grad(gradient, leaf, normal(v).detach(), allow_unused=True)
-        return torch.zeros_like(v) if product is None else product.detach()
+        return _Hessian(self, z, x)(v)
 
     def bind(self, x: Inputs) -> BoundEnergy:
         """This energy at the input x, with B samples in front, as the solvers see it."""
@@ -133,8 +127,10 @@ class Energy(nn.Module):
         return SumEnergy(self, other) if isinstance(other, Energy) else NotImplemented
 
     def _derivative(self, z: Tensor, x: Inputs) -> Derivative:
-        """Products with the Hessian at z."""
-        return lambda v, adjoint: self.hessian_product(z, x, v)
+        """Products with the Hessian at z; the gradient is evaluated once for all, unless the subclass knows better."""
+        if transformed() or type(self).hessian_product is not Energy.hessian_product:
+            return lambda v, adjoint: self.hessian_product(z, x, v)
+        return _Hessian(self, z, x)
 
     def _value_and_gradient(self, z: Tensor, x: Inputs) -> tuple[Tensor | None, Tensor]:
         if transformed():
@@ -178,6 +174,23 @@ class Energy(nn.Module):
         """`energy(z, x)`, hooks and all, but not what `energy.compile()` makes of it: it has one derivative only."""
         value: Tensor = self._call_impl(z, x)
         return value
+
+
+class _Hessian:
+    """∇²f at one batch of states: ∇f is evaluated once, and differentiated for each product."""
+
+    def __init__(self, energy: Energy, z: Tensor, x: Inputs) -> None:
+        with torch.inference_mode(False), torch.enable_grad():
+            self._at = normal(z).detach().requires_grad_()
+            self._gradient = energy._value_and_gradient(self._at, map_tensors(normal, x))[1]
+
+    def __call__(self, v: Tensor, adjoint: bool = False) -> Tensor:
+        if not self._gradient.requires_grad:  # f is linear in z
+            return torch.zeros_like(v)
+        with torch.inference_mode(False):
+            along = normal(v).detach()
+            (product,) = torch.autograd.grad(self._gradient, self._at, along, retain_graph=True, allow_unused=True)
+        return torch.zeros_like(v) if product is None else product.detach()
 
 
 def _checked_features(features: int | Sequence[int] | None) -> int | tuple[int, ...] | None:

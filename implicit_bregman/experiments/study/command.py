@@ -11,14 +11,15 @@ from implicit_bregman.experiments.study.geometry_command import geometry
 from implicit_bregman.experiments.study.graphs_command import graphs
 from implicit_bregman.experiments.study.hypergradient_command import hypergradient
 from implicit_bregman.experiments.study.images_command import images
+from implicit_bregman.experiments.study.imaging.command import imaging
 from implicit_bregman.experiments.study.infimum_command import infimum
 
-STUDIES: tuple[Callable[..., None], ...] = (depth, infimum, hypergradient, geometry, images, graphs)
+STUDIES: tuple[Callable[..., None], ...] = (depth, infimum, hypergradient, geometry, images, graphs, imaging)
 
 
 def make_app() -> typer.Typer:
     """The commands below `study`."""
-    app = typer.Typer(help="Implicit against unrolled, six studies, each by one command that can be interrupted.")
+    app = typer.Typer(help="Implicit against unrolled, seven studies, each by one command that can be interrupted.")
     for study in STUDIES:
         app.command()(study)
     return app
