@@ -201,3 +201,33 @@ def test_a_module_call_is_the_value_and_runs_hooks(generator: torch.Generator) -
     z, x, _ = points(generator)
     assert torch.equal(energy(z, x), energy.value(z, x))
     assert seen == [1]
+
+
+def test_products_at_one_point_evaluate_the_energy_once(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls, real = [0], Quartic.value
+
+    def counted(self: Quartic, z: Tensor, x: Tensor) -> Tensor:
+        calls[0] += 1
+        return real(self, z, x)
+
+    energy = Quartic()
+    z, x, v = points(generator)
+    operator = energy.bind(x).hessian(z)
+    monkeypatch.setattr(Quartic, "value", counted)
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        with mode():
+            for along in (v, 2 * v):
+                torch.testing.assert_close(operator.product(along), exact_product(energy, z, x, along).detach())
+    assert calls[0] == 1
+
+
+def test_an_own_product_with_the_hessian_is_used(generator: torch.Generator) -> None:
+    class Own(Quartic):
+        def hessian_product(self, z: Tensor, x: Tensor, v: Tensor) -> Tensor:
+            return exact_product(self, z, x, v).detach() + 1
+
+    energy = Own()
+    z, x, v = points(generator)
+    torch.testing.assert_close(energy.bind(x).hessian(z).product(v), exact_product(energy, z, x, v).detach() + 1)

@@ -68,7 +68,7 @@ class ImagingSettings:
     problem: Problem = field(default_factory=Problem)
     methods: tuple[str, ...] = METHODS
     seeds: int = 3
-    seconds: float = 100.0
+    seconds: float = 60.0
     patch: int = 32
     batch_size: int = 4
     filters: int = 16
