@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit code: 0, or 2 with one line on stderr for bad input, or 130 after Ctrl-C.
     """
     try:
-        from implicit_bregman.experiments.commands import run
+        from implicit_bregman.experiments.app import run
     except ModuleNotFoundError as error:
         return missing(error)
     try:

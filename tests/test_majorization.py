@@ -11,8 +11,8 @@ from torch import Tensor
 
 import implicit_bregman as ib
 from implicit_bregman import Energy, LegendreFunction, QuadraticEnergy, certify
-from implicit_bregman.experiments.oracle import reference_solution
-from implicit_bregman.experiments.problems import Problem, make_problem
+from implicit_bregman.experiments.reference.oracle import reference_solution
+from implicit_bregman.experiments.reference.problems import Problem, make_problem
 from implicit_bregman.legendre import separable_geometries
 from implicit_bregman.majorization import automatic_step, inner_step, mm_step
 from tests.points import dual_of

@@ -18,7 +18,7 @@ from pathlib import Path
 from implicit_bregman.experiments.benchmark.figures import benchmark_figures
 from implicit_bregman.experiments.benchmark.report import to_markdown
 from implicit_bregman.experiments.benchmark.results import Benchmark
-from implicit_bregman.experiments.files import write_all
+from implicit_bregman.experiments.output.files import write_all
 
 DOCS = Path(__file__).resolve().parent.parent
 START, END = "<!-- benchmark -->\n", "<!-- end of benchmark -->\n"

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import implicit_bregman as ib
-from implicit_bregman.experiments.oracle import Reference, reference_solution
-from implicit_bregman.experiments.problems import Problem, collection
+from implicit_bregman.experiments.reference.oracle import Reference, reference_solution
+from implicit_bregman.experiments.reference.problems import Problem, collection
 
 PROBLEMS = {problem.name: problem for problem in collection()}
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import implicit_bregman as ib
-from implicit_bregman.experiments.oracle import reference_solution
-from implicit_bregman.experiments.problems import Problem, make_problem
+from implicit_bregman.experiments.reference.oracle import reference_solution
+from implicit_bregman.experiments.reference.problems import Problem, make_problem
 from implicit_bregman.objective import Objective
 from implicit_bregman.operators import Costs
 from implicit_bregman.solvers import newton

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import implicit_bregman as ib
 from implicit_bregman.energy.bound import BoundQuadratic
-from implicit_bregman.experiments.problems import Problem, make_problem
+from implicit_bregman.experiments.reference.problems import Problem, make_problem
 from implicit_bregman.objective import Objective
 from implicit_bregman.operators import Dense
 from implicit_bregman.operators.free import FreeSolution

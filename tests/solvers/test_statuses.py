@@ -11,7 +11,7 @@ from torch import Tensor
 
 import implicit_bregman as ib
 from implicit_bregman import ConvergenceWarning, Status
-from implicit_bregman.experiments.problems import Problem, make_problem
+from implicit_bregman.experiments.reference.problems import Problem, make_problem
 from tests.solvers.helpers import ALL, FIRST_ORDER, ITERATIVE, own_residual, relative_error, solve, solver_of
 
 #: Newton solves within max_iter what the tests of failure ask for.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import implicit_bregman as ib
-from implicit_bregman.experiments.problems import Problem, make_problem
+from implicit_bregman.experiments.reference.problems import Problem, make_problem
 from implicit_bregman.solvers import solver_named
 from tests.solvers.helpers import in_domain, relative_error
 

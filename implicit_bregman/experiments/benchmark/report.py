@@ -13,13 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from implicit_bregman.experiments.benchmark.cells import FACTS
-from implicit_bregman.experiments.benchmark.contenders import BOTH, FORWARD, OURS
-from implicit_bregman.experiments.benchmark.convolution_peers import OWN
-from implicit_bregman.experiments.benchmark.mondeq_peer import PREFIX as MONDEQ
-from implicit_bregman.experiments.benchmark.osqp_peer import NAME as OSQP
-from implicit_bregman.experiments.benchmark.qp_peer import NAME as PROXQP
+from implicit_bregman.experiments.benchmark.peers.contenders import BOTH, FORWARD, OURS
+from implicit_bregman.experiments.benchmark.peers.convolution import OWN
+from implicit_bregman.experiments.benchmark.peers.mondeq import PREFIX as MONDEQ
+from implicit_bregman.experiments.benchmark.peers.osqp import NAME as OSQP
+from implicit_bregman.experiments.benchmark.peers.proxqp import NAME as PROXQP
+from implicit_bregman.experiments.benchmark.peers.splitting import NAME as SPLITTING
 from implicit_bregman.experiments.benchmark.results import TORCHDEQ, Benchmark, Entry, contender_order
-from implicit_bregman.experiments.benchmark.splitting_peer import NAME as SPLITTING
 from implicit_bregman.experiments.benchmark.targets import MISSED, Target, targets
 
 Rows = list[list[str]]

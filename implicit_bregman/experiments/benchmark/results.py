@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from implicit_bregman.experiments.benchmark.contenders import BOTH, OURS, UNROLLED
-from implicit_bregman.experiments.results import finite
+from implicit_bregman.experiments.benchmark.peers.contenders import BOTH, OURS, UNROLLED
+from implicit_bregman.experiments.output.statistics import finite
 
 FORMAT_VERSION = 3
 TORCHDEQ = "torchdeq"

@@ -10,11 +10,10 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 
-from implicit_bregman.experiments.benchmark.contenders import BOTH, OURS
 from implicit_bregman.experiments.benchmark.families import contenders, prepare
 from implicit_bregman.experiments.benchmark.feedforward import ACTIVATIONS, Size, compare_layers
 from implicit_bregman.experiments.benchmark.limits import POOLS, share_on_limit
-from implicit_bregman.experiments.benchmark.machine import environment, missing_peers
+from implicit_bregman.experiments.benchmark.peers.contenders import BOTH, OURS
 from implicit_bregman.experiments.benchmark.prepared import Prepared
 from implicit_bregman.experiments.benchmark.results import (
     Benchmark,
@@ -27,7 +26,8 @@ from implicit_bregman.experiments.benchmark.results import (
 from implicit_bregman.experiments.benchmark.scaling import held_bytes, places, scaling_points
 from implicit_bregman.experiments.benchmark.settings import BenchmarkSettings
 from implicit_bregman.experiments.benchmark.timing import measure
-from implicit_bregman.experiments.training import cpu_threads
+from implicit_bregman.experiments.learning.training import cpu_threads
+from implicit_bregman.experiments.machine.versions import environment, missing_peers
 
 Progress = Callable[[float, str], None]
 """Called with the share of all the work that is done, in 0 … 1, and what is being done."""

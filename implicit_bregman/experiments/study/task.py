@@ -10,8 +10,8 @@ from typing import Any
 
 from implicit_bregman.adjoints import Implicit, Unrolled
 from implicit_bregman.experiments.data import Dataset, load_dataset
-from implicit_bregman.experiments.model import Architecture, Classifier
-from implicit_bregman.experiments.training import Recipe, steps_per_epoch
+from implicit_bregman.experiments.learning.model import Architecture, Classifier
+from implicit_bregman.experiments.learning.training import Recipe, steps_per_epoch
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from implicit_bregman import adjoints, solvers
 from implicit_bregman.adjoints.base import Adjoint
 from implicit_bregman.experiments.data import Dataset
 from implicit_bregman.experiments.data.graphs import load_graph
-from implicit_bregman.experiments.methods import TORCHDEQ_MAX_ITER, torchdeq_installed
-from implicit_bregman.experiments.model import Classifier, seeded
+from implicit_bregman.experiments.learning.methods import TORCHDEQ_MAX_ITER, torchdeq_installed
+from implicit_bregman.experiments.learning.model import Classifier, seeded
 from implicit_bregman.experiments.train.nodes import NodeClassifier
 from implicit_bregman.experiments.train.settings import TrainSettings
 from implicit_bregman.settings import check_choice

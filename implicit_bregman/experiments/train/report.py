@@ -13,11 +13,11 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 import implicit_bregman
-from implicit_bregman.experiments.files import write_all
-from implicit_bregman.experiments.terminal import Bar, progress_bar, show, warn
+from implicit_bregman.experiments.output.files import write_all
+from implicit_bregman.experiments.output.terminal import Bar, progress_bar, show, warn
 from implicit_bregman.experiments.train.checkpoint import BEST_MODEL, CHECKPOINT, METRICS, Checkpoint
 from implicit_bregman.experiments.train.logs import EpochRow
-from implicit_bregman.experiments.train.loop import EVENTS, TrainResult, Watch
+from implicit_bregman.experiments.train.run import EVENTS, TrainResult, Watch
 from implicit_bregman.experiments.train.settings import TrainSettings
 
 if TYPE_CHECKING:
