@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from implicit_bregman.experiments.output.files import writable_folder, write_all
+from implicit_bregman.experiments.output.files import writable_folder
 from implicit_bregman.experiments.output.terminal import progress_bar, show
 
 
@@ -30,7 +30,7 @@ def benchmark(
     """Time to accuracy, side by side with torchdeq, monDEQ, plain loops in PyTorch, ProxQP, OSQP and bregmanet."""
     from implicit_bregman.experiments.benchmark.cells import QUICK, catalogue
     from implicit_bregman.experiments.benchmark.figures import benchmark_figures
-    from implicit_bregman.experiments.benchmark.report import to_csv, to_markdown, to_tables
+    from implicit_bregman.experiments.benchmark.report import benchmark_report
     from implicit_bregman.experiments.benchmark.run import run_benchmark
     from implicit_bregman.experiments.benchmark.settings import BenchmarkSettings, parse_accuracies
 
@@ -52,14 +52,4 @@ def benchmark(
     folder = writable_folder(out)
     with progress_bar() as progress:
         result = run_benchmark(settings, progress)
-    figures = benchmark_figures(result)
-    captions = {name: caption for name, (_, caption) in figures.items()}
-    texts = {
-        "results.json": result.to_json(),
-        "results.csv": to_csv(result),
-        "report.md": to_markdown(result, captions),
-    }
-    contents = {name: text.encode() for name, text in texts.items()}
-    written = write_all(folder, contents | {name: png for name, (png, _) in figures.items()})
-    show(*to_tables(result))
-    show(f"Written to {folder}: {', '.join(path.name for path in written)}")
+    benchmark_report(result, benchmark_figures(result)).deliver(folder)

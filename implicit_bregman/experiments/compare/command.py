@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from implicit_bregman.experiments.compare.settings import CompareSettings
-from implicit_bregman.experiments.output.files import writable_folder, write_all
-from implicit_bregman.experiments.output.terminal import progress_bar, show, warn
+from implicit_bregman.experiments.output.files import writable_folder
+from implicit_bregman.experiments.output.terminal import progress_bar, warn
 
 DEFAULTS = CompareSettings()
 
@@ -56,7 +56,7 @@ def compare(
 ) -> None:
     """Train one model per way of differentiating it: accuracy, gradient error, time and memory."""
     from implicit_bregman.experiments.compare.figures import comparison_figures
-    from implicit_bregman.experiments.compare.report import to_csv, to_json, to_markdown, to_tables
+    from implicit_bregman.experiments.compare.report import comparison_report
     from implicit_bregman.experiments.compare.run import check, run_comparison
 
     names = DEFAULTS.rows if rows is None else tuple(name.strip() for name in rows.split(","))
@@ -70,14 +70,4 @@ def compare(
     folder = writable_folder(out)
     with progress_bar() as progress:
         comparison = run_comparison(settings, data, progress)
-    figures = comparison_figures(comparison)
-    captions = {name: caption for name, (_, caption) in figures.items()}
-    texts = {
-        "results.json": to_json(comparison),
-        "results.csv": to_csv(comparison),
-        "report.md": to_markdown(comparison, captions),
-    }
-    contents = {name: text.encode() for name, text in texts.items()}
-    written = write_all(folder, contents | {name: png for name, (png, _) in figures.items()})
-    show(*to_tables(comparison))
-    show(f"Written to {folder}: {', '.join(path.name for path in written)}")
+    comparison_report(comparison, comparison_figures(comparison)).deliver(folder)

@@ -1,23 +1,15 @@
-"""A comparison as a terminal table, JSON, CSV and markdown. All four show the same numbers."""
+"""The report of a comparison."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
-
 from implicit_bregman.experiments.compare.results import Column, Comparison, Row
 from implicit_bregman.experiments.learning.methods import TORCHDEQ_MAX_ITER
-from implicit_bregman.experiments.output.statistics import finite
-
-FORMAT_VERSION = 1
+from implicit_bregman.experiments.output.blocks import Block, Heading, Table, Text, bullets, figures_of
+from implicit_bregman.experiments.output.report import Provenance, Report
 
 FAMILIES = {
     "implicit": "solve to the critical point, differentiate there (implicit function theorem)",
@@ -46,48 +38,61 @@ _METHOD = """\
 """
 
 _TORCHDEQ = (
-    f"* **implicit-torchdeq**: torchdeq's Anderson method on the same dual map, with torchdeq's own settings "
+    f"**implicit-torchdeq**: torchdeq's Anderson method on the same dual map, with torchdeq's own settings "
     f"(at most {TORCHDEQ_MAX_ITER} iterations unless asked for more) and without this library's exact solve."
 )
 
 
-def to_json(comparison: Comparison) -> str:
-    """Everything: settings, environment, and per row the values of each seed, mean, spread and curves."""
-    rows = []
-    for row in comparison.rows:
-        columns = {}
-        for column in comparison.shown_columns():
-            found = row.columns[column.key]
-            columns[column.key] = {
-                "unit": column.unit,
-                "mean": row.mean(column.key),
-                "spread": row.spread(column.key),
-                "values": None if found is None else found.values,
-            }
-        curves = [[asdict(point) for point in curve] for curve in row.curves]
-        rows.append({"name": row.name, "family": row.family, "depth": row.depth, "columns": columns, "curves": curves})
-    document = {
-        "format": FORMAT_VERSION,
-        "settings": comparison.settings,
-        "environment": comparison.environment,
-        "facts": comparison.facts,
-        "reference": comparison.reference,
-        "rows": rows,
-    }
-    return json.dumps(finite(document), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+def comparison_report(comparison: Comparison, figures: Mapping[str, tuple[bytes, str]] | None = None) -> Report:
+    """The report.
+
+    Args:
+        comparison: The results.
+        figures: File name → PNG file and caption; None: no figures.
+    """
+    learned, cost = _parts(comparison)
+    blocks: list[Block] = [Text(f"{title(comparison)}.")]
+    blocks += [_table(comparison, columns, " ± ") for columns in (learned, cost)]
+    blocks += [Heading("What was done"), _method(comparison), *figures_of(figures or {})]
+    columns = [f"{column.key}_{part}" for column in (*learned, *cost) for part in ("mean", "spread")]
+    return Report(
+        title="Implicit versus unrolled",
+        provenance=Provenance(comparison.settings, environment=comparison.environment),
+        body=tuple(blocks),
+        # The terminal's tables are 80 characters wide.
+        shown=(_table(comparison, learned, "±", title(comparison)), _table(comparison, cost, "±")),
+        columns=("name", "family", "depth", *columns),
+        rows=[_line(row, comparison) for row in comparison.rows],
+        document={
+            "facts": comparison.facts,
+            "reference": comparison.reference,
+            "rows": [_entry(row, comparison) for row in comparison.rows],
+        },
+        closing="The values of each seed and the training curves are in `results.json`, the table in `results.csv`.",
+    )
 
 
-def to_csv(comparison: Comparison) -> str:
-    """One line per row: mean and spread of every column, in the units of the JSON file, at full precision."""
-    columns = comparison.shown_columns()
-    target = io.StringIO()
-    writer = csv.writer(target, lineterminator="\n")
-    writer.writerow(["name", "family", "depth", *(f"{c.key}_{part}" for c in columns for part in ("mean", "spread"))])
-    for row in comparison.rows:
-        numbers = [number for c in columns for number in (row.mean(c.key), row.spread(c.key))]
-        cells = ["" if number is None else repr(number) for number in numbers]
-        writer.writerow([row.name, row.family, "" if row.depth is None else row.depth, *cells])
-    return target.getvalue()
+def _entry(row: Row, comparison: Comparison) -> dict[str, object]:
+    """A row of results.json: the values of each seed, mean, spread and curves."""
+    columns = {}
+    for column in comparison.shown_columns():
+        found = row.columns[column.key]
+        columns[column.key] = {
+            "unit": column.unit,
+            "mean": row.mean(column.key),
+            "spread": row.spread(column.key),
+            "values": None if found is None else found.values,
+        }
+    curves = [[asdict(point) for point in curve] for curve in row.curves]
+    return {"name": row.name, "family": row.family, "depth": row.depth, "columns": columns, "curves": curves}
+
+
+def _line(row: Row, comparison: Comparison) -> dict[str, object]:
+    """A row of results.csv: mean and spread of every column, in the units of results.json."""
+    line: dict[str, object] = {"name": row.name, "family": row.family, "depth": row.depth}
+    for column in comparison.shown_columns():
+        line |= {f"{column.key}_mean": row.mean(column.key), f"{column.key}_spread": row.spread(column.key)}
+    return line
 
 
 def cell(row: Row, column: Column, sign: str = " ± ") -> str:
@@ -101,21 +106,11 @@ def cell(row: Row, column: Column, sign: str = " ± ") -> str:
     return f"{shown}{sign}{format(spread * column.factor, column.spread)}"
 
 
-def to_tables(comparison: Comparison) -> list[Table]:
-    """The tables for the terminal, 80 characters wide: what was learned, and what it cost."""
-    tables = []
-    for columns, heading in zip(_parts(comparison), (title(comparison), ""), strict=True):
-        table = Table(title=Text(heading), header_style="bold", box=SIMPLE_HEAD, padding=0)
-        table.add_column("row", no_wrap=True)
-        cells = [[cell(row, column, "±") for column in columns] for row in comparison.rows]
-        for column, below in zip(columns, zip(*cells, strict=True), strict=True):
-            # A narrow terminal breaks the headings, never the numbers.
-            least = max(map(len, [*below, *column.title.split()]))
-            table.add_column(Text(column.title), justify="right", min_width=least)
-        for row, texts in zip(comparison.rows, cells, strict=True):
-            table.add_row(row.name, *texts, style="bold" if row.name == comparison.reference else None)
-        tables.append(table)
-    return tables
+def _table(comparison: Comparison, columns: list[Column], sign: str, heading: str = "") -> Table:
+    rows = tuple((row.name, *(cell(row, column, sign) for column in columns)) for row in comparison.rows)
+    reference = next(place for place, row in enumerate(comparison.rows) if row.name == comparison.reference)
+    headings = ("row", *(column.title for column in columns))
+    return Table(heading, headings, rows, {reference: "bold"}, unbroken=True)
 
 
 def title(comparison: Comparison) -> str:
@@ -129,50 +124,21 @@ def title(comparison: Comparison) -> str:
     )
 
 
-def to_markdown(comparison: Comparison, figures: dict[str, str]) -> str:
-    """The report.
-
-    Args:
-        comparison: The results.
-        figures: File names of the plots and their captions.
-    """
-    facts, environment = comparison.facts, comparison.environment
+def _method(comparison: Comparison) -> Text:
+    """What was done, in bullets."""
+    facts = comparison.facts
     families = [f for f in FAMILIES if any(row.family == f for row in comparison.rows)]
-    lines = [
-        "# Implicit versus unrolled",
-        "",
-        f"{title(comparison)}.",
-        "",
-        *(line for columns in _parts(comparison) for line in [*_markdown_table(comparison, columns), ""]),
-        "## What was done",
-        "",
-        *_METHOD.format(
-            **comparison.settings | facts | {"note": f" {facts['note']}." if facts.get("note") else ""},
-            reference=comparison.reference,
-            budget=_seconds(facts),
-            rule=_budget_rule(comparison),
-            seed_range=_seed_range(comparison.settings),
-        ).splitlines(),
-        *(f"* **{family}**: {FAMILIES[family]}." for family in families),
-        *([_TORCHDEQ] if any(row.name == "implicit-torchdeq" for row in comparison.rows) else []),
-        "",
-        *(line for name, caption in figures.items() for line in (f"![{caption}]({name})", "", f"*{caption}.*", "")),
-        "## Environment",
-        "",
-        *(f"* {key}: {value}" for key, value in environment.items()),
-        "",
-        "The values of each seed and the training curves are in `results.json`, the table in `results.csv`.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _markdown_table(comparison: Comparison, columns: Sequence[Column]) -> list[str]:
-    return [
-        f"| row | {' | '.join(column.title for column in columns)} |",
-        f"| --- |{' ---: |' * len(columns)}",
-        *(f"| {row.name} | {' | '.join(cell(row, c) for c in columns)} |" for row in comparison.rows),
-    ]
+    method = _METHOD.format(
+        **comparison.settings | facts | {"note": f" {facts['note']}." if facts.get("note") else ""},
+        reference=comparison.reference,
+        budget=_seconds(facts),
+        rule=_budget_rule(comparison),
+        seed_range=_seed_range(comparison.settings),
+    )
+    others = [f"**{family}**: {FAMILIES[family]}." for family in families]
+    if any(row.name == "implicit-torchdeq" for row in comparison.rows):
+        others.append(_TORCHDEQ)
+    return Text(method + bullets(others).text)
 
 
 def _parts(comparison: Comparison) -> list[list[Column]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,7 +10,6 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import Tensor, nn
 
-import implicit_bregman
 from implicit_bregman.experiments.compare.results import COLUMNS, Comparison, Row
 from implicit_bregman.experiments.compare.settings import CompareSettings
 from implicit_bregman.experiments.data import Dataset, load_dataset
@@ -34,6 +32,7 @@ from implicit_bregman.experiments.learning.training import (
 )
 from implicit_bregman.experiments.machine.devices import device_name, find_device
 from implicit_bregman.experiments.machine.memory import activation_bytes, peak_bytes
+from implicit_bregman.experiments.machine.versions import versions
 from implicit_bregman.experiments.output.statistics import statistic
 
 GRADIENT_SAMPLES = 64
@@ -207,14 +206,8 @@ def _shown_settings(settings: CompareSettings) -> dict[str, object]:
 
 
 def _environment(device: torch.device, threads: int) -> dict[str, object]:
-    return {
-        "implicit_bregman": implicit_bregman.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "platform": platform.platform(),
-        "device": device_name(device),
-        "threads": threads,
-    }
+    software = versions("implicit_bregman", "python", "torch", "platform")
+    return {**software, "device": device_name(device), "threads": threads}
 
 
 def _facts(settings: CompareSettings, data: Dataset, steps: int, budgets: Sequence[float]) -> dict[str, object]:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from implicit_bregman.experiments.output.files import writable_folder, write_all
+from implicit_bregman.experiments.output.files import writable_folder
 from implicit_bregman.experiments.output.terminal import progress_bar, show
 
 
@@ -20,8 +20,8 @@ def convergence(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("convergence-results"),
 ) -> None:
     """Follow residual, objective and gradient error of every solver, iteration by iteration, in float64."""
-    from implicit_bregman.experiments.convergence.figures import convergence_figure
-    from implicit_bregman.experiments.convergence.report import to_csv, to_json, to_table
+    from implicit_bregman.experiments.convergence.figures import convergence_figures
+    from implicit_bregman.experiments.convergence.report import convergence_report
     from implicit_bregman.experiments.convergence.run import run_convergence
     from implicit_bregman.experiments.convergence.settings import (
         DEFAULT_PROBLEM,
@@ -40,11 +40,4 @@ def convergence(
     folder = writable_folder(out)
     with progress_bar() as progress:
         result = run_convergence(settings, chosen, progress)
-    contents = {
-        "convergence.json": to_json(result).encode(),
-        "convergence.csv": to_csv(result).encode(),
-        "convergence.png": convergence_figure(result),
-    }
-    written = write_all(folder, contents)
-    show(to_table(result))
-    show(f"Written to {folder}: {', '.join(path.name for path in written)}")
+    convergence_report(result, convergence_figures(result)).deliver(folder)

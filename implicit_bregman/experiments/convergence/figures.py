@@ -10,8 +10,8 @@ from implicit_bregman.experiments.output.plots import (
 )
 
 
-def convergence_figure(result: Convergence) -> bytes:
-    """Residual, objective and gradient error against the iteration, one line per solver, as a PNG file."""
+def convergence_figures(result: Convergence) -> dict[str, tuple[bytes, str]]:
+    """File name → PNG file and caption of the one figure: a panel per quantity, a line per solver."""
     with figure_of(3, 2.7, columns=2) as (figure, axes):
         for curves in result.solvers:
             color, line, _ = STYLES[curves.name if curves.name == UNROLLED else f"implicit-{curves.name}"]
@@ -28,4 +28,5 @@ def convergence_figure(result: Convergence) -> bytes:
             label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
         }
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
-        return png(figure)
+        caption = "Residual, objective and gradient error against the iteration"
+        return {"convergence.png": (png(figure), caption)}

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from implicit_bregman.experiments.output.files import writable_folder
-from implicit_bregman.experiments.output.terminal import Interrupted, progress_bar, show
+from implicit_bregman.experiments.output.terminal import Interrupted, progress_bar
 
 Quick = Annotated[bool, typer.Option("--quick", help="A subset that is stated in the report.")]
 Seed = Annotated[int, typer.Option(help="First seed.")]
@@ -61,8 +61,7 @@ class GridCommand:
                 result = make(settings, grid)
         except KeyboardInterrupt:
             raise Interrupted("no report was written") from None
-        written = result.write(folder, self.command_line(name, options), asdict(settings), grid.origins.values())
-        show(result.table(), *result.findings, f"Written to {folder}: {', '.join(path.name for path in written)}")
+        result.report(self.command_line(name, options), asdict(settings), grid.origins.values()).deliver(folder)
 
     def command_line(self, name: str, options: dict[str, Any]) -> str:
         """The command with the options that change its result."""

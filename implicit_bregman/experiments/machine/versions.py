@@ -1,4 +1,4 @@
-"""The machine, the versions, and which peers are there."""
+"""Versions of the software, and the machine that it runs on, as reports name them."""
 
 from __future__ import annotations
 
@@ -13,30 +13,34 @@ import torch
 import implicit_bregman
 from implicit_bregman.experiments.machine.devices import available_cores
 
-PEERS = ("torchdeq", "proxsuite", "osqp", "bregmanet")
-INSTALL = "pip install 'implicit-bregman[benchmark]'"
+
+def versions(*names: str) -> dict[str, object]:
+    """Versions by name.
+
+    Args:
+        names: "python", "platform", "implicit_bregman", "torch", or any package.
+    """
+    known = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "implicit_bregman": implicit_bregman.__version__,
+        "torch": torch.__version__,
+    }
+    return {name: known[name] if name in known else _version(name) for name in names}
 
 
-def missing_peers() -> dict[str, str]:
-    """The peers that are not installed, and how to install them."""
-    return {name: f"not installed: {INSTALL}" for name in PEERS if importlib.util.find_spec(name) is None}
-
-
-def environment(threads: int) -> dict[str, object]:
-    """Machine, versions and date, for the report."""
-    found: dict[str, object] = {
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+def hardware() -> dict[str, object]:
+    """Processor, cores and system."""
+    return {
         "processor": _processor(),
         "cores": available_cores(),
-        "threads": threads,
         "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "implicit_bregman": implicit_bregman.__version__,
     }
-    for name in ("torch", "numpy", *PEERS):
-        found[name] = _version(name)
-    found["GPU"] = f"not measured ({torch.cuda.get_device_name(0)})" if torch.cuda.is_available() else "none"
-    return found
+
+
+def today() -> str:
+    """The date, in UTC."""
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
 
 
 def _version(name: str) -> str:

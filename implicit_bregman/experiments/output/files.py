@@ -1,11 +1,16 @@
-"""Writing results so that a file is either complete or not there."""
+"""Results as JSON and CSV, and files that are either complete or not there."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+from implicit_bregman.experiments.output.statistics import finite
 
 
 def writable_folder(path: Path) -> Path:
@@ -52,6 +57,20 @@ def write_all(folder: Path, contents: Mapping[str, bytes]) -> list[Path]:
         for source, _ in pending:
             source.unlink(missing_ok=True)
     return [target for _, target in pending]
+
+
+def json_text(document: Mapping[str, object]) -> str:
+    """The document as JSON, with null for the NaN and infinities that JSON cannot hold."""
+    return json.dumps(finite(document), indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def csv_text(headings: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
+    """A heading and one line per row, numbers at full precision; an empty field for None and for what a row lacks."""
+    target = io.StringIO()
+    writer = csv.DictWriter(target, headings, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return target.getvalue()
 
 
 def _umask() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -41,13 +41,19 @@ def statistic(values: Sequence[float | None]) -> Statistic | None:
 
 def finite(value: object) -> object:
     """The same, containers included, with None for the NaN and infinities that JSON cannot hold."""
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def median_of(values: Sequence[float | None]) -> float | None:
+    """The median of what is known; None if nothing is."""
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float | None]:

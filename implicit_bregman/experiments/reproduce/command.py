@@ -110,7 +110,7 @@ def make_app() -> typer.Typer:
     ) -> None:
         """Test accuracy on MNIST, Fashion-MNIST and CIFAR-10, beside the paper's figures."""
         options = dict(locals())
-        from implicit_bregman.experiments.reproduce.table2.run import reproduce_table2
+        from implicit_bregman.experiments.reproduce.table2.report import reproduce_table2
         from implicit_bregman.experiments.reproduce.table2.settings import Table2Settings
 
         settings = Table2Settings.quick(seed) if quick else Table2Settings(seed=seed)

@@ -38,7 +38,7 @@ from implicit_bregman.experiments.benchmark.peers.contenders import (
 )
 from implicit_bregman.experiments.benchmark.peers.mondeq import METHODS
 from implicit_bregman.experiments.benchmark.peers.splitting import NAME as SPLITTING
-from implicit_bregman.experiments.benchmark.report import to_markdown
+from implicit_bregman.experiments.benchmark.report import benchmark_report
 from implicit_bregman.experiments.benchmark.results import Benchmark
 from implicit_bregman.experiments.benchmark.run import run_benchmark
 from implicit_bregman.experiments.benchmark.scaling import scaling_points
@@ -317,7 +317,7 @@ def test_a_cell_without_a_truth_is_left_out(monkeypatch: pytest.MonkeyPatch) -> 
     result = run_benchmark(settings, missing=NO_PEERS)
     assert result.cells == ()
     assert result.skipped == {"tiny": "conditions do not hold"}
-    assert "**tiny**: left out, conditions do not hold" in to_markdown(result, {})
+    assert "**tiny**: left out, conditions do not hold" in benchmark_report(result).markdown()
 
 
 # the whole
@@ -366,7 +366,7 @@ def test_the_benchmark_without_peers(result: Benchmark) -> None:
 
 
 def test_results_survive_json(result: Benchmark) -> None:
-    assert Benchmark.from_json(result.to_json()) == result
+    assert Benchmark.from_json(benchmark_report(result).json()) == result
     with pytest.raises(ValueError, match="format"):
         Benchmark.from_json("{}")
 

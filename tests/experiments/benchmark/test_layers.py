@@ -40,7 +40,7 @@ from implicit_bregman.experiments.benchmark.peers.convolution import (
 from implicit_bregman.experiments.benchmark.peers.splitting import NAME as SPLITTING
 from implicit_bregman.experiments.benchmark.peers.splitting import Setup, splitting_contenders, splitting_run
 from implicit_bregman.experiments.benchmark.peers.torchdeq_sweep import torchdeq_contenders
-from implicit_bregman.experiments.benchmark.report import sections, to_csv, to_markdown
+from implicit_bregman.experiments.benchmark.report import benchmark_report, sections
 from implicit_bregman.experiments.benchmark.results import Benchmark
 from implicit_bregman.experiments.benchmark.run import run_benchmark
 from implicit_bregman.experiments.benchmark.settings import BenchmarkSettings
@@ -303,8 +303,8 @@ def test_they_are_measured_as_the_others_are(result: Benchmark) -> None:
 
 
 def test_they_are_in_every_output(result: Benchmark) -> None:
-    assert Benchmark.from_json(result.to_json()) == result
-    lines = list(csv.DictReader(io.StringIO(to_csv(result))))
+    assert Benchmark.from_json(benchmark_report(result).json()) == result
+    lines = list(csv.DictReader(io.StringIO(benchmark_report(result).csv())))
     assert {(line["cell"], line["family"], line["condition"]) for line in lines} == {
         ("conv-tiny", "convolution", "14.0"),
         ("conv-skew", "convolution", "14.0"),
@@ -316,6 +316,6 @@ def test_they_are_in_every_output(result: Benchmark) -> None:
         "conv-skew",
         "field-tiny",
     ]
-    report = to_markdown(result, {})
+    report = benchmark_report(result).markdown()
     assert "**field-tiny**: z = N(z, x), mlp, 8, B = 3, float32; truth from the plain iteration" in report
     assert "convolutional layers, forward+backward to 1e-03 against the user's own energy" in report

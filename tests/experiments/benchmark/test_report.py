@@ -13,7 +13,7 @@ from rich.console import Console
 
 from implicit_bregman.experiments.benchmark.figures import benchmark_figures
 from implicit_bregman.experiments.benchmark.peers.contenders import BOTH, FORWARD, OURS, UNROLLED
-from implicit_bregman.experiments.benchmark.report import sections, to_csv, to_markdown, to_tables
+from implicit_bregman.experiments.benchmark.report import benchmark_report, sections
 from implicit_bregman.experiments.benchmark.results import (
     Benchmark,
     CellResult,
@@ -205,7 +205,7 @@ def test_the_least_misses_are_seen() -> None:
 def test_without_measurements_nothing_is_claimed() -> None:
     assert {target.verdict for target in targets(benchmark())} == {UNKNOWN}
     assert benchmark_figures(benchmark()) == {}
-    assert to_markdown(benchmark(), {})
+    assert benchmark_report(benchmark()).markdown()
 
 
 def test_not_reached_is_listed_apart_and_without_a_time(full: Benchmark) -> None:
@@ -229,7 +229,7 @@ def test_calls_have_tables_and_columns(full: Benchmark) -> None:
     heading, rows = tables["Operator calls / host synchronisations, forward to 1e-06"]
     assert heading == ["cell", OURS, "Peaceman–Rachford"]  # ProxQP's are not counted
     assert rows == [["plain", "100 / 7", "–"], ["layer", "100 / 7", "200 / 7"]]
-    lines = list(csv.DictReader(io.StringIO(to_csv(full))))
+    lines = list(csv.DictReader(io.StringIO(benchmark_report(full).csv())))
     assert [(line["operator_calls"], line["synchronisations"]) for line in lines if line["contender"] == "ProxQP"] == [
         ("", "")
     ]
@@ -243,17 +243,17 @@ def test_calls_have_tables_and_columns(full: Benchmark) -> None:
 
 
 def test_everything_names_the_command(full: Benchmark) -> None:
-    figures = {name: caption for name, (_, caption) in benchmark_figures(full).items()}
-    text = to_markdown(full, figures)
+    figures = benchmark_figures(full)
+    text = benchmark_report(full, figures).markdown()
     assert text.count(f"`{COMMAND}`") == 1 + len(sections(full)) + len(figures)
     assert "abacus" in text
-    for table in to_tables(full):
+    for table in benchmark_report(full).tables():
         assert COMMAND in str(table.title)
 
 
 def test_the_terminal_shows_all_numbers(full: Benchmark) -> None:
     console = Console(width=160, file=io.StringIO())
-    for table in to_tables(full):
+    for table in benchmark_report(full).tables():
         console.print(table)
     shown = console.file.getvalue()
     for piece in ("2 [1.9, 2.2]", "30×", "missed", "its inverse is wrong", "199"):
@@ -261,14 +261,14 @@ def test_the_terminal_shows_all_numbers(full: Benchmark) -> None:
 
 
 def test_csv_has_a_line_per_entry(full: Benchmark) -> None:
-    lines = to_csv(full).splitlines()
+    lines = benchmark_report(full).csv().splitlines()
     assert len(lines) == 1 + sum(len(found.entries) for found in full.cells)
 
 
 def test_missing_peers_are_named(full: Benchmark) -> None:
     result = benchmark(*full.cells)
     result.missing["proxsuite"] = "not installed"
-    assert "proxsuite: not installed" in to_markdown(result, {})
+    assert "proxsuite: not installed" in benchmark_report(result).markdown()
 
 
 def test_figures_show_something(full: Benchmark) -> None:
@@ -287,7 +287,7 @@ def test_the_page_is_written_between_its_marks(full: Benchmark, tmp_path: Path) 
     results, docs = tmp_path / "results", tmp_path / "docs"
     results.mkdir()
     docs.mkdir()
-    (results / "results.json").write_text(full.to_json())
+    (results / "results.json").write_text(benchmark_report(full).json())
     assert script["main"]([str(results)], docs) == 0
     first = (docs / "benchmarks.md").read_text()
     assert first.startswith("# Benchmarks\n")

@@ -14,7 +14,7 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from implicit_bregman.experiments.compare.figures import comparison_figures
-from implicit_bregman.experiments.compare.report import cell, to_csv, to_json, to_markdown, to_tables
+from implicit_bregman.experiments.compare.report import cell, comparison_report
 from implicit_bregman.experiments.compare.results import COLUMNS, Comparison, Row
 from implicit_bregman.experiments.learning.training import CurvePoint
 from implicit_bregman.experiments.output.files import writable_folder, write_all
@@ -80,9 +80,9 @@ def test_statistics() -> None:
 
 
 def test_json_csv_and_markdown_agree(comparison: Comparison) -> None:
-    document = json.loads(to_json(comparison))
-    lines = list(csv.DictReader(io.StringIO(to_csv(comparison))))
-    markdown = to_markdown(comparison, {})
+    document = json.loads(comparison_report(comparison).json())
+    lines = list(csv.DictReader(io.StringIO(comparison_report(comparison).csv())))
+    markdown = comparison_report(comparison).markdown()
     tables = [line.strip("| ").split(" | ") for line in markdown.splitlines() if line.startswith("|")]
     cells = {}
     for heading, *rest in (tables[:11], tables[11:]):
@@ -113,7 +113,7 @@ def test_json_csv_and_markdown_agree(comparison: Comparison) -> None:
 
 
 def test_markdown_says_what_was_done(comparison: Comparison) -> None:
-    markdown = to_markdown(comparison, {"a.png": "A caption"})
+    markdown = comparison_report(comparison, {"a.png": (b"", "A caption")}).markdown()
     for piece in (
         "100 training and 50 test samples",
         "learning rate 0.01",
@@ -129,7 +129,7 @@ def test_markdown_says_what_was_done(comparison: Comparison) -> None:
 
 def test_the_terminal_table_fits_eighty_characters(comparison: Comparison) -> None:
     console = Console(width=80, file=io.StringIO())
-    for table in to_tables(comparison):
+    for table in comparison_report(comparison).tables():
         console.print(table)
     text = console.file.getvalue()
     assert "…" not in text
@@ -143,7 +143,7 @@ def test_what_is_not_finite_is_null_and_not_a_number(comparison: Comparison) -> 
     row = comparison.rows[0]
     columns = row.columns | {"gradient_error": Statistic((math.nan, 1.0, math.inf))}
     broken = replace(comparison, rows=(replace(row, columns=columns), *comparison.rows[1:]))
-    entry = json.loads(to_json(broken))["rows"][0]["columns"]["gradient_error"]
+    entry = json.loads(comparison_report(broken).json())["rows"][0]["columns"]["gradient_error"]
     assert entry == {"unit": "", "mean": None, "spread": None, "values": [None, 1.0, None]}
     assert finite({"a": [math.inf, 1, "x"]}) == {"a": [None, 1, "x"]}
     assert comparison_figures(broken)

@@ -10,8 +10,8 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
-from implicit_bregman.experiments.convergence.figures import convergence_figure
-from implicit_bregman.experiments.convergence.report import to_csv, to_json, to_table
+from implicit_bregman.experiments.convergence.figures import convergence_figures
+from implicit_bregman.experiments.convergence.report import convergence_report
 from implicit_bregman.experiments.convergence.run import Convergence, run_convergence
 from implicit_bregman.experiments.convergence.settings import DEFAULT_PROBLEM, ConvergenceSettings, find_problem
 from implicit_bregman.experiments.reference.problems import collection, make_problem
@@ -53,8 +53,8 @@ def test_the_unrolled_gradient_comes_last_and_is_first_wrong_then_right(result: 
 
 
 def test_json_and_csv_agree(result: Convergence) -> None:
-    document = json.loads(to_json(result))
-    lines = list(csv.DictReader(io.StringIO(to_csv(result))))
+    document = json.loads(convergence_report(result).json())
+    lines = list(csv.DictReader(io.StringIO(convergence_report(result).csv())))
     for entry in document["solvers"]:
         for key, column in (
             ("residual", "residual"),
@@ -70,7 +70,7 @@ def test_json_and_csv_agree(result: Convergence) -> None:
 
 
 def test_the_figure_shows_something(result: Convergence) -> None:
-    pixels = imread(io.BytesIO(convergence_figure(result)))
+    pixels = imread(io.BytesIO(convergence_figures(result)["convergence.png"][0]))
     assert pixels.shape[1] == 2100
     assert 0.01 < np.mean(pixels[..., :3].min(-1) < 0.9) < 0.5
 
@@ -80,7 +80,7 @@ def test_without_an_objective_its_curve_is_empty() -> None:
     result = run_convergence(ConvergenceSettings(problem.name, ("mm",), max_iter=200), problem)
     assert result.solvers[0].objective == ()
     assert result.solvers[0].gradient_error[-1][1] < 1e-6
-    assert convergence_figure(result)
+    assert convergence_figures(result)["convergence.png"][0]
 
 
 def test_a_solver_that_runs_out_of_iterations_says_so() -> None:
@@ -123,7 +123,7 @@ def test_an_unknown_problem_says_how_to_list_them() -> None:
 
 def test_the_table_shows_the_ends_of_the_curves(result: Convergence) -> None:
     console = Console(width=100, file=io.StringIO())
-    console.print(to_table(result))
+    console.print(*convergence_report(result).tables())
     text = console.file.getvalue()
     for curves in result.solvers[:-1]:
         assert curves.name in text

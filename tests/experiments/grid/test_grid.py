@@ -17,8 +17,8 @@ import torch
 from implicit_bregman.cli import main
 from implicit_bregman.experiments.grid import run as grid
 from implicit_bregman.experiments.grid.cells import Cell, Computed, load_cell, store_cell
+from implicit_bregman.experiments.grid.report import environment
 from implicit_bregman.experiments.grid.run import Backend, Grid
-from implicit_bregman.experiments.output.report import environment
 from implicit_bregman.experiments.output.statistics import mean_and_spread
 
 CALLS: list[float] = []

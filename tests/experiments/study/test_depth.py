@@ -84,8 +84,8 @@ def test_report_and_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(calls) == 3 + 4  # the two that had finished are not computed again
     assert [row["depth"] for row in result.rows] == ["implicit", "1", "30"]
     assert result.rows[2]["gradient_error"] < result.rows[1]["gradient_error"]
-    written = result.write(tmp_path, "a command", {}, "cpu")
-    assert [path.name for path in written] == [
+    result.report("a command", {}, "cpu").deliver(tmp_path)
+    assert list(result.report("a command", {}, "cpu").contents()) == [
         "results.json",
         "results.csv",
         "report.md",

@@ -103,7 +103,7 @@ def test_hyper_parameters_are_chosen_on_validation_nodes(folder: Path, tmp_path:
 
 def test_report_and_resumption(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = study_graphs(SETTINGS, Grid(tmp_path, Backend(jobs=1)), folder)
-    report.write(tmp_path, "a command", {}, [])
+    report.report("a command", {}, []).deliver(tmp_path)
     document = json.loads((tmp_path / "results.json").read_text())
     names = ["implicit layer", "unrolled, 2 steps", "two graph convolutions"]
     assert [row["model"] for row in document["rows"]] == names

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from matplotlib.axes import Axes
-from torch import Tensor
 
 from implicit_bregman.experiments.output.plots import BLACK, BLUE, RED, figure_of, png
 from implicit_bregman.experiments.reproduce.fig4.lines import Line
+from implicit_bregman.experiments.reproduce.fig4.run import Layers
 
 
-def _figure(names: list[str], shown: list[Tensor], labels: Tensor, lines: list[Line]) -> tuple[bytes, str]:
-    rows = -(-len(shown) // 2)
+def fig4_figures(found: Layers) -> dict[str, tuple[bytes, str]]:
+    """File name → PNG file and caption of the one figure."""
+    shown, rows = found.shown, -(-len(found.shown) // 2)
     with figure_of(2 * rows, 3.15 * rows, columns=2, rows=rows) as (figure, axes):
         for axis in axes[len(shown) :]:
             axis.set_visible(False)
-        for axis, name, points, line in zip(axes, names, shown, lines, strict=False):
+        for axis, name, points, line in zip(axes, found.names, shown, found.lines, strict=False):
             for label, color in ((0, BLUE), (1, RED)):
-                axis.plot(*points[labels == label].T.tolist(), ".", color=color, markersize=2)
+                axis.plot(*points[found.labels == label].T.tolist(), ".", color=color, markersize=2)
             axis.set_title(name, fontsize=8)
             if line.separates:
                 _draw_line(axis, line)
         caption = "The two spirals and the output of each layer; a line is drawn where one separates the classes"
-        return png(figure), caption
+        return {"fig4.png": (png(figure), caption)}
 
 
 def _draw_line(axis: Axes, line: Line) -> None:

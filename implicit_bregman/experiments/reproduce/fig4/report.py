@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from implicit_bregman.experiments.grid.report import GridReport
 from implicit_bregman.experiments.grid.run import Grid
-from implicit_bregman.experiments.output.report import GridReport
-from implicit_bregman.experiments.reproduce.fig4.figures import _figure
-from implicit_bregman.experiments.reproduce.fig4.lines import Line, best_line
+from implicit_bregman.experiments.reproduce.fig4.figures import fig4_figures
+from implicit_bregman.experiments.reproduce.fig4.lines import Line
+from implicit_bregman.experiments.reproduce.fig4.run import Layers, measure_fig4
 from implicit_bregman.experiments.reproduce.settings import SpiralSettings
-from implicit_bregman.experiments.reproduce.spirals import Trained, Training, train_members
 from implicit_bregman.experiments.reproduce.wording import CHOICES, spiral_setting
 
 
@@ -21,25 +21,15 @@ def reproduce_fig4(settings: SpiralSettings, grid: Grid, device: str = "cpu") ->
         grid: Computes and keeps the cells.
         device: PyTorch device.
     """
-    members = settings.members("bregman")
-    training = Training(
-        members, settings.depth, settings.epochs, 0, settings.batch_size, settings.spirals, every=settings.epochs
-    )
-    trained = train_members(training, 1, grid, device)
-    points, labels = settings.spirals.points()
-    layers = trained.ensemble.layer_outputs(points)
-    last = [best_line(outputs, labels) for outputs in layers[-1]]
-    chosen = min(range(len(members)), key=lambda index: trained.losses[index][-1])
-    shown = [points, *(outputs[chosen] for outputs in layers)]
-    lines = [best_line(outputs, labels) for outputs in shown]
-    names = ["data", *(f"output of layer {number}" for number in range(1, len(shown)))]
-    rows = [_row(name, line) for name, line in zip(names, lines, strict=True)]
+    found = measure_fig4(settings, grid, device)
+    members, losses = found.trained.members, found.trained.losses
+    rows = [_row(name, line) for name, line in zip(found.names, found.lines, strict=True)]
     return GridReport(
         "fig4",
         "Figure 4: the two spirals and the outputs of each layer of a Bregman network",
         spiral_setting(settings, settings.depth, settings.epochs, settings.rate),
         (*CHOICES, "Which realization is shown: here the one with the lowest training loss."),
-        _findings(trained, last, chosen, lines),
+        _findings(found),
         tuple(rows),
         (
             ("points", ("points",)),
@@ -47,13 +37,15 @@ def reproduce_fig4(settings: SpiralSettings, grid: Grid, device: str = "cpu") ->
             ("linearly separable", ("separable",)),
         ),
         {
-            "seed": members[chosen].seed,
-            "labels": labels.tolist(),
-            "points": {name: outputs.tolist() for name, outputs in zip(names, shown, strict=True)},
-            "last_layer_of_each_seed": [{"accuracy": line.accuracy, "separable": line.separates} for line in last],
-            "losses": [curve[-1] for curve in trained.losses],
+            "seed": members[found.chosen].seed,
+            "labels": found.labels.tolist(),
+            "points": {name: outputs.tolist() for name, outputs in zip(found.names, found.shown, strict=True)},
+            "last_layer_of_each_seed": [
+                {"accuracy": line.accuracy, "separable": line.separates} for line in found.last
+            ],
+            "losses": [curve[-1] for curve in losses],
         },
-        {"fig4.png": _figure(names, shown, labels, lines)},
+        fig4_figures(found),
     )
 
 
@@ -69,12 +61,14 @@ def _row(name: str, line: Line) -> dict[str, Any]:
     }
 
 
-def _findings(trained: Trained, last: list[Line], chosen: int, lines: list[Line]) -> tuple[str, ...]:
+def _findings(found: Layers) -> tuple[str, ...]:
+    last, lines = found.last, found.lines
     separable = sum(line.separates for line in last)
     worst = min(line.accuracy for line in last)
+    seed = found.trained.members[found.chosen].seed
     verdict = "is" if lines[-1].separates else "is not"
     return (
-        f"Seed {trained.members[chosen].seed}: the output of the last layer {verdict} linearly separable (decided by a "
+        f"Seed {seed}: the output of the last layer {verdict} linearly separable (decided by a "
         f"linear program); the best line gets {100 * lines[0].accuracy:.1f} % of the data themselves right.",
         f"Of {len(last)} seeds {separable} end linearly separable; in the worst of them the best line gets "
         f"{100 * worst:.1f} % right.",

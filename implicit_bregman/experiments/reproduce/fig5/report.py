@@ -5,14 +5,15 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from implicit_bregman.experiments.grid.report import GridReport
 from implicit_bregman.experiments.grid.run import Grid
-from implicit_bregman.experiments.output.report import GridReport
 from implicit_bregman.experiments.output.statistics import mean_and_spread
-from implicit_bregman.experiments.reproduce.ensemble import INITS, Member
-from implicit_bregman.experiments.reproduce.fig5.figures import _figure
+from implicit_bregman.experiments.reproduce.ensemble import INITS
+from implicit_bregman.experiments.reproduce.fig5.figures import fig5_figures
+from implicit_bregman.experiments.reproduce.fig5.run import measure_fig5, of_kind
 from implicit_bregman.experiments.reproduce.figures import LABELS
 from implicit_bregman.experiments.reproduce.settings import SpiralSettings
-from implicit_bregman.experiments.reproduce.spirals import Trained, Training, train_members
+from implicit_bregman.experiments.reproduce.spirals import Trained
 from implicit_bregman.experiments.reproduce.wording import CHOICES, spiral_setting
 from implicit_bregman.nn.feedforward import KINDS
 
@@ -25,9 +26,7 @@ def reproduce_fig5(settings: SpiralSettings, grid: Grid, device: str = "cpu") ->
         grid: Computes and keeps the cells.
         device: PyTorch device.
     """
-    members = tuple(member for init in INITS for member in settings.all_kinds(init=init))
-    training = Training(members, settings.depth, settings.epochs, 0, settings.batch_size, settings.spirals)
-    trained = train_members(training, 1, grid, device)
+    trained = measure_fig5(settings, grid, device)
     rows = tuple(_row(trained, kind, init) for init in INITS for kind in KINDS)
     return GridReport(
         "fig5",
@@ -47,24 +46,17 @@ def reproduce_fig5(settings: SpiralSettings, grid: Grid, device: str = "cpu") ->
         ),
         {
             "epochs": trained.epochs,
-            "losses": {f"{init}/{kind}": _of(trained, trained.losses, kind, init) for init in INITS for kind in KINDS},
+            "losses": {
+                f"{init}/{kind}": of_kind(trained, trained.losses, kind, init) for init in INITS for kind in KINDS
+            },
         },
-        {"fig5.png": _figure(trained)},
+        fig5_figures(trained),
     )
 
 
-def _of(trained: Trained, values: tuple[Any, ...], kind: str, init: str) -> list[Any]:
-    """One value per seed."""
-    return [value for member, value in zip(trained.members, values, strict=True) if _is(member, kind, init)]
-
-
-def _is(member: Member, kind: str, init: str) -> bool:
-    return (member.kind, member.init) == (kind, init)
-
-
 def _row(trained: Trained, kind: str, init: str) -> dict[str, Any]:
-    losses = [statistics.fmean(curve[-_late(trained) :]) for curve in _of(trained, trained.losses, kind, init)]
-    accuracies = [100 * share for share in _of(trained, trained.accuracy, kind, init)]
+    losses = [statistics.fmean(curve[-_late(trained) :]) for curve in of_kind(trained, trained.losses, kind, init)]
+    accuracies = [100 * share for share in of_kind(trained, trained.accuracy, kind, init)]
     (loss, loss_spread), (accuracy, accuracy_spread) = mean_and_spread(losses), mean_and_spread(accuracies)
     return {
         "init": init,

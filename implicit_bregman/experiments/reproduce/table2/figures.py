@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from implicit_bregman.experiments.output.plots import figure_of, png
 from implicit_bregman.experiments.output.statistics import mean_and_spread
 from implicit_bregman.experiments.reproduce.figures import KIND_STYLES, LABELS
-from implicit_bregman.experiments.reproduce.table2.report import Outcome
+from implicit_bregman.experiments.reproduce.table2.run import Outcome
 from implicit_bregman.nn.feedforward import KINDS
 
 
-def figure(outcomes: Sequence[Outcome]) -> tuple[bytes, str]:
-    """Our means with their spread, filled, and the paper's, hollow; one line per row of the table.
+def table2_figures(outcomes: Sequence[Outcome]) -> dict[str, tuple[bytes, str]]:
+    """File name → PNG file and caption: our means with their spread, filled, and the paper's, hollow.
+
+    There is one line per row of the table.
 
     Networks far below all that the paper has are arrows at the edge, or they would squeeze the rest into a corner.
     """
@@ -37,6 +39,5 @@ def figure(outcomes: Sequence[Outcome]) -> tuple[bytes, str]:
         axis.set(xlabel="test accuracy [%]", xlim=(left, 101), ylim=(len(names) - 0.5, -0.5))
         handles, labels = axis.get_legend_handles_labels()
         canvas.legend(handles, labels, loc="outside lower center", ncols=3)
-        return png(
-            canvas
-        ), "Test accuracy: mean over the seeds and one standard deviation; diamonds are the paper's means"
+        caption = "Test accuracy: mean over the seeds and one standard deviation; diamonds are the paper's means"
+        return {"table2.png": (png(canvas), caption)}

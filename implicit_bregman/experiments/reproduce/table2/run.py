@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from implicit_bregman.experiments.data import Dataset
 from implicit_bregman.experiments.grid.cells import Cell
 from implicit_bregman.experiments.grid.run import Grid
-from implicit_bregman.experiments.output.report import GridReport
-from implicit_bregman.experiments.reproduce.table2.figures import figure
-from implicit_bregman.experiments.reproduce.table2.report import Outcome, findings, table_rows
+from implicit_bregman.experiments.output.statistics import mean_and_spread
 from implicit_bregman.experiments.reproduce.table2.settings import (
     Row,
     Table2Settings,
 )
 from implicit_bregman.experiments.reproduce.table2.training import (
-    CNN_CHANNELS,
-    CNN_WIDTH,
     HELD_OUT,
     ImageTraining,
     load_pixels,
@@ -26,34 +21,48 @@ from implicit_bregman.experiments.reproduce.table2.training import (
 )
 from implicit_bregman.nn.feedforward import KINDS
 
-CHOICES = (
-    "The activation: here tanh, with arctan and the sigmoid as a check on one row.",
-    "The optimizer beyond mini-batch gradient descent: here without momentum, with Adam as a check on one row.",
-    "Learning rate, batch size, epochs: here the rate falls evenly to 0, because at a constant one the last steps "
-    "decide by chance; where it starts is chosen for every row and architecture by the accuracy on a sixth of the "
-    "training samples, which no network is trained on.",
-    "How pixels are brought inside (0, 1): here level v of 256 becomes (v + 1/2)/256.",
-    f"The convolutional network: here 3x3 convolutions with {CNN_CHANNELS[0]} and {CNN_CHANNELS[1]} channels, each "
-    f"with ReLU and max-pooling, a linear layer to {CNN_WIDTH} features, the activation, one layer of the kind "
-    "compared, and the linear read-out.",
-)
 
+@dataclass(frozen=True)
+class Outcome:
+    """One architecture in one row.
 
-def reproduce_table2(
-    settings: Table2Settings, grid: Grid, data_dir: str | None = None, device: str = "cpu"
-) -> GridReport:
-    """Choose the learning rates, train all networks and compare with the paper.
-
-    Args:
-        settings: Rows, seeds, training.
-        grid: Computes and keeps the cells.
-        data_dir: Folder with the files of the data sets.
-        device: PyTorch device.
-
-    Raises:
-        ValueError: For bad data files.
-        FileNotFoundError: For missing data files.
+    Attributes:
+        row: Name of the row.
+        kind: "standard", "euclidean" or "bregman".
+        rate: The learning rate that was chosen.
+        values: Test accuracy in percent of every seed.
+        paper: The paper's mean; None if it has none.
     """
+
+    row: str
+    kind: str
+    rate: float
+    values: tuple[float, ...]
+    paper: float | None
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds, in percent."""
+        return mean_and_spread(self.values)[0]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was trained.
+
+    Attributes:
+        outcomes: One per row and architecture.
+        tests: Test accuracy in percent of the first seed, by row, architecture and learning rate.
+        described: What was read of each data set.
+    """
+
+    outcomes: list[Outcome]
+    tests: dict[tuple[str, str, float], float]
+    described: list[str]
+
+
+def measure_table2(settings: Table2Settings, grid: Grid, data_dir: str | None = None, device: str = "cpu") -> Measured:
+    """Choose the learning rates and train all networks; the arguments are those of `reproduce_table2`."""
     rows = settings.chosen_rows()
     names = sorted({row.dataset for row in rows})
     folder = None if data_dir is None else str(Path(data_dir).resolve())  # a worker may be in another one
@@ -89,7 +98,7 @@ def reproduce_table2(
     ]
     tests = {(r.name, k, rate): 100 * result["test"] for (r, k, rate), result in zip(tried, first, strict=True)}
     described = [_described(data.limited(settings.train_size)) for data in sets.values()]
-    return _reproduction(settings, outcomes, tests, described)
+    return Measured(outcomes, tests, described)
 
 
 def _rates(settings: Table2Settings, row: Row) -> tuple[float, ...]:
@@ -119,39 +128,3 @@ def _described(data: Dataset) -> str:
     count, tests = len(data.train_y), len(data.test_y)
     text = f"{data.name}: {count} training samples, {count // HELD_OUT} of them held out, {tests} test samples."
     return f"{text} {data.note}." if data.note else text
-
-
-def _reproduction(
-    settings: Table2Settings,
-    outcomes: Sequence[Outcome],
-    tests: dict[tuple[str, str, float], float],
-    described: Sequence[str],
-) -> GridReport:
-    shown: list[tuple[str, tuple[str, ...]]] = [("row", ("row",))]
-    for kind in KINDS:
-        shown.append((f"{kind} [%]", (f"{kind}_mean:.2f", f"{kind}_spread:.2f")))
-        shown.append(("paper", (f"{kind}_paper:.2f",)))
-    data: dict[str, Any] = {
-        "values": {f"{outcome.row}/{outcome.kind}": outcome.values for outcome in outcomes},
-        "rates": {f"{outcome.row}/{outcome.kind}": outcome.rate for outcome in outcomes},
-        "tests_by_rate": {f"{row}/{kind}/{rate:g}": value for (row, kind, rate), value in tests.items()},
-    }
-    return GridReport(
-        "table2",
-        "Table 2: mean test accuracy on images",
-        (
-            *described,
-            "Networks: hidden layers as wide as the image has pixels, then a linear read-out; cross entropy.",
-            f"Training: {settings.optimizer}, learning rate falling to 0, {settings.geometry}, "
-            f"{settings.epochs} epochs, batches of {settings.batch_size}, unless the row's name says otherwise.",
-            f"Learning rates to choose from: {', '.join(f'{rate:g}' for rate in settings.rates)}; for Adam "
-            f"{', '.join(f'{rate:g}' for rate in settings.adam_rates)}. The first seed chooses.",
-            f"Seeds: {settings.seed} … {settings.seed + settings.seeds - 1}; mean ± standard deviation.",
-        ),
-        CHOICES,
-        findings(outcomes, settings),
-        tuple(table_rows(outcomes)),
-        tuple(shown),
-        data,
-        {"table2.png": figure(outcomes)},
-    )

@@ -18,15 +18,16 @@ from implicit_bregman.experiments.output.plots import (
     plain_numbers,
     png,
 )
-from implicit_bregman.experiments.study.depth.report import (
-    Numbers,
-    _cost,
-    _median,
-    _percent,
-)
+from implicit_bregman.experiments.output.statistics import median_of
 from implicit_bregman.experiments.study.depth.run import Measured
 
+Numbers = Sequence[float]
 COLORS = {"digits": BLUE, "spirals": RED, "mnist": GREEN, "fashion": ORANGE, "cifar10": SKY}
+
+
+def depth_figures(name: str, measured: Sequence[Measured]) -> dict[str, tuple[bytes, str]]:
+    """File name → PNG file and caption of the two figures: what was learned, and what it cost."""
+    return {f"{name}.png": _learned(measured), f"{name}-costs.png": _costs(measured)}
 
 
 def _learned(measured: Sequence[Measured]) -> tuple[bytes, str]:
@@ -41,11 +42,11 @@ def _learned(measured: Sequence[Measured]) -> tuple[bytes, str]:
                 ("limit_accuracy", ORANGE, ":", "its parameters at the limit"),
                 ("time_accuracy", GREEN, "--", "unrolled, equal time"),
             ):
-                curves = list(zip(*(_percent(found.runs[depth], key) for depth in depths), strict=True))
+                curves = list(zip(*(found.percent(key, depth) for depth in depths), strict=True))
                 mean_band(top, depths, curves, color=color, linestyle=line, marker="o", markersize=2.5, label=label)
             losses = list(zip(*([run["loss"] for run in found.runs[depth]] for depth in depths), strict=True))
             mean_band(bottom, depths, losses, color=BLUE, marker="o", markersize=2.5)
-            _level(top, depths, _percent(found.runs[None], "accuracy"))
+            _level(top, depths, found.percent("accuracy", None))
             _level(bottom, depths, [run["loss"] for run in found.runs[None]])
             top.set_title(found.dataset, fontsize=8)
             bottom.set(yscale="log", xlabel="unrolled steps L")
@@ -70,17 +71,17 @@ def _costs(measured: Sequence[Measured]) -> tuple[bytes, str]:
         for found in measured:
             color = COLORS[found.dataset]
             depths = [depth for depth in found.runs if depth is not None]
-            errors = [(depth, _median([run["gradient_error"] for run in found.runs[depth]])) for depth in depths]
+            errors = [(depth, median_of([run["gradient_error"] for run in found.runs[depth]])) for depth in depths]
             known = [(depth, error) for depth, error in errors if error]
             if known:
                 axes[0].plot(*zip(*known, strict=True), color=color, marker="o", label=found.dataset)
-            exact = _median([run["gradient_error"] for run in found.runs[None]])
+            exact = median_of([run["gradient_error"] for run in found.runs[None]])
             if exact:
                 axes[0].axhline(exact, color=color, linestyle=":")
             for axis, key, factor in ((axes[1], "step_ms", 1.0), (axes[2], "bytes", 1e-3)):
-                values = [factor * statistics.median(_cost(found, key, depth)) for depth in depths]
+                values = [factor * statistics.median(found.costs_of(key, depth)) for depth in depths]
                 axis.plot(depths, values, color=color, marker="o", label=found.dataset)
-                axis.axhline(factor * statistics.median(_cost(found, key, None)), color=color, linestyle=":")
+                axis.axhline(factor * statistics.median(found.costs_of(key, None)), color=color, linestyle=":")
         labels = ("relative gradient error", "time of a step [ms]", "held for backward [kB]")
         for axis, label in zip(axes, labels, strict=True):
             axis.set(xscale="log", yscale="log", xlabel="unrolled steps L", ylabel=label)

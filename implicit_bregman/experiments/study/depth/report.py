@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from implicit_bregman.experiments.grid.report import GridReport
 from implicit_bregman.experiments.grid.run import Grid
-from implicit_bregman.experiments.output.report import GridReport
-from implicit_bregman.experiments.output.statistics import mean_and_spread
-from implicit_bregman.experiments.study.depth.figures import _costs, _learned
+from implicit_bregman.experiments.output.statistics import mean_and_spread, median_of
+from implicit_bregman.experiments.study.depth.figures import depth_figures
 from implicit_bregman.experiments.study.depth.run import Measured, measure_depth
 from implicit_bregman.experiments.study.depth.settings import DepthSettings
 from implicit_bregman.experiments.study.depth.training import GRADIENT_SAMPLES
@@ -59,7 +59,7 @@ def study_depth(
             found.dataset: {"costs": found.costs, "runs": {_name(depth): runs for depth, runs in found.runs.items()}}
             for found in measured
         },
-        {f"{name}.png": _learned(measured), f"{name}-costs.png": _costs(measured)},
+        depth_figures(name, measured),
     )
 
 
@@ -92,33 +92,19 @@ def _name(depth: int | None) -> str:
     return "implicit" if depth is None else str(depth)
 
 
-def _percent(runs: Sequence[dict[str, Any]], key: str) -> list[float]:
-    return [100 * run[key] for run in runs]
-
-
-def _median(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None
-
-
-def _cost(found: Measured, key: str, depth: int | None) -> list[Any]:
-    place = list(found.runs).index(depth)
-    return [cost[key][place] for cost in found.costs]
-
-
 def _rows(found: Measured) -> list[dict[str, Any]]:
     rows = []
     for depth, runs in found.runs.items():
         row: dict[str, Any] = {"dataset": found.dataset, "depth": _name(depth)}
         for key in ("accuracy", "limit_accuracy", "time_accuracy"):
-            row[f"{key}_mean"], row[f"{key}_spread"] = mean_and_spread(_percent(runs, key))
+            row[f"{key}_mean"], row[f"{key}_spread"] = mean_and_spread(found.percent(key, depth))
         for key in ("loss", "time_loss", "time_steps"):
             row[f"{key}_mean"], row[f"{key}_spread"] = mean_and_spread([run[key] for run in runs])
         for key in ("gradient_error", "gradient_cosine", "distance", "converged", "iterations", "curvature"):
-            row[key] = _median([run[key] for run in runs])
-        row["gradient_error_at_implicit"] = _median(_cost(found, "gradient_error", depth))
-        row["step_ms"] = _median(_cost(found, "step_ms", depth))
-        row["kilobytes"] = _median([1e-3 * held for held in _cost(found, "bytes", depth)])
+            row[key] = median_of([run[key] for run in runs])
+        row["gradient_error_at_implicit"] = median_of(found.costs_of("gradient_error", depth))
+        row["step_ms"] = median_of(found.costs_of("step_ms", depth))
+        row["kilobytes"] = median_of([1e-3 * held for held in found.costs_of("bytes", depth)])
         rows.append(row)
     return rows
 
@@ -133,8 +119,9 @@ def _findings(found: Measured) -> list[str]:
         f"{_from(found, lambda depth: _dearer(found, depth, 'bytes'))}."
     )
     drops = {
-        depth: statistics.fmean(_percent(runs, "accuracy")) - statistics.fmean(_percent(runs, "limit_accuracy"))
-        for depth, runs in found.runs.items()
+        depth: statistics.fmean(found.percent("accuracy", depth))
+        - statistics.fmean(found.percent("limit_accuracy", depth))
+        for depth in found.runs
         if depth is not None
     }
     worst = max(drops, key=lambda depth: drops[depth])
@@ -149,8 +136,8 @@ def _findings(found: Measured) -> list[str]:
 
 
 def _verdict(found: Measured, key: str, budget: str) -> str:
-    implicit = _percent(found.runs[None], key)
-    gaps = {depth: paired_gap(_percent(runs, key), implicit) for depth, runs in found.runs.items() if depth is not None}
+    implicit = found.percent(key, None)
+    gaps = {depth: paired_gap(found.percent(key, depth), implicit) for depth in found.runs if depth is not None}
     mean, spread = mean_and_spread(implicit)
     shown = f"{mean:.2f}" if spread is None else f"{mean:.2f} ± {spread:.2f}"
     worse, better, even = ([depth for depth in gaps if _sign(gaps[depth]) == sign] for sign in (-1, 1, 0))
@@ -172,12 +159,12 @@ def paired_gap(values: Numbers, reference: Numbers) -> float:
 
 
 def _below(found: Measured, depth: int, key: str, level: float) -> bool:
-    value = _median([run[key] for run in found.runs[depth]])
+    value = median_of([run[key] for run in found.runs[depth]])
     return value is not None and value < level
 
 
 def _dearer(found: Measured, depth: int, key: str) -> bool:
-    return statistics.median(_cost(found, key, depth)) > statistics.median(_cost(found, key, None))
+    return statistics.median(found.costs_of(key, depth)) > statistics.median(found.costs_of(key, None))
 
 
 def _from(found: Measured, holds: Callable[[int], bool]) -> str:

@@ -37,6 +37,15 @@ class Measured:
     costs: list[dict[str, Any]]
     runs: dict[int | None, list[dict[str, Any]]]
 
+    def costs_of(self, key: str, depth: int | None) -> list[Any]:
+        """A cost of one depth, None being the implicit layer, one entry per seed."""
+        place = list(self.runs).index(depth)
+        return [cost[key][place] for cost in self.costs]
+
+    def percent(self, key: str, depth: int | None) -> list[float]:
+        """A share of one depth in percent, one entry per seed."""
+        return [100 * run[key] for run in self.runs[depth]]
+
 
 def measure_depth(settings: DepthSettings, grid: Grid, data_dir: str | None = None) -> list[Measured]:
     """Compute all cells: first the costs, whose seconds are then the budget "equal time" of all runs of that seed.

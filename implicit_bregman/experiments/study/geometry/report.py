@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from implicit_bregman.experiments.grid.report import GridReport
 from implicit_bregman.experiments.grid.run import Grid
-from implicit_bregman.experiments.output.report import GridReport
 from implicit_bregman.experiments.output.statistics import mean_and_spread
 from implicit_bregman.experiments.reference.active import has_bound
 from implicit_bregman.experiments.study.geometry.boxes import BOX_GEOMETRIES, MM_TOL, SAMPLES

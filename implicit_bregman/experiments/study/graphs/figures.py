@@ -16,7 +16,8 @@ def name_of(model: str) -> str:
     return f"unrolled, {depth} steps" if depth else NAMES[kind]
 
 
-def _figure(settings: GraphSettings, measured: list[GraphMeasured]) -> tuple[bytes, str]:
+def graphs_figures(settings: GraphSettings, measured: list[GraphMeasured]) -> dict[str, tuple[bytes, str]]:
+    """File name → PNG file and caption of the one figure: a panel per graph."""
     with figure_of(len(settings.datasets), 2.4, columns=2) as (figure, axes):
         for axis, dataset in zip(axes, settings.datasets, strict=True):
             shown = [one for one in measured if one.dataset == dataset]
@@ -27,4 +28,4 @@ def _figure(settings: GraphSettings, measured: list[GraphMeasured]) -> tuple[byt
                 axis.plot([place - 0.25, place + 0.25], [mean_and_spread(values)[0]] * 2, color=color)
             axis.set_xticks(range(len(shown)), [name_of(one.model).replace(" ", "\n", 1) for one in shown], fontsize=6)
             axis.set(title=dataset, ylabel="test accuracy [%]")
-        return png(figure), "Test accuracy on each split, and the mean"
+        return {"graphs.png": (png(figure), "Test accuracy on each split, and the mean")}

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from implicit_bregman.experiments.grid.report import GridReport
 from implicit_bregman.experiments.grid.run import Grid
-from implicit_bregman.experiments.output.report import GridReport
 from implicit_bregman.experiments.output.statistics import mean_and_spread
-from implicit_bregman.experiments.study.graphs.figures import _figure, name_of
+from implicit_bregman.experiments.study.graphs.figures import graphs_figures, name_of
 from implicit_bregman.experiments.study.graphs.run import GraphMeasured, measure_graphs
 from implicit_bregman.experiments.study.graphs.settings import Candidate, GraphSettings
 
@@ -48,7 +48,7 @@ def study_graphs(settings: GraphSettings, grid: Grid, data_dir: str | Path | Non
             ("chosen", ("chosen",)),
         ),
         {"measured": [asdict(one) for one in measured]},
-        {"graphs.png": _figure(settings, measured)},
+        graphs_figures(settings, measured),
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from implicit_bregman.experiments.grid.report import GridReport
 from implicit_bregman.experiments.grid.run import Grid
-from implicit_bregman.experiments.output.report import GridReport
 from implicit_bregman.experiments.study.hypergradient.figures import figures
 from implicit_bregman.experiments.study.hypergradient.findings import findings
 from implicit_bregman.experiments.study.hypergradient.run import measure_hypergradient

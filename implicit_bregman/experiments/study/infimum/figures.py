@@ -7,8 +7,7 @@ import statistics
 
 from implicit_bregman.experiments.output.plots import BLUE, GREEN, RED, figure_of, plain_numbers, png
 from implicit_bregman.experiments.study.infimum.problem import FAMILIES
-from implicit_bregman.experiments.study.infimum.report import Found
-from implicit_bregman.experiments.study.infimum.summary import differences, floors
+from implicit_bregman.experiments.study.infimum.summary import Found, differences, floors
 
 SERIES = {
     "inf": ("|inf_L − inf_∞|", BLUE, "o"),
@@ -17,7 +16,8 @@ SERIES = {
 }
 
 
-def _figure(depths: tuple[int, ...], found: Found) -> tuple[bytes, str]:
+def infimum_figures(depths: tuple[int, ...], found: Found) -> dict[str, tuple[bytes, str]]:
+    """File name → PNG file and caption of the one figure: a panel per family."""
     high = math.ceil(len(found) / 2)
     with figure_of(2 * high, 0.4 + 1.7 * high, columns=2, sharex=True, rows=high) as (figure, axes):
         for axis, (family, results) in zip(axes, found.items(), strict=False):
@@ -38,4 +38,5 @@ def _figure(depths: tuple[int, ...], found: Found) -> tuple[bytes, str]:
             axis.set_xlabel("L")
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
-        return png(figure), "Differences to inf_∞ against L, median and single seeds; grey: below the floor"
+        caption = "Differences to inf_∞ against L, median and single seeds; grey: below the floor"
+        return {"infimum.png": (png(figure), caption)}

@@ -5,15 +5,13 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from implicit_bregman.experiments.grid.report import GridReport
 from implicit_bregman.experiments.grid.run import Grid
-from implicit_bregman.experiments.output.report import GridReport
-from implicit_bregman.experiments.study.infimum.figures import SERIES, _figure
+from implicit_bregman.experiments.study.infimum.figures import SERIES, infimum_figures
 from implicit_bregman.experiments.study.infimum.problem import FAMILIES
 from implicit_bregman.experiments.study.infimum.run import measure_infimum
 from implicit_bregman.experiments.study.infimum.settings import InfimumSettings
-from implicit_bregman.experiments.study.infimum.summary import LEAST, differences, fit, floors
-
-Found = dict[str, list[dict[str, Any]]]
+from implicit_bregman.experiments.study.infimum.summary import LEAST, Found, differences, fit, floors
 
 
 def study_infimum(settings: InfimumSettings, grid: Grid) -> GridReport:
@@ -56,7 +54,7 @@ def study_infimum(settings: InfimumSettings, grid: Grid) -> GridReport:
             ("below inf_∞", ("below",)),
         ),
         {"depths": settings.depths, "found": found},
-        {"infimum.png": _figure(settings.depths, found)},
+        infimum_figures(settings.depths, found),
     )
 
 

@@ -38,3 +38,6 @@ def fit(depths: tuple[int, ...], values: list[float], floor: list[float]) -> tup
         errors[law] = (float(np.square(slope * at + offset - logs).sum()), float(parameter))
     law = min(errors, key=lambda name: errors[name][0])
     return law, errors[law][1]
+
+
+Found = dict[str, list[dict[str, Any]]]
