@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
 import torch
-from torch import Tensor, nn
 
 from implicit_bregman.experiments.compare.results import COLUMNS, Comparison, Row
 from implicit_bregman.experiments.compare.settings import CompareSettings
@@ -16,11 +15,16 @@ from implicit_bregman.experiments.data import Dataset, load_dataset
 from implicit_bregman.experiments.learning.gradients import (
     GradientCheck,
     ReferenceGradient,
-    compare_gradient,
-    reference_gradients,
+)
+from implicit_bregman.experiments.learning.measures import (
+    GRADIENT_SAMPLES,
+    exact_gradient,
+    gradient_error,
+    held_bytes,
+    loss_of,
 )
 from implicit_bregman.experiments.learning.methods import Method
-from implicit_bregman.experiments.learning.model import Classifier
+from implicit_bregman.experiments.learning.model import Classifier, build_classifier
 from implicit_bregman.experiments.learning.training import (
     LOSS_SAMPLES,
     Recipe,
@@ -31,11 +35,9 @@ from implicit_bregman.experiments.learning.training import (
     train,
 )
 from implicit_bregman.experiments.machine.devices import device_name, find_device
-from implicit_bregman.experiments.machine.memory import activation_bytes, peak_bytes
+from implicit_bregman.experiments.machine.memory import peak_bytes
 from implicit_bregman.experiments.machine.versions import versions
 from implicit_bregman.experiments.output.statistics import statistic
-
-GRADIENT_SAMPLES = 64
 
 Progress = Callable[[float, str], None]
 """Called with the share of all the work that is done, in 0 … 1, and what is being done."""
@@ -131,10 +133,9 @@ def run_comparison(
                     seconds = run.at_steps.seconds if seconds is None else seconds
                     budgets.append(seconds)
             state = measured[reference.name].runs[-1].state
-            truth = _truth(settings, data, reference, seed, state)
+            truth = exact_gradient(_model(settings, data, reference, seed, state), data)
             for method in ordered:
-                model = _model(settings, data, method, seed)
-                model.load_state_dict(state)
+                model = _model(settings, data, method, seed, state)
                 _measure(model, data, settings.batch_size, truth, measured[method.name])
     progress(1.0, "done")
     return Comparison(
@@ -146,36 +147,20 @@ def run_comparison(
     )
 
 
-def _model(settings: CompareSettings, data: Dataset, method: Method, seed: int) -> Classifier:
-    model = settings.architecture().classifier(data.shape, data.classes, seed).to(data.train_x.device)
-    model.layer.solver = method.solver
-    model.layer.adjoint = method.adjoint
-    return model
-
-
-def _truth(
-    settings: CompareSettings, data: Dataset, method: Method, seed: int, state: State
-) -> ReferenceGradient | None:
-    """The exact gradient at the parameters `state`."""
-    model = _model(settings, data, method, seed)
-    model.load_state_dict(state)
-    return reference_gradients(model, data.train_x[:GRADIENT_SAMPLES], data.train_y[:GRADIENT_SAMPLES])
+def _model(
+    settings: CompareSettings, data: Dataset, method: Method, seed: int, state: State | None = None
+) -> Classifier:
+    return build_classifier(settings.architecture(), data, seed, method.solver, method.adjoint, state)
 
 
 def _measure(
     model: Classifier, data: Dataset, batch_size: int, truth: ReferenceGradient | None, measured: _Measured
 ) -> None:
     """Gradient, memory and peak memory of a method at the parameters of `model`."""
-    x, y = data.train_x[:GRADIENT_SAMPLES], data.train_y[:GRADIENT_SAMPLES]
-    measured.checks.append(compare_gradient(model, x, y, truth))
+    measured.checks.append(gradient_error(model, data, truth))
+    measured.held.append(held_bytes(model, data, batch_size))
     x, y = data.train_x[:batch_size], data.train_y[:batch_size]
-    x = x.clone()  # a part of the data shares their storage, which would count in full
-    measured.held.append(activation_bytes(model, lambda: _loss(model, x, y)))
-    measured.peaks.append(peak_bytes(lambda: _loss(model, x, y).backward(), x.device))
-
-
-def _loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(model(x), y)
+    measured.peaks.append(peak_bytes(lambda: loss_of(model, x, y).backward(), x.device))
 
 
 def _row(method: Method, measured: _Measured) -> Row:

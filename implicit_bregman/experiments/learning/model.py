@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -16,6 +16,11 @@ from implicit_bregman.energy.weights import present_name
 from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.nn import BregmanDEQ, BregmanDEQ2d, CriticalPoint
 from implicit_bregman.settings import check_choice, check_count, check_nonnegative, check_positive
+
+if TYPE_CHECKING:
+    from implicit_bregman.adjoints.base import Adjoint
+    from implicit_bregman.experiments.data import Dataset
+    from implicit_bregman.solvers.base import Solver
 
 Made = TypeVar("Made", bound=nn.Module)
 
@@ -195,6 +200,34 @@ class Architecture:
         features = self.width * (rows // self.pool) * (columns // self.pool)
         head = nn.Sequential(nn.AvgPool2d(self.pool), nn.Flatten(), nn.Linear(features, classes))
         return Classifier(layer, head, shape)
+
+
+def build_classifier(
+    architecture: Architecture,
+    data: Dataset,
+    seed: int,
+    solver: str | Solver = "auto",
+    adjoint: str | Adjoint = "implicit",
+    state: Mapping[str, Tensor] | None = None,
+) -> Classifier:
+    """A model for a data set, where the data are.
+
+    Args:
+        architecture: What it is.
+        data: Gives the shape of a sample, the number of classes, and the device.
+        seed: Of the parameters; the global random state is left as it was.
+        solver: Of the layer.
+        adjoint: Of the layer.
+        state: Parameters instead of the seed's.
+
+    Raises:
+        ValueError: See `Architecture.classifier`.
+    """
+    model = architecture.classifier(data.shape, data.classes, seed).to(data.train_x.device)
+    model.layer.solver, model.layer.adjoint = solver, adjoint
+    if state is not None:
+        model.load_state_dict(dict(state))
+    return model
 
 
 def seeded(make: Callable[[], Made], seed: int) -> Made:

@@ -16,7 +16,7 @@ from implicit_bregman.experiments.data.cifar import BATCHES, BINARIES, PIXELS, t
 from implicit_bregman.experiments.grid.run import Backend, Grid
 from implicit_bregman.experiments.reproduce.table2 import run as table2
 from implicit_bregman.experiments.reproduce.table2 import training
-from implicit_bregman.experiments.reproduce.table2.run import reproduce_table2
+from implicit_bregman.experiments.reproduce.table2.report import reproduce_table2
 from implicit_bregman.experiments.reproduce.table2.settings import PAPER, ROWS, Table2Settings
 from implicit_bregman.experiments.reproduce.table2.training import (
     ImageTraining,

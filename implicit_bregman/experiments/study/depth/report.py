@@ -10,11 +10,11 @@ from typing import Any
 
 from implicit_bregman.experiments.grid.report import GridReport
 from implicit_bregman.experiments.grid.run import Grid
+from implicit_bregman.experiments.learning.measures import GRADIENT_SAMPLES
 from implicit_bregman.experiments.output.statistics import mean_and_spread, median_of
 from implicit_bregman.experiments.study.depth.figures import depth_figures
 from implicit_bregman.experiments.study.depth.run import Measured, measure_depth
 from implicit_bregman.experiments.study.depth.settings import DepthSettings
-from implicit_bregman.experiments.study.depth.training import GRADIENT_SAMPLES
 
 SMALL_ERROR = 0.1
 Numbers = Sequence[float]

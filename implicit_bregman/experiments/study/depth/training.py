@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from implicit_bregman.experiments.data import Dataset
-from implicit_bregman.experiments.learning.gradients import ReferenceGradient, compare_gradient, reference_gradients
+from implicit_bregman.experiments.learning.gradients import ReferenceGradient
+from implicit_bregman.experiments.learning.measures import exact_gradient, gradient_error, held_bytes, loss_of
 from implicit_bregman.experiments.learning.model import Classifier
-from implicit_bregman.experiments.learning.training import State, evaluate, train
-from implicit_bregman.experiments.machine.memory import activation_bytes
+from implicit_bregman.experiments.learning.training import evaluate, train
 from implicit_bregman.experiments.study.task import Task, without_warnings
 
-GRADIENT_SAMPLES = 64
 TIMED_ROUNDS = 15
 EVALUATED = 512
 
@@ -57,14 +56,14 @@ def measure_costs(settings: Costs, data_dir: str | None = None) -> dict[str, Any
     with without_warnings():
         trained = task.model(data, None)
         run = train(trained, data, task.recipe(data))
-        rows = [_at(task, data, depth, run.state) for depth in (None, *settings.depths)]
+        rows = [task.model(data, depth, run.state) for depth in (None, *settings.depths)]
         times: list[list[float]] = [[] for _ in rows]
         for _ in range(TIMED_ROUNDS):
             for row, spent in zip(rows, times, strict=True):
                 spent.append(_timed_step(row, data, task.batch_size))
-        truth = _truth(trained, data)
+        truth = exact_gradient(trained, data)
         checks = [_check(row, data, truth) for row in rows]
-        held = [_held(row, data, task.batch_size) for row in rows]
+        held = [held_bytes(row, data, task.batch_size) for row in rows]
     return {
         "seconds": run.at_steps.seconds,
         "step_ms": [1e3 * statistics.median(spent) for spent in times],
@@ -90,8 +89,8 @@ def train_once(settings: Run, data_dir: str | None = None) -> dict[str, Any]:
         trained = task.model(data, settings.depth)
         run = train(trained, data, task.recipe(data, settings.seconds))
         trained.load_state_dict(run.state)
-        error, cosine = _check(trained, data, _truth(trained, data))
-        limit = _at(task, data, None, run.state)
+        error, cosine = _check(trained, data, exact_gradient(trained, data))
+        limit = task.model(data, None, run.state)
         _, limit_accuracy = evaluate(limit, data.test_x, data.test_y)
         distance = _distance(trained, limit, data.test_x[:EVALUATED])
         bound = trained.layer.energy.curvature_bound()
@@ -113,35 +112,15 @@ def train_once(settings: Run, data_dir: str | None = None) -> dict[str, Any]:
     }
 
 
-def _at(task: Task, data: Dataset, depth: int | None, state: State) -> Classifier:
-    made = task.model(data, depth)
-    made.load_state_dict(state)
-    return made
-
-
-def _loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(model(x), y)
-
-
 def _timed_step(model: Classifier, data: Dataset, batch_size: int) -> float:
     started = time.perf_counter()
     model.zero_grad(set_to_none=True)
-    _loss(model, data.train_x[:batch_size], data.train_y[:batch_size]).backward()
+    loss_of(model, data.train_x[:batch_size], data.train_y[:batch_size]).backward()
     return time.perf_counter() - started
 
 
-def _held(model: Classifier, data: Dataset, batch_size: int) -> int:
-    x = data.train_x[:batch_size].clone()  # a part of the data shares their storage, which would count in full
-    return activation_bytes(model, lambda: _loss(model, x, data.train_y[:batch_size]))
-
-
-def _truth(model: Classifier, data: Dataset) -> ReferenceGradient | None:
-    return reference_gradients(model, data.train_x[:GRADIENT_SAMPLES], data.train_y[:GRADIENT_SAMPLES])
-
-
 def _check(model: Classifier, data: Dataset, truth: ReferenceGradient | None) -> tuple[float | None, float | None]:
-    x, y = data.train_x[:GRADIENT_SAMPLES], data.train_y[:GRADIENT_SAMPLES]
-    check = compare_gradient(model, x, y, truth)
+    check = gradient_error(model, data, truth)
     return (None, None) if check is None else (check.error, check.cosine)
 
 
