@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import implicit_bregman as ib
-from tests.energy.fields import D, Network, inputs
+from tests.problems import D, Network, inputs
 
 
 class Quartic(ib.Energy):

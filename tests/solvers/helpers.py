@@ -24,6 +24,9 @@ FIRST_ORDER = ("mm", "anderson", "broyden")
 ITERATIVE = (*FIRST_ORDER, "newton")
 ALL = (*ITERATIVE, *(f"torchdeq {method}" for method in TORCHDEQ))
 
+#: With and without the exact solve at the end.
+exact_or_not = pytest.mark.parametrize("exactly", [True, False], ids=["exact", "plain"])
+
 
 def solver_of(name: str, **settings: object) -> ib.solvers.Solver:
     """A solver by its name in `ALL`, silent about failures unless told otherwise."""

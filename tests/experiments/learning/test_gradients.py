@@ -49,7 +49,7 @@ def test_implicit_is_exact_for_other_weights(weight: str) -> None:
 
 def test_every_solver_gives_the_same_gradient() -> None:
     model, x, y = make_model()
-    for solver in (ib.solvers.MM(), ib.solvers.Anderson(), ib.solvers.Broyden()):
+    for solver in (ib.solvers.MM(), ib.solvers.Anderson(), ib.solvers.Broyden(), ib.solvers.Newton()):
         assert check(model, x, y, ib.adjoints.Implicit(), solver).error < 1e-6
 
 
