@@ -59,8 +59,8 @@ class Table:
     def markdown(self, level: int) -> list[str]:
         """Its lines, without the title; they do not depend on the level."""
         rule = " ---: |" if self.numeric else " --- |"
-        lines = [f"| {' | '.join(self.headings)} |", f"| --- |{rule * (len(self.headings) - 1)}"]
-        return [*lines, *(f"| {' | '.join(text.replace('|', '/') for text in row)} |" for row in self.rows), ""]
+        heading, *rows = (" | ".join(text.replace("|", "/") for text in row) for row in (self.headings, *self.rows))
+        return [f"| {heading} |", f"| --- |{rule * (len(self.headings) - 1)}", *(f"| {row} |" for row in rows), ""]
 
     def terminal(self) -> RichTable:
         """The table for the terminal."""
