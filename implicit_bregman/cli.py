@@ -48,10 +48,10 @@ def missing(error: ModuleNotFoundError) -> int:
     Raises:
         ModuleNotFoundError: The same, if no extra brings it.
     """
-    extra = EXTRA.get((error.name or "").split(".")[0])
-    if extra is None:
+    package = (error.name or "").split(".")[0]
+    if package not in EXTRA:
         raise error
-    return fail(f"{error.name} is not installed; pip install 'implicit-bregman[{extra}]'")
+    return fail(f"{package} is not installed; pip install 'implicit-bregman[{EXTRA[package]}]'")
 
 
 def fail(message: str) -> int:

@@ -156,7 +156,8 @@ def test_starts_and_traces_have_the_shape_of_the_states(solver: str) -> None:
     other = ib.find_critical_point(energy, "tanh", x, None, 0.5, cls(trace=True), initial_dual=torch.atanh(start))
     torch.testing.assert_close(other.trace.dual, found.trace.dual, equal_nan=True)
     again = ib.find_critical_point(energy, "tanh", x, found, 0.5, solver)
-    assert again.iterations.tolist() == [0] * BATCH
+    # Newton's method takes a step before it looks at how far it has come.
+    assert again.iterations.tolist() == [int(solver == "newton")] * BATCH
     torch.testing.assert_close(ib.attach_gradient(energy, "tanh", x, found.dual, 0.5), found.value)
 
 

@@ -125,10 +125,13 @@ def test_next_to_a_bound_a_small_residual_says_little_about_the_gradient(solver:
             y = mpmath.findroot(lambda y, row=row: 1 / (1 + mpmath.exp(-y)) + gamma * y - float(x[row]), begin)
             slope = mpmath.exp(y) / (1 + mpmath.exp(y)) ** 2
             true, got = slope / (slope + gamma), mpmath.mpf(float(dx[row]))
-            error, told = float(abs(got - true) / max(true, got)), float(found.gradient_error[row])
+            # (a derivative of 1e-106 is 0 in float32)
+            size = max(true, got, mpmath.mpf(torch.finfo(dtype).tiny))
+            error, told = float(abs(got - true) / size), float(found.gradient_error[row])
             assert told >= error / 30 or error <= 1e-5
             assert told <= 3
-    assert float(found.gradient_error[0]) >= 0.5
+    # Newton's method solves for y itself.
+    assert (float(found.gradient_error[0]) >= 0.5) is (solver != "newton")
     assert float(found.gradient_error[1]) <= (1e-4 if dtype == torch.float32 else 1e-7)
 
 
