@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Exit code: 0, or 2 with one line on stderr for bad input, or 130 after Ctrl-C.
     """
     try:
-        from implicit_bregman.experiments.commands import run
+        from implicit_bregman.experiments.app import run
     except ModuleNotFoundError as error:
         return missing(error)
     try:
@@ -48,10 +48,10 @@ def missing(error: ModuleNotFoundError) -> int:
     Raises:
         ModuleNotFoundError: The same, if no extra brings it.
     """
-    extra = EXTRA.get((error.name or "").split(".")[0])
-    if extra is None:
+    package = (error.name or "").split(".")[0]
+    if package not in EXTRA:
         raise error
-    return fail(f"{error.name} is not installed; pip install 'implicit-bregman[{extra}]'")
+    return fail(f"{package} is not installed; pip install 'implicit-bregman[{EXTRA[package]}]'")
 
 
 def fail(message: str) -> int:

@@ -144,7 +144,7 @@ def test_ctrl_c_is_no_traceback(
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("implicit_bregman.experiments.compare.train", interrupt)
+    monkeypatch.setattr("implicit_bregman.experiments.compare.run.train", interrupt)
     assert main([*TINY, "--out", str(tmp_path)]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert os.listdir(tmp_path) == []

@@ -82,7 +82,7 @@ def test_device_and_dtype_of_given_matrices_are_checked(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("solver", ["mm", "anderson", "broyden"])
+@pytest.mark.parametrize("solver", ["mm", "anderson", "broyden", "newton"])
 @pytest.mark.parametrize("regularization", [0.0, 0.3])
 def test_a_row_that_is_not_finite_has_its_own_status_and_touches_no_other(
     energy: ib.Energy, x: Tensor, number: float, solver: str, regularization: float
@@ -382,7 +382,7 @@ def test_half_precision_is_for_quadratic_energies(x: Tensor) -> None:
 @pytest.mark.parametrize("shape", [(0,), (0, 2), (2, 0)])
 @pytest.mark.parametrize(
     ("solver", "adjoint"),
-    [(solver, "implicit") for solver in ("auto", "mm", "anderson", "broyden")]
+    [(solver, "implicit") for solver in ("auto", "newton", "mm", "anderson", "broyden")]
     + [("auto", adjoint) for adjoint in ("phantom", "one_step", "unrolled")],
 )
 @pytest.mark.parametrize("width", [OUT, 100])
@@ -418,7 +418,7 @@ def test_one_feature(x: Tensor) -> None:
 def test_the_input_is_not_changed(energy: ib.Energy, x: Tensor) -> None:
     start = torch.full((BATCH, OUT), 0.3, dtype=D)
     before = x.clone(), start.clone(), {name: p.detach().clone() for name, p in energy.named_parameters()}
-    for solver in ("mm", "anderson", "broyden"):
+    for solver in ("mm", "anderson", "broyden", "newton"):
         find_critical_point(energy, "tanh", x, start, solver=solver).value.sum().backward()
     assert torch.equal(x, before[0])
     assert torch.equal(start, before[1])
@@ -426,7 +426,7 @@ def test_the_input_is_not_changed(energy: ib.Energy, x: Tensor) -> None:
 
 
 def test_it_is_deterministic(energy: ib.Energy, x: Tensor) -> None:
-    for solver in ("mm", "anderson", "broyden"):
+    for solver in ("mm", "anderson", "broyden", "newton"):
         first, second = (find_critical_point(energy, "tanh", x, solver=solver) for _ in range(2))
         assert torch.equal(first.value, second.value)
         assert torch.equal(first.iterations, second.iterations)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 import implicit_bregman as ib
 from implicit_bregman import Energy, LegendreFunction, QuadraticEnergy, certify
-from implicit_bregman.experiments.oracle import reference_solution
-from implicit_bregman.experiments.problems import Problem, make_problem
+from implicit_bregman.experiments.reference.oracle import reference_solution
+from implicit_bregman.experiments.reference.problems import Problem, make_problem
 from implicit_bregman.legendre import separable_geometries
 from implicit_bregman.majorization import automatic_step, inner_step, mm_step
-from tests.points import dual_of
+from tests.problems import dual_of
 
 BOX = ib.geometry("tanh").to_box(-2.0, 3.0)
 GEOMETRIES = (*map(ib.geometry, separable_geometries()), ib.geometry("isru", scale=3.0), BOX)

@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 
 from implicit_bregman.experiments.benchmark.figures import benchmark_figures
-from implicit_bregman.experiments.benchmark.report import to_markdown
+from implicit_bregman.experiments.benchmark.report import benchmark_report
 from implicit_bregman.experiments.benchmark.results import Benchmark
-from implicit_bregman.experiments.files import write_all
+from implicit_bregman.experiments.output.files import write_all
 
 DOCS = Path(__file__).resolve().parent.parent
 START, END = "<!-- benchmark -->\n", "<!-- end of benchmark -->\n"
@@ -41,10 +41,10 @@ def page_with(benchmark: Benchmark, page: str) -> tuple[str, dict[str, bytes]]:
     _, end, after = rest.partition(END)
     if not start or not end:
         raise ValueError(f"the page lacks the marks {START.strip()} and {END.strip()}, put them back")
-    figures = {f"benchmark-{name}": made for name, made in benchmark_figures(benchmark).items()}
-    captions = {f"images/{name}": caption for name, (_, caption) in figures.items()}
-    section = to_markdown(benchmark, captions, level=2)
-    return f"{before}{start}\n{section}\n{end}{after}", {name: png for name, (png, _) in figures.items()}
+    figures = {f"images/benchmark-{name}": made for name, made in benchmark_figures(benchmark).items()}
+    section = benchmark_report(benchmark, figures).markdown(level=2)
+    images = {name.removeprefix("images/"): png for name, (png, _) in figures.items()}
+    return f"{before}{start}\n{section}\n{end}{after}", images
 
 
 def main(arguments: list[str], docs: Path = DOCS) -> int:

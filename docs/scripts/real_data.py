@@ -25,11 +25,11 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 import implicit_bregman as ib
-from implicit_bregman.experiments.model import Classifier
-from implicit_bregman.experiments.plots import BLUE, GREEN, ORANGE, RED, SKY, figure_of, mean_band, png
+from implicit_bregman.experiments.learning.model import Classifier
+from implicit_bregman.experiments.output.plots import BLUE, GREEN, ORANGE, RED, SKY, figure_of, mean_band, png
 from implicit_bregman.experiments.train.build import make_model
 from implicit_bregman.experiments.train.checkpoint import BEST_MODEL, read_file
-from implicit_bregman.experiments.train.loop import load_data
+from implicit_bregman.experiments.train.run import load_data
 from implicit_bregman.experiments.train.settings import TrainSettings
 
 IMAGES = Path(__file__).parents[1] / "images"

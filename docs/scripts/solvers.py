@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 
 import implicit_bregman as ib
-from implicit_bregman.experiments.problems import Problem, collection
+from implicit_bregman.experiments.reference.problems import Problem, collection
 from implicit_bregman.solvers import MM, Anderson, Broyden, Newton, Solver, TorchDEQ
 
 PAGE = Path(__file__).resolve().parent.parent / "choosing.md"

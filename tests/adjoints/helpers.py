@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 import implicit_bregman as ib
-from implicit_bregman.experiments.oracle import Reference, reference_gradient, reference_solution
-from implicit_bregman.experiments.problems import Problem, make_problem
+from implicit_bregman.experiments.reference.oracle import Reference, reference_gradient, reference_solution
+from implicit_bregman.experiments.reference.problems import Problem, make_problem
 
 DIM, INPUTS, BATCH = 6, 8, 3
 BOX = ib.geometry("tanh").to_box(-2.0, 3.0)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 import implicit_bregman as ib
-from tests.energy.fields import Attention, D, Network, inputs, tokens
+from tests.problems import Attention, D, Network, inputs, tokens
 
 SETTINGS = [
     ("tanh", 1.0),

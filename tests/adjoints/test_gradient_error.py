@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 import implicit_bregman as ib
-from implicit_bregman.experiments.oracle import reference_gradient, reference_solution
-from implicit_bregman.experiments.problems import Problem, make_problem
+from implicit_bregman.experiments.reference.oracle import reference_gradient, reference_solution
+from implicit_bregman.experiments.reference.problems import Problem, make_problem
 
 SILENT = ib.adjoints.Implicit(on_failure="ignore")
 

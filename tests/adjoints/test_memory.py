@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import implicit_bregman as ib
-from implicit_bregman.experiments.memory import activation_bytes
+from implicit_bregman.experiments.machine.memory import activation_bytes
 from tests.adjoints.helpers import saved_bytes
 
 B, N, D = 64, 24, 48

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import implicit_bregman as ib
-from implicit_bregman.experiments.problems import make_problem
+from implicit_bregman.experiments.reference.problems import make_problem
 from tests.adjoints.helpers import (
     ALL_CASES,
     BOUNDED,

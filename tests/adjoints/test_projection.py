@@ -14,7 +14,7 @@ from implicit_bregman.legendre import separable_geometries
 from implicit_bregman.projection.basis import Basis
 from implicit_bregman.projection.system import solve_projection_system
 from tests.adjoints.helpers import saved_bytes
-from tests.points import dual_of
+from tests.problems import dual_of
 
 LEGENDRE = [name for name in separable_geometries() if ib.geometry(name).is_legendre]
 EVERY_DUAL = [name for name in LEGENDRE if ib.geometry(name).has_every_dual]
@@ -162,7 +162,7 @@ def test_a_mixed_batch() -> None:
         torch.testing.assert_close(mixed["initial"][row], alone["initial"][row], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("solver", ["mm", "anderson", "broyden"])
+@pytest.mark.parametrize("solver", ["mm", "anderson", "broyden", "newton"])
 def test_the_other_solvers_have_the_same_gradient(solver: str) -> None:
     learned = Learned("tanh", scale=0.5)
     assert max(errors(learned.gradients(solver=solver), learned.gradients()).values()) <= 1e-8

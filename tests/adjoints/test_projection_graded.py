@@ -9,7 +9,7 @@ import torch
 import implicit_bregman as ib
 from implicit_bregman.projection.basis import Basis
 from implicit_bregman.projection.system import solve_projection_system
-from tests.solvers.test_kept_starts import low_rank
+from tests.problems import low_rank
 
 
 @pytest.mark.parametrize("orders", [0, 8, 20, 60, 150])

@@ -27,7 +27,7 @@ def gradient_of_offset(
 # Small γ ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver", ["auto", "mm", "anderson", "broyden"])
+@pytest.mark.parametrize("solver", ["auto", "newton", "mm", "anderson", "broyden"])
 @pytest.mark.parametrize("size", [1e-3, 1e-8, 1e-12])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_small_gamma_is_not_rounded_away(solver: str, size: float, dtype: torch.dtype) -> None:

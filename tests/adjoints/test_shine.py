@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import implicit_bregman as ib
-from implicit_bregman.experiments.problems import Problem, make_problem
+from implicit_bregman.experiments.reference.problems import Problem, make_problem
 from implicit_bregman.objective import Objective
 from implicit_bregman.solvers.base import Outcome
 from implicit_bregman.solvers.inverse import InverseEstimate

@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import implicit_bregman as ib
-from implicit_bregman.experiments.oracle import (
+from implicit_bregman.experiments.reference.oracle import (
     finite_difference_gradient,
     reference_gradient,
     reference_solution,
     weight_gradient,
 )
-from implicit_bregman.experiments.problems import Problem, collection
+from implicit_bregman.experiments.reference.problems import Problem, collection
 from tests.adjoints.helpers import (
     ALL_CASES,
     Case,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import implicit_bregman as ib
 from implicit_bregman.energy.field import Field
-from tests.energy.fields import Attention, D, Network, inputs, tokens
+from tests.problems import Attention, D, Network, inputs, tokens
 
 
 def test_the_jacobian_is_that_of_finite_differences_and_its_transpose() -> None:

@@ -12,19 +12,9 @@ from torch.func import functional_call
 from torch.nn.utils import parametrizations, prune
 
 import implicit_bregman as ib
+from tests.problems import Scaled
 
 ADJOINTS = ["implicit", "phantom", "one_step", "shine", "unrolled", ib.adjoints.Unrolled(steps=4, checkpoint=True)]
-
-
-class Scaled(ib.Energy):
-    """½ Σ aᵢzᵢ² − ⟨x, z⟩, minimised by z = x/a."""
-
-    def __init__(self, dtype: torch.dtype, scale: float = 2.0) -> None:
-        super().__init__(features=2, convex=True)
-        self.a = nn.Parameter(torch.full((2,), scale, dtype=dtype))
-
-    def value(self, z: Tensor, x: Tensor) -> Tensor:
-        return (0.5 * self.a * z.square() - x * z).sum(-1)
 
 
 def layer_for(weight: str, dtype: torch.dtype) -> ib.BregmanDEQ:
@@ -167,7 +157,7 @@ def test_a_hook_may_change_the_offset(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("adjoint", ADJOINTS, ids=str)
 def test_own_energies_are_called_as_modules(adjoint: str | ib.adjoints.Adjoint, dtype: torch.dtype) -> None:
-    energy, calls = Scaled(dtype), []
+    energy, calls = Scaled(dtype, features=2), []
     energy.register_forward_pre_hook(lambda *_: calls.append("before"))
     energy.register_forward_hook(lambda *_: calls.append("after"))
     x = torch.tensor([[0.5, -0.3]], dtype=dtype, requires_grad=True)
@@ -183,7 +173,7 @@ def test_own_energies_are_called_as_modules(adjoint: str | ib.adjoints.Adjoint, 
 def test_a_pruned_own_energy_uses_what_its_mask_and_parameter_say_now(
     adjoint: str | ib.adjoints.Adjoint, dtype: torch.dtype
 ) -> None:
-    energy = Scaled(dtype)
+    energy = Scaled(dtype, features=2)
     prune.identity(energy, "a")
     x = torch.tensor([[0.5, -0.3]], dtype=dtype, requires_grad=True)
     for scale in (2.0, 2.5):
@@ -221,7 +211,7 @@ def test_weight_norm_on_an_own_energy_trains() -> None:
 
 
 def test_a_hook_may_change_an_own_energy(dtype: torch.dtype) -> None:
-    energy = Scaled(dtype)
+    energy = Scaled(dtype, features=2)
     x = torch.tensor([[0.5, -0.3]], dtype=dtype, requires_grad=True)
     energy.register_forward_hook(lambda _, inputs, output: output + 0.5 * inputs[0].square().sum(-1))
     z = ib.find_critical_point(energy, "tanh", x).value
@@ -234,7 +224,7 @@ def test_a_hook_may_change_an_own_energy(dtype: torch.dtype) -> None:
 def test_an_energy_that_was_told_to_compile(backend: str) -> None:
     """Compiled code has no second derivative, which the solvers need: it is evaluated as it is."""
     torch.compiler.reset()
-    energy = Scaled(torch.float64)
+    energy = Scaled(torch.float64, features=2)
     energy.compile(backend=backend)
     x = torch.tensor([[0.5, -0.3]], dtype=torch.float64, requires_grad=True)
     (dx,) = torch.autograd.grad(ib.find_critical_point(energy, "tanh", x).value.sum(), x)

@@ -16,12 +16,9 @@ from torch import Tensor
 
 import implicit_bregman as ib
 from implicit_bregman.adjoints import Unrolled
+from tests.problems import normal
 
 GEOMETRIES = ("tanh", "sigmoid", "softplus", "arctan", "sin", "exp", "identity")
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def layer(dtype: torch.dtype = torch.float64, **settings: object) -> ib.BregmanDEQ:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import implicit_bregman as ib
+from tests.problems import Scaled
 
 Adjoint = str | ib.adjoints.Adjoint
 
@@ -21,18 +22,6 @@ LATER: list[Adjoint] = [
     "shine",
 ]
 ADJOINTS: list[Adjoint] = [*LATER, ib.adjoints.Unrolled(steps=60)]
-
-
-class Scaled(ib.Energy):
-    """½az² − xz, minimised by z = x/a: dz/dx = 1/a, dz/da = −x/a²."""
-
-    def __init__(self, dtype: torch.dtype, scale: float = 2.0) -> None:
-        super().__init__(features=1, convex=True)
-        self.dtype = dtype
-        self.a = nn.Parameter(torch.tensor([scale], dtype=dtype))
-
-    def value(self, z: Tensor, x: Tensor) -> Tensor:
-        return (0.5 * self.a * z.square() - x * z).sum(-1)
 
 
 class Model(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import implicit_bregman as ib
 from implicit_bregman.energy import base
-from tests.energy.fields import D, Network, inputs
+from tests.problems import D, Network, inputs
 
 
 class Quartic(ib.Energy):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from implicit_bregman.linalg.chebyshev import semi_iteration, steps_needed
-from tests.operators.test_dense import matrix_with
+from tests.problems import matrix_with
 
 D, BATCH = 12, 5
 

@@ -194,7 +194,7 @@ def test_solver_adjoint_and_regularization_may_be_assigned(x: Tensor) -> None:
     layer = ib.BregmanDEQ(4, 5, dtype=torch.float64)
     x = x.double()
     expected = layer(x)
-    for solver in ("mm", "anderson", ib.solvers.Broyden(memory=5)):
+    for solver in ("mm", "anderson", ib.solvers.Broyden(memory=5), "newton"):
         layer.solver = solver
         torch.testing.assert_close(layer(x), expected)
     layer.solver, layer.adjoint = "auto", ib.adjoints.Unrolled(steps=2)

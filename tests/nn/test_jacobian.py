@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import implicit_bregman as ib
-from tests.energy.fields import Attention, Network, inputs, tokens
+from tests.problems import Attention, Network, inputs, tokens
 
 
 def jacobians(layer: ib.CriticalPoint, z: Tensor, x: object) -> Tensor:

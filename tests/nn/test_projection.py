@@ -209,7 +209,7 @@ def test_unrolled_and_other_adjoints_and_solvers() -> None:
     v = v / torch.linalg.matrix_norm(v, 2)
     beta = torch.tanh(y0.flip(0)) @ v
     exact = ib.BregmanProjection.from_matrix(v, beta).solve(initial_dual=y0)
-    for solver in ("mm", "anderson"):
+    for solver in ("mm", "anderson", "broyden", "newton"):
         found = ib.BregmanProjection.from_matrix(v, beta, solver=solver).solve(initial_dual=y0)
         torch.testing.assert_close(found.value, exact.value, rtol=0, atol=1e-8)
     gradients = []

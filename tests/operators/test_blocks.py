@@ -8,16 +8,7 @@ from torch import Tensor
 
 import implicit_bregman as ib
 from implicit_bregman.operators import Blocks, Dense, Diagonal, Kronecker, LinearOperator, Stacked
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def definite(d: int, seed: int = 0, least: float = 0.2) -> Tensor:
-    root = normal(d, d, seed=seed)
-    return root @ root.mT / d + least * torch.eye(d).double()
-
+from tests.problems import definite, normal
 
 EYE, WIDE = torch.eye(2), torch.zeros(2, 3)
 

@@ -11,17 +11,9 @@ from torch import Tensor
 
 import implicit_bregman as ib
 from implicit_bregman.operators import Costs, LinearOperator
+from tests.problems import definite, normal
 
 B = 5
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def definite(d: int, seed: int = 0, least: float = 0.2) -> Tensor:
-    root = normal(d, d, seed=seed)
-    return root @ root.mT / d + least * torch.eye(d).double()
 
 
 def laplacian(d: int) -> Tensor:

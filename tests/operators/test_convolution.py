@@ -13,7 +13,8 @@ from torch.nn import functional
 import implicit_bregman as ib
 from implicit_bregman.operators import Blocks, Convolution, LinearOperator
 from implicit_bregman.operators.kernels import spectral_bound
-from tests.operators.test_contract import B, Contract, normal
+from tests.operators.test_contract import B, Contract
+from tests.problems import normal
 
 
 def kernel(*shape: int, seed: int = 0, size: float = 0.7) -> Tensor:

@@ -6,13 +6,7 @@ from torch import Tensor
 
 from implicit_bregman.operators import Costs, Dense, Diagonal
 from implicit_bregman.operators.factor import Factor
-
-
-def matrix_with(eigenvalues: Tensor, generator: torch.Generator) -> Tensor:
-    """Symmetric, in float64."""
-    basis, _ = torch.linalg.qr(torch.randn(len(eigenvalues), len(eigenvalues), generator=generator).double())
-    matrix = (basis * eigenvalues.double()) @ basis.mT
-    return 0.5 * (matrix + matrix.mT)
+from tests.problems import matrix_with
 
 
 def factor_of(matrix: Tensor, **settings: object) -> Factor:

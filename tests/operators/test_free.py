@@ -11,7 +11,7 @@ from implicit_bregman.operators.costs import DEFAULT_COSTS, Costs
 from implicit_bregman.operators.factor import Factor
 from implicit_bregman.operators.free import free_blocks, solve_free_blocks
 from implicit_bregman.operators.packing import packed
-from tests.operators.test_dense import matrix_with
+from tests.problems import matrix_with
 
 D, BATCH = 14, 9
 

@@ -9,10 +9,7 @@ from torch import Tensor
 import implicit_bregman as ib
 from implicit_bregman.linalg.nullspace import null_part
 from implicit_bregman.operators import Blocks, Dense, Diagonal, Kronecker, LinearOperator, LowRank, Sparse, Stacked, Sum
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from tests.problems import normal
 
 
 def laplacian(d: int) -> Tensor:

@@ -8,12 +8,9 @@ from torch import Tensor
 
 from implicit_bregman.operators import Dense, Diagonal, Kronecker, LinearOperator
 from implicit_bregman.operators.splitter import Ends, Splitter
+from tests.problems import normal
 
 B = 7
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def dense(d: int = 12, least: float = 0.1, skew: float = 0.0) -> Tensor:

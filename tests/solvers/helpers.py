@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import implicit_bregman as ib
-from implicit_bregman.experiments.oracle import Reference, reference_solution
-from implicit_bregman.experiments.problems import Problem, collection
+from implicit_bregman.experiments.reference.oracle import Reference, reference_solution
+from implicit_bregman.experiments.reference.problems import Problem, collection
 
 PROBLEMS = {problem.name: problem for problem in collection()}
 
@@ -23,6 +23,9 @@ TORCHDEQ = ("anderson", "broyden", "fixed_point_iter")
 FIRST_ORDER = ("mm", "anderson", "broyden")
 ITERATIVE = (*FIRST_ORDER, "newton")
 ALL = (*ITERATIVE, *(f"torchdeq {method}" for method in TORCHDEQ))
+
+#: With and without the exact solve at the end.
+exact_or_not = pytest.mark.parametrize("exactly", [True, False], ids=["exact", "plain"])
 
 
 def solver_of(name: str, **settings: object) -> ib.solvers.Solver:

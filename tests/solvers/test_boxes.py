@@ -17,6 +17,7 @@ from scipy.optimize import linprog, minimize
 from torch import Tensor
 
 import implicit_bregman as ib
+from tests.problems import hessian_and_offset
 from tests.solvers.helpers import FIRST_ORDER, solver_of
 
 INF = math.inf
@@ -32,14 +33,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.float64: 2e-9}
 
 def drawn(kind: str, seed: int = 0) -> tuple[Tensor, Tensor]:
     """H and c in float64."""
-    random = torch.Generator().manual_seed(seed)
-    factor, skew = torch.randn(2, D, D, generator=random, dtype=torch.float64)
-    hessian = factor @ factor.mT / D + 0.3 * torch.eye(D)
-    if kind == "monotone":
-        hessian = hessian + 0.5 * (skew - skew.mT)
-    if kind == "indefinite":
-        hessian = hessian - 1.2 * torch.eye(D)
-    return hessian, 2 * torch.randn(B, D, generator=random, dtype=torch.float64)
+    return hessian_and_offset(kind, D, B, 0.3, 1.2, seed)
 
 
 def boxes(name: str, ends: tuple[Tensor, Tensor], dtype: torch.dtype = torch.float64) -> ib.MirrorMap:
@@ -108,7 +102,7 @@ def test_several_critical_points(solver: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["tanh", "sigmoid", "arctan"])
-@pytest.mark.parametrize("solver", ["auto", "newton", "mm", "anderson", "splitting"])
+@pytest.mark.parametrize("solver", ["auto", "newton", "mm", "anderson", "broyden", "splitting"])
 def test_smooth_problems(solver: str, name: str) -> None:
     """γ > 0: against SciPy's minimiser of f + γφ, in the dual y of the coordinates that move."""
     (hessian, c), gamma = drawn("symmetric"), 0.3
@@ -332,7 +326,7 @@ def test_gradients(name: str, kind: str, gamma: float, of: str) -> None:
         assert float((gradient * direction).sum()) == pytest.approx(difference, rel=1e-6, abs=1e-6), argument
 
 
-@pytest.mark.parametrize("solver", ["auto", "mm", "anderson", "splitting"])
+@pytest.mark.parametrize("solver", ["auto", "mm", "anderson", "broyden", "splitting"])
 @pytest.mark.parametrize("gamma", [0.0, 0.3])
 def test_gradients_do_not_depend_on_the_solver(gamma: float, solver: str) -> None:
     weights, found = torch.randn(B, D, dtype=torch.float64), []

@@ -11,12 +11,9 @@ from implicit_bregman.objective import Objective
 from implicit_bregman.operators import Convolution, Costs, Kronecker, LinearOperator, LowRank
 from implicit_bregman.operators.splitter import Splitter
 from implicit_bregman.solvers import Newton, Outcome, solver_named
+from tests.problems import normal
 
 B, SIZE, CHANNELS = 6, (5, 4), 3
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def convolution(scale: float = 0.3, skew: float = 0.0, padding: str = "zeros") -> Convolution:

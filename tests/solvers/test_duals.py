@@ -23,7 +23,7 @@ def check(found: ib.Solution, phi: ib.LegendreFunction, slack: float) -> None:
     assert bool(((back - found.value).abs() <= bound).all())
 
 
-@pytest.mark.parametrize("solver", ["auto", "mm", "anderson"])
+@pytest.mark.parametrize("solver", ["auto", "newton", "mm", "anderson", "broyden"])
 @pytest.mark.parametrize("name", separable_geometries())
 def test_every_geometry(name: str, solver: str, dtype: torch.dtype) -> None:
     """Interior, next to a bound, and on it: W = −I, so that z = Π_C(x)."""
@@ -36,7 +36,7 @@ def test_every_geometry(name: str, solver: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("target", [46.0, 60.0, 88.0, 89.2, -75.0])
-@pytest.mark.parametrize("solver", ["auto", "mm"])
+@pytest.mark.parametrize("solver", ["auto", "newton", "mm"])
 def test_arcsinh_in_single_precision(target: float, solver: str) -> None:
     phi, x = ib.geometry("arcsinh"), torch.tensor([[target]])
     found = ib.find_critical_point(ib.QuadraticEnergy.from_matrices(-torch.eye(1)), phi, x, solver=solver)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import implicit_bregman as ib
-from tests.energy.fields import Attention, D, Network, inputs, tokens
+from tests.problems import Attention, D, Network, inputs, tokens
 
 SOLVERS = ("auto", "newton", "mm", "anderson", "broyden")
 #: Geometry, γ.

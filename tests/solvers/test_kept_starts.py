@@ -15,22 +15,11 @@ import implicit_bregman as ib
 from implicit_bregman.legendre import separable_geometries
 from implicit_bregman.starts import from_dual, from_point
 from tests.legendre.conftest import CASES, Case
-from tests.points import dual_of
+from tests.problems import dual_of, low_rank
 
 DOUBLE = torch.float64
-SOLVERS = ("auto", "mm", "anderson", "broyden")
+SOLVERS = ("auto", "newton", "mm", "anderson", "broyden")
 TINY = {torch.float64: (-40.0, -45.0, -50.0), torch.float32: (-18.0, -20.0, -25.0)}
-
-
-def low_rank(vectors: list[list[float]], dtype: torch.dtype = DOUBLE) -> ib.QuadraticEnergy:
-    """½‖Vᵀz − x‖²."""
-    v = torch.tensor(vectors, dtype=dtype)
-    d, r = v.shape
-    energy = ib.QuadraticEnergy(d, r, "low_rank", rank=r, bias=False, dtype=dtype)
-    with torch.no_grad():
-        energy.weight_map.vectors.copy_(v)
-        energy.input_weight.copy_(torch.eye(r))
-    return energy.requires_grad_(False)
 
 
 def softmax(duals: tuple[float, ...]) -> list[float]:

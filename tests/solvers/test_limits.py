@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import implicit_bregman as ib
-from implicit_bregman.experiments.oracle import Reference, reference_solution, share_on_reference_limit
-from implicit_bregman.experiments.problems import Problem, make_problem
+from implicit_bregman.experiments.reference.oracle import Reference, reference_solution, share_on_reference_limit
+from implicit_bregman.experiments.reference.problems import Problem, make_problem
 from tests.solvers.helpers import ITERATIVE, reference_of, solve
 
 REQUIRED = 0.99

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import implicit_bregman as ib
-from implicit_bregman.experiments.oracle import reference_solution
-from implicit_bregman.experiments.problems import Problem, make_problem
+from implicit_bregman.experiments.reference.oracle import reference_solution
+from implicit_bregman.experiments.reference.problems import Problem, make_problem
 from implicit_bregman.objective import Objective
 from implicit_bregman.operators import Costs
 from implicit_bregman.solvers import newton
@@ -66,6 +66,17 @@ def test_dual_newton_where_the_solution_is_saturated(gamma: float, dtype: torch.
     assert float(relative_error(found.value, exact.value).max()) <= (1e-5 if dtype == torch.float32 else 1e-9)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.1])
+def test_the_exact_solve_is_newtons_own_and_cannot_be_switched_off(gamma: float, dtype: torch.dtype) -> None:
+    """`exact` of the result says which route was taken, and the setting changes neither it nor the point."""
+    active = 0.0 if gamma else 0.25
+    problem = make_problem(dim=40, batch=6, condition=100.0, active=active, regularization=gamma).to(dtype)
+    on, off = (solve(problem, "newton", exact=exactly) for exactly in (True, False))
+    assert on.exact.tolist() == off.exact.tolist() == [gamma == 0] * 6
+    assert torch.equal(on.value, off.value)
+    assert torch.equal(on.iterations, off.iterations)
+
+
 # Random problems, not designed ones -------------------------------------------------------------------------------
 
 
@@ -79,6 +90,7 @@ def test_random_offsets_against_the_oracle(geometry: str, seed: int) -> None:
     energy = ib.QuadraticEnergy.from_matrices(weight)
     found = ib.find_critical_point(energy, geometry, offset, solver="newton")
     assert bool(found.converged.all())
+    assert bool(found.exact.all())
     exact = reference_solution(weight, offset, ib.geometry(geometry), 0.0)
     assert float(relative_error(found.value, exact.value).max()) <= 1e-9
 

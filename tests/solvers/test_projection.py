@@ -19,7 +19,7 @@ from implicit_bregman.legendre import separable_geometries
 from implicit_bregman.majorization import automatic_step
 from implicit_bregman.objective import Objective
 from implicit_bregman.projection.solve import project
-from tests.points import dual_of
+from tests.problems import dual_of
 
 LEGENDRE = [name for name in separable_geometries() if ib.geometry(name).is_legendre]
 EVERY_DUAL = [name for name in LEGENDRE if ib.geometry(name).has_every_dual]
@@ -97,7 +97,7 @@ def test_it_is_the_limit_of_mm(geometry: str) -> None:
     torch.testing.assert_close(found.dual, steps.dual, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("solver", ["mm", "anderson", "broyden"])
+@pytest.mark.parametrize("solver", ["mm", "anderson", "broyden", "newton"])
 @pytest.mark.parametrize("regularization", [0.0, 0.2])
 def test_the_iterative_solvers_find_the_same(solver: str, regularization: float) -> None:
     problem = system("tanh", spread=0.5)
@@ -325,7 +325,7 @@ def test_every_solver_says_that_a_system_is_infeasible() -> None:
     assert set(found.status.tolist()) <= {Status.INFEASIBLE, Status.MAX_ITER}
     assert Status.INFEASIBLE in found.status.tolist()
     full = system("tanh", torch.eye(D, dtype=torch.float64), torch.full((2, D), 1.5, dtype=torch.float64))
-    for solver in ("auto", "mm", "anderson"):
+    for solver in ("auto", "newton", "mm", "anderson", "broyden"):
         found = failing_quietly(full, solver=solver)
         assert found.status.tolist() == [Status.INFEASIBLE] * 2
         torch.testing.assert_close(found.value, torch.ones_like(found.value), rtol=0, atol=1e-3)

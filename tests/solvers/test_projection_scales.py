@@ -16,7 +16,8 @@ from torch import Tensor
 import implicit_bregman as ib
 from implicit_bregman import ConvergenceWarning, Status
 from implicit_bregman.legendre import separable_geometries
-from tests.solvers.test_kept_starts import low_rank, softmax
+from tests.problems import low_rank
+from tests.solvers.test_kept_starts import softmax
 
 LEGENDRE = [name for name in separable_geometries() if ib.geometry(name).is_legendre]
 DOUBLE = torch.float64

@@ -9,6 +9,7 @@ from torch import Tensor
 import implicit_bregman as ib
 from implicit_bregman.solvers.exact import dual_newton
 from implicit_bregman.status import Status
+from tests.problems import OwnQuadratic
 
 E = ib.QuadraticEnergy.from_matrices
 #: ½(z₁ − z₂)² + ½·10⁻³z₂²: Hz cancels where both are large.
@@ -33,7 +34,7 @@ def test_terms_that_cancel(geometry: str, gamma: float) -> None:
     assert 1e-11 < float(found.residual) < 1e-3
 
 
-@pytest.mark.parametrize("solver", ["mm", "anderson", "broyden"])
+@pytest.mark.parametrize("solver", ["mm", "anderson", "broyden", "newton"])
 def test_a_monotone_field_too(solver: str) -> None:
     skew = torch.tensor([[0.0, 1e-3], [-1e-3, 0.0]], dtype=torch.float64)
     c, _ = cancelling(1e6, 1e-6)
@@ -55,17 +56,6 @@ def quiet() -> ib.solvers.Newton:
     return ib.solvers.Newton(on_failure="ignore")
 
 
-class Own(ib.Energy):
-    """½zᵀHz − xᵀz."""
-
-    def __init__(self, hessian: Tensor, convex: bool = True) -> None:
-        super().__init__(convex=convex)
-        self.hessian = torch.nn.Parameter(hessian)
-
-    def value(self, z: Tensor, x: Tensor) -> Tensor:
-        return 0.5 * torch.linalg.vecdot(z @ self.hessian, z) - torch.linalg.vecdot(x, z)
-
-
 @pytest.mark.parametrize("gamma", [0.0, 0.01])
 @pytest.mark.parametrize("geometry", ["identity", "exp", "softplus", "tanh"])
 def test_own_energies_in_single_precision(geometry: str, gamma: float, generator: torch.Generator) -> None:
@@ -74,7 +64,7 @@ def test_own_energies_in_single_precision(geometry: str, gamma: float, generator
     hessian = (q * torch.logspace(-3.6, 0, 6, dtype=torch.float64)) @ q.mT
     x = 5 * torch.randn(4, 6, generator=generator, dtype=torch.float64)
     exact = ib.find_critical_point(E(-hessian), geometry, x, regularization=gamma).value
-    energy, leaf = Own(hessian.float()), x.float().requires_grad_()
+    energy, leaf = OwnQuadratic(hessian.float()), x.float().requires_grad_()
     found = ib.find_critical_point(energy, geometry, leaf, regularization=gamma)
     assert bool(found.converged.all())
     assert int(found.iterations.max()) <= 150
@@ -88,7 +78,7 @@ def test_own_energies_in_single_precision(geometry: str, gamma: float, generator
 
 def test_slopes_that_are_0_in_all_but_name() -> None:
     """exp(−98) is no normal float32: γ/ρ'(y) overflows."""
-    energy = Own(torch.eye(2))
+    energy = OwnQuadratic(torch.eye(2))
     x = torch.tensor([[1.0, -98.0]], requires_grad=True)
     found = ib.find_critical_point(energy, "exp", x, regularization=1.0)
     found.value.sum().backward()

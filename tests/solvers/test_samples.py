@@ -12,11 +12,11 @@ from torch import Tensor
 
 import implicit_bregman as ib
 from implicit_bregman.energy.bound import BoundQuadratic
-from implicit_bregman.experiments.problems import Problem, make_problem
+from implicit_bregman.experiments.reference.problems import Problem, make_problem
 from implicit_bregman.objective import Objective
 from implicit_bregman.operators import Dense
 from implicit_bregman.operators.free import FreeSolution
-from tests.solvers.helpers import ALL, ITERATIVE, solve, solver_of, some
+from tests.solvers.helpers import ALL, ITERATIVE, exact_or_not, solve, solver_of, some
 
 CASES = {
     "interior": {},
@@ -27,7 +27,6 @@ CASES = {
     "several": {"kind": "indefinite", "active": 0.25, "regularization": 0.1, "condition": 5.0},
     "sigma 0": {"geometry": "exp"},
 }
-exact_or_not = pytest.mark.parametrize("exactly", [True, False], ids=["exact", "plain"])
 
 
 def case(name: str, batch: int) -> Problem:

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import implicit_bregman as ib
-from implicit_bregman.experiments.problems import make_problem
+from implicit_bregman.experiments.reference.problems import make_problem
 from implicit_bregman.solvers import MM, Anderson, Auto, Broyden, Newton, Solver, TorchDEQ, solver_named
 from tests.solvers.helpers import FIRST_ORDER, own_residual, solve
 
-CLASSES = (MM, Anderson, Broyden, TorchDEQ)
+CLASSES = (MM, Anderson, Broyden, Newton, TorchDEQ)
 every_class = pytest.mark.parametrize("kind", CLASSES)
 SHARED = {"tol", "max_iter", "exact", "trace", "on_failure"}
 

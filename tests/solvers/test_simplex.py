@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 import implicit_bregman as ib
+from tests.problems import hessian_and_offset
 from tests.solvers.helpers import FIRST_ORDER, solver_of
 
 DTYPES = (torch.float32, torch.float64)
@@ -25,14 +26,8 @@ D, B = 6, 4
 
 def drawn(kind: str, seed: int = 0) -> tuple[Tensor, Tensor]:
     """W and c in float64."""
-    random = torch.Generator().manual_seed(seed)
-    factor, skew = torch.randn(2, D, D, generator=random, dtype=torch.float64)
-    hessian = factor @ factor.mT / D + 0.5 * torch.eye(D)
-    if kind == "monotone":
-        hessian = hessian + 0.5 * (skew - skew.mT)
-    if kind == "indefinite":
-        hessian = hessian - 1.5 * torch.eye(D)
-    return -hessian, 2 * torch.randn(B, D, generator=random, dtype=torch.float64)
+    hessian, c = hessian_and_offset(kind, D, B, 0.5, 1.5, seed)
+    return -hessian, c
 
 
 def solve(weight: Tensor, c: Tensor, phi: ib.MirrorMap, gamma: float, **settings: object) -> ib.Solution:

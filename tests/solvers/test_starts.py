@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import implicit_bregman as ib
-from implicit_bregman.experiments.problems import make_problem
+from implicit_bregman.experiments.reference.problems import make_problem
 from implicit_bregman.legendre import separable_geometries
 from tests.solvers.helpers import ALL, ITERATIVE, in_domain, relative_error, solve, solver_of
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchdeq.solver.anderson import anderson_solver
 from torchdeq.solver.broyden import broyden_solver
 
-from implicit_bregman.experiments.problems import Problem, make_problem
+from implicit_bregman.experiments.reference.problems import Problem, make_problem
 from implicit_bregman.solvers import TorchDEQ
 from tests.solvers.helpers import TORCHDEQ, own_residual, relative_error, solve, some
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import implicit_bregman as ib
-from implicit_bregman.experiments.problems import make_problem
+from implicit_bregman.experiments.reference.problems import make_problem
 from tests.solvers.helpers import ALL, FIRST_ORDER, ITERATIVE, own_objective, own_residual, solve, solver_of
 
 CASES = {

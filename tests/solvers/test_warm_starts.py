@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import implicit_bregman as ib
-from implicit_bregman.experiments.problems import Problem, make_problem
+from implicit_bregman.experiments.reference.problems import Problem, make_problem
 from implicit_bregman.solvers import solver_named
-from tests.solvers.helpers import in_domain, relative_error
+from tests.solvers.helpers import exact_or_not, in_domain, relative_error
 
 SOLVERS = ("mm", "anderson", "broyden", "newton")
 CASES = {
@@ -25,7 +25,6 @@ CASES = {
 }
 every_solver = pytest.mark.parametrize("name", SOLVERS)
 every_case = pytest.mark.parametrize("case", CASES)
-exact_or_not = pytest.mark.parametrize("exactly", [True, False], ids=["exact", "plain"])
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import ClassVar, Protocol
 
 from implicit_bregman.experiments.benchmark.layer_cells import CONVOLUTIONS, DTYPES, FIELDS
-from implicit_bregman.experiments.problems import COMPARED, Problem, make_monotone_problem, make_problem
+from implicit_bregman.experiments.reference.problems import COMPARED, Problem, make_monotone_problem, make_problem
 from implicit_bregman.legendre import geometry as find_geometry
 
 UNBOUNDED = ("arcsinh", "identity")  # no bound to be active at

@@ -18,9 +18,9 @@ import implicit_bregman as ib
 from implicit_bregman.energy.convolution import ConvolutionEnergy
 from implicit_bregman.experiments.benchmark.layer_cells import DTYPES, ConvolutionCell
 from implicit_bregman.experiments.benchmark.layers import PreparedLayer
+from implicit_bregman.experiments.benchmark.peers.splitting import Loop, Setup, Splitting, middle_step
 from implicit_bregman.experiments.benchmark.prepared import Gradients
-from implicit_bregman.experiments.benchmark.splitting_peer import Loop, Setup, Splitting, middle_step
-from implicit_bregman.experiments.training import cpu_threads
+from implicit_bregman.experiments.learning.training import cpu_threads
 from implicit_bregman.legendre import MirrorMap
 
 Outcome = TypeVar("Outcome")

@@ -8,12 +8,12 @@ from typing import Any
 
 from implicit_bregman.experiments.benchmark import truth
 from implicit_bregman.experiments.benchmark.cells import Cell
-from implicit_bregman.experiments.benchmark.contenders import Found
 from implicit_bregman.experiments.benchmark.convolution import prepare_convolution
-from implicit_bregman.experiments.benchmark.convolution_peers import convolution_contenders
 from implicit_bregman.experiments.benchmark.fields import field_contenders, prepare_field
+from implicit_bregman.experiments.benchmark.peers.contenders import Found
+from implicit_bregman.experiments.benchmark.peers.convolution import convolution_contenders
+from implicit_bregman.experiments.benchmark.peers.quadratic import quadratic_contenders
 from implicit_bregman.experiments.benchmark.prepared import Prepared
-from implicit_bregman.experiments.benchmark.quadratic_peers import quadratic_contenders
 from implicit_bregman.experiments.benchmark.settings import BenchmarkSettings
 
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 import implicit_bregman as ib
-from implicit_bregman.experiments.benchmark.contenders import BOTH, Found, our_contenders
 from implicit_bregman.experiments.benchmark.layer_cells import DTYPES, FieldCell
 from implicit_bregman.experiments.benchmark.layers import PreparedLayer
+from implicit_bregman.experiments.benchmark.peers.contenders import BOTH, Found, our_contenders
+from implicit_bregman.experiments.benchmark.peers.torchdeq import Equation, FixedPoint
+from implicit_bregman.experiments.benchmark.peers.torchdeq_sweep import torchdeq_contenders
 from implicit_bregman.experiments.benchmark.prepared import Gradients
 from implicit_bregman.experiments.benchmark.settings import BenchmarkSettings
-from implicit_bregman.experiments.benchmark.torchdeq_peer import Equation, FixedPoint
-from implicit_bregman.experiments.benchmark.torchdeq_sweep import torchdeq_contenders
-from implicit_bregman.experiments.training import cpu_threads
+from implicit_bregman.experiments.learning.training import cpu_threads
 
 TRUTH = "plain iteration in float64"
 _SETTLED, _EXACT, _LONGEST = 1e-14, 1e-12, 3000  # change that ends an iteration; that is allowed; iterations

@@ -12,15 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from implicit_bregman.experiments.benchmark.contenders import BOTH, FORWARD, OURS, TUNED, UNROLLED
-from implicit_bregman.experiments.benchmark.convolution_peers import OWN
-from implicit_bregman.experiments.benchmark.mondeq_peer import PREFIX as MONDEQ
-from implicit_bregman.experiments.benchmark.osqp_peer import NAME as OSQP
-from implicit_bregman.experiments.benchmark.qp_peer import NAME as PROXQP
+from implicit_bregman.experiments.benchmark.peers.contenders import BOTH, FORWARD, OURS, TUNED, UNROLLED
+from implicit_bregman.experiments.benchmark.peers.convolution import OWN
+from implicit_bregman.experiments.benchmark.peers.mondeq import PREFIX as MONDEQ
+from implicit_bregman.experiments.benchmark.peers.osqp import NAME as OSQP
+from implicit_bregman.experiments.benchmark.peers.proxqp import NAME as PROXQP
+from implicit_bregman.experiments.benchmark.peers.splitting import NAME as SPLITTING
 from implicit_bregman.experiments.benchmark.results import TORCHDEQ, Benchmark, CellResult, contender_order
 from implicit_bregman.experiments.benchmark.scaling import AXES, IMPLICIT_MM
-from implicit_bregman.experiments.benchmark.splitting_peer import NAME as SPLITTING
-from implicit_bregman.experiments.plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, figure_of, png
+from implicit_bregman.experiments.output.plots import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, figure_of, png
 
 _LOOKS: dict[str, tuple[str, str]] = {
     OURS: (RED, "s"),

@@ -8,8 +8,8 @@ import torch
 
 import implicit_bregman as ib
 from implicit_bregman.experiments.benchmark.results import LimitRow
-from implicit_bregman.experiments.oracle import reference_solution
-from implicit_bregman.experiments.problems import make_problem
+from implicit_bregman.experiments.reference.oracle import reference_solution
+from implicit_bregman.experiments.reference.problems import make_problem
 
 TOLERANCE = 1e-6  # largest difference of a coordinate at the same limit
 

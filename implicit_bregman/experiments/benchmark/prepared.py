@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from implicit_bregman.experiments.benchmark.cells import Cell
-from implicit_bregman.experiments.optimality import on_host
+from implicit_bregman.experiments.reference.optimality import on_host
 
 Gradients = tuple[Tensor, ...]
 """dL/dθ, one for each of a cell's parameters."""

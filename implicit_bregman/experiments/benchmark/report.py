@@ -1,30 +1,35 @@
-"""A benchmark as terminal tables, CSV and Markdown. All show the same numbers, each with the command that made it."""
+"""The report of a benchmark: every table names the command that made it."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
-
 from implicit_bregman.experiments.benchmark.cells import FACTS
-from implicit_bregman.experiments.benchmark.contenders import BOTH, FORWARD, OURS
-from implicit_bregman.experiments.benchmark.convolution_peers import OWN
-from implicit_bregman.experiments.benchmark.mondeq_peer import PREFIX as MONDEQ
-from implicit_bregman.experiments.benchmark.osqp_peer import NAME as OSQP
-from implicit_bregman.experiments.benchmark.qp_peer import NAME as PROXQP
-from implicit_bregman.experiments.benchmark.results import TORCHDEQ, Benchmark, Entry, contender_order
-from implicit_bregman.experiments.benchmark.splitting_peer import NAME as SPLITTING
+from implicit_bregman.experiments.benchmark.peers.contenders import BOTH, FORWARD, OURS
+from implicit_bregman.experiments.benchmark.peers.convolution import OWN
+from implicit_bregman.experiments.benchmark.peers.mondeq import PREFIX as MONDEQ
+from implicit_bregman.experiments.benchmark.peers.osqp import NAME as OSQP
+from implicit_bregman.experiments.benchmark.peers.proxqp import NAME as PROXQP
+from implicit_bregman.experiments.benchmark.peers.splitting import NAME as SPLITTING
+from implicit_bregman.experiments.benchmark.results import (
+    FORMAT_VERSION,
+    TORCHDEQ,
+    Benchmark,
+    CellResult,
+    Entry,
+    contender_order,
+)
 from implicit_bregman.experiments.benchmark.targets import MISSED, Target, targets
+from implicit_bregman.experiments.output.blocks import Block, Heading, Table, Text, bullets, figures_of
+from implicit_bregman.experiments.output.report import Provenance, Report
 
 Rows = list[list[str]]
 
 NOTHING = "–"
+_PROVENANCE = ("command", "settings", "environment")
 NOT_REACHED = "not reached"
 SETTINGS = "The settings that won"
 _CSV = (
@@ -82,74 +87,70 @@ _METHOD = """\
 """
 
 
-def to_csv(benchmark: Benchmark) -> str:
-    """One line per cell, contender and accuracy, in seconds, at full precision."""
-    target = io.StringIO()
-    writer = csv.writer(target, lineterminator="\n")
-    writer.writerow(_CSV)
-    for cell in benchmark.cells:
-        facts = [cell.facts[key] for key in FACTS]
-        for entry in cell.entries:
-            numbers = (entry.median, *entry.quartiles)
-            writer.writerow(
-                [
-                    cell.name,
-                    *facts,
-                    entry.contender,
-                    entry.task,
-                    repr(entry.accuracy),
-                    entry.reached,
-                    *(repr(number) if math.isfinite(number) else "" for number in numbers),
-                    len(entry.seconds),
-                    entry.operator_calls,
-                    entry.synchronisations,
-                    *("" if error is None else repr(error) for error in (entry.value_error, entry.gradient_error)),
-                    entry.settings,
-                ]
-            )
-    return target.getvalue()
-
-
-def to_tables(benchmark: Benchmark) -> list[Table]:
-    """The tables for the terminal: time to accuracy, ratios, what was not reached, the layers, the targets."""
-    tables = []
-    for title, heading, rows in sections(benchmark):
-        if title == SETTINGS:  # long, and in the report
-            continue
-        table = Table(title=Text(f"{title}\n{benchmark.command}"), header_style="bold", box=SIMPLE_HEAD, padding=0)
-        for number, name in enumerate(heading):
-            table.add_column(Text(name), justify="left" if number == 0 else "right", overflow="fold")
-        for row in rows:
-            style = "red" if MISSED in row else None
-            table.add_row(*(Text(cell) for cell in row), style=style)
-        tables.append(table)
-    return tables
-
-
-def to_markdown(benchmark: Benchmark, figures: dict[str, str], level: int = 1) -> str:
+def benchmark_report(benchmark: Benchmark, figures: Mapping[str, tuple[bytes, str]] | None = None) -> Report:
     """The report.
 
     Args:
         benchmark: The results.
-        figures: File names of the plots and their captions.
-        level: Level of the first heading.
+        figures: File name → PNG file and caption; None: no figures.
     """
-    mark = "#" * level
     made_by = f"`{benchmark.command}`"
-    lines = [f"{mark} Benchmark", "", f"Made by {made_by}.", "", f"{mark}# What was done", ""]
-    lines += [*_METHOD.format(**benchmark.settings).splitlines(), ""]
+    blocks: list[Block] = [Heading("What was done"), Text(_METHOD.format(**benchmark.settings).rstrip("\n"))]
+    shown: list[Table] = []
     for title, heading, rows in sections(benchmark):
-        lines += [f"{mark}# {title}", "", *_markdown_table(heading, rows), "", f"*{made_by}*", ""]
-    for name, caption in figures.items():
-        lines += [f"![{caption}]({name})", "", f"*{caption}: {made_by}.*", ""]
-    lines += [f"{mark}# Cells", ""]
-    lines += [f"* **{cell.name}**: {cell.text}; {_truth(cell.reference, cell.excluded)}." for cell in benchmark.cells]
-    lines += [f"* **{name}**: left out, {reason}." for name, reason in benchmark.skipped.items()]
-    lines += ["", f"{mark}# Environment", ""]
-    lines += [f"* {key}: {value}" for key, value in benchmark.environment.items()]
-    lines += [f"* {peer}: {reason}" for peer, reason in benchmark.missing.items()]
-    lines += ["", "All repeats and settings are in `results.json`, one line per contender in `results.csv`.", ""]
-    return "\n".join(lines)
+        table = _table(f"{title}\n{benchmark.command}", heading, rows)
+        blocks += [Heading(title), table, Text(f"*{made_by}*")]
+        if title != SETTINGS:  # long, and in the report
+            shown.append(table)
+    blocks += [*figures_of(figures or {}, made_by), Heading("Cells"), bullets(_cells(benchmark))]
+    document = {key: value for key, value in asdict(benchmark).items() if key not in _PROVENANCE}
+    return Report(
+        title="Benchmark",
+        provenance=Provenance(benchmark.settings, benchmark.command, benchmark.environment),
+        body=tuple(blocks),
+        shown=tuple(shown),
+        columns=_CSV,
+        rows=[_line(cell, entry) for cell in benchmark.cells for entry in cell.entries],
+        document=document,
+        missing=benchmark.missing,
+        closing="All repeats and settings are in `results.json`, one line per contender in `results.csv`.",
+        version=FORMAT_VERSION,
+    )
+
+
+def _table(title: str, heading: Sequence[str], rows: Rows) -> Table:
+    missed = {place: "red" for place, row in enumerate(rows) if MISSED in row}
+    return Table(title, tuple(heading), tuple(map(tuple, rows)), missed, numeric=False)
+
+
+def _cells(benchmark: Benchmark) -> list[str]:
+    told = [f"**{cell.name}**: {cell.text}; {_truth(cell.reference, cell.excluded)}." for cell in benchmark.cells]
+    return told + [f"**{name}**: left out, {reason}." for name, reason in benchmark.skipped.items()]
+
+
+def _line(cell: CellResult, entry: Entry) -> dict[str, object]:
+    """A line of results.csv, in seconds."""
+    first, third = entry.quartiles
+    numbers = {
+        "median_seconds": entry.median,
+        "first_quartile_seconds": first,
+        "third_quartile_seconds": third,
+    }
+    return {
+        "cell": cell.name,
+        **{key: cell.facts[key] for key in FACTS},
+        "contender": entry.contender,
+        "task": entry.task,
+        "accuracy": entry.accuracy,
+        "reached": entry.reached,
+        **{key: number if math.isfinite(number) else None for key, number in numbers.items()},
+        "repeats": len(entry.seconds),
+        "operator_calls": entry.operator_calls,
+        "synchronisations": entry.synchronisations,
+        "value_error": entry.value_error,
+        "gradient_error": entry.gradient_error,
+        "settings": entry.settings,
+    }
 
 
 def sections(benchmark: Benchmark) -> list[tuple[str, list[str], Rows]]:
@@ -314,11 +315,3 @@ def _layer_rows(benchmark: Benchmark) -> Rows:
 
 def _limit_rows(benchmark: Benchmark) -> Rows:
     return [[row.text, str(row.counted), str(row.found), str(row.excluded)] for row in benchmark.limits]
-
-
-def _markdown_table(heading: Sequence[str], rows: Rows) -> list[str]:
-    return [
-        f"| {' | '.join(heading)} |",
-        f"| --- |{' --- |' * (len(heading) - 1)}",
-        *(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows),
-    ]

@@ -6,11 +6,10 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-from implicit_bregman.experiments.benchmark.contenders import BOTH, OURS, UNROLLED
-from implicit_bregman.experiments.results import finite
+from implicit_bregman.experiments.benchmark.peers.contenders import BOTH, OURS, UNROLLED
 
 FORMAT_VERSION = 3
 TORCHDEQ = "torchdeq"
@@ -203,10 +202,6 @@ class Benchmark:
     def accuracies(self) -> tuple[float, ...]:
         """The levels, coarsest first."""
         return tuple(sorted(self.settings["accuracies"], reverse=True))
-
-    def to_json(self) -> str:
-        """The document `results.json`."""
-        return json.dumps(finite({"format": FORMAT_VERSION} | asdict(self)), indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Benchmark:

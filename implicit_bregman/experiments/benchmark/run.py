@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.util
 import math
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 
-from implicit_bregman.experiments.benchmark.contenders import BOTH, OURS
+import torch
+
 from implicit_bregman.experiments.benchmark.families import contenders, prepare
 from implicit_bregman.experiments.benchmark.feedforward import ACTIVATIONS, Size, compare_layers
 from implicit_bregman.experiments.benchmark.limits import POOLS, share_on_limit
-from implicit_bregman.experiments.benchmark.machine import environment, missing_peers
+from implicit_bregman.experiments.benchmark.peers.contenders import BOTH, OURS
 from implicit_bregman.experiments.benchmark.prepared import Prepared
 from implicit_bregman.experiments.benchmark.results import (
     Benchmark,
@@ -27,7 +29,8 @@ from implicit_bregman.experiments.benchmark.results import (
 from implicit_bregman.experiments.benchmark.scaling import held_bytes, places, scaling_points
 from implicit_bregman.experiments.benchmark.settings import BenchmarkSettings
 from implicit_bregman.experiments.benchmark.timing import measure
-from implicit_bregman.experiments.training import cpu_threads
+from implicit_bregman.experiments.learning.training import cpu_threads
+from implicit_bregman.experiments.machine.versions import hardware, today, versions
 
 Progress = Callable[[float, str], None]
 """Called with the share of all the work that is done, in 0 … 1, and what is being done."""
@@ -36,6 +39,8 @@ _TIMING_SHARE = 0.2  # of a cell's cap, and what the searches leave of it
 _LIMIT_SAMPLES, _QUICK_LIMIT_SAMPLES = 100, 24
 _QUICK_POOLS = 3
 _SIZES = (Size(), Size(512, 512))
+PEERS = ("torchdeq", "proxsuite", "osqp", "bregmanet")
+INSTALL = "pip install 'implicit-bregman[benchmark]'"
 _OTHER_SECONDS = 1.0  # for the repeats of one feed-forward row, and of one place of a scaling plot
 
 
@@ -102,7 +107,7 @@ def run_benchmark(
     return Benchmark(
         command=settings.command,
         settings=_shown(settings),
-        environment=environment(settings.used_threads),
+        environment=_environment(settings.used_threads),
         missing=absent,
         cells=tuple(measured),
         feedforward=tuple(feedforward),
@@ -161,4 +166,20 @@ def _shown(settings: BenchmarkSettings) -> dict[str, object]:
         "cap": settings.seconds_per_cell,
         "threads": settings.used_threads,
         "repeats": settings.used_repeats,
+    }
+
+
+def missing_peers() -> dict[str, str]:
+    """The peers that are not installed, and how to install them."""
+    return {name: f"not installed: {INSTALL}" for name in PEERS if importlib.util.find_spec(name) is None}
+
+
+def _environment(threads: int) -> dict[str, object]:
+    """Machine, versions and date, for the report."""
+    return {
+        "date": today(),
+        **hardware(),
+        "threads": threads,
+        **versions("python", "implicit_bregman", "torch", "numpy", *PEERS),
+        "GPU": f"not measured ({torch.cuda.get_device_name(0)})" if torch.cuda.is_available() else "none",
     }

@@ -10,13 +10,19 @@ from typing import Any
 
 import implicit_bregman as ib
 from implicit_bregman.experiments.benchmark.cells import QuadraticCell
-from implicit_bregman.experiments.benchmark.contenders import OURS, differentiated, unrolled_value
+from implicit_bregman.experiments.benchmark.peers.contenders import OURS, differentiated, unrolled_value
+from implicit_bregman.experiments.benchmark.peers.torchdeq import (
+    CLAMPED,
+    Method,
+    Setup,
+    mirror_equation,
+    torchdeq_value,
+)
 from implicit_bregman.experiments.benchmark.prepared import Prepared, Value
 from implicit_bregman.experiments.benchmark.results import ScalingPoint
 from implicit_bregman.experiments.benchmark.timing import interleaved
-from implicit_bregman.experiments.benchmark.torchdeq_peer import CLAMPED, Method, Setup, mirror_equation, torchdeq_value
 from implicit_bregman.experiments.benchmark.truth import PreparedQuadratic, prepare
-from implicit_bregman.experiments.memory import bytes_held_for_backward
+from implicit_bregman.experiments.machine.memory import bytes_held_for_backward
 
 FIXED = 100  # iterations of the peers where L is not what varies
 IMPLICIT_MM = "implicit, L MM steps"

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 import shlex
 from dataclasses import dataclass
 
 from implicit_bregman.experiments.benchmark.cells import Cell, chosen
+from implicit_bregman.experiments.machine.devices import available_cores
 
 CAP, QUICK_CAP = 48.0, 15.0
 REPEATS, QUICK_REPEATS = 15, 7
 ACCURACIES = (1e-3, 1e-6)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)

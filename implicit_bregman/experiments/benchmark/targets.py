@@ -7,11 +7,11 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from implicit_bregman.experiments.benchmark.contenders import BOTH, FORWARD, TUNED
-from implicit_bregman.experiments.benchmark.convolution_peers import OWN
-from implicit_bregman.experiments.benchmark.qp_peer import NAME as PROXQP
+from implicit_bregman.experiments.benchmark.peers.contenders import BOTH, FORWARD, TUNED
+from implicit_bregman.experiments.benchmark.peers.convolution import OWN
+from implicit_bregman.experiments.benchmark.peers.proxqp import NAME as PROXQP
+from implicit_bregman.experiments.benchmark.peers.splitting import NAME as SPLITTING
 from implicit_bregman.experiments.benchmark.results import TORCHDEQ, Benchmark, CellResult
-from implicit_bregman.experiments.benchmark.splitting_peer import NAME as SPLITTING
 
 LEVEL, QP_LEVEL = 1e-3, 1e-6
 LAYER_LEVELS = (1e-3, 1e-5)

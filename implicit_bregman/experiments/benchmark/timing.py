@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from implicit_bregman.experiments.benchmark.calls import Calls, count_calls
-from implicit_bregman.experiments.benchmark.contenders import SLOW, Contender, errors, raised, reaches, timed
+from implicit_bregman.experiments.benchmark.peers.contenders import SLOW, Contender, errors, raised, reaches, timed
 from implicit_bregman.experiments.benchmark.prepared import Prepared
 from implicit_bregman.experiments.benchmark.results import Entry
 

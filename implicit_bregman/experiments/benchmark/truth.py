@@ -12,9 +12,9 @@ from torch import Tensor
 import implicit_bregman as ib
 from implicit_bregman.experiments.benchmark.cells import QuadraticCell
 from implicit_bregman.experiments.benchmark.prepared import Prepared, Value
-from implicit_bregman.experiments.optimality import Conditions, on_host
-from implicit_bregman.experiments.oracle import EXACT, reference_gradient, reference_solution, weight_gradient
-from implicit_bregman.experiments.problems import Problem
+from implicit_bregman.experiments.reference.optimality import Conditions, on_host
+from implicit_bregman.experiments.reference.oracle import EXACT, reference_gradient, reference_solution, weight_gradient
+from implicit_bregman.experiments.reference.problems import Problem
 from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.solvers import Solver
 

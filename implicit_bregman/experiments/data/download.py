@@ -27,7 +27,7 @@ from implicit_bregman.experiments.data.cifar import RECIPE as CIFAR_RECIPE
 from implicit_bregman.experiments.data.dataset import Bytes
 from implicit_bregman.experiments.data.idx import IDX_SETS, idx_home, to_idx
 from implicit_bregman.experiments.data.idx import PIXELS as IDX_PIXELS
-from implicit_bregman.experiments.files import write_all
+from implicit_bregman.experiments.output.files import write_all
 
 # The data sets' numbers there, which stand for one version each.
 OPENML_IDS = {"mnist": 554, "fashion": 40996, "cifar10": 40927}

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from implicit_bregman.experiments.grid_command import (
+from implicit_bregman.experiments.grid.command import (
     BackendName,
     DataDir,
     Device,
@@ -38,7 +38,7 @@ def make_app() -> typer.Typer:
 
         from implicit_bregman.experiments.reproduce.settings import SpiralSettings
 
-        module = importlib.import_module(f"implicit_bregman.experiments.reproduce.{name}")
+        module = importlib.import_module(f"implicit_bregman.experiments.reproduce.{name}.report")
         seed = options["seed"]
         settings = SpiralSettings.quick(seed) if options["quick"] else SpiralSettings(seed=seed)
         settings = replace(settings, **given(**changes))
@@ -110,7 +110,8 @@ def make_app() -> typer.Typer:
     ) -> None:
         """Test accuracy on MNIST, Fashion-MNIST and CIFAR-10, beside the paper's figures."""
         options = dict(locals())
-        from implicit_bregman.experiments.reproduce.table2 import Table2Settings, reproduce_table2
+        from implicit_bregman.experiments.reproduce.table2.report import reproduce_table2
+        from implicit_bregman.experiments.reproduce.table2.settings import Table2Settings
 
         settings = Table2Settings.quick(seed) if quick else Table2Settings(seed=seed)
         changes = given(rows=names(rows), seeds=seeds, epochs=epochs, train_size=train_size)

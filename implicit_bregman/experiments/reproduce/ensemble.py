@@ -14,10 +14,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from implicit_bregman.experiments.training import epoch_batches
+from implicit_bregman.experiments.learning.training import epoch_batches
 from implicit_bregman.legendre import MirrorMap
-from implicit_bregman.nn import FeedForward
-from implicit_bregman.nn.feedforward import KINDS
+from implicit_bregman.nn.feedforward import KINDS, FeedForward
 from implicit_bregman.settings import check_choice
 
 INITS = ("random", "deterministic")

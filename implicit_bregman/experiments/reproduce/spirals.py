@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,12 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 import implicit_bregman.legendre as legendre
-from implicit_bregman.experiments import training as training_steps
-from implicit_bregman.experiments.cells import Cell, code_version
-from implicit_bregman.experiments.grid import Grid
-from implicit_bregman.experiments.reproduce import ensemble
+from implicit_bregman.experiments.grid.cells import Cell
+from implicit_bregman.experiments.grid.run import Grid
 from implicit_bregman.experiments.reproduce.ensemble import Ensemble, Member
-from implicit_bregman.nn import feedforward
 from implicit_bregman.settings import check_count, check_positive
 
 WIDTH, CLASSES = 2, 2
@@ -164,15 +160,13 @@ def train_members(
     parts = [training.members[first::CHUNKS] for first in range(min(CHUNKS, len(training.members)))]
     curves: list[list[Any]] = [[[] for _ in part] for part in parts]
     results: list[dict[str, Any]] = [{"parameters": None} for _ in parts]
-    this = sys.modules[__name__]  # with its constants
-    version = code_version(this, ensemble, training_steps, feedforward, legendre)
     for stage in range(stages):
         cells = []
         for number, (part, before) in enumerate(zip(parts, results, strict=True)):
             begin = None if before["parameters"] is None else _frozen(before["parameters"])
             settings = replace(training, members=part, epochs=epochs, done=stage * epochs, start=begin)
             name = f"spirals-L{training.depth}-part{number + 1}-stage{stage + 1}of{stages}"
-            cells.append(Cell(name, train_stage, settings, version, {"device": device}))
+            cells.append(Cell(name, train_stage, settings, {"device": device}))
         share = (end - start) / stages
         results = grid.run(cells, start + share * stage, start + share * (stage + 1))
         for curve, result in zip(curves, results, strict=True):

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import typer
 
-from implicit_bregman.experiments.study.depth_command import depth
-from implicit_bregman.experiments.study.geometry_command import geometry
-from implicit_bregman.experiments.study.graphs_command import graphs
-from implicit_bregman.experiments.study.hypergradient_command import hypergradient
-from implicit_bregman.experiments.study.images_command import images
+from implicit_bregman.experiments.study.depth.command import depth
+from implicit_bregman.experiments.study.geometry.command import geometry
+from implicit_bregman.experiments.study.graphs.command import graphs
+from implicit_bregman.experiments.study.hypergradient.command import hypergradient
+from implicit_bregman.experiments.study.images.command import images
 from implicit_bregman.experiments.study.imaging.command import imaging
-from implicit_bregman.experiments.study.infimum_command import infimum
+from implicit_bregman.experiments.study.infimum.command import infimum
 
 STUDIES: tuple[Callable[..., None], ...] = (depth, infimum, hypergradient, geometry, images, graphs, imaging)
 

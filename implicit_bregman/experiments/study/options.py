@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from implicit_bregman.experiments.grid_command import GridCommand
+from implicit_bregman.experiments.grid.command import GridCommand
 
 # Options that change a result, of all studies.
 RESULT_OPTIONS = (

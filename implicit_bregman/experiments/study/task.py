@@ -10,8 +10,8 @@ from typing import Any
 
 from implicit_bregman.adjoints import Implicit, Unrolled
 from implicit_bregman.experiments.data import Dataset, load_dataset
-from implicit_bregman.experiments.model import Architecture, Classifier
-from implicit_bregman.experiments.training import Recipe, steps_per_epoch
+from implicit_bregman.experiments.learning.model import Architecture, Classifier, build_classifier
+from implicit_bregman.experiments.learning.training import Recipe, State, steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,10 @@ class Task:
         """The data."""
         return load_dataset(self.dataset, data_dir, self.seed).limited(self.train_size)
 
-    def model(self, data: Dataset, depth: int | None = None) -> Classifier:
-        """The untrained model, unrolled through `depth` steps; None: implicit."""
-        made = self.architecture.classifier(data.shape, data.classes, self.seed)
-        made.layer.adjoint = Implicit() if depth is None else Unrolled(steps=depth)
-        return made
+    def model(self, data: Dataset, depth: int | None = None, state: State | None = None) -> Classifier:
+        """The model, unrolled through `depth` steps or, with None, implicit; untrained, or with parameters `state`."""
+        adjoint = Implicit() if depth is None else Unrolled(steps=depth)
+        return build_classifier(self.architecture, data, self.seed, adjoint=adjoint, state=state)
 
     def recipe(self, data: Dataset, seconds: float | None = None) -> Recipe:
         """How to train, with a budget of seconds beside that of steps."""

@@ -13,8 +13,8 @@ from implicit_bregman import adjoints, solvers
 from implicit_bregman.adjoints.base import Adjoint
 from implicit_bregman.experiments.data import Dataset
 from implicit_bregman.experiments.data.graphs import load_graph
-from implicit_bregman.experiments.methods import TORCHDEQ_MAX_ITER, torchdeq_installed
-from implicit_bregman.experiments.model import Classifier, seeded
+from implicit_bregman.experiments.learning.methods import TORCHDEQ_MAX_ITER, torchdeq_installed
+from implicit_bregman.experiments.learning.model import Classifier, build_classifier, seeded
 from implicit_bregman.experiments.train.nodes import NodeClassifier
 from implicit_bregman.experiments.train.settings import TrainSettings
 from implicit_bregman.settings import check_choice
@@ -78,20 +78,22 @@ def make_model(settings: TrainSettings, data: Dataset) -> Classifier | NodeClass
     Raises:
         ValueError: For names or a γ that the layer refuses, or a solver and an adjoint that do not fit.
     """
-    model = _of_kind(settings, data)
     solver = make_solver(settings.solver, settings.tol, settings.max_iter)
     adjoint = make_adjoint(settings.adjoint, settings.tol)
     if isinstance(adjoint, adjoints.Shine) and isinstance(solver, solvers.Broyden):
         solver = replace(solver, exact=False)  # Shine needs the estimate at the point where Broyden stops
-    model.layer.solver, model.layer.adjoint = solver, adjoint
+    model: Classifier | NodeClassifier
+    if settings.model == "graph":
+        model = _of_nodes(settings)
+        model.layer.solver, model.layer.adjoint = solver, adjoint
+    else:
+        model = build_classifier(settings.architecture(), data, settings.seed, solver, adjoint)
     with torch.no_grad():
         model(data.train_x[:1])
     return model
 
 
-def _of_kind(settings: TrainSettings, data: Dataset) -> Classifier | NodeClassifier:
-    if settings.model != "graph":
-        return settings.architecture().classifier(data.shape, data.classes, settings.seed)
+def _of_nodes(settings: TrainSettings) -> NodeClassifier:
     graph = load_graph(settings.dataset, settings.data_dir)
     return seeded(
         lambda: NodeClassifier(graph, settings.width, settings.geometry, settings.regularization), settings.seed

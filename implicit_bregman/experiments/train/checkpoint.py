@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from implicit_bregman.experiments.files import write_all
+from implicit_bregman.experiments.output.files import write_all
 from implicit_bregman.experiments.train.logs import EpochRow, to_csv
 
 FORMAT_VERSION = 2

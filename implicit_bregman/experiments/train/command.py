@@ -9,8 +9,8 @@ from typing import Annotated
 
 import typer
 
-from implicit_bregman.experiments.files import writable_folder
-from implicit_bregman.experiments.terminal import Interrupted
+from implicit_bregman.experiments.output.files import writable_folder
+from implicit_bregman.experiments.output.terminal import Interrupted
 from implicit_bregman.experiments.train.settings import TrainSettings
 
 DEFAULTS = TrainSettings()
@@ -105,8 +105,8 @@ def _run(settings: TrainSettings, out: Path, resume: bool) -> None:
         importlib.import_module(package)
     from implicit_bregman.experiments.train.augment import make_augmentation
     from implicit_bregman.experiments.train.build import find_devices, leave_processes, make_model
-    from implicit_bregman.experiments.train.loop import find_start, load_data, run_training
     from implicit_bregman.experiments.train.report import Terminal, report
+    from implicit_bregman.experiments.train.run import find_start, load_data, run_training
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)

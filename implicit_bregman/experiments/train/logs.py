@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
+
+from implicit_bregman.experiments.output.files import csv_text
 
 # column -> name in TensorBoard
 TAGS = {
@@ -74,11 +74,7 @@ class EpochRow:
 
 def to_csv(rows: Sequence[EpochRow]) -> str:
     """One line per epoch; numbers as Python writes them, so that nothing is lost; an empty field for None."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(field.name for field in fields(EpochRow))
-    writer.writerows(asdict(row).values() for row in rows)
-    return text.getvalue()
+    return csv_text([field.name for field in fields(EpochRow)], map(asdict, rows))
 
 
 class TensorBoard:

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from implicit_bregman.experiments.active import active_coordinates
-from implicit_bregman.experiments.model import Classifier
+from implicit_bregman.experiments.learning.model import Classifier
+from implicit_bregman.experiments.reference.active import active_coordinates
 from implicit_bregman.experiments.train.nodes import NodeClassifier
 
 Reduce = Callable[[Tensor, str], Tensor]

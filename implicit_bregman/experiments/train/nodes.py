@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from implicit_bregman.adjoints import Implicit
 from implicit_bregman.experiments.data import Dataset
 from implicit_bregman.experiments.data.graphs import SPLITS, GraphDataset
-from implicit_bregman.experiments.graph_models import ImplicitGraphModel, with_loops
+from implicit_bregman.experiments.learning.graph_models import ImplicitGraphModel, with_loops
 from implicit_bregman.nn import BregmanGraphDEQ
 
 

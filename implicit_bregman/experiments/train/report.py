@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import platform
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-
-import implicit_bregman
-from implicit_bregman.experiments.files import write_all
-from implicit_bregman.experiments.terminal import Bar, progress_bar, show, warn
+from implicit_bregman.experiments.machine.versions import versions
+from implicit_bregman.experiments.output.blocks import Table
+from implicit_bregman.experiments.output.files import json_text, write_all
+from implicit_bregman.experiments.output.terminal import Bar, progress_bar, show, warn
 from implicit_bregman.experiments.train.checkpoint import BEST_MODEL, CHECKPOINT, METRICS, Checkpoint
 from implicit_bregman.experiments.train.logs import EpochRow
-from implicit_bregman.experiments.train.loop import EVENTS, TrainResult, Watch
+from implicit_bregman.experiments.train.run import EVENTS, TrainResult, Watch
 from implicit_bregman.experiments.train.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -66,15 +61,12 @@ class Terminal(Watch):
             "settings": self._settings.shown(),
             "parameters": parameters,
             "environment": {
-                "implicit_bregman": implicit_bregman.__version__,
-                "python": platform.python_version(),
-                "torch": torch.__version__,
-                "platform": platform.platform(),
+                **versions("implicit_bregman", "python", "torch", "platform"),
                 "device": str(fabric.device),
                 "processes": fabric.world_size,
             },
         }
-        write_all(self._folder, {DESCRIPTION: (json.dumps(description, indent=2) + "\n").encode()})
+        write_all(self._folder, {DESCRIPTION: json_text(description).encode()})
         self._bar = self._stack.enter_context(progress_bar())
         if self._resume:
             self._bar.line(f"going on after epoch {len(start.rows)}" if start else "no checkpoint yet: a new run")
@@ -94,25 +86,19 @@ class Terminal(Watch):
 
 def report(result: TrainResult, settings: TrainSettings, folder: Path) -> None:
     """Print the last epochs, the best one, and where the files are."""
-    table = Table(box=SIMPLE_HEAD, padding=0, title=f"{settings.dataset}, to epoch {len(result.rows)}")
-    cells = [_cells(row) for row in result.rows[-LAST:]]
-    for heading, *below in zip(HEADINGS, *cells, strict=True):
-        # Headings are broken into words, numbers never.
-        widest = max(map(len, [*below, *heading.split()]))
-        table.add_column(heading, justify="right", min_width=widest, max_width=widest)
-    for line in cells:
-        table.add_row(*line)
+    cells = tuple(_cells(row) for row in result.rows[-LAST:])
+    table = Table(f"{settings.dataset}, to epoch {len(result.rows)}", HEADINGS, cells, unbroken=True)
     best = result.best
     ended = f" (stopped early: {settings.patience} epochs without a better one)" if result.stopped_early else ""
-    show(table)
+    show(table.terminal())
     show(f"Best of {len(result.rows)} epochs{ended}: {best.epoch}, with a test accuracy of {best.test_accuracy:.2%}")
     show(f"{result.parameters:,} parameters, trained in {sum(row.seconds for row in result.rows):.1f} s")
     show(f"Written to {folder}: {METRICS}, {EVENTS}/, {BEST_MODEL} (epoch {best.epoch}), {CHECKPOINT}, {DESCRIPTION}")
 
 
-def _cells(row: EpochRow) -> list[str]:
+def _cells(row: EpochRow) -> tuple[str, ...]:
     accuracy, loss = row.validation_accuracy, row.validation_loss
-    return [
+    return (
         str(row.epoch),
         f"{row.train_loss:.4f}",
         "" if loss is None else f"{loss:.4f}",
@@ -124,4 +110,4 @@ def _cells(row: EpochRow) -> list[str]:
         f"{100 * row.active:.1f}",
         "" if row.spectral_bound is None else f"{row.spectral_bound:.3f}",
         f"{row.seconds:.2f}",
-    ]
+    )

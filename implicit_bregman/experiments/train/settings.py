@@ -7,7 +7,7 @@ from pathlib import Path
 
 from implicit_bregman.energy.weights import present_name
 from implicit_bregman.experiments.data.graphs import GRAPHS
-from implicit_bregman.experiments.model import KINDS, Architecture
+from implicit_bregman.experiments.learning.model import KINDS, Architecture
 from implicit_bregman.settings import check_choice, check_count, check_nonnegative, check_positive
 
 ACCELERATORS = ("auto", "cpu", "gpu")

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import implicit_bregman as ib
+from implicit_bregman.experiments.learning.training import epoch_batches
 from implicit_bregman.experiments.reproduce.ensemble import INITS, Ensemble, Member, make_network
 from implicit_bregman.experiments.reproduce.spirals import Spirals
-from implicit_bregman.experiments.training import epoch_batches
 from implicit_bregman.nn.feedforward import KINDS
 
 MEMBERS = tuple(

@@ -11,11 +11,12 @@ import torch
 from matplotlib.image import imread
 
 from implicit_bregman.cli import main
-from implicit_bregman.experiments.grid import Backend, Grid
+from implicit_bregman.experiments.grid.run import Backend, Grid
 from implicit_bregman.experiments.reproduce import spirals
-from implicit_bregman.experiments.reproduce.fig4 import best_line, reproduce_fig4
-from implicit_bregman.experiments.reproduce.fig5 import reproduce_fig5
-from implicit_bregman.experiments.reproduce.fig6 import reproduce_fig6
+from implicit_bregman.experiments.reproduce.fig4.lines import best_line
+from implicit_bregman.experiments.reproduce.fig4.report import reproduce_fig4
+from implicit_bregman.experiments.reproduce.fig5.report import reproduce_fig5
+from implicit_bregman.experiments.reproduce.fig6.report import reproduce_fig6
 from implicit_bregman.experiments.reproduce.settings import SpiralSettings
 from implicit_bregman.experiments.reproduce.spirals import Spirals
 

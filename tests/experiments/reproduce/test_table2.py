@@ -13,10 +13,17 @@ import torch
 from implicit_bregman.cli import main
 from implicit_bregman.experiments.data import load_dataset
 from implicit_bregman.experiments.data.cifar import BATCHES, BINARIES, PIXELS, to_binary
-from implicit_bregman.experiments.grid import Backend, Grid
-from implicit_bregman.experiments.reproduce import images, table2
-from implicit_bregman.experiments.reproduce.images import ImageTraining, load_pixels, make_classifier, train_images
-from implicit_bregman.experiments.reproduce.table2 import PAPER, ROWS, Table2Settings, reproduce_table2
+from implicit_bregman.experiments.grid.run import Backend, Grid
+from implicit_bregman.experiments.reproduce.table2 import run as table2
+from implicit_bregman.experiments.reproduce.table2 import training
+from implicit_bregman.experiments.reproduce.table2.report import reproduce_table2
+from implicit_bregman.experiments.reproduce.table2.settings import PAPER, ROWS, Table2Settings
+from implicit_bregman.experiments.reproduce.table2.training import (
+    ImageTraining,
+    load_pixels,
+    make_classifier,
+    train_images,
+)
 from implicit_bregman.nn.feedforward import KINDS
 
 SHARED = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -101,7 +108,7 @@ def test_held_out_samples_are_not_trained_on(folder: Path, monkeypatch: pytest.M
         seen.append(samples)
         yield from iter(torch.arange(samples).split(size) * 5)
 
-    monkeypatch.setattr(images, "epoch_batches", batches)
+    monkeypatch.setattr(training, "epoch_batches", batches)
     train_images(replace(TRAINING, train_size=60), str(folder))
     train_images(TRAINING, str(folder))
     assert seen == [50, 200]
@@ -135,7 +142,7 @@ def test_cifar_behind_the_convolutional_network(tmp_path: Path) -> None:
 
 def test_what_must_be_said_of_the_data_is_said(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = replace(load_pixels("mnist", str(folder)), note="lossy images")
-    monkeypatch.setattr(table2.images, "load_pixels", lambda *arguments: data)
+    monkeypatch.setattr(table2, "load_pixels", lambda *arguments: data)
     settings = replace(SETTINGS, rows=("mnist-1",), seeds=1, train_size=60)
     result = reproduce_table2(settings, Grid(tmp_path, Backend(jobs=1)), str(folder))
     assert "mnist: 60 training samples, 10 of them held out, 60 test samples. lossy images." in result.setting
@@ -146,7 +153,7 @@ def test_the_rate_is_chosen_on_held_out_samples(folder: Path, tmp_path: Path, mo
         """The higher rate is better on the held-out samples and worse on the test set."""
         return {"validation": settings.rate, "test": 1 - settings.rate, "train_loss": 0.0}
 
-    monkeypatch.setattr(table2.images, "train_images", made_up)
+    monkeypatch.setattr(table2, "train_images", made_up)
     settings = replace(SETTINGS, rows=("mnist-1",))
     result = reproduce_table2(settings, Grid(tmp_path, Backend(jobs=1)), str(folder))
     assert result.rows[0]["standard_rate"] == 0.3

@@ -9,12 +9,12 @@ import torch
 
 from implicit_bregman.cli import main
 from implicit_bregman.experiments.data import load_dataset
-from implicit_bregman.experiments.grid import Backend, Grid
-from implicit_bregman.experiments.model import Architecture
-from implicit_bregman.experiments.study import depth as cells
-from implicit_bregman.experiments.study.depth import Costs, Run, measure_costs, train_once
-from implicit_bregman.experiments.study.depth_report import paired_gap, study_depth
-from implicit_bregman.experiments.study.depth_settings import DepthSettings
+from implicit_bregman.experiments.grid.run import Backend, Grid
+from implicit_bregman.experiments.learning.model import Architecture
+from implicit_bregman.experiments.study.depth import run as cells
+from implicit_bregman.experiments.study.depth.report import paired_gap, study_depth
+from implicit_bregman.experiments.study.depth.settings import DepthSettings
+from implicit_bregman.experiments.study.depth.training import Costs, Run, measure_costs, train_once
 
 SETTINGS = DepthSettings(("digits",), (1, 30), seeds=2, epochs=1, train_size=128, architecture=Architecture(width=8))
 TASK = SETTINGS.task("digits", 0)
@@ -76,7 +76,6 @@ def test_report_and_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     told: list[str] = []
     grid = Grid(tmp_path, Backend(jobs=1), tell=told.append)
     with monkeypatch.context() as patch:
-        patch.setattr(cells, "library_version", lambda *parts: "a version")
         patch.setattr(cells, "train_once", interrupted)
         with pytest.raises(KeyboardInterrupt):
             study_depth(SETTINGS, grid)
@@ -85,8 +84,8 @@ def test_report_and_resumption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(calls) == 3 + 4  # the two that had finished are not computed again
     assert [row["depth"] for row in result.rows] == ["implicit", "1", "30"]
     assert result.rows[2]["gradient_error"] < result.rows[1]["gradient_error"]
-    written = result.write(tmp_path, "a command", {}, "cpu")
-    assert [path.name for path in written] == [
+    result.report("a command", {}, "cpu").deliver(tmp_path)
+    assert list(result.report("a command", {}, "cpu").contents()) == [
         "results.json",
         "results.csv",
         "report.md",

@@ -13,14 +13,14 @@ import torch
 
 import implicit_bregman as ib
 from implicit_bregman.cli import main
-from implicit_bregman.experiments.active import active_coordinates
-from implicit_bregman.experiments.grid import Backend, Grid
-from implicit_bregman.experiments.model import Architecture
-from implicit_bregman.experiments.oracle import reference_solution
-from implicit_bregman.experiments.problems import make_problem
-from implicit_bregman.experiments.study import geometry_boxes, geometry_cells
-from implicit_bregman.experiments.study.geometry import GeometrySettings, measure_geometry
-from implicit_bregman.experiments.study.geometry_boxes import (
+from implicit_bregman.experiments.grid.run import Backend, Grid
+from implicit_bregman.experiments.learning.model import Architecture
+from implicit_bregman.experiments.reference.active import active_coordinates
+from implicit_bregman.experiments.reference.oracle import reference_solution
+from implicit_bregman.experiments.reference.problems import make_problem
+from implicit_bregman.experiments.study.geometry import training
+from implicit_bregman.experiments.study.geometry.boxes import (
+    BOX,
     BOX_GEOMETRIES,
     BOX_REGIMES,
     Basins,
@@ -29,8 +29,17 @@ from implicit_bregman.experiments.study.geometry_boxes import (
     on_box,
     train_on_one_box,
 )
-from implicit_bregman.experiments.study.geometry_cells import FAILED_STEPS, REGIMES, Regime, Run, plain_mm, train_once
-from implicit_bregman.experiments.study.geometry_report import study_geometry
+from implicit_bregman.experiments.study.geometry.report import study_geometry
+from implicit_bregman.experiments.study.geometry.run import measure_geometry
+from implicit_bregman.experiments.study.geometry.settings import GeometrySettings
+from implicit_bregman.experiments.study.geometry.training import (
+    FAILED_STEPS,
+    REGIMES,
+    Regime,
+    Run,
+    plain_mm,
+    train_once,
+)
 from implicit_bregman.experiments.study.task import Task
 
 TASK = Task(
@@ -160,10 +169,10 @@ def test_a_training_without_solutions_is_given_up() -> None:
     solution = SimpleNamespace(
         converged=torch.tensor([False, False, True]), adjoint=SimpleNamespace(status=torch.tensor([0, 7, 2]))
     )
-    watch = geometry_cells._Watch(SimpleNamespace(layer=SimpleNamespace(adjoint="implicit", last_solution=solution)))  # type: ignore[arg-type]
+    watch = training._Watch(SimpleNamespace(layer=SimpleNamespace(adjoint="implicit", last_solution=solution)))  # type: ignore[arg-type]
     for _ in range(FAILED_STEPS - 1):
         watch(0.5)
-    with pytest.raises(geometry_cells._GaveUp, match="more than 50% of a batch"):
+    with pytest.raises(training._GaveUp, match="more than 50% of a batch"):
         watch(0.5)
     shares = watch.shares()
     assert shares["steps"] == FAILED_STEPS
@@ -174,7 +183,7 @@ def test_a_training_without_solutions_is_given_up() -> None:
 def test_an_interrupted_study_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = replace(SMALL, seeds=1, geometries=("tanh",))
     calls: list[str] = []
-    real = geometry_cells.train_once
+    real = training.train_once
 
     def counted(run: Run) -> dict[str, Any]:
         calls.append(run.geometry)
@@ -183,7 +192,7 @@ def test_an_interrupted_study_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
         return real(run)
 
     counted.__module__, counted.__qualname__ = real.__module__, real.__qualname__
-    monkeypatch.setattr("implicit_bregman.experiments.study.geometry.train_once", counted)
+    monkeypatch.setattr("implicit_bregman.experiments.study.geometry.run.train_once", counted)
     told: list[str] = []
     with pytest.raises(KeyboardInterrupt):
         measure_geometry(settings, Grid(tmp_path, Backend(jobs=1), tell=told.append))
@@ -195,7 +204,7 @@ def test_an_interrupted_study_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_runs_that_were_given_up_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = geometry_cells.train_once
+    real = training.train_once
 
     def broken(run: Run) -> dict[str, Any]:
         found = real(run)
@@ -204,7 +213,7 @@ def test_runs_that_were_given_up_are_reported(tmp_path: Path, monkeypatch: pytes
         return found
 
     broken.__module__, broken.__qualname__ = real.__module__, real.__qualname__
-    monkeypatch.setattr("implicit_bregman.experiments.study.geometry.train_once", broken)
+    monkeypatch.setattr("implicit_bregman.experiments.study.geometry.run.train_once", broken)
     report = study_geometry(replace(SMALL, seeds=1, geometries=("tanh", "softplus")), Grid(tmp_path, Backend(jobs=1)))
     row = next(row for row in report.rows if row["geometry"] == "softplus" and "symmetric" in row["setting"])
     assert (row["gave_up"], row["reasons"], row["unsolved"]) == ("1 of 1", "refused: no minimum", 25.0)
@@ -257,4 +266,4 @@ def test_bad_options_are_one_line_and_exit_code_two(
 
 def test_the_step_for_basins_is_the_same_share_of_sigma() -> None:
     assert max(on_box(name).strong_convexity for name in BOX_GEOMETRIES) == 2.0
-    assert geometry_boxes.BOX == (-1.0, 1.0)
+    assert BOX == (-1.0, 1.0)

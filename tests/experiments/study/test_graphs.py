@@ -11,11 +11,13 @@ import torch
 from implicit_bregman.adjoints import Implicit, Unrolled
 from implicit_bregman.cli import main
 from implicit_bregman.experiments.data.graphs import SPLITS, GraphDataset
-from implicit_bregman.experiments.graph_models import ImplicitGraphModel, averaging, with_loops
-from implicit_bregman.experiments.grid import Backend, Grid
-from implicit_bregman.experiments.study import graphs as cells
-from implicit_bregman.experiments.study.graphs import Candidate, GraphRun, GraphSettings, measure_graphs, train_graph
-from implicit_bregman.experiments.study.graphs_report import study_graphs
+from implicit_bregman.experiments.grid.run import Backend, Grid
+from implicit_bregman.experiments.learning.graph_models import ImplicitGraphModel, averaging, with_loops
+from implicit_bregman.experiments.study.graphs import run as cells
+from implicit_bregman.experiments.study.graphs.report import study_graphs
+from implicit_bregman.experiments.study.graphs.run import measure_graphs
+from implicit_bregman.experiments.study.graphs.settings import Candidate, GraphRun, GraphSettings
+from implicit_bregman.experiments.study.graphs.training import train_graph
 
 NODES, WORDS = 40, 8
 SMALL = {"hidden": 8, "width": 4, "epochs": 12}
@@ -101,7 +103,7 @@ def test_hyper_parameters_are_chosen_on_validation_nodes(folder: Path, tmp_path:
 
 def test_report_and_resumption(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     report = study_graphs(SETTINGS, Grid(tmp_path, Backend(jobs=1)), folder)
-    report.write(tmp_path, "a command", {}, [])
+    report.report("a command", {}, []).deliver(tmp_path)
     document = json.loads((tmp_path / "results.json").read_text())
     names = ["implicit layer", "unrolled, 2 steps", "two graph convolutions"]
     assert [row["model"] for row in document["rows"]] == names
@@ -113,8 +115,6 @@ def test_report_and_resumption(folder: Path, tmp_path: Path, monkeypatch: pytest
         raise AssertionError("computed again")
 
     never.__module__, never.__qualname__ = train_graph.__module__, train_graph.__qualname__
-    version = cells.library_version(cells.data_graphs, cells.graph_models, train_graph)
-    monkeypatch.setattr(cells, "library_version", lambda *parts: version)
     monkeypatch.setattr(cells, "train_graph", never)
     again = study_graphs(SETTINGS, Grid(tmp_path, Backend(jobs=1)), folder)
     assert again.rows == report.rows

@@ -11,21 +11,17 @@ import pytest
 import torch
 
 from implicit_bregman.cli import main
-from implicit_bregman.experiments.grid import Backend, Grid
-from implicit_bregman.experiments.problems import make_problem
-from implicit_bregman.experiments.study import hypergradient, hypergradient_curves
-from implicit_bregman.experiments.study.hypergradient import (
-    CASES,
-    Case,
-    HypergradientSettings,
-    Trial,
-    measure,
-)
-from implicit_bregman.experiments.study.hypergradient_curves import TRUNCATED, Curve, spread
-from implicit_bregman.experiments.study.hypergradient_report import study_hypergradient
-from implicit_bregman.experiments.study.hypergradient_summary import Reached, Result, lag, rate, reached, slowest
-from implicit_bregman.experiments.study.hypergradient_theory import Exact, krylov_bound
-from implicit_bregman.experiments.study.work import counted
+from implicit_bregman.experiments.grid.run import Backend, Grid
+from implicit_bregman.experiments.reference.problems import make_problem
+from implicit_bregman.experiments.study.hypergradient import curves
+from implicit_bregman.experiments.study.hypergradient import run as hypergradient
+from implicit_bregman.experiments.study.hypergradient.curves import TRUNCATED, Curve, spread
+from implicit_bregman.experiments.study.hypergradient.report import study_hypergradient
+from implicit_bregman.experiments.study.hypergradient.settings import CASES, Case, HypergradientSettings
+from implicit_bregman.experiments.study.hypergradient.summary import Reached, Result, lag, rate, reached, slowest
+from implicit_bregman.experiments.study.hypergradient.theory import Exact, krylov_bound
+from implicit_bregman.experiments.study.hypergradient.trials import Trial, measure
+from implicit_bregman.experiments.study.hypergradient.work import counted
 from implicit_bregman.majorization import mm_step
 
 SMALL = replace(HypergradientSettings(), seeds=1, dim=65, batch=2, longest=50, cases=CASES[:1])
@@ -36,8 +32,8 @@ def fewer_points() -> Iterator[None]:
     """The curves that are slow to measure are so at few points."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("FEW_POINTS", 6), ("MOST_BROYDEN", 20), ("MOST_NEWTON", 7), ("MOST_ANDERSON", 60)):
-            patch.setattr(hypergradient_curves, name, value)
-        patch.setattr(hypergradient_curves, "REFINEMENTS", (0, 8))
+            patch.setattr(curves, name, value)
+        patch.setattr(curves, "REFINEMENTS", (0, 8))
         yield
 
 
@@ -229,7 +225,6 @@ def test_an_interrupted_study_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
 
     quickly.__module__, quickly.__qualname__ = measure.__module__, measure.__qualname__
     monkeypatch.setattr(hypergradient, "measure", quickly)
-    monkeypatch.setattr(hypergradient, "library_version", lambda *parts: "one")
     settings, told = replace(SMALL, seeds=3), list[str]()
     with pytest.raises(KeyboardInterrupt):
         study_hypergradient(settings, Grid(tmp_path, Backend(jobs=1), tell=told.append))

@@ -12,16 +12,9 @@ from skimage.restoration import richardson_lucy as skimage_richardson_lucy
 
 from implicit_bregman.adjoints import Implicit
 from implicit_bregman.cli import main
-from implicit_bregman.experiments.grid import Backend, Grid
-from implicit_bregman.experiments.study.imaging import learning, references
+from implicit_bregman.experiments.grid.run import Backend, Grid
+from implicit_bregman.experiments.study.imaging import references, training
 from implicit_bregman.experiments.study.imaging.energy import LearnedRegularizer, PoissonEnergy, TotalVariation
-from implicit_bregman.experiments.study.imaging.learning import (
-    RestorationRun,
-    gradient_check,
-    make_layer,
-    restored,
-    train_restoration,
-)
 from implicit_bregman.experiments.study.imaging.pictures import (
     BACKGROUND,
     BLURS,
@@ -40,6 +33,13 @@ from implicit_bregman.experiments.study.imaging.references import ReferenceRun, 
 from implicit_bregman.experiments.study.imaging.report import study_imaging
 from implicit_bregman.experiments.study.imaging.run import measure_imaging
 from implicit_bregman.experiments.study.imaging.settings import ImagingSettings, Problem
+from implicit_bregman.experiments.study.imaging.training import (
+    RestorationRun,
+    gradient_check,
+    make_layer,
+    restored,
+    train_restoration,
+)
 from implicit_bregman.status import Status
 
 PROBLEM = Problem(("gaussian", "motion"), (40.0, 100.0), 16)
@@ -170,7 +170,7 @@ def test_gradients_other_than_the_implicit_one_are_off() -> None:
 def test_a_training_can_be_repeated_from_its_parameters(method: str) -> None:
     settings = replace(SETTINGS, seconds=0.5)
     result = train_restoration(RestorationRun(method, 0, settings))
-    assert result["steps"] >= learning.LOOKS
+    assert result["steps"] >= training.LOOKS
     assert [point[0] for point in result["curve"]] == sorted(point[0] for point in result["curve"])
     assert (result["converged"] is None) is (method != "implicit")
     regularizer = LearnedRegularizer(3, 3)
@@ -178,7 +178,7 @@ def test_a_training_can_be_repeated_from_its_parameters(method: str) -> None:
     regularizer.load_state_dict({name: torch.tensor(value) for name, value in result["parameters"].items()})
     assert not torch.equal(before["weight"], LearnedRegularizer(3, 3, seed=1).weight)
     seen = held_out(PROBLEM.blurs, PROBLEM.peaks, PROBLEM.size)
-    adjoint = learning.make_adjoint(method, PROBLEM.tol)
+    adjoint = training.make_adjoint(method, PROBLEM.tol)
     again = restored(PROBLEM, regularizer, seen.to(torch.float32), adjoint).double()
     assert decibels(again, seen.clean) == pytest.approx(result["psnr"], abs=1e-3)
     if method == "implicit":

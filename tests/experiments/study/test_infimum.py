@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from implicit_bregman.cli import main
-from implicit_bregman.experiments.grid import Backend, Grid
-from implicit_bregman.experiments.study.descent import descend
-from implicit_bregman.experiments.study.infimum import Effort, InfimumSettings, Search, Sought
-from implicit_bregman.experiments.study.infimum_problem import FAMILIES, Problem, make_data
-from implicit_bregman.experiments.study.infimum_report import fit, study_infimum
+from implicit_bregman.experiments.grid.run import Backend, Grid
+from implicit_bregman.experiments.study.infimum.descent import descend
+from implicit_bregman.experiments.study.infimum.problem import FAMILIES, Problem, make_data
+from implicit_bregman.experiments.study.infimum.report import study_infimum
+from implicit_bregman.experiments.study.infimum.search import Search, Sought
+from implicit_bregman.experiments.study.infimum.settings import Effort, InfimumSettings
+from implicit_bregman.experiments.study.infimum.summary import fit
 
 SETTINGS = InfimumSettings(
     seeds=1,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from implicit_bregman.experiments.grid_command import BackendName, Jobs, Quick, Scheduler, given, names, numbers
+from implicit_bregman.experiments.grid.command import BackendName, Jobs, Quick, Scheduler, given, names, numbers
 from implicit_bregman.experiments.study.options import STUDY, Out, Seeds
 
 

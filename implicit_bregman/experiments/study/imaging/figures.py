@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from implicit_bregman.experiments.plots import BLACK, BLUE, GREEN, ORANGE, RED, SKY, figure_of, mean_band, png
+from implicit_bregman.experiments.output.plots import BLACK, BLUE, GREEN, ORANGE, RED, SKY, figure_of, mean_band, png
 from implicit_bregman.experiments.study.imaging.energy import LearnedRegularizer
-from implicit_bregman.experiments.study.imaging.learning import restored
 from implicit_bregman.experiments.study.imaging.pictures import HELD_OUT, Observed, decibels, held_out
 from implicit_bregman.experiments.study.imaging.references import METHODS, places
 from implicit_bregman.experiments.study.imaging.settings import ImagingSettings
+from implicit_bregman.experiments.study.imaging.training import restored
 from implicit_bregman.experiments.study.task import without_warnings
 from implicit_bregman.experiments.train.build import make_adjoint
 

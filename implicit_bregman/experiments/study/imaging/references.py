@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.nn import functional
 
 from implicit_bregman.experiments.study.imaging.energy import TotalVariation
-from implicit_bregman.experiments.study.imaging.learning import restored
 from implicit_bregman.experiments.study.imaging.pictures import (
     BACKGROUND,
     TRAINING,
@@ -22,6 +21,7 @@ from implicit_bregman.experiments.study.imaging.pictures import (
     similarity,
 )
 from implicit_bregman.experiments.study.imaging.settings import Problem
+from implicit_bregman.experiments.study.imaging.training import restored
 from implicit_bregman.experiments.study.task import without_warnings
 
 #: Their settings: Richardson and Lucy's iterations, and the weight of total variation.

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from implicit_bregman.experiments.grid import Grid
-from implicit_bregman.experiments.grid_report import GridReport, mean_and_spread
+from implicit_bregman.experiments.grid.report import GridReport
+from implicit_bregman.experiments.grid.run import Grid
+from implicit_bregman.experiments.output.statistics import mean_and_spread
 from implicit_bregman.experiments.study.imaging.figures import curves_figure, pictures_figure
 from implicit_bregman.experiments.study.imaging.pictures import HELD_OUT, TRAINING
 from implicit_bregman.experiments.study.imaging.run import Imaging, Learned, Reference, measure_imaging

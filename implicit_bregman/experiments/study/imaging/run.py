@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from implicit_bregman.experiments.cells import Cell, library_version
-from implicit_bregman.experiments.grid import Grid
-from implicit_bregman.experiments.study import imaging
-from implicit_bregman.experiments.study.imaging.learning import RestorationRun, train_restoration
+from implicit_bregman.experiments.grid.cells import Cell
+from implicit_bregman.experiments.grid.run import Grid
 from implicit_bregman.experiments.study.imaging.pictures import HELD_OUT
 from implicit_bregman.experiments.study.imaging.references import METHODS, ReferenceRun, judge_reference, places
 from implicit_bregman.experiments.study.imaging.settings import ImagingSettings
+from implicit_bregman.experiments.study.imaging.training import RestorationRun, train_restoration
 
 #: Of the work, for the progress: the references.
 REFERENCE_SHARE = 0.2
@@ -61,14 +60,13 @@ class Imaging:
 
 def measure_imaging(settings: ImagingSettings, grid: Grid) -> Imaging:
     """Tune the references, train every method with every seed, and judge all on the held-out pictures."""
-    version = library_version(imaging)
     problem = settings.problem
     conditions = [(blur, peak) for blur in problem.blurs for peak in problem.peaks]
     asked = [ReferenceRun(method, blur, peak, problem) for method in METHODS for blur, peak in conditions]
-    cells = [Cell(f"{run.method} {run.blur} {run.peak:g}", judge_reference, run, version) for run in asked]
+    cells = [Cell(f"{run.method} {run.blur} {run.peak:g}", judge_reference, run) for run in asked]
     judged = dict(zip(asked, grid.run(cells, 0.0, REFERENCE_SHARE), strict=True))
     runs = [RestorationRun(method, seed, settings) for method in settings.methods for seed in range(settings.seeds)]
-    cells = [Cell(f"{run.method} seed {run.seed}", train_restoration, run, version) for run in runs]
+    cells = [Cell(f"{run.method} seed {run.seed}", train_restoration, run) for run in runs]
     trained = iter(grid.run(cells, REFERENCE_SHARE, 1.0))
     learned = [Learned(method, [next(trained) for _ in range(settings.seeds)]) for method in settings.methods]
     return Imaging(learned, [_joined(method, judged) for method in METHODS])

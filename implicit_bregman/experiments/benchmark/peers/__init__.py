@@ -1,0 +1,1 @@
+"""The contenders of the benchmark: this library, plain PyTorch, and other packages."""

@@ -1,0 +1,1 @@
+"""Implicit versus unrolled, one row per way to solve and to differentiate: `implicit-bregman compare`."""

@@ -1,0 +1,1 @@
+"""Models, methods, training and gradient checks that several commands share."""

@@ -1,0 +1,1 @@
+"""Figure 5: training losses of the three architectures, from random and from deterministic initial weights."""

@@ -1,0 +1,57 @@
+"""The command `implicit-bregman study images`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated
+
+import typer
+
+from implicit_bregman.experiments.grid.command import (
+    BackendName,
+    DataDir,
+    Jobs,
+    Quick,
+    Scheduler,
+    Seed,
+    given,
+    names,
+    numbers,
+)
+from implicit_bregman.experiments.study.options import STUDY, Depths, Out, Seeds
+
+
+def images(
+    datasets: Annotated[
+        str | None, typer.Option(help="Data sets, separated by commas; default: mnist,cifar10.")
+    ] = None,
+    depths: Depths = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs.")] = None,
+    train_size: Annotated[int | None, typer.Option(help="Number of training samples.")] = None,
+    width: Annotated[int | None, typer.Option(help="Channels of the representation.")] = None,
+    data_dir: DataDir = None,
+    quick: Quick = False,
+    seed: Seed = 0,
+    seeds: Seeds = None,
+    backend: BackendName = "local",
+    scheduler: Scheduler = None,
+    jobs: Jobs = None,
+    out: Out = None,
+) -> None:
+    """A convolutional layer, trained implicitly and through L unrolled steps, as in `study depth`."""
+    options = dict(locals())
+    from implicit_bregman.experiments.study.depth.report import study_depth
+    from implicit_bregman.experiments.study.depth.settings import DepthSettings
+
+    settings = DepthSettings.quick_images(seed) if quick else DepthSettings.images(seed)
+    changes = given(
+        datasets=names(datasets),
+        depths=numbers("depths", depths),
+        epochs=epochs,
+        train_size=train_size,
+        seeds=seeds,
+    )
+    settings = replace(settings, **changes)
+    if width is not None:
+        settings = settings.with_layer(width=width)
+    STUDY.run("images", lambda chosen, grid: study_depth(chosen, grid, data_dir, "images"), settings, options)
