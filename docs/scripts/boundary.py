@@ -4,7 +4,7 @@ Run
 
     python docs/scripts/boundary.py
 
-It needs torchdeq. The problem is z⁺ = tanh(artanh(z) + Wz + c) with 40 coordinates in [-1, 1] and γ = 0. Its fixed point
+It needs torchdeq. The problem is z⁺ = tanh(artanh(z) + Wz + c) with 40 coordinates in [-1, 1], γ = 0. Its fixed point
 minimises −½ zᵀWz − cᵀz over the box. The loss is ½‖z − t‖², and the gradient is that with respect to W. Everything runs
 in float32. The reference is an active-set solution in float64 that uses nothing of this library: projected gradient
 steps find which coordinates lie on a bound, and one linear system gives the others.

@@ -82,7 +82,7 @@ def page(example: Example) -> str:
         lines += ["```python", cell.code, "```", ""]
     printed = (OUTPUT / f"{example.name}.txt").read_text(encoding="utf-8").rstrip()
     lines += ["## What it prints", "", "```text", printed, "```", ""]
-    lines += [f"The whole script is `examples/{example.name}.py`. [All examples](../examples.md)", ""]
+    lines += [f"[The script]({example.name}.py) · [The same as a notebook]({example.name}.ipynb)", ""]
     return "\n".join(lines)
 
 
