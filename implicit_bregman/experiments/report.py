@@ -13,6 +13,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from implicit_bregman.experiments.compare_findings import findings
 from implicit_bregman.experiments.methods import TORCHDEQ_MAX_ITER
 from implicit_bregman.experiments.results import Column, Comparison, Row, finite
 
@@ -139,6 +140,8 @@ def to_markdown(comparison: Comparison, figures: dict[str, str]) -> str:
     families = [f for f in FAMILIES if any(row.family == f for row in comparison.rows)]
     lines = [
         "# Implicit versus unrolled",
+        "",
+        *findings(comparison.rows, comparison.reference),
         "",
         f"{title(comparison)}.",
         "",
