@@ -39,8 +39,9 @@ models = {name: train(adjoint) for name, adjoint in adjoints.items()}
 judge, gradients, kept = models["implicit"], [], []
 for adjoint in adjoints.values():
     judge[0].adjoint, saved = adjoint, {}
-    note = lambda t, saved=saved: saved.update({t.data_ptr(): t.nbytes}) or t  # noqa: E731
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t, saved=saved: saved.update({t.data_ptr(): t.nbytes}) or t, lambda t: t
+    ):
         loss = nn.functional.cross_entropy(judge(x[:64]), y[:64])
     grads = torch.autograd.grad(loss, judge.parameters())
     gradients.append(nn.utils.parameters_to_vector(grads))

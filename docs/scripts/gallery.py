@@ -56,12 +56,12 @@ def read(script: Path) -> Example:
         ValueError: The script does not begin with a docstring of a title, an empty line and an introduction.
     """
     _, docstring, code = script.read_text(encoding="utf-8").split('"""', 2)
-    title, empty, *introduction = docstring.strip().splitlines()
-    if empty or not introduction:
+    title, *rest = docstring.strip().splitlines()
+    if len(rest) < 2 or rest[0]:
         raise ValueError(f"{script.name} must begin with a title, an empty line and an introduction in its docstring")
     first, *others = code.split("\n# %% ")
     return Example(
-        script.stem, title, "\n".join(introduction), (Cell("", "", first.strip()), *(_cell(part) for part in others))
+        script.stem, title, "\n".join(rest[1:]), (Cell("", "", first.strip()), *(_cell(part) for part in others))
     )
 
 
