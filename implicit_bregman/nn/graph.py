@@ -37,8 +37,8 @@ class BregmanGraphDEQ(CriticalPoint):
     entries is made.
 
     One graph is one sample, which stops as a whole and has one status. To pass several graphs, join them into one,
-    their nodes one graph after the other (a block-diagonal matrix), and give their `sizes`. Each is then a sample of its
-    own. The layer pads them to the largest.
+    their nodes one graph after the other (a block-diagonal matrix), and give their `sizes`. Each is then a sample of
+    its own. The layer pads them to the largest.
 
     Args:
         in_features: n, the width of a node's input.
