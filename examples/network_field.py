@@ -32,10 +32,10 @@ x = radius[:, None] / 2 * torch.stack([turned.cos(), turned.sin()], 1)
 layer = ib.CriticalPoint(Network(2, 24), "tanh", regularization=1.0)
 model = nn.Sequential(layer, nn.Linear(24, 2))
 optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-for step in range(101):
+for step in range(51):
     z = layer(x)
     score = model[1](z)
-    if step % 50 == 0:
+    if step % 25 == 0:
         right = (score.argmax(-1) == label).double().mean()
         radius = layer.spectral_radius(z, x).max()
         print(
