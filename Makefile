@@ -25,7 +25,7 @@ ONLY ?=
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 8
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow test-gpu test-torch test-oldest test-newest fuzz lint format docs build clean
+.PHONY: help env demo test test-slow test-gpu test-torch test-oldest test-newest fuzz lint format gallery docs build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,6 +77,9 @@ lint: $(STAMP) ## check style, formatting and types
 format: $(STAMP) ## mend style and formatting where that is automatic
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+gallery: $(STAMP) ## run the examples, and renew the numbers and figures that their pages show
+	$(BIN)/python docs/scripts/gallery.py
 
 docs: $(STAMP) ## build the site into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

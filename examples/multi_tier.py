@@ -1,10 +1,12 @@
-"""A layer of several resolutions: the tiers of monDEQ, coupled by strided convolutions.
+"""Tiers of several resolutions
 
-The state is z = (fine, coarse). Each tier has an H of its own, H_i = m·I + A_i*A_i, and sees the other through
-the strided convolution D, once as D and once as −D*: the couplings are skew and leave the bounds of the
-spectrum alone. So there is one equilibrium whatever A₁, A₂ and D are, and operator splitting finds it.
+The state is z = (fine, coarse), as in the multi-tier layer of monDEQ. Each tier has an
+H of its own, m·I + A*A. It sees the other through the strided convolution D, once as D
+and once as −D*. These couplings are skew and leave the bounds of the spectrum alone. So
+there is one equilibrium, whatever the weights are, and operator splitting finds it.
 """
 
+import matplotlib.pyplot as plt
 import torch
 from torch import nn
 
@@ -14,51 +16,45 @@ Convolution = ib.operators.Convolution
 
 
 class MultiTier(nn.Module):
-    """x, (B, 1, 8, 8) → the equilibria of both tiers, (B, 3, 8, 8) and (B, 4, 4, 4)."""
+    """x (B, 1, 8, 8) → both equilibria, (B, 3, 8, 8) and (B, 4, 4, 4)."""
 
-    def __init__(self, margin: float = 1.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.margin = margin
-        self.fine, self.coarse, self.down = (
-            nn.Parameter(0.2 * torch.randn(c_out, c_in, 3, 3)) for c_out, c_in in ((3, 3), (4, 4), (4, 3))
-        )
+        shapes, scale = ((3, 3), (4, 4), (4, 3)), 0.2
+        weights = (nn.Parameter(scale * torch.randn(*shape, 3, 3)) for shape in shapes)
+        self.fine, self.coarse, self.down = weights
         self.injection = nn.Conv2d(1, 3, 3, padding=1)
 
     def operator(self) -> ib.operators.Blocks:
-        fine = Convolution.gram(self.fine, (8, 8), margin=self.margin)
-        coarse = Convolution.gram(self.coarse, (4, 4), margin=self.margin)
+        fine = Convolution.gram(self.fine, (8, 8), margin=1.0)
+        coarse = Convolution.gram(self.coarse, (4, 4), margin=1.0)
+        down = Convolution(self.down, (8, 8), stride=2)
         up = Convolution(-self.down, (8, 8), stride=2).transposed()
-        return ib.operators.Blocks([[fine, up], [Convolution(self.down, (8, 8), stride=2), coarse]])
-
-    def solve(self, x: torch.Tensor) -> ib.Solution:
-        """x enters the fine tier alone."""
-        c = nn.functional.pad(self.injection(x).flatten(1), (0, 4 * 4 * 4))
-        return ib.find_critical_point(ib.QuadraticEnergy.from_operator(self.operator()), "softplus", c)
+        return ib.operators.Blocks([[fine, up], [down, coarse]])
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        fine, coarse = self.solve(x).value.split([3 * 8 * 8, 4 * 4 * 4], dim=-1)
-        return fine.reshape(-1, 3, 8, 8), coarse.reshape(-1, 4, 4, 4)
+        c = nn.functional.pad(
+            self.injection(x).flatten(1), (0, 64)
+        )  # into the fine tier
+        energy = ib.QuadraticEnergy.from_operator(self.operator())
+        z = ib.find_critical_point(energy, "softplus", c).value
+        return z[:, :192].unflatten(1, (3, 8, 8)), z[:, 192:].unflatten(1, (4, 4, 4))
 
 
-def main() -> None:
-    torch.manual_seed(0)
-    model = MultiTier().double()
-    x = torch.randn(6, 1, 8, 8, dtype=torch.float64)
+# %% Solve
+torch.manual_seed(0)
+model, x = MultiTier().double(), torch.randn(6, 1, 8, 8).double()
+fine, coarse = model(x)
+print(f"symmetric part: eigenvalues from {model.operator().bounds()[0]:.3f}")
+for name, tier in (("fine", fine), ("coarse", coarse)):
+    print(f"zeros in the {name} tier: {(tier == 0).double().mean():.2f}")
+coarse.sum().backward()  # x reaches the coarse tier through D alone
+print(f"gradient of the injection: {model.injection.weight.grad.norm():.3f}")
 
-    low, _ = model.operator().bounds()
-    solution = model.solve(x)
-    print(f"no eigenvalue of the symmetric part is below {low:.3f}")
-    print(f"converged: {int(solution.converged.sum())} of {len(x)}")
-
-    fine, coarse = model(x)
-    print(
-        f"zeros: {float((fine == 0).double().mean()):.2f} of the fine tier, {float((coarse == 0).double().mean()):.2f} "
-        "of the coarse one"
-    )
-    coarse.sum().backward()
-    length = float(model.injection.weight.grad.norm())
-    print(f"the coarse tier sees x through D: the gradient at the injection has the length {length:.3f}")
-
-
-if __name__ == "__main__":
-    main()
+# %% Figure
+figure, axes = plt.subplots(1, 8, figsize=(9, 1.5), layout="constrained")
+names = ["x", "fine 1", "fine 2", "fine 3"] + [f"coarse {k}" for k in (1, 2, 3, 4)]
+for axis, name, part in zip(axes, names, [*x[0], *fine[0], *coarse[0]], strict=True):
+    axis.imshow(part.detach().numpy())
+    axis.set(title=name, xticks=[], yticks=[])
+figure.savefig("multi_tier.png")

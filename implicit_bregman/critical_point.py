@@ -41,27 +41,27 @@ def find_critical_point(
 ) -> Solution:
     """h(x; θ) ∈ crit(f_θ(·; x) + γφ + ι_C), the limit of MM from z⁰ (Problem 2.1), or z_L (Problem 2.2).
 
-    Each sample stops by its own residual and is then left alone. Half-precision inputs and parameters are lifted
-    to float32 and the value is returned in x's precision; under autocast the solve runs in the parameters'
+    Each sample stops by its own residual and does not change afterwards. Half-precision inputs and parameters become
+    float32 for the solve, and the value has x's precision. Under autocast the solve runs in the parameters'
     precision. `torch.compile` breaks the graph here. Inside `torch.func` transforms and forward mode there are the same
     numbers, with derivatives of every order, but no `trace` and no report of the backward pass.
 
     Args:
         energy: f.
         geometry: φ, by name or instance.
-        x: input, (B, n) with any leading shape B. Where the energy's `features` are a tuple, a tensor with the batch
-            in front, whatever its shape behind; and in any case a tuple, list or dict of such tensors, nested (a
-            pytree), of which some may be labels or masks. Gradients flow to all that are floating point.
-        initial: z⁰, (B, d), or (B, C, H, W) where states have this shape, in int C; or a `Solution` of this shape and
+        x: input, (B, n) with any leading shape B. Where the energy's `features` are a tuple, x is a tensor with the
+            batch in front and any shape behind. In either case x may be a tuple, list or dict of such tensors, nested
+            (a pytree). Labels and masks may be among them. Gradients flow to all floating-point tensors.
+        initial: z⁰, (B, d), or (B, C, H, W) where states have this shape, in int C. Or a `Solution` of this shape and
             device, whose dual is taken in x's precision (and cut to its largest numbers). None: ρ(0). A tensor is used
-            as given. A sample of it with an entry on a bound, to which the precision may have rounded it, or with one
-            that no finite dual stands for, gets the status INVALID_INPUT; so near a bound that ρ⁻¹ overflows, the
-            largest finite dual stands for z⁰ where its ρ differs by less than the smallest normal number.
+            as given. A sample of it has the status INVALID_INPUT if one of its entries lies on a bound, perhaps by
+            rounding, or has no finite dual. Where z⁰ is so near a bound that ρ⁻¹ overflows, the largest finite dual
+            replaces it, if its ρ differs by less than the smallest normal number.
         regularization: γ ≥ 0.
         solver: a name ("auto", "newton", "mm", "anderson", "broyden") or an instance.
         adjoint: a name ("implicit", "phantom", "one_step", "shine", "unrolled") or an instance.
-        initial_dual: instead of `initial`, the start's dual y⁰ = ρ⁻¹(z⁰), of the same shape: any finite numbers, where
-            z⁰ would be rounded to a bound. For a φ that is not Legendre it is projected by `project_dual`.
+        initial_dual: in place of `initial`, the start's dual y⁰ = ρ⁻¹(z⁰), of the same shape. Use it where z⁰ would
+            round to a bound. It may have any finite entries. For a φ that is not Legendre, `project_dual` projects it.
 
     The gradient flows to `initial` or `initial_dual` where the start matters: with a low-rank weight and γ = 0, and
     through the steps of `Unrolled`. Elsewhere it is 0.

@@ -90,7 +90,7 @@ class Solution:
 
     @property
     def message(self) -> str:
-        """How many samples ended how, and what to do about the failed ones."""
+        """How many samples have which status, and what to do about the failed ones."""
         counts = Counter(self.status.flatten().tolist())
         return "\n".join(
             f"{count} x {Status(code).name}: {Status(code).text}{self._advice(Status(code))}"

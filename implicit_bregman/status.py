@@ -15,7 +15,7 @@ class ConvergenceWarning(UserWarning):
 
 
 class Status(IntEnum):
-    """The end of one sample's solve."""
+    """How the solve of one sample went."""
 
     CONVERGED = 0
     DEGENERATE = 1

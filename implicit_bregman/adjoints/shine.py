@@ -33,7 +33,7 @@ _ROUNDS = 4
 
 @dataclass(frozen=True)
 class Shine(Adjoint):
-    """SHINE: the inverse estimate that `Broyden` ends with, transposed, in place of the adjoint solve.
+    """SHINE: the last inverse estimate of `Broyden`, transposed, in place of the adjoint solve.
 
     Ramzi, Mannel, Bai, Starck, Ciuciu and Moreau, "SHINE: SHaring the INverse Estimate from the forward pass for
     bi-level optimization and implicit models" (2022). Biased; with `refine` → ∞ it is the implicit gradient.
@@ -48,8 +48,8 @@ class Shine(Adjoint):
 
     at any iterate, for B ≈ −J⁻¹ as Broyden builds it.
 
-    With γ = 0, D and D₊ tend to 0 at an active bound, and v with them. The estimate is wrong there: y goes on towards
-    infinity however small r has become, so that the updates grow without bound. It is used on the other coordinates.
+    With γ = 0, D and D₊ tend to 0 at an active bound, and v with them. The estimate is wrong there: y moves towards
+    infinity however small r has become, and the updates grow without bound. It is used on the other coordinates.
 
     B is the MM step r ↦ y⁺ − y plus rank-one updates Σ left ⟨right, ·⟩. The MM step divides by
     (ρ(y⁺) − ρ(y))/(y⁺ − y), which tends to D; its transpose is taken as D⁻¹, so that it stands for v = κD₊g, which is
@@ -66,11 +66,11 @@ class Shine(Adjoint):
     useless or not finite a multiple of `OneStep` is left.
 
     Only `Broyden` without `exact` has an estimate at the point where it stops. solver="auto" and "broyden" mean
-    Broyden(memory=100, exact=False, max_iter=1000): a memory that is full starts anew and takes what was learned with
-    it. A sample that starts at its solution has learned nothing, nor has one that was held to MM steps, as `Broyden` is
-    where an energy of your own is not declared convex.
+    Broyden(memory=100, exact=False, max_iter=1000): a full memory starts anew and forgets what it has learned. A sample
+    that starts at its solution has no estimate. Nor has a sample that makes only MM steps, as `Broyden` does where an
+    energy of your own is not declared convex.
 
-    The report's status is CONVERGED for every sample whose v is finite; how good v is, its `residual` tells: the
+    The report's status is CONVERGED for every sample whose v is finite. Its `residual` tells how good v is: it is the
     relative residual of the adjoint system, in the scaling of v. `iterations` counts the products, those two included.
 
     Args:

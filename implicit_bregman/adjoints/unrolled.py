@@ -25,9 +25,9 @@ from implicit_bregman.status import Status
 class Unrolled(Adjoint):
     """z_L after L MM steps, differentiated through them: an L-layer weight-tied Bregman network.
 
-    The step size τ is held fixed (detached). A sample that overflows stays at its last finite iterate, with the status
-    DIVERGED and a derivative of 0. The value is z_L whatever the solver, so only MM is accepted as one;
-    of its settings `on_failure` alone has a meaning here, since the number of steps is given.
+    The derivative treats the step size τ as a constant. A sample that overflows stays at its last finite iterate, with
+    the status DIVERGED and a derivative of 0. The value is z_L whatever the solver, so MM is the only one accepted. Of
+    its settings only `on_failure` has a meaning here, since the number of steps is given.
 
     Args:
         steps: L.

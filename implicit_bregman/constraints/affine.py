@@ -20,8 +20,8 @@ class Constraints:
     Args:
         V: (d, r); its columns are the constraints, of states whose entries follow each other row by row.
         lower: l, (r,) for all samples, or one for each, (*batch, r); −inf: there is none.
-        upper: u, in the same way. Where l = u it is an equation; of two different tensors each then gets half of the
-            gradient, and of `Constraints.equal(V, beta)` β all.
+        upper: u, in the same way. Where l = u the constraint is an equation. Two different tensors then get half of the
+            gradient each; with `Constraints.equal(V, beta)`, β gets all of it.
 
     Raises:
         TypeError: for what is no floating-point tensor.

@@ -71,12 +71,12 @@ def find_constrained_point(
 ) -> ConstrainedSolution:
     """The minimiser of F = f_θ(·; x) + γφ on {z ∈ C : l ≤ Vᵀz ≤ u}: QPs with a few constraints, and their like.
 
-    The multipliers λ of the constraints are found by Newton's method, each step of which solves without them. The
+    Newton's method finds the multipliers λ of the constraints. Each of its steps solves the problem without them. The
     gradient is that of the KKT conditions, and needs two backward solves. It flows to x, to the energy's
-    parameters, to V, l and u, and to bounds of C that are tensors; it can be taken once.
+    parameters, to V, l and u, and to bounds of C that are tensors. It can be taken once.
 
     Args:
-        energy: f, quadratic or one's own, such that F has one critical point on C; without symmetry the equilibrium of
+        energy: f, quadratic or your own, such that F has one critical point on C; without symmetry the equilibrium of
             a strongly monotone field.
         geometry: φ and C, as in `find_critical_point`.
         x: as in `find_critical_point`.

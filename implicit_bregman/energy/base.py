@@ -21,16 +21,15 @@ class Energy(nn.Module):
     """A learnable objective f_θ(z; x), one number per sample. Subclass it and write `value`; nothing else is needed.
 
     The gradient and the Hessian-vector product come from autograd, also inside `torch.inference_mode()`. Every
-    evaluation calls the module, `energy(z, x)`, so that its hooks run: pruning, weight normalization, one's own. The
-    backward pass evaluates it again, with the parameters, buffers and tensor attributes of the forward pass, whatever
-    the module holds by then; if one of them was changed in place, autograd raises its own error.
+    evaluation calls the module, `energy(z, x)`, so its hooks run: pruning, weight normalization, your own. The backward
+    pass evaluates it again with the parameters, buffers and tensor attributes of the forward pass, even if the module
+    has others by then. If one of them was changed in place, autograd raises its own error.
 
     A subclass that knows an upper bound of its curvature (the largest eigenvalue of ∇²f over C, for every x)
-    overrides `curvature_bound`: MM then takes a fixed step; without it the step is found by backtracking,
-    per sample.
+    overrides `curvature_bound`. MM then takes a fixed step. Without it, backtracking finds the step of each sample.
 
-    `features` and x say what the batch is. For a state that is a vector (`features` is an int or None) and an x that is
-    one tensor (*, n), the batch is all of x's dimensions but the last, as for `nn.Linear`. Else it is the first
+    `features` and x decide what the batch is. For a state that is a vector (`features` is an int or None) and an x that
+    is one tensor (*, n), the batch is all of x's dimensions but the last, as for `nn.Linear`. Else it is the first
     dimension of x: give `features=(C, H, W)` for images z, `features=(d,)` for vectors z that go with images x. x may
     then have any shape behind the batch, and may be a tuple, list or dict (a pytree) of such tensors, which need not
     all be floating point. Inside, a batch of several leading dimensions is one: `value` gets z of shape (B, d) or

@@ -20,16 +20,16 @@ from implicit_bregman.transforms import pull, push, transformed
 class Field(Energy):
     """A learnable field F_θ(z; x) without a potential. Subclass it and write `field`; nothing else is needed.
 
-    What is found is an equilibrium, F(z; x) + γ∇φ(z) ∈ −N_C(z): zero inside C, and at a bound of C directed out of it.
+    The layer finds an equilibrium, F(z; x) + γ∇φ(z) ∈ −N_C(z): zero inside C, and at a bound of C directed out of it.
     With γ = 1 and F = −N it is the fixed point z = ρ(N(z, x)) of a network N, the usual deep-equilibrium layer. With
     γ = 0 and F(z, x) = z − N(z, x) it is the projection of N(z, x) onto C, such as z = relu(N(z, x)) on [0, ∞).
 
-    It stands wherever an `Energy` does, with the same `features` and inputs: in `find_critical_point`, in
+    Use it wherever an `Energy` fits, with the same `features` and inputs: in `find_critical_point`, in
     `CriticalPoint`, and in a sum with energies. Derivatives come from autograd. Every evaluation calls the module,
     `field(z, x)`, so that its hooks run. The samples of a batch must not depend on each other (no batch normalization
     in training), and two evaluations must agree (no dropout inside): each sample is solved on its own.
 
-    Nothing is certified. A field may have no equilibrium or several, and the solvers go to any one; MM from z⁰, with
+    There is no certificate. A field may have no equilibrium or several, and the solvers find any one. MM from z⁰, with
     τ = 1, need not converge.
 
     Args:

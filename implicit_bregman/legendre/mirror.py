@@ -22,7 +22,7 @@ Ends = tuple[Any, Any]
 class MirrorMap(ABC):
     """A convex φ on a closed convex set C, by its mirror map ρ = ∇φ* and the metric of it.
 
-    The dual y is carried, never z: it stays finite and exact where z = ρ(y) has long been rounded to the boundary of C
+    Solvers carry the dual y, never z. It stays finite and exact where z = ρ(y) has long rounded to the boundary of C
     (Bauschke & Borwein, "Legendre functions and the method of random Bregman projections", 1997).
 
     φ is a sum over the coordinates. C is an interval for each of them (`LegendreFunction`: everything is elementwise),

@@ -28,8 +28,8 @@ PartOfState = tuple[Any, ...]
 class Product(Columnwise):
     """C = C₁ × C₂ × … and φ(z) = Σ wₖφₖ(zₖ) for the parts zₖ of a state, consecutive coordinates each.
 
-    A weight multiplies γ for its part, so that γ may differ from part to part, and with a tensor of weights from
-    coordinate to coordinate: ρ(y) = ρₖ(y/wₖ). The parts of a state that is not flat follow each other in its entries
+    A weight multiplies γ for its part, which gives each part its own γ. A tensor of weights gives each coordinate its
+    own. The activation is ρ(y) = ρₖ(y/wₖ). The parts of a state that is not flat follow each other in its entries
     row by row. `domain`, `bounds`, `inner_bounds` and `saturated_dual` are pairs of tensors, of one entry for each
     coordinate. Two products are equal if they are the same object.
 

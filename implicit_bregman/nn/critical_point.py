@@ -35,14 +35,14 @@ class CriticalPoint(nn.Module):
 
     Args:
         energy: f, or a `Field`, whose parameters are the layer's.
-        geometry: φ, by name or instance. Tensors that it is made of (`to_box`) are no parameters of the layer, and stay
-            where they are when it moves; a solve takes them to the device of its input.
+        geometry: φ, by name or instance. Its tensors (`to_box`) are not parameters of the layer and stay where they are
+            when the layer moves. A solve takes them to the device of its input.
         regularization: γ ≥ 0.
         solver: a name or an instance from `implicit_bregman.solvers`.
         adjoint: a name or an instance from `implicit_bregman.adjoints`.
-        norm: "weight" or "spectral": the weights of all linear and convolutional layers of `energy` are parametrized by
-            `weight_norm` or `spectral_norm` of `torch.nn.utils.parametrizations`, in place, and computed once per call.
-            None: they are left as they are.
+        norm: "weight" or "spectral" parametrizes the weights of all linear and convolutional layers of `energy`, in
+            place, by `weight_norm` or `spectral_norm` of `torch.nn.utils.parametrizations`, and computes them once per
+            call. None leaves them as they are.
 
     Attributes:
         energy: f.

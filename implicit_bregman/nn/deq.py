@@ -29,8 +29,8 @@ class BregmanDEQ(CriticalPoint):
     It is a weight-tied Bregman network of infinite depth (Problem 2.1), or of depth L with
     `adjoint=adjoints.Unrolled(steps=L)` (Problem 2.2).
 
-    With γ = 0 and a convex energy the limit is the solution of a box-constrained quadratic program, in which φ has
-    chosen only the box; γ > 0 makes z = ρ((Wz + Ux + b)/γ), the usual weight-tied DEQ.
+    With γ = 0 and a convex energy the limit is the solution of a box-constrained quadratic program, in which φ chooses
+    only the box. With γ > 0 it is z = ρ((Wz + Ux + b)/γ), the usual weight-tied DEQ.
 
     With `weight="low_rank"` and γ = 0 it is the *Bregman projection layer*: z minimises D_φ(z, z⁰) subject to Vᵀz = β,
     r linear equations with a learned V. Then, with `injection="linear"`, β = Ux + b and z⁰ = `initial` or ρ(0): the

@@ -33,8 +33,8 @@ class BregmanDEQ2d(CriticalPoint):
         solver: a name or an instance from `implicit_bregman.solvers`.
         adjoint: a name or an instance from `implicit_bregman.adjoints`.
         padding: what surrounds an image, "zeros" or "circular".
-        stride: of c(x): z is smaller than x by it.
-        bias: whether c(x) has one number for each channel besides.
+        stride: of c(x); z is smaller than x by this factor.
+        bias: whether c(x) adds a learned number to each channel.
         margin: for "convex" and "monotone", the least eigenvalue that H, or its symmetric part, can have.
         device: where the parameters are made.
         dtype: in which precision the parameters are made.

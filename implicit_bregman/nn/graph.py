@@ -36,9 +36,9 @@ class BregmanGraphDEQ(CriticalPoint):
     Hessian margin·I + L ⊗ F is positive definite: there is one critical point, whatever the graph. No matrix of N × N
     entries is made.
 
-    One graph is one sample, which stops and has its status as a whole. Several graphs are given as one, their nodes one
-    graph after the other (a block-diagonal matrix), with `sizes`; each is then a sample of its own. Inside, they are
-    padded to the largest of them.
+    One graph is one sample, which stops as a whole and has one status. To pass several graphs, join them into one,
+    their nodes one graph after the other (a block-diagonal matrix), and give their `sizes`. Each is then a sample of
+    its own. The layer pads them to the largest.
 
     Args:
         in_features: n, the width of a node's input.

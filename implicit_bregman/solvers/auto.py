@@ -47,8 +47,8 @@ class Auto(Newton):
         | quadratic, H monotone | one | 0 | operator splitting |
         | | one | > 0 | steps with one Jacobian for all; splitting; Newton in y |
         | quadratic, any H | any | any | `Anderson`; Newton in y from nearby; continuation in γ |
-        | one's own, convex | one | any | projected Newton, or Newton in y |
-        | one's own | several | any | MM, then Newton from nearby |
+        | your own, convex | one | any | projected Newton, or Newton in y |
+        | your own | several | any | MM, then Newton from nearby |
         | a network's field | any | any | Anderson without a safeguard, Newton by GMRES, continuation in γ |
         | any, on a simplex | one | > 0 | Newton in y |
         | quadratic, on a simplex | one | 0 | operator splitting, then the exact point on a face |

@@ -74,7 +74,7 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Solver(Settings):
-    """What all solvers can be told.
+    """The settings that all solvers share.
 
     Args:
         tol: bound on the residual, the largest over the coordinates of min(|g|/s, δ/t) with g = ∇f + γy, s the size
@@ -82,10 +82,10 @@ class Solver(Settings):
             in float64 and 1e-6 in float32.
         max_iter: bound on the number of iterations. The default is generous because only samples that need them
             make them: MM may take thousands of steps past a saddle where W is indefinite.
-        exact: for quadratic f, end with an exact solve: for γ = 0 on the free coordinates once the active set has
-            been identified, for γ > 0 by Newton's method in the dual. Without it, geometries
-            whose iterates approach an active bound slowly (arctan, bent, isru) do not reach small residuals. Where
-            there are several critical points, stretches over which MM hardly moves z are taken in one step as well.
+        exact: for quadratic f, finish with an exact solve: for γ = 0 on the free coordinates once the active set is
+            identified, for γ > 0 by Newton's method in the dual. Without it, geometries whose iterates approach an
+            active bound slowly (arctan, bent, isru) do not reach small residuals. Where there are several critical
+            points, it also takes stretches over which MM hardly moves z in one step.
         trace: record residual, objective and iterate of every iteration. There is then no exact solve.
         on_failure: "warn" (once), "raise" or "ignore" when a sample fails.
 

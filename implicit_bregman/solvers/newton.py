@@ -31,41 +31,40 @@ from implicit_bregman.status import Status
 class Newton(Solver):
     """Newton's method; for a quadratic energy with one factorization for the whole batch, forward and backward.
 
-    - γ = 0, one critical point: the active set is guessed by a few projected gradient steps, by an operator splitting
-      where these have not settled, and corrected until the optimality conditions hold (a semismooth Newton method),
+    - γ = 0, one critical point: a few projected gradient steps guess the active set, or an operator splitting where
+      these have not settled. A semismooth Newton method corrects the set until it satisfies the optimality conditions,
       through the inverse of −W that all samples and the adjoint share. Where d is too large for the number of samples,
       and for an energy of your own: projected Newton steps by conjugate gradients, with a line search on the objective.
-    - γ > 0, one critical point: for a quadratic energy a few Chebyshev steps, where these are few (γ no small part of
-      λ_max(−W)); then, where they are not enough, Newton's method in coordinates that suit both y and z, so that γ → 0
-      takes no more steps: by conjugate gradients, preconditioned with the shared factor where γ is small, or one
-      factorization per sample where that is faster, with a line search on the objective.
+    - γ > 0, one critical point: for a quadratic energy a few Chebyshev steps, where few are enough (γ no small part of
+      λ_max(−W)). Then Newton's method in coordinates that suit both y and z, where γ → 0 takes no more steps. It uses
+      conjugate gradients, preconditioned with the shared factor where γ is small, or one factorization per sample where
+      that is faster, with a line search on the objective.
     - γ = 0 and a quadratic energy that is convex, but not strictly (−W ⪰ 0 up to rounding, or declared so): steps of an
       interior-point method, whose number hardly depends on the problem, with one factorization each per sample. The
       minimiser is then proved to be the only one, or replaced by the one that is nearest to the start (`NONUNIQUE`).
       The same steps serve the samples whose active set does not settle.
-    - Several critical points: MM steps first. For a quadratic energy until it is proved which critical point MM is
-      going to (as `solvers.Anderson` does); for an energy of your own until MM's residual is small, or it has
-      made some hundred steps, after which a Newton point counts if it is near, not higher, and no negative curvature
-      was met; else MM goes on.
+    - Several critical points: MM steps first. For a quadratic energy they go on until it is proved which critical point
+      MM converges to (as in `solvers.Anderson`). For an energy of your own they go on until MM's residual is small, or
+      for some hundred steps. A Newton point then counts if it is near and not higher, and if the method met no negative
+      curvature. Otherwise MM continues.
     - `weight="low_rank"`: in the r-dimensional dual of the Bregman projection.
     - Without an objective (monotone or general W): where the equilibrium is known to be unique, for γ > 0 Newton steps
       with one Jacobian for the whole batch as far as they pay, else `solvers.Splitting`. Elsewhere 300 steps of
-      `solvers.Anderson`, then Newton's method from near an equilibrium. Where the steps come near none, a curve of
-      equilibria is followed from a large γ down to the γ that is asked for.
-    - A `Field`: steps of Anderson's method without a safeguard, at most 60, or 20 for γ = 0; then Newton's, whose
-      linear systems GMRES solves, on the equation in y for γ > 0 and the normal map for γ = 0; for γ > 0 then the
-      continuation in γ; and the rest by `solvers.Anderson`.
+      `solvers.Anderson`, then Newton's method from near an equilibrium. Where the steps come near none, the solver
+      follows a curve of equilibria from a large γ down to the given one.
+    - A `Field`: steps of Anderson's method without a safeguard, at most 60, or 20 for γ = 0. Then Newton's method with
+      GMRES, on the equation in y for γ > 0 and on the normal map for γ = 0. For γ > 0 then the continuation in γ.
+      `solvers.Anderson` solves the rest.
 
-    Quadratic problems in float32 end with steps in float64, so that the result does not lose digits to the condition
-    number.
+    Quadratic problems in float32 finish with steps in float64, so the result loses no digits to the condition number.
 
     Args:
         tol: see `Solver`.
         max_iter: bound on the number of steps of all kinds together: active sets solved for, Newton, interior-point
             and MM steps. One of them costs at most a factorization per sample, or 3d + 20 products with the Hessian,
             and 25 evaluations of f, so that max_iter bounds the work. For γ > 0 it also bounds the products inside
-            all Newton steps together. (Only the end at a minimiser that is not unique is not counted in: at most
-            300 steps of its own.)
+            all Newton steps together. (The last steps to a minimiser that is not unique do not count. They are at most
+            300.)
         exact: see `Solver`; it matters where MM steps are made.
         trace: see `Solver`. For γ = 0 the steps traced are projected Newton steps.
         on_failure: see `Solver`.

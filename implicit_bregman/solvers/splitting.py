@@ -40,14 +40,14 @@ _BELOW = 0.01
 class Splitting(Solver):
     """Peaceman–Rachford splitting for problems with one critical point and a quadratic f, H symmetric or not.
 
-    The iterations of a sample end where its residual is small; then, with `exact`, an exact solve is tried.
+    A sample iterates until its residual is small. With `exact`, the solver then tries an exact solve.
 
     Args:
         step: α. None: from the ends of the spectrum.
         tol: see `Solver`.
         max_iter: see `Solver`.
         exact: see `Solver`.
-        trace: there is none of this solver.
+        trace: must be False: this solver records none.
         on_failure: see `Solver`.
 
     Raises:

@@ -16,6 +16,7 @@ PAGES = [
         "docs/operators.md",
         "docs/fields.md",
         "docs/recipes.md",
+        "docs/coming-from.md",
     )
     if (ROOT / path).exists()
 ]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from implicit_bregman.experiments.compare.findings import findings
 from implicit_bregman.experiments.compare.results import Column, Comparison, Row
 from implicit_bregman.experiments.learning.methods import TORCHDEQ_MAX_ITER
 from implicit_bregman.experiments.output.blocks import Block, Heading, Table, Text, bullets, figures_of
@@ -51,7 +52,8 @@ def comparison_report(comparison: Comparison, figures: Mapping[str, tuple[bytes,
         figures: File name → PNG file and caption; None: no figures.
     """
     learned, cost = _parts(comparison)
-    blocks: list[Block] = [Text(f"{title(comparison)}.")]
+    seen = " ".join(findings(comparison.rows, comparison.reference))
+    blocks: list[Block] = [Text(seen), Text(f"{title(comparison)}.")]
     blocks += [_table(comparison, columns, " ± ") for columns in (learned, cost)]
     blocks += [Heading("What was done"), _method(comparison), *figures_of(figures or {})]
     columns = [f"{column.key}_{part}" for column in (*learned, *cost) for part in ("mean", "spread")]
