@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 import implicit_bregman
+from implicit_bregman.experiments.doctor.command import doctor
 from implicit_bregman.experiments.files import writable_folder, write_all
 from implicit_bregman.experiments.reproduce.command import make_app as reproduce_app
 from implicit_bregman.experiments.settings import CompareSettings
@@ -128,6 +129,7 @@ def compare(
 
 
 app.command()(train)
+app.command()(doctor)
 
 
 @app.command()
