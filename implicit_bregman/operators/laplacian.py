@@ -37,6 +37,7 @@ def laplacian(
         TypeError: for a graph that is no sparse tensor.
         ValueError: for one that is not square, not symmetric, or has a weight that is negative or not finite, and for
             an edge between two graphs.
+        RuntimeError: inside transforms of a PyTorch that does not know sparse tensors there (2.6).
     """
     listed = _listed(graph)
     weights, count = listed.values().to(dtype), len(graph)
@@ -69,6 +70,12 @@ def _listed(graph: object) -> Tensor:
     if len(graph) == 0:
         raise ValueError("graph must have at least one node, got shape (0, 0)")
     check_numbers("graph", graph)
+    if graph.detach().layout != graph.layout:
+        raise RuntimeError(
+            f"PyTorch {torch.__version__} takes sparse tensors for dense ones inside torch.func transforms and forward "
+            "mode, so a graph cannot be used there: take gradients by backward() or torch.autograd.grad, or a newer "
+            "PyTorch (2.11 can)"
+        )
     return (graph if graph.layout == torch.sparse_coo else graph.to_sparse_coo()).coalesce()
 
 

@@ -10,7 +10,6 @@ from implicit_bregman.experiments.gpu.counts import Counts
 from implicit_bregman.experiments.gpu.paths import Path
 from implicit_bregman.experiments.gpu.timing import Times
 
-
 START, END = "<!-- {} -->\n", "<!-- end of {} -->\n"
 
 
