@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from implicit_bregman.operators.sparse import Sparse
-from implicit_bregman.tensors import check_numbers
+from implicit_bregman.tensors import as_list, check_numbers
 
 #: The eigenvalues of every normalized Laplacian lie between these.
 _ENDS = (0.0, 2.0)
@@ -70,13 +70,7 @@ def _listed(graph: object) -> Tensor:
     if len(graph) == 0:
         raise ValueError("graph must have at least one node, got shape (0, 0)")
     check_numbers("graph", graph)
-    if graph.detach().layout != graph.layout:
-        raise RuntimeError(
-            f"PyTorch {torch.__version__} takes sparse tensors for dense ones inside torch.func transforms and forward "
-            "mode, so a graph cannot be used there: take gradients by backward() or torch.autograd.grad, or a newer "
-            "PyTorch (2.11 can)"
-        )
-    return (graph if graph.layout == torch.sparse_coo else graph.to_sparse_coo()).coalesce()
+    return as_list("graph", graph)
 
 
 def _check_weights(listed: Tensor, weights: Tensor) -> None:

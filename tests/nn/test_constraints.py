@@ -15,6 +15,7 @@ from torch import Tensor
 import implicit_bregman as ib
 from implicit_bregman import Status
 from implicit_bregman.operators.marginals import Marginals
+from tests.versions import needs_torch
 
 ot = pytest.importorskip("ot", reason="POT is not installed: pip install pot")
 
@@ -325,7 +326,10 @@ def test_potentials_of_any_size_change_nothing() -> None:
     torch.testing.assert_close(one.value, other.value, rtol=1e-8, atol=1e-11)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    ["marginals", pytest.param("sparse", marks=needs_torch("2.11", "a sparse tensor inside torch.func transforms"))],
+)
 def test_transforms(kind: str) -> None:
     """jvp, vmap and double backward against the dense V."""
     cost, beta = problem(3, 3, samples=2)
