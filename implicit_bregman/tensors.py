@@ -20,8 +20,8 @@ def as_list(name: str, matrix: Tensor) -> Tensor:
     if matrix.detach().layout != matrix.layout:
         raise RuntimeError(
             f"{name} is sparse, and PyTorch {torch.__version__} takes sparse tensors for dense ones inside torch.func "
-            "transforms and forward mode: take gradients by backward() or torch.autograd.grad, make what is built of it "
-            "outside the transform, or use a newer PyTorch (2.11 can)"
+            "transforms and forward mode: take gradients by backward() or torch.autograd.grad, make what is built of "
+            "it outside the transform, or use a newer PyTorch (2.11 can)"
         )
     return (matrix if matrix.layout == torch.sparse_coo else matrix.to_sparse_coo()).coalesce()
 

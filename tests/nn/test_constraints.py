@@ -21,6 +21,7 @@ ot = pytest.importorskip("ot", reason="POT is not installed: pip install pot")
 
 KINDS = ["marginals", "sparse"]
 SHAPES = [(4, 5), (6, 3)]
+SPARSE_IN_TRANSFORMS = needs_torch("2.11", "a sparse tensor inside torch.func transforms")
 
 
 def sums(n: int, m: int) -> Tensor:
@@ -326,10 +327,7 @@ def test_potentials_of_any_size_change_nothing() -> None:
     torch.testing.assert_close(one.value, other.value, rtol=1e-8, atol=1e-11)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    ["marginals", pytest.param("sparse", marks=needs_torch("2.11", "a sparse tensor inside torch.func transforms"))],
-)
+@pytest.mark.parametrize("kind", ["marginals", pytest.param("sparse", marks=SPARSE_IN_TRANSFORMS)])
 def test_transforms(kind: str) -> None:
     """jvp, vmap and double backward against the dense V."""
     cost, beta = problem(3, 3, samples=2)
