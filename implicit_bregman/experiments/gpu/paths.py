@@ -47,14 +47,14 @@ def main_paths() -> list[Path]:
 def large_paths() -> list[Path]:
     """Layers of a size for which one would take a GPU."""
     return [
-        Path("box, large", "BregmanDEQ(64, 1024), tanh, γ = 0, 1,024 samples", _dense(1024, 1024)),
+        Path("box, large", "BregmanDEQ(64, 1024), tanh, γ = 0, 512 samples", _dense(1024, 512)),
         Path(
             "smooth, large",
             "the same with sigmoid, γ = 1",
-            _dense(1024, 1024, geometry="sigmoid", regularization=1.0),
+            _dense(1024, 512, geometry="sigmoid", regularization=1.0),
         ),
-        Path("images, large", "BregmanDEQ2d(3, 32), softplus, γ = 1, 64 images of 32 × 32", _images(32, 64, 32)),
-        Path("graph, large", "BregmanGraphDEQ(16, 16), tanh, γ = 0.1, a grid of 100 × 100 nodes", _graph(16, 16, 100)),
+        Path("images, large", "BregmanDEQ2d(3, 32), softplus, γ = 1, 16 images of 32 × 32", _images(32, 16, 32)),
+        Path("graph, large", "BregmanGraphDEQ(16, 16), tanh, γ = 0.1, a grid of 50 × 50 nodes", _graph(16, 16, 50)),
         Path("transport, large", "entropic plans of 128 × 128 costs, ε = 0.1, 16 samples", _transport(128, 16)),
     ]
 
