@@ -19,6 +19,7 @@ from implicit_bregman.nn import (
     StandardLinear,
 )
 from implicit_bregman.solution import Solution
+from implicit_bregman.statistics import solver_statistics
 from implicit_bregman.status import ConvergenceWarning, Status
 
 __version__ = "0.1.0"
@@ -54,5 +55,6 @@ __all__ = [
     "geometries",
     "geometry",
     "operators",
+    "solver_statistics",
     "solvers",
 ]

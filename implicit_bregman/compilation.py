@@ -16,20 +16,29 @@ R = TypeVar("R")
 
 def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
     """`torch.compiler.disable`, without importing the compiler where nobody uses it (it takes as long as torch)."""
-    disabled: list[Callable[P, R]] = []
+    disabled: Callable[P, R] | None = None
 
     @functools.wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        nonlocal disabled
         if "torch._dynamo" not in sys.modules:
             return function(*args, **kwargs)
-        if not disabled:
-            disabled.append(torch.compiler.disable(function))
-        return disabled[0](*args, **kwargs)
+        if disabled is None:
+            disabled = torch.compiler.disable(function)
+        return disabled(*args, **kwargs)
 
     # The mark by which the compiler knows, while it traces a caller, to break the graph here.
     wrapper._torchdynamo_disable = True  # type: ignore[attr-defined]
     wrapper._torchdynamo_disable_msg = "how many steps it makes depends on the data"  # type: ignore[attr-defined]
     return wrapper
+
+
+def recorded(function: Callable[P, R]) -> Callable[P, R]:
+    """A function of a geometry, which `torch.compile` records; before PyTorch 2.11 the graph breaks there.
+
+    PyTorch 2.6 fails to rebuild a frozen dataclass some of whose fields its constructor does not take.
+    """
+    return function if torch.__version__ >= "2.11" else uncompiled(function)
 
 
 def without_autocast(device_type: str) -> AbstractContextManager[None]:

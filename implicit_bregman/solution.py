@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from implicit_bregman.backward import AdjointReport
+from implicit_bregman.printing import as_table, counted, in_a_line
 from implicit_bregman.settings import renamed
 from implicit_bregman.solvers.base import Trace
 from implicit_bregman.status import Status, no_advice
 from implicit_bregman.valuation import Values
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 Found = TypeVar("Found", bound="Solution")
 
@@ -91,10 +94,9 @@ class Solution:
     @property
     def message(self) -> str:
         """How many samples have which status, and what to do about the failed ones."""
-        counts = Counter(self.status.flatten().tolist())
         return "\n".join(
-            f"{count} x {Status(code).name}: {Status(code).text}{self._advice(Status(code))}"
-            for code, count in sorted(counts.items())
+            f"{count} x {status.name}: {status.text}{self._advice(status)}"
+            for status, count in counted(self.status).items()
         )
 
     def detach(self: Found) -> Found:
@@ -106,11 +108,7 @@ class Solution:
         self.__dict__.update({"exact" if name == "polished" else name: value for name, value in state.items()})
 
     def __repr__(self) -> str:
-        counts = Counter(self.status.flatten().tolist())
-        ends = ", ".join(f"{Status(code).name} {count}" for code, count in sorted(counts.items()))
-        worst = float(self.residual.max()) if self.residual.numel() else 0.0
-        most = int(self.iterations.max()) if self.iterations.numel() else 0
-        return (
-            f"Solution(value={tuple(self.value.shape)} {self.value.dtype}, status=[{ends}], "
-            f"largest residual={worst:.2e}, most iterations={most})"
-        )
+        return in_a_line(self)
+
+    def __rich__(self) -> Table:
+        return as_table(self)

@@ -11,6 +11,21 @@ from torch._subclasses.fake_tensor import FakeTensor
 from implicit_bregman.transforms import transformed
 
 
+def as_list(name: str, matrix: Tensor) -> Tensor:
+    """A sparse matrix of any layout as a list of its entries, each place once, sorted by rows.
+
+    Raises:
+        RuntimeError: inside transforms of a PyTorch that takes sparse tensors for dense ones there (2.6).
+    """
+    if matrix.detach().layout != matrix.layout:
+        raise RuntimeError(
+            f"{name} is sparse, and PyTorch {torch.__version__} takes sparse tensors for dense ones inside torch.func "
+            "transforms and forward mode: take gradients by backward() or torch.autograd.grad, make what is built of "
+            "it outside the transform, or use a newer PyTorch (2.11 can)"
+        )
+    return (matrix if matrix.layout == torch.sparse_coo else matrix.to_sparse_coo()).coalesce()
+
+
 def check_dense(name: str, tensor: object) -> None:
     """Refuse what is no dense tensor.
 

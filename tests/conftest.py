@@ -7,11 +7,24 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests import sharing
+
 # The same examples on every run and machine, no clock and no database: a failure is then the code's.
 settings.register_profile("strict", derandomize=True, deadline=None, database=None)
 settings.load_profile("strict")
 
 SEED = 20260101
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--share 1/N`, see `tests.sharing`."""
+    sharing.add_option(parser)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """After the markers (`-m`) have been asked."""
+    sharing.select(config, items)
 
 
 def pytest_configure(config: pytest.Config) -> None:

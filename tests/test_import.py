@@ -9,7 +9,7 @@ import pytest
 import implicit_bregman as ib
 
 HEAVY = ("scipy", "sklearn", "matplotlib", "typer", "rich", "torchdeq", "pandas", "hypothesis", "pytest")
-HEAVY += ("PIL", "lightning_fabric", "tensorboardX")
+HEAVY += ("PIL", "lightning_fabric", "lightning", "pytorch_lightning", "tensorboardX")
 
 NAMES = (
     "BregmanDEQ",
@@ -32,6 +32,7 @@ NAMES = (
     "find_critical_point",
     "geometries",
     "geometry",
+    "solver_statistics",
     "solvers",
 )
 

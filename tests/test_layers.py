@@ -40,6 +40,7 @@ ARGUMENTS = {
     ("nn.projection", "LinearMap"),
     ("nn.projection", "Solution"),
     ("solvers.registry", "Solver"),
+    ("statistics", "Solution"),
 }
 
 

@@ -95,7 +95,9 @@ def run(script: Path, folder: Path) -> str:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
     # (which PyTorch 2.11 says of the first sparse tensor, whatever its `check_invariants`)
     unasked = "ignore:Sparse invariant checks are implicitly disabled:UserWarning"
-    command = [sys.executable, "-W", "error", "-W", unasked, str(script)]
+    # (which PyTorch 2.6 says of its compiler's folder when Python ends)
+    at_the_end = "ignore:Implicitly cleaning up:ResourceWarning"
+    command = [sys.executable, "-W", "error", "-W", unasked, "-W", at_the_end, str(script)]
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=600
     )

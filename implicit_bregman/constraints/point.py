@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,6 +33,9 @@ from implicit_bregman.status import Status, report_failures
 from implicit_bregman.tensors import refuse_transforms
 from implicit_bregman.valuation import Values
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 _TWICE = "where constraints are active: one derivative of a constrained point is all there is"
 #: Where the eigenvalues of M differ by more, its constraints depend on each other.
 _DEPENDENT = 1e-12
@@ -57,6 +60,12 @@ class ConstrainedSolution(Solution):
     def detach(self) -> ConstrainedSolution:
         """The same, without gradient."""
         return replace(super().detach(), constraint_multiplier=self.constraint_multiplier.detach())
+
+    def __rich__(self) -> Table:
+        table = super().__rich__()
+        if self.violation.numel():
+            table.add_row("largest violation", f"{float(self.violation.max()):.1e} tolerances")
+        return table
 
 
 @uncompiled

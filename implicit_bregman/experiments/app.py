@@ -10,6 +10,7 @@ import implicit_bregman
 from implicit_bregman.experiments.benchmark.command import benchmark
 from implicit_bregman.experiments.compare.command import compare
 from implicit_bregman.experiments.convergence.command import convergence
+from implicit_bregman.experiments.doctor.command import doctor
 from implicit_bregman.experiments.output.terminal import Interrupted
 from implicit_bregman.experiments.reproduce.command import make_app as reproduce_app
 from implicit_bregman.experiments.study.command import make_app as study_app
@@ -57,7 +58,7 @@ def _program(
     pass
 
 
-for command in (compare, train, convergence, benchmark):
+for command in (compare, train, convergence, benchmark, doctor):
     app.command()(command)
 app.add_typer(reproduce_app(), name="reproduce")
 app.add_typer(study_app(), name="study")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from implicit_bregman.compilation import recorded
 from implicit_bregman.legendre.arguments import check_dtype
 from implicit_bregman.transforms import primals, transformed
 
@@ -117,6 +118,16 @@ def _divergence_derivatives(phi: LegendreFunction, left: Tensor, right: Tensor, 
     return phi.inverse_activation(left) - y_right, phi.curvature(y_right) * (right - left)
 
 
+@recorded
+def _transformable(x: Tensor, phi: LegendreFunction, method: str) -> Tensor:
+    return _TransformableElementwise.apply(x, phi, method)
+
+
+@recorded
+def _divergence(left: Tensor, right: Tensor, phi: LegendreFunction, dual: bool) -> Tensor:
+    return _DivergenceFunction.apply(left, right, phi, dual)
+
+
 def apply_map(phi: LegendreFunction, method: str, x: Tensor) -> Tensor:
     """`method` of phi at x, with its closed-form derivative where one is asked for."""
     check_dtype(x, "argument")
@@ -124,7 +135,7 @@ def apply_map(phi: LegendreFunction, method: str, x: Tensor) -> Tensor:
     if not recorded and not transformed():
         return getattr(phi, "_" + method)(x)
     if torch.compiler.is_compiling():
-        return _TransformableElementwise.apply(x, phi, method)
+        return _transformable(x, phi, method)
     function = _ForwardModeElementwise if transformed() else _PlainElementwise
     return function.apply(x, phi, method)
 
@@ -138,7 +149,7 @@ def apply_divergence(phi: LegendreFunction, left: Tensor, right: Tensor, dual: b
     left, right = torch.broadcast_tensors(left, right)
     # Without a derivative to be asked for, the autograd wrapper would be pure overhead.
     if (torch.is_grad_enabled() and (left.requires_grad or right.requires_grad)) or transformed():
-        return _DivergenceFunction.apply(left, right, phi, dual).sum(-1)
+        return _divergence(left, right, phi, dual).sum(-1)
     return _divergence_terms(phi, left, right, dual).sum(-1)
 
 

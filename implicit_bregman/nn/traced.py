@@ -67,7 +67,15 @@ def solve_traced(layer: CriticalPoint, x: Float[Tensor, "*batch n"]) -> Float[Te
         return value.reshape(*x.shape[:-1], matrix.shape[-1]).to(x.dtype)
 
 
-@torch.library.custom_op("implicit_bregman::critical_point", mutates_args=())
+# (written out: PyTorch 2.6 reads annotations without the names of this module)
+_KNOWN = "int symmetric, float least, bool convex, str settings"
+
+
+@torch.library.custom_op(
+    "implicit_bregman::critical_point",
+    mutates_args=(),
+    schema=f"(Tensor matrix, Tensor offset, {_KNOWN}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
 def _critical_point(
     matrix: Tensor, offset: Tensor, symmetric: int, least: float, convex: bool, settings: str
 ) -> Results:
@@ -88,7 +96,11 @@ def _(matrix: Tensor, offset: Tensor, symmetric: int, least: float, convex: bool
     return like, torch.empty_like(offset), torch.empty_like(offset), torch.empty_like(offset), usable
 
 
-@torch.library.custom_op("implicit_bregman::adjoint", mutates_args=())
+@torch.library.custom_op(
+    "implicit_bregman::adjoint",
+    mutates_args=(),
+    schema=f"(Tensor gradient, Tensor slope, Tensor shift, Tensor usable, Tensor matrix, {_KNOWN}) -> Tensor",
+)
 def _adjoint(
     gradient: Tensor,
     slope: Tensor,

@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from implicit_bregman.operators.sparse import Sparse
-from implicit_bregman.tensors import check_numbers
+from implicit_bregman.tensors import as_list, check_numbers
 
 #: The eigenvalues of every normalized Laplacian lie between these.
 _ENDS = (0.0, 2.0)
@@ -37,6 +37,7 @@ def laplacian(
         TypeError: for a graph that is no sparse tensor.
         ValueError: for one that is not square, not symmetric, or has a weight that is negative or not finite, and for
             an edge between two graphs.
+        RuntimeError: inside transforms of a PyTorch that does not know sparse tensors there (2.6).
     """
     listed = _listed(graph)
     weights, count = listed.values().to(dtype), len(graph)
@@ -69,7 +70,7 @@ def _listed(graph: object) -> Tensor:
     if len(graph) == 0:
         raise ValueError("graph must have at least one node, got shape (0, 0)")
     check_numbers("graph", graph)
-    return (graph if graph.layout == torch.sparse_coo else graph.to_sparse_coo()).coalesce()
+    return as_list("graph", graph)
 
 
 def _check_weights(listed: Tensor, weights: Tensor) -> None:

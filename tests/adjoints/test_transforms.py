@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 import implicit_bregman as ib
 
+pytestmark = pytest.mark.whole
 ADJOINTS = ["implicit", "phantom", "one_step", "shine", "unrolled"]
 
 

@@ -28,6 +28,7 @@ from tests.adjoints.helpers import (
     worst_error,
 )
 
+pytestmark = pytest.mark.whole
 LIMIT = {torch.float64: 1e-6, torch.float32: 1e-3}
 SLOW = [case for case in ALL_CASES if case.slow]
 LINEAR = [case for case in ALL_CASES if not case.slow]

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 import implicit_bregman as ib
+from tests.versions import INSTALLED, needs_torch
 
+in_transforms = needs_torch("2.11", "a sparse tensor inside torch.func transforms")
 D = torch.float64
 N, IN, F = 7, 3, 4
 
@@ -140,7 +142,7 @@ def test_gradients_are_those_of_finite_differences(
         torch.testing.assert_close((gradient * direction).sum(), (ends[0] - ends[1]) / (2 * step), rtol=1e-5, atol=1e-6)
 
 
-def test_second_derivatives_and_forward_mode(graph: Tensor, x: Tensor, generator: torch.Generator) -> None:
+def test_second_derivatives(graph: Tensor, x: Tensor, generator: torch.Generator) -> None:
     layer, step = layer_of("tanh", 0.3), 1e-5
     direction = torch.randn(N, IN, generator=generator, dtype=D)
 
@@ -151,12 +153,26 @@ def test_second_derivatives_and_forward_mode(graph: Tensor, x: Tensor, generator
     (second,) = torch.autograd.grad(slope(t), t)
     ends = [slope(torch.tensor(sign * step, dtype=D, requires_grad=True)).detach() for sign in (1, -1)]
     torch.testing.assert_close(second, (ends[0] - ends[1]) / (2 * step), rtol=1e-5, atol=1e-6)
+
+
+@in_transforms
+def test_forward_mode(graph: Tensor, x: Tensor, generator: torch.Generator) -> None:
+    layer, step = layer_of("tanh", 0.3), 1e-5
+    direction = torch.randn(N, IN, generator=generator, dtype=D)
     _, moved = torch.func.jvp(lambda x: layer(x, graph), (x,), (direction,))
     with torch.no_grad():
         difference = (layer(x + step * direction, graph) - layer(x - step * direction, graph)) / (2 * step)
     torch.testing.assert_close(moved.detach(), difference, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.skipif(INSTALLED >= (2, 7), reason="newer versions of PyTorch follow sparse tensors")
+def test_a_graph_inside_a_transform_is_refused(graph: Tensor, x: Tensor) -> None:
+    layer = layer_of("tanh", 0.3)
+    with pytest.raises(RuntimeError, match=r"graph is sparse, and PyTorch .* takes sparse tensors for dense ones"):
+        torch.func.grad(lambda x: layer(x, graph).sum())(x)
+
+
+@in_transforms
 def test_transforms_over_signals_and_parameters(generator: torch.Generator) -> None:
     parts, _, whole = graphs()
     layer, sizes = layer_of("tanh", 0.3), [len(part) for part in parts]
