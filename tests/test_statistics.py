@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from implicit_bregman.experiments.active import active_coordinates
+from implicit_bregman.experiments.reference.active import active_coordinates
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
