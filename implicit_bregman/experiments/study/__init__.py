@@ -1,1 +1,1 @@
-"""Implicit against unrolled: five studies, each by one command."""
+"""Implicit against unrolled: studies, each in a folder and by one command."""
