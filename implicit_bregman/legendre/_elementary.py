@@ -12,6 +12,15 @@ HALF_PI = {torch.float32: 1.57079637050628662109375, torch.float64: math.pi / 2}
 HALF_PI_REST = {torch.float32: -4.371139000186241e-8, torch.float64: 6.123233995736766e-17}
 
 
+def _log1p(x: Tensor) -> Tensor:
+    """log(1 + x), also in the last binades."""
+    return torch.where(x < 1e30, torch.log1p(x), torch.log(x))
+
+
+#: torch.log1p of PyTorch 2.6 is infinite from 1e307 on, in float32 from 1e38 on; that of 2.11 is not.
+log1p = torch.log1p if torch.__version__ >= "2.11" else _log1p
+
+
 def hypot1(y: Tensor) -> Tensor:
     """√(1 + y²) without overflow."""
     return torch.hypot(y, y.new_ones(()))
@@ -20,7 +29,7 @@ def hypot1(y: Tensor) -> Tensor:
 def log1p_square(y: Tensor) -> Tensor:
     """log(1 + y²), accurate relative to itself also near 0, without overflow."""
     # The second argument is never below the first, and takes over where y² is infinite.
-    return torch.minimum(torch.log1p(y * y), 2.0 * torch.log1p(y.abs()))
+    return torch.minimum(torch.log1p(y * y), 2.0 * log1p(y.abs()))
 
 
 def logistic_slope(x: Tensor) -> Tensor:
@@ -38,7 +47,7 @@ def asinh(y: Tensor) -> Tensor:
     root = torch.minimum(torch.sqrt(1.0 + y * y), above)
     # log(1 + |y| + |y|²/(1 + root)) in two factors, since the sum overflows in the last binade.
     rest = size / above * (size / (1.0 + root))
-    return (torch.log1p(size) + torch.log1p(rest)).copysign(y)
+    return (log1p(size) + torch.log1p(rest)).copysign(y)
 
 
 def sinh(z: Tensor) -> Tensor:
