@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from implicit_bregman.experiments.reference.active import active_coordinates
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 import implicit_bregman as ib
+from implicit_bregman.experiments.reference.active import active_coordinates
 from implicit_bregman.lightning import LogSolverStatistics
 
 

@@ -19,12 +19,14 @@ from implicit_bregman.experiments.study.geometry.training import train_once as t
 from implicit_bregman.experiments.study.graphs.training import train_graph
 from implicit_bregman.experiments.study.hypergradient.settings import CASES
 from implicit_bregman.experiments.study.hypergradient.trials import Trial, measure
+from implicit_bregman.experiments.study.imaging.references import judge_reference
+from implicit_bregman.experiments.study.imaging.training import train_restoration
 from implicit_bregman.experiments.study.infimum.search import find_infima
 
 PACKAGE = Path(implicit_bregman.__file__).parent
 STUDIES = [
     *(measure_costs, train_once, train_in_geometry, train_on_one_box, find_basins),
-    *(train_graph, measure, find_infima),
+    *(train_graph, measure, find_infima, train_restoration, judge_reference),
 ]
 REPRODUCTIONS = [train_stage, train_images]
 # What the value and the gradient of a layer depend on.

@@ -219,7 +219,7 @@ def test_references_choose_on_training_pictures() -> None:
 def test_report_and_resumption(tmp_path: Path) -> None:
     settings = replace(SETTINGS, problem=replace(PROBLEM, blurs=("gaussian",), peaks=(40.0,)))
     report = study_imaging(settings, Grid(tmp_path, Backend(jobs=1)))
-    report.write(tmp_path, "a command", {}, [])
+    report.report("a command", {}, []).deliver(tmp_path)
     document = json.loads((tmp_path / "results.json").read_text())
     rows = {row["method"]: row for row in document["rows"]}
     assert list(rows) == ["observed", "richardson-lucy", "total-variation", "implicit", "unrolled-3"]
