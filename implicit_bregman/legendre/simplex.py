@@ -17,7 +17,13 @@ from implicit_bregman.legendre.halfline import Exp
 from implicit_bregman.legendre.mirror import MirrorMap
 from implicit_bregman.legendre.once import once
 from implicit_bregman.legendre.sigmoidal import Sigmoid
-from implicit_bregman.legendre.tsallis import TsallisEntropy, order_share
+from implicit_bregman.legendre.tsallis import (
+    CLOSED_ORDERS,
+    TsallisEntropy,
+    closed_level,
+    level_of_support,
+    order_share,
+)
 from implicit_bregman.settings import check_count
 from implicit_bregman.transforms import has_tangent, is_wrapped, transformed
 
@@ -187,6 +193,8 @@ class Simplex(MirrorMap):
             shifted = torch.log_softmax(blocks, -1)
             shifted = shifted if self.total == 1.0 else shifted + math.log(self.total)
             return shifted.clamp_min(least).flatten(-2)
+        if self._alpha in CLOSED_ORDERS:
+            return self._gauged_by_formula(blocks).flatten(-2)
         shifted = blocks - self._level(blocks.detach())
         # (once more from numbers that are small, where those of y were large)
         shifted = shifted - self._level(shifted.detach())
@@ -197,6 +205,15 @@ class Simplex(MirrorMap):
             slope = self._base.slope(shifted).sum(-1, keepdim=True).clamp_min(torch.finfo(y.dtype).tiny)
             shifted = shifted - excess / slope
         return shifted.flatten(-2)
+
+    def _gauged_by_formula(self, blocks: Float[Tensor, "*blocks n"]) -> Float[Tensor, "*blocks n"]:
+        y = blocks.detach()
+        excess = self._base.activation(y).sum(-1, keepdim=True) - self.total
+        # (a dual that has been gauged before stays as it is, so that no coordinate leaves its bound by rounding)
+        done = excess.abs() <= 8 * torch.finfo(y.dtype).eps * self.total
+        shifted = blocks - closed_level(self._alpha, y, self.total).masked_fill(done, 0.0)
+        level = level_of_support(self._alpha, shifted, self.total)
+        return shifted - (level - torch.where(done, level.detach(), 0.0))
 
     def _level(self, y: Float[Tensor, "*blocks n"]) -> Float[Tensor, "*blocks 1"]:
         """ν with Σρ₀(y − ν) = total: Newton's steps, bisection where they leave the bracket."""
