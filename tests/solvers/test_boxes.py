@@ -2,8 +2,6 @@
 
 import math
 import pickle
-import runpy
-from pathlib import Path
 
 import numpy as np
 import osqp
@@ -18,6 +16,7 @@ from torch import Tensor
 
 import implicit_bregman as ib
 from tests.problems import hessian_and_offset
+from tests.solvers.grids import grid_problem
 from tests.solvers.helpers import FIRST_ORDER, solver_of
 
 INF = math.inf
@@ -226,17 +225,16 @@ def by_active_sets(hessian: scipy.sparse.csr_matrix, c: np.ndarray, lo: np.ndarr
     raise AssertionError("the active set has not settled")
 
 
+def solve_grid(hessian: Tensor, c: Tensor, lo: Tensor, hi: Tensor) -> ib.Solution:
+    energy = ib.QuadraticEnergy.from_operator(ib.operators.Sparse(hessian), convex=True)
+    return ib.find_critical_point(energy, boxes("tanh", (lo.flatten(), hi.flatten())), c.reshape(1, -1))
+
+
 @pytest.mark.parametrize("name", ["obstacle", "torsion", "bearing"])
 def test_grids(name: str) -> None:
     """Sparse problems of 3,600 unknowns, bounds of its own for each."""
-    before = torch.get_default_dtype()
-    try:
-        torch.set_default_dtype(torch.float64)
-        example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "obstacle.py"))
-        hessian, *rest = example["problems"]()[name]
-        solution = example["solve"](hessian, *rest)
-    finally:
-        torch.set_default_dtype(before)
+    hessian, *rest = grid_problem(name)
+    solution = solve_grid(hessian, *rest)
     c, lo, hi = (tensor.flatten().numpy() for tensor in rest)
     rows, columns = hessian.coalesce().indices().numpy()
     sparse = scipy.sparse.csr_matrix((hessian.coalesce().values().numpy(), (rows, columns)))
@@ -247,6 +245,18 @@ def test_grids(name: str) -> None:
     upper = scipy.sparse.triu(sparse, format="csc")
     problem.setup(upper, -c, scipy.sparse.eye(len(c), format="csc"), *ends, **accuracy)
     np.testing.assert_allclose(solution.value[0].numpy(), problem.solve(raise_error=True).x, rtol=0.0, atol=1e-8)
+
+
+def test_the_derivatives_of_a_grid_in_its_obstacle() -> None:
+    """That of the least energy is the force, and that of the mean a finite difference."""
+    hessian, c, bump, free = grid_problem("obstacle", 20)
+    bump.requires_grad_()
+    solution = solve_grid(hessian, c, bump, free)
+    (force,) = torch.autograd.grad(solution.objective.sum(), bump, retain_graph=True)
+    torch.testing.assert_close(force.flatten(), -solution.multiplier.detach()[0], rtol=0.0, atol=1e-9)
+    (moved,) = torch.autograd.grad(solution.value.mean(), bump)
+    up, down = (solve_grid(hessian, c, bump.detach() + shift, free).value.mean() for shift in (1e-5, -1e-5))
+    torch.testing.assert_close(moved.sum(), (up - down) / 2e-5, rtol=1e-5, atol=0.0)
 
 
 def test_user_energy() -> None:
