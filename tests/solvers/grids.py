@@ -1,4 +1,4 @@
-"""Bound-constrained problems on grids with a sparse H: obstacle, torsion and journal bearing (Moré and Toraldo, 1991)."""
+"""Bounds on grids with a sparse H: obstacle, torsion and journal-bearing problems (Moré and Toraldo, 1991)."""
 
 from __future__ import annotations
 
