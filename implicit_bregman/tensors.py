@@ -1,14 +1,26 @@
-"""Refusing tensors, and ways of running PyTorch, that nothing here can compute with."""
+"""Refusing tensors, and ways of running PyTorch, that nothing here can compute with; finding rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from implicit_bregman.transforms import transformed
+
+
+def rows_where(mask: Bool[Tensor, " rows"]) -> Int[Tensor, " some"]:
+    """The numbers of the rows that a mask names.
+
+    The usual answer is "none". It takes one look at the mask then, and no operator whose result has a shape that
+    depends on values.
+    """
+    if not bool(mask.any()):
+        return torch.empty(0, dtype=torch.int64, device=mask.device)
+    return mask.nonzero().squeeze(-1)
 
 
 def as_list(name: str, matrix: Tensor) -> Tensor:

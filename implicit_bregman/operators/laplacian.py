@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from implicit_bregman.operators.sparse import Sparse
-from implicit_bregman.tensors import as_list, check_numbers
+from implicit_bregman.tensors import as_list, check_numbers, rows_where
 
 #: The eigenvalues of every normalized Laplacian lie between these.
 _ENDS = (0.0, 2.0)
@@ -75,7 +75,7 @@ def _listed(graph: object) -> Tensor:
 
 def _check_weights(listed: Tensor, weights: Tensor) -> None:
     weights = weights.detach()
-    bad = (~torch.isfinite(weights) | (weights < 0)).nonzero()
+    bad = rows_where(~torch.isfinite(weights) | (weights < 0))
     if len(bad):
         i, j = listed.indices()[:, int(bad[0])].tolist()
         raise ValueError(

@@ -20,6 +20,7 @@ from implicit_bregman.operators.linear_map import DenseMap, LinearMap
 from implicit_bregman.projection.basis import Basis, inconsistency
 from implicit_bregman.projection.methods import LowRankMethods
 from implicit_bregman.projection.problem import ProjectionProblem, dual_problem
+from implicit_bregman.tensors import rows_where
 
 
 class RangeFactor:
@@ -209,7 +210,7 @@ class BoundLowRank(BoundEquations):
         if self.basis.range.shape[1] == 0:
             return result
         inside = is_inside(geometry, z, tol)
-        rows = (~inside.all(-1)).nonzero().squeeze(-1)
+        rows = rows_where(~inside.all(-1))
         if len(rows) == 0:
             return result
         least = torch.linalg.eigvalsh(self.basis.gram(inside[rows].double()))[:, 0]

@@ -15,6 +15,7 @@ from implicit_bregman.projection.problem import FAR, HUGE
 from implicit_bregman.solvers.base import Outcome, Solver
 from implicit_bregman.solvers.tracing import TraceLog
 from implicit_bregman.status import Status
+from implicit_bregman.tensors import rows_where
 
 if TYPE_CHECKING:
     from implicit_bregman.projection.energy import BoundEquations
@@ -54,7 +55,7 @@ def _soften_infeasible(
     """
     tol = solver.tolerance(energy.dtype)
     infeasible = found.refuted | energy.is_inconsistent(tol) | energy.is_impossible(objective.geometry)
-    rows = infeasible.nonzero().squeeze(-1)
+    rows = rows_where(infeasible)
     if len(rows) == 0:
         return found
     part = energy.select(rows)

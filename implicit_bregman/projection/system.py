@@ -8,6 +8,7 @@ from torch import Tensor
 
 from implicit_bregman.linalg.graded import graded_least_squares
 from implicit_bregman.projection.basis import Basis, column_lengths
+from implicit_bregman.tensors import rows_where
 
 #: Where a pivot of a system with a unit diagonal is smaller, or the part of Dg that is left over, the system is solved
 #: from its factors, without their product.
@@ -41,7 +42,7 @@ def solve_projection_system(
     w, singular = basis.multiplier(s), torch.zeros_like(thin)
     # What of Dg the constraints leave over has lost its digits where it is small.
     lost = torch.linalg.vector_norm(p, dim=-1) <= _THIN * torch.linalg.vector_norm(pulled, dim=-1)
-    rows = (thin | ~(residual <= _SOLVED) | (lost & (s.shape[1] < p.shape[1]))).nonzero().squeeze(-1)
+    rows = rows_where(thin | ~(residual <= _SOLVED) | (lost & (s.shape[1] < p.shape[1])))
     if len(rows):
         exact = _solve_factored(basis, slope[rows], epsilon[rows], gradient[rows])
         w, p, singular = (old.index_copy(0, rows, new) for old, new in zip((w, p, singular), exact, strict=True))

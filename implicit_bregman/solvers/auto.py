@@ -20,6 +20,7 @@ from implicit_bregman.solvers.exact.result import ExactResult, exact_outcome
 from implicit_bregman.solvers.exact.solve import rounding_accepted
 from implicit_bregman.solvers.newton import Newton
 from implicit_bregman.solvers.outcomes import merged
+from implicit_bregman.tensors import rows_where
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Auto(Newton):
         method = split_dual if objective.regularization else _split_primal
         found = method(objective, cast(BoundAffine, objective.energy), splitter, dual, tol, self.max_iter)
         outcome = exact_outcome(objective, found, None)
-        rows, left = (~found.accepted).nonzero().squeeze(-1), self.max_iter - int(found.steps.max())
+        rows, left = rows_where(~found.accepted), self.max_iter - int(found.steps.max())
         if len(rows) == 0 or left <= 0:
             return outcome
         rest = Newton.solve(replace(self, max_iter=left), objective.select(rows), found.dual[rows])

@@ -11,11 +11,12 @@ from torch import Tensor
 from implicit_bregman.objective import Objective, Point
 from implicit_bregman.solvers.base import Outcome
 from implicit_bregman.status import Status
+from implicit_bregman.tensors import rows_where
 
 
 def unsolved(outcome: Outcome) -> Int[Tensor, " some"]:
     """The samples that more steps, or others, may still bring to an equilibrium."""
-    return ((outcome.status == Status.MAX_ITER) | (outcome.status == Status.STALLED)).nonzero().squeeze(-1)
+    return rows_where((outcome.status == Status.MAX_ITER) | (outcome.status == Status.STALLED))
 
 
 def steps_left(max_iter: int, outcome: Outcome, rows: Int[Tensor, " some"]) -> int:

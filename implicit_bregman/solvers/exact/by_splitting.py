@@ -17,6 +17,7 @@ from implicit_bregman.objective import Objective, RowsOfTensors
 from implicit_bregman.operators.splitter import Splitter
 from implicit_bregman.solvers.exact.active_set import at_point, violation
 from implicit_bregman.solvers.exact.result import ExactResult
+from implicit_bregman.tensors import rows_where
 
 #: So many looks at the residual are taken in the iterations that the condition suggests, and at most that many of them.
 _LOOKS, _LONGEST = 8, 3
@@ -115,7 +116,7 @@ def solve_by_splitting(steps: SplittingSteps, energy: BoundAffine, tol: float, m
     wide = energy.double()
     free, z = objective.movable((target >= lo) & (target <= hi)), target.clamp(lo, hi).double()
     at = _judged(objective, wide, splitter, z, wide.gradient(z), tol, aim, torch.ones_like(stopped))
-    rows = (~at.sure).nonzero().squeeze(-1)
+    rows = rows_where(~at.sure)
     if len(rows):
         f, inside, before = wide.select(rows), free[rows], at.select(rows)
         size = float(before.z.abs().amax(-1).clamp(_TINY, 1.0).min())

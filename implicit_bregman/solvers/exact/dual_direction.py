@@ -10,6 +10,7 @@ from implicit_bregman.linearization import Linearization
 from implicit_bregman.objective import Objective
 from implicit_bregman.solvers.exact.dual_state import Budget, Course, Iterate
 from implicit_bregman.tangent import TangentSystem
+from implicit_bregman.tensors import rows_where
 
 #: Relative residual of the linear systems: loose far from the solution (Eisenstat and Walker), and at the end,
 _LOOSE, _TIGHT = 0.1, 1e-4
@@ -96,7 +97,7 @@ def _direction(
     if not objective.unique:
         # Negative curvature: not near a minimum, and so not certain to be near MM's limit.
         return torch.where(found.positive[:, None], found.value, torch.nan)
-    missing = (~found.converged).nonzero().squeeze(-1)
+    missing = rows_where(~found.converged)
     if len(missing) == 0 or not factorizes:
         return found.value
     return found.value.index_copy(0, missing, _factorized(system, at.error, missing, objective.unique))

@@ -27,6 +27,7 @@ from implicit_bregman.solvers.exact.dual_newton import dual_result
 from implicit_bregman.solvers.exact.dual_state import Iterate, evaluate
 from implicit_bregman.solvers.exact.result import ExactResult
 from implicit_bregman.solvers.exact.solve import rounding_accepted
+from implicit_bregman.tensors import rows_where
 
 #: Newton steps on the scalar equations, and the part of the change they may leave, before these are solved exactly.
 _STEPS, _PART = 2, 0.1
@@ -62,7 +63,7 @@ def split_dual(
     wide, near = (energy.double(), near.double()) if precise else (energy, near)
     at = evaluate(objective, wide, near, steps, torch.ones_like(steps))
     for _ in range(_CORRECTIONS):
-        rows = (at.size > _ENOUGH * tol).nonzero().squeeze(-1)
+        rows = rows_where(at.size > _ENOUGH * tol)
         if len(rows) == 0:
             break
         before = at.select(rows)

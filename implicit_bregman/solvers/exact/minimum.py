@@ -15,6 +15,7 @@ from implicit_bregman.solvers.exact.active_set import solve_active_set, solve_pr
 from implicit_bregman.solvers.exact.by_splitting import SplittingSteps, solve_by_splitting
 from implicit_bregman.solvers.exact.interior_point import minimise_convex
 from implicit_bregman.solvers.exact.result import ExactResult
+from implicit_bregman.tensors import rows_where
 
 #: Projected gradient steps that guess the active set.
 _ALL = 7
@@ -128,7 +129,7 @@ def by_splitting(guess: Guess, steps: SplittingSteps, tol: float, max_iter: int)
     """By operator splitting; samples whose active set is then not certain, by correcting it."""
     found = solve_by_splitting(steps, guess.energy, tol, max_iter)
     found.tries.add_(guess.steps)
-    rows = (~found.accepted).nonzero().squeeze(-1)
+    rows = rows_where(~found.accepted)
     left = max_iter - int(found.steps.max())
     if len(rows) == 0 or left <= 1:
         return found
@@ -165,7 +166,7 @@ def _corrected(
     left = max_iter - int(found.steps.max())
     if left <= 1:
         return found
-    rows = (~found.accepted).nonzero().squeeze(-1)
+    rows = rows_where(~found.accepted)
     part = objective.select(rows)
     searched = minimise_convex(part, target[rows].clamp(lo, hi), tol, left - 1)
     # The set is right now: solve for its point once more, exactly.
