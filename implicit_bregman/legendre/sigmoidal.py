@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from implicit_bregman.legendre import divergences
-from implicit_bregman.legendre._elementary import hypot1, log1p_square, logistic_slope, softplus
+from implicit_bregman.legendre._elementary import hypot1, log1p, log1p_square, logistic_slope, softplus
 from implicit_bregman.legendre.box import BoundedLegendreFunction, Place
 
 
@@ -259,10 +259,10 @@ class DoubleBurg(BoundedLegendreFunction):
 
     def _conjugate_excess(self, y: Tensor) -> Tensor:
         h = hypot1(0.5 * y)
-        return _excess(h, y) - 1.0 - (math.log(2.0) + torch.log1p(h))
+        return _excess(h, y) - 1.0 - (math.log(2.0) + log1p(h))
 
     def _dual_potential(self, y: Tensor) -> Tensor:
-        return math.log(2.0) + torch.log1p(hypot1(0.5 * y))
+        return math.log(2.0) + log1p(hypot1(0.5 * y))
 
     def _curvature(self, y: Tensor) -> Tensor:
         h = hypot1(0.5 * y)
@@ -270,7 +270,7 @@ class DoubleBurg(BoundedLegendreFunction):
 
     def _log_curvature(self, y: Tensor) -> Tensor:
         w = 0.5 * y
-        return math.log(4.0) + (0.5 * log1p_square(w) + torch.log1p(hypot1(w)))
+        return math.log(4.0) + (0.5 * log1p_square(w) + log1p(hypot1(w)))
 
     def _slope(self, y: Tensor) -> Tensor:
         h = hypot1(0.5 * y)
@@ -294,4 +294,4 @@ def _excess(h: Tensor, y: Tensor) -> Tensor:
 
 def _log_ratio(z: Place) -> Tensor:
     """log(z.below/z.above), accurate relative to itself next to a bound and next to the centre."""
-    return torch.log1p(2.0 * z.offset.abs() / torch.minimum(z.below, z.above)).copysign(z.offset)
+    return log1p(2.0 * z.offset.abs() / torch.minimum(z.below, z.above)).copysign(z.offset)

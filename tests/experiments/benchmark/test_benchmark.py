@@ -392,7 +392,7 @@ def test_memory_is_flat_in_the_iterations_unless_unrolled() -> None:
 
 def test_the_command_writes_its_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torchdeq")
-    arguments = ["benchmark", "--quick", "--cells", "tiny", "--cap", "2", "--threads", "1", "--repeats", "2"]
+    arguments = ["benchmark", "--quick", "--cells", "tiny", "--cap", "6", "--threads", "1", "--repeats", "2"]
     assert main([*arguments, "--no-scaling", "--no-others", "--out", str(tmp_path)]) == 0
     names = set(os.listdir(tmp_path))
     assert {"results.json", "results.csv", "report.md", "ratios.png"} <= names

@@ -280,7 +280,7 @@ def result() -> Benchmark:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cells_module, "catalogue", lambda: cells)
         settings = BenchmarkSettings(
-            cells=("conv-*", "field-*"), cap=4.0, threads=1, repeats=2, accuracies=(1e-3,), scaling=False, others=False
+            cells=("conv-*", "field-*"), cap=12.0, threads=1, repeats=2, accuracies=(1e-3,), scaling=False, others=False
         )
         return run_benchmark(settings, missing=NO_PEERS)
 
