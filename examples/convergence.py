@@ -24,20 +24,19 @@ c = 0.3 * torch.randn(16, 40)
 
 # %% Four solvers
 # The residual is the largest in the batch. A sample that has stopped counts as 0.
-SHOWN = (5, 40, 160)
+# Numbers of later iterations would depend on the last digits of the computer.
+SHOWN = (5, 20, 40, 80)
 figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
 heads = "".join(f"{f'after {k}':>11}" for k in SHOWN)
-print(f"{'solver':<10}{heads}{'to 1e-8':>11}{'gradients':>11}")
+print(f"{'solver':<10}{heads}{'below 1e-3':>13}")
 for name in ("MM", "Anderson", "Broyden", "Newton"):
     settings = {"tol": 1e-8, "max_iter": 1000, "trace": True, "on_failure": "ignore"}
     solver = getattr(ib.solvers, name)(**settings)
     solution = ib.find_critical_point(energy, "tanh", c, solver=solver)
     curve = solution.trace.residual.nan_to_num(0).amax(1)
     cells = (f"{curve[k]:>11.0e}" if k < len(curve) else f"{'-':>11}" for k in SHOWN)
-    reached = solution.converged.all()
-    steps = int(solution.iterations.max()) if reached else "> 1000"
-    gradients = int(solution.evaluations.max())
-    print(f"{name:<10}{''.join(cells)}{steps:>11}{gradients:>11}")
+    below = (curve < 1e-3).nonzero().flatten().tolist()
+    print(f"{name:<10}{''.join(cells)}{below[0] if below else '> 1000':>13}")
     axes.semilogy(curve.clamp_min(1e-16), label=name)
 active = (solution.value.abs() == 1).double().mean()
 print(f"coordinates on a bound: {100 * active:.0f} %")

@@ -33,7 +33,7 @@ def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
-def recorded(function: Callable[P, R]) -> Callable[P, R]:
+def uncompiled_before_2_11(function: Callable[P, R]) -> Callable[P, R]:
     """A function of a geometry, which `torch.compile` records; before PyTorch 2.11 the graph breaks there.
 
     PyTorch 2.6 fails to rebuild a frozen dataclass some of whose fields its constructor does not take.

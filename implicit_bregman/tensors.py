@@ -23,7 +23,7 @@ def rows_where(mask: Bool[Tensor, " rows"]) -> Int[Tensor, " some"]:
     return mask.nonzero().squeeze(-1)
 
 
-def as_list(name: str, matrix: Tensor) -> Tensor:
+def coalesced(name: str, matrix: Tensor) -> Tensor:
     """A sparse matrix of any layout as a list of its entries, each place once, sorted by rows.
 
     Raises:

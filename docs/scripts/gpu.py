@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from implicit_bregman.experiments.gpu.counts import counts_of
-from implicit_bregman.experiments.gpu.paths import large_paths, main_paths
-from implicit_bregman.experiments.gpu.report import counts_table, placed, times_table
-from implicit_bregman.experiments.gpu.timing import times_of
+from implicit_bregman.experiments.benchmark.paths.counts import counts_of
+from implicit_bregman.experiments.benchmark.paths.layers import large_paths, main_paths
+from implicit_bregman.experiments.benchmark.paths.report import counts_table, placed, times_table
+from implicit_bregman.experiments.benchmark.paths.timing import times_of
 
 PAGE = Path(__file__).resolve().parent.parent / "benchmarks.md"
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from implicit_bregman.compilation import recorded
+from implicit_bregman.compilation import uncompiled_before_2_11
 from implicit_bregman.legendre.arguments import check_dtype
 from implicit_bregman.transforms import primals, transformed
 
@@ -118,12 +118,12 @@ def _divergence_derivatives(phi: LegendreFunction, left: Tensor, right: Tensor, 
     return phi.inverse_activation(left) - y_right, phi.curvature(y_right) * (right - left)
 
 
-@recorded
+@uncompiled_before_2_11
 def _transformable(x: Tensor, phi: LegendreFunction, method: str) -> Tensor:
     return _TransformableElementwise.apply(x, phi, method)
 
 
-@recorded
+@uncompiled_before_2_11
 def _divergence(left: Tensor, right: Tensor, phi: LegendreFunction, dual: bool) -> Tensor:
     return _DivergenceFunction.apply(left, right, phi, dual)
 

@@ -18,9 +18,9 @@ from implicit_bregman.legendre.mirror import MirrorMap
 from implicit_bregman.legendre.once import once
 from implicit_bregman.legendre.sigmoidal import Sigmoid
 from implicit_bregman.legendre.tsallis import (
-    CLOSED_ORDERS,
+    SORTED_ORDERS,
     TsallisEntropy,
-    closed_level,
+    entmax_level,
     level_of_support,
     order_share,
 )
@@ -193,8 +193,8 @@ class Simplex(MirrorMap):
             shifted = torch.log_softmax(blocks, -1)
             shifted = shifted if self.total == 1.0 else shifted + math.log(self.total)
             return shifted.clamp_min(least).flatten(-2)
-        if self._alpha in CLOSED_ORDERS:
-            return self._gauged_by_formula(blocks).flatten(-2)
+        if self._alpha in SORTED_ORDERS:
+            return self._gauged_by_sorting(blocks).flatten(-2)
         shifted = blocks - self._level(blocks.detach())
         # (once more from numbers that are small, where those of y were large)
         shifted = shifted - self._level(shifted.detach())
@@ -206,12 +206,15 @@ class Simplex(MirrorMap):
             shifted = shifted - excess / slope
         return shifted.flatten(-2)
 
-    def _gauged_by_formula(self, blocks: Float[Tensor, "*blocks n"]) -> Float[Tensor, "*blocks n"]:
+    def _gauged_by_sorting(self, blocks: Float[Tensor, "*blocks n"]) -> Float[Tensor, "*blocks n"]:
+        """`gauged` for one of `SORTED_ORDERS`, of which 2 is the projection onto the simplex."""
         y = blocks.detach()
+        projects = self._alpha == 2.0
+        rough = _level_of_projection(y, 0.0, math.inf, self.total) if projects else entmax_level(y, self.total)
         excess = self._base.activation(y).sum(-1, keepdim=True) - self.total
         # (a dual that has been gauged before stays as it is, so that no coordinate leaves its bound by rounding)
         done = excess.abs() <= 8 * torch.finfo(y.dtype).eps * self.total
-        shifted = blocks - closed_level(self._alpha, y, self.total).masked_fill(done, 0.0)
+        shifted = blocks - rough.masked_fill(done, 0.0)
         level = level_of_support(self._alpha, shifted, self.total)
         return shifted - (level - torch.where(done, level.detach(), 0.0))
 

@@ -24,8 +24,8 @@ def order_share(order: float, y: Tensor) -> Tensor:
     return torch.where(inside, grown.pow(1.0 / a) * (1.0 - grown.log()) / a**2, 0.0)
 
 
-#: Orders for which the level of a block has a formula.
-CLOSED_ORDERS = (1.5, 2.0)
+#: Orders for which the level of a block, given its support, is the root of a linear or quadratic equation.
+SORTED_ORDERS = (1.5, 2.0)
 
 
 @dataclass(frozen=True)
@@ -109,25 +109,23 @@ class TsallisEntropy(LegendreFunction):
         return self._divergence(u, v, u - v)
 
 
-def closed_level(order: float, y: Float[Tensor, "*blocks n"], total: float) -> Float[Tensor, "*blocks 1"]:
-    """ν with Σρ₀(y − ν) = total for one of `CLOSED_ORDERS`, from the coordinates in descending order.
+def entmax_level(y: Float[Tensor, "*blocks n"], total: float) -> Float[Tensor, "*blocks 1"]:
+    """ν with Σρ₀(y − ν) = total for α = 1.5, from the coordinates in descending order.
 
-    Once the support is known, the level is the root of a linear equation (α = 2: Martins and Astudillo, 2016) or of a
-    quadratic one (α = 1.5: Peters, Niculae and Martins, 2019, Algorithm 2).
+    Peters, Niculae and Martins, 2019, Algorithm 2.
     """
     top = y.amax(-1, keepdim=True)
     # (what is farther below the largest coordinate has no share)
-    reach = total if order == 2.0 else 2.0 * total**0.5
-    x = (y - top).clamp_min(-reach).sort(-1, descending=True).values
+    x = (y - top).clamp_min(-2.0 * total**0.5).sort(-1, descending=True).values
     count = torch.arange(1, y.shape[-1] + 1, dtype=y.dtype, device=y.device)
     mean = x.cumsum(-1) / count
-    levels = mean - _below_mean(order, x.square().cumsum(-1) - count * mean.square(), count, total)
+    levels = mean - _below_mean(1.5, x.square().cumsum(-1) - count * mean.square(), count, total)
     size = (levels <= x).sum(-1, keepdim=True)
     return top + levels.gather(-1, (size - 1).clamp_min(0))
 
 
 def level_of_support(order: float, y: Float[Tensor, "*blocks n"], total: float) -> Float[Tensor, "*blocks 1"]:
-    """The same, of y whose level is 0 up to rounding, to the last digit and with derivatives of every order."""
+    """ν for one of `SORTED_ORDERS` and y whose ν is 0 up to rounding: to the last digit, with all derivatives."""
     inside = y.detach() > 0
     count = inside.sum(-1, keepdim=True).clamp_min(1).to(y.dtype)
     mean = torch.where(inside, y, 0.0).sum(-1, keepdim=True) / count

@@ -7,7 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from implicit_bregman.operators.sparse import Sparse
-from implicit_bregman.tensors import as_list, check_numbers, rows_where
+from implicit_bregman.tensors import check_numbers, coalesced, rows_where
 
 #: The eigenvalues of every normalized Laplacian lie between these.
 _ENDS = (0.0, 2.0)
@@ -70,7 +70,7 @@ def _listed(graph: object) -> Tensor:
     if len(graph) == 0:
         raise ValueError("graph must have at least one node, got shape (0, 0)")
     check_numbers("graph", graph)
-    return as_list("graph", graph)
+    return coalesced("graph", graph)
 
 
 def _check_weights(listed: Tensor, weights: Tensor) -> None:

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from implicit_bregman.operators.base import ROUNDING_ERRORS, LinearOperator
-from implicit_bregman.tensors import as_list
+from implicit_bregman.tensors import coalesced
 from implicit_bregman.transforms import transformed
 
 
@@ -43,7 +43,7 @@ class Sparse(LinearOperator):
             raise ValueError(f"matrix must be square, got shape {tuple(matrix.shape)}")
         if bounds is not None and not bounds[0] <= bounds[1]:
             raise ValueError(f"bounds must be the lower and the upper one, got {bounds}")
-        listed = as_list("matrix", matrix)
+        listed = coalesced("matrix", matrix)
         size = _block_size(listed.indices(), matrix.shape[0], samples)
         self._set(listed.indices(), listed.values(), size, bounds, samples)
         self.symmetric = self._is_symmetric() if symmetric is None else symmetric

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from implicit_bregman.operators.linear_map import LinearMap
 from implicit_bregman.operators.sparse import by_rows
-from implicit_bregman.tensors import as_list
+from implicit_bregman.tensors import coalesced
 from implicit_bregman.transforms import transformed
 
 
@@ -33,7 +33,7 @@ class SparseMap(LinearMap):
             raise TypeError(f"V must be a floating-point tensor, got {matrix.dtype}: call .float() or .double()")
         if matrix.dim() != 2 or 0 in matrix.shape:
             raise ValueError(f"V must have shape (d, r) with d and r of at least 1, got {tuple(matrix.shape)}")
-        listed = as_list("V", matrix)
+        listed = coalesced("V", matrix)
         self._set(listed.indices(), listed.values(), (matrix.shape[0], matrix.shape[1]))
 
     @classmethod

@@ -12,21 +12,18 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _aten = torch.ops.aten
-# Their results, or the shapes of these, depend on values: on a GPU the host waits for them.
-_WAITING = {
+# Their results are values, or checked: on a GPU the host waits for them.
+_READ = {
     _aten._local_scalar_dense,
     _aten._linalg_check_errors,
     _aten._linalg_eigh,
     _aten._linalg_svd,
-    _aten._unique2,
     _aten.allclose,
     _aten.equal,
     _aten.linalg_eig,
-    _aten.masked_select,
-    _aten.nonzero,
-    _aten.unique_consecutive,
-    _aten.unique_dim,
 }
+# The shapes of their results depend on values: the host waits for these, and no CUDA graph can record them.
+_SHAPED = {_aten._unique2, _aten.masked_select, _aten.nonzero, _aten.unique_consecutive, _aten.unique_dim}
 _INDEXED = {_aten.index, _aten.index_put, _aten.index_put_, _aten._index_put_impl_}
 _COPIED = {Tensor.tolist, Tensor.numpy}  # they read the storage, past the dispatcher
 
@@ -38,10 +35,12 @@ class Calls:
     Attributes:
         operators: Calls of operators that reach PyTorch's dispatcher, views and the backward pass included.
         synchronisations: How many of them make the host wait on a GPU: a value is read, or decides on a shape.
+        shapes: How many of these have a result whose shape depends on values.
     """
 
     operators: int = 0
     synchronisations: int = 0
+    shapes: int = 0
 
 
 class _Operators(TorchDispatchMode):
@@ -51,7 +50,9 @@ class _Operators(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.calls.operators += 1
-        self.calls.synchronisations += _waits(func.overloadpacket, args)
+        shaped = _is_shaped(func.overloadpacket, args)
+        self.calls.shapes += shaped
+        self.calls.synchronisations += shaped or func.overloadpacket in _READ
         return func(*args, **(kwargs or {}))
 
 
@@ -65,10 +66,10 @@ class _Copies(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _waits(operator: Any, args: Any) -> bool:
+def _is_shaped(operator: Any, args: Any) -> bool:
     if operator in _INDEXED:
-        return any(isinstance(index, Tensor) and index.dtype == torch.bool for index in args[1])
-    return operator in _WAITING
+        return any(isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    return operator in _SHAPED
 
 
 def count_calls(run: Callable[[], object]) -> Calls:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from rich.table import Table
 
-from implicit_bregman.experiments.doctor.machine import NAME, Package
+from implicit_bregman.experiments.doctor.packages import NAME, Package
 from implicit_bregman.experiments.doctor.run import Diagnosis
 from implicit_bregman.experiments.doctor.selftest import Check
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from implicit_bregman.experiments.doctor.machine import Package, devices, machine, packages
+import torch
+
+from implicit_bregman.experiments.doctor.packages import Package, packages
 from implicit_bregman.experiments.doctor.selftest import PRECISIONS, Check, make_layers, run_checks
+from implicit_bregman.experiments.machine.devices import device_name
+from implicit_bregman.experiments.machine.versions import hardware, versions
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def diagnose(progress: Callable[[float, str], None] = lambda share, text: None) 
     """Look at the machine and run the self-test.
 
     Args:
-        progress: is told the share that is done and what comes next.
+        progress: is told the share that is done and the layer that has been checked.
     """
     found = devices()
     total = len(make_layers()) * len(found) * len(PRECISIONS)
@@ -79,3 +83,20 @@ def diagnose(progress: Callable[[float, str], None] = lambda share, text: None) 
         checks.append(check)
         progress(len(checks) / total, check.layer)
     return Diagnosis(machine(), found, packages(), checks)
+
+
+def machine() -> dict[str, str]:
+    """Versions, processor, cores and threads."""
+    found = {
+        **versions("implicit_bregman", "python", "torch"),
+        "CUDA of PyTorch": torch.version.cuda or "none: this build is for the CPU",
+        **hardware(),
+        "threads": f"{torch.get_num_threads()} (torch.set_num_threads; small layers are fastest with one)",
+    }
+    return {name: str(value) for name, value in found.items()}
+
+
+def devices() -> dict[str, str]:
+    """PyTorch's names of the devices that the library runs on, and what people call them."""
+    numbers = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    return {name: device_name(name) for name in ("cpu", *(f"cuda:{number}" for number in numbers))}

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from implicit_bregman.cli import main
-from implicit_bregman.experiments.doctor import machine, run, selftest
-from implicit_bregman.experiments.doctor.machine import Package
+from implicit_bregman.experiments.doctor import packages, run, selftest
+from implicit_bregman.experiments.doctor.packages import Package
 from implicit_bregman.experiments.doctor.selftest import Layer, make_layers
 
 
@@ -17,7 +17,7 @@ def test_it_passes_here_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[-1].startswith("Healthy: ")
-    for word in ("PyTorch", torch.__version__, "threads", "scikit-learn", "optimal transport", "float32"):
+    for word in ("torch", torch.__version__, "threads", "scikit-learn", "optimal transport", "float32"):
         assert word in out
 
 
@@ -26,7 +26,7 @@ def test_json_has_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     document = json.loads(capsys.readouterr().out)
     assert document["healthy"] is True
     assert document["problems"] == []
-    assert document["machine"]["PyTorch"] == torch.__version__
+    assert document["machine"]["torch"] == torch.__version__
     layers, devices = make_layers(), document["devices"]
     assert len(document["checks"]) == len(layers) * len(devices) * 2
     assert {each["name"]: each["extra"] for each in document["packages"]}["torch"] == ""
@@ -75,8 +75,8 @@ def test_a_wrong_layer_is_noticed(
 
 
 def test_packages_are_listed_with_what_brings_them() -> None:
-    found = {each.name: each for each in machine.packages()}
-    assert len(found) == len(machine.packages())
+    found = {each.name: each for each in packages.packages()}
+    assert len(found) == len(packages.packages())
     assert (found["torch"].extra, found["scipy"].extra, found["distributed"].extra) == ("", "experiments", "cluster")
     assert found["torch"].version.partition("+")[0] == torch.__version__.partition("+")[0]
     assert all(each.fits for each in found.values() if each.extra in ("", "experiments"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -19,6 +19,9 @@ from implicit_bregman.experiments.grid.command import (
     numbers,
 )
 from implicit_bregman.experiments.study.options import STUDY, Depths, Out, Seeds
+
+if TYPE_CHECKING:
+    from implicit_bregman.experiments.study.depth.settings import DepthSettings
 
 
 def depth(
@@ -44,14 +47,19 @@ def depth(
     from implicit_bregman.experiments.study.depth.settings import DepthSettings
 
     settings = DepthSettings.quick(seed) if quick else DepthSettings(seed=seed)
-    changes = given(
-        datasets=names(datasets),
-        depths=numbers("depths", depths),
-        epochs=epochs,
-        train_size=train_size,
-        seeds=seeds,
-    )
-    settings = replace(settings, **changes)
-    if regularization is not None:
-        settings = settings.with_layer(regularization=regularization)
+    settings = adapted(settings, options, regularization=regularization)
     STUDY.run("depth", lambda chosen, grid: study_depth(chosen, grid, data_dir), settings, options)
+
+
+def adapted(settings: DepthSettings, options: dict[str, Any], **layer: Any) -> DepthSettings:
+    """The settings with what the command line gave.
+
+    Args:
+        settings: The defaults.
+        options: "datasets", "depths", "epochs", "train_size" and "seeds"; None: as in the defaults.
+        layer: The same of the layer.
+    """
+    plain = {name: options[name] for name in ("epochs", "train_size", "seeds")}
+    lists = {"datasets": names(options["datasets"]), "depths": numbers("depths", options["depths"])}
+    changed = replace(settings, **given(**plain, **lists))
+    return changed.with_layer(**kept) if (kept := given(**layer)) else changed

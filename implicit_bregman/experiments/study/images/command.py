@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Annotated
 
 import typer
@@ -14,10 +13,8 @@ from implicit_bregman.experiments.grid.command import (
     Quick,
     Scheduler,
     Seed,
-    given,
-    names,
-    numbers,
 )
+from implicit_bregman.experiments.study.depth.command import adapted
 from implicit_bregman.experiments.study.options import STUDY, Depths, Out, Seeds
 
 
@@ -44,14 +41,5 @@ def images(
     from implicit_bregman.experiments.study.depth.settings import DepthSettings
 
     settings = DepthSettings.quick_images(seed) if quick else DepthSettings.images(seed)
-    changes = given(
-        datasets=names(datasets),
-        depths=numbers("depths", depths),
-        epochs=epochs,
-        train_size=train_size,
-        seeds=seeds,
-    )
-    settings = replace(settings, **changes)
-    if width is not None:
-        settings = settings.with_layer(width=width)
+    settings = adapted(settings, options, width=width)
     STUDY.run("images", lambda chosen, grid: study_depth(chosen, grid, data_dir, "images"), settings, options)

@@ -58,12 +58,12 @@ class TotalVariation(nn.Module):
 
     def __init__(self, weight: float) -> None:
         super().__init__()
-        self.total = weight
+        self.strength = weight
 
     def forward(self, z: Float[Tensor, "batch high wide"]) -> Float[Tensor, " batch"]:
         """R(z) of each picture."""
         down, right = z.diff(dim=1)[:, :, :-1], z.diff(dim=2)[:, :-1]
-        return self.total * torch.sqrt(down.square() + right.square() + _SMOOTHING**2).sum((1, 2))
+        return self.strength * torch.sqrt(down.square() + right.square() + _SMOOTHING**2).sum((1, 2))
 
 
 class PoissonEnergy(Energy):

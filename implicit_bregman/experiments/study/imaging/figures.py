@@ -9,8 +9,8 @@ from torch import Tensor
 
 from implicit_bregman.experiments.output.plots import BLACK, BLUE, GREEN, ORANGE, RED, SKY, figure_of, mean_band, png
 from implicit_bregman.experiments.study.imaging.energy import LearnedRegularizer
-from implicit_bregman.experiments.study.imaging.pictures import HELD_OUT, Observed, decibels, held_out
-from implicit_bregman.experiments.study.imaging.references import METHODS, places
+from implicit_bregman.experiments.study.imaging.pictures import HELD_OUT, Observed, decibels
+from implicit_bregman.experiments.study.imaging.references import METHODS, held_out_under
 from implicit_bregman.experiments.study.imaging.settings import ImagingSettings
 from implicit_bregman.experiments.study.imaging.training import restored
 from implicit_bregman.experiments.study.task import without_warnings
@@ -26,9 +26,7 @@ def pictures_figure(settings: ImagingSettings, found: Imaging) -> tuple[bytes, s
     """Every held-out picture as it was, as counted and as each method restores it, at the first blur and peak."""
     problem = settings.problem
     blur, peak = problem.blurs[0], problem.peaks[0]
-    every = held_out(problem.blurs, problem.peaks, problem.size)
-    index = torch.tensor(places(problem, blur, peak, len(HELD_OUT)))
-    seen = Observed(*(tensor[index] for tensor in (every.clean, *every.inputs)))
+    seen = held_out_under(problem, blur, peak)
     shown = {"original": seen.clean}
     for reference in found.references:
         chosen = reference.chosen.get(f"{blur}, {peak:g}", 0.0)
@@ -38,17 +36,17 @@ def pictures_figure(settings: ImagingSettings, found: Imaging) -> tuple[bytes, s
         shown[one.method] = _made_by(settings, one, seen)
     rows = len(HELD_OUT)
     with figure_of(len(shown) * rows, 2.6, columns=2, rows=rows) as (figure, axes):
-        for place, axis in enumerate(axes):
-            name, picture = list(shown.items())[place % len(shown)], place // len(shown)
-            axis.imshow(name[1][picture].numpy(), cmap="gray", vmin=0, vmax=1)
+        panels = [(picture, name, made) for picture in range(rows) for name, made in shown.items()]
+        for axis, (picture, name, made) in zip(axes, panels, strict=True):
+            axis.imshow(made[picture].numpy(), cmap="gray", vmin=0, vmax=1)
             axis.set_xticks([])
             axis.set_yticks([])
             axis.grid(visible=False)
             axis.spines[:].set_visible(False)
             if picture == 0:
-                axis.set_title(name[0].replace("-", "\n", 1), fontsize=6)
-            if name[0] != "original":
-                quality = decibels(name[1][picture : picture + 1], seen.clean[picture : picture + 1])[0]
+                axis.set_title(name.replace("-", "\n", 1), fontsize=6)
+            if name != "original":
+                quality = decibels(made[picture : picture + 1], seen.clean[picture : picture + 1])[0]
                 axis.set_xlabel(f"{quality:.2f} dB", fontsize=6, labelpad=1)
         return png(figure), f"Pictures that were not learned from, {blur} blur, {peak:g} photons for white"
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -44,6 +43,10 @@ class Observed:
     def inputs(self) -> tuple[Tensor, Tensor, Tensor]:
         """What the energy sees: counts, kernels and peaks."""
         return self.counts, self.kernel, self.peak
+
+    def select(self, index: Int[Tensor, " some"]) -> Observed:
+        """Some of them."""
+        return Observed(*(tensor[index] for tensor in (self.clean, *self.inputs)))
 
     def to(self, dtype: torch.dtype) -> Observed:
         """The same in another precision."""
@@ -143,7 +146,7 @@ def decibels(restored: Float[Tensor, "batch high wide"], clean: Float[Tensor, "b
     from skimage.metrics import peak_signal_noise_ratio
 
     pairs = zip(clean.numpy(), restored.numpy(), strict=True)
-    return [float(min(peak_signal_noise_ratio(one, other, data_range=1.0), math.inf)) for one, other in pairs]
+    return [float(peak_signal_noise_ratio(one, other, data_range=1.0)) for one, other in pairs]
 
 
 def similarity(restored: Float[Tensor, "batch high wide"], clean: Float[Tensor, "batch high wide"]) -> list[float]:

@@ -14,6 +14,7 @@ from torch.nn import functional
 from implicit_bregman.experiments.study.imaging.energy import TotalVariation
 from implicit_bregman.experiments.study.imaging.pictures import (
     BACKGROUND,
+    HELD_OUT,
     TRAINING,
     Observed,
     decibels,
@@ -58,7 +59,7 @@ def judge_reference(run: ReferenceRun) -> dict[str, Any]:
     restore, choices = METHODS[run.method]
     with without_warnings():
         setting = _chosen(run, problem, restore, choices) if choices else None
-        seen = _of(run.problem, held_out(run.problem.blurs, run.problem.peaks, run.problem.size), run)
+        seen = held_out_under(run.problem, run.blur, run.peak)
         made = restore(problem, seen, setting or 0.0)
     return {"setting": setting, "psnr": decibels(made, seen.clean), "ssim": similarity(made, seen.clean)}
 
@@ -79,11 +80,10 @@ def places(problem: Problem, blur: str, peak: float, pictures: int) -> list[int]
     return [number * blurs * peaks + first for number in range(pictures)]
 
 
-def _of(problem: Problem, seen: Observed, run: ReferenceRun) -> Observed:
+def held_out_under(problem: Problem, blur: str, peak: float) -> Observed:
     """The held-out pictures of one blur and one peak, with the same noise as among all."""
-    total = len(seen.clean) // (len(problem.blurs) * len(problem.peaks))
-    index = torch.tensor(places(problem, run.blur, run.peak, total))
-    return Observed(*(tensor[index] for tensor in (seen.clean, *seen.inputs)))
+    index = torch.tensor(places(problem, blur, peak, len(HELD_OUT)))
+    return held_out(problem.blurs, problem.peaks, problem.size).select(index)
 
 
 def _observed(problem: Problem, seen: Observed, setting: float) -> Float[Tensor, "batch high wide"]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from implicit_bregman.experiments.gpu.paths import Path, Run
+from implicit_bregman.experiments.benchmark.paths.layers import Path, Run
 
 # Per path and device: repeats go on for so many seconds, and at most so many times.
 SECONDS, MOST = 2.0, 30

@@ -1,18 +1,13 @@
-"""The machine, and what is installed on it."""
+"""Packages that the library and its extras need, and which of them are there."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
-
-import implicit_bregman
 
 NAME = "implicit-bregman"
 # What the package itself needs, and what its users may want; the others are for contributors.
@@ -53,28 +48,6 @@ def packages() -> list[Package]:
         for needed in _requirements(extra):
             found.setdefault(needed.name, Package(needed.name, extra, str(needed.specifier), _version(needed.name)))
     return list(found.values())
-
-
-def machine() -> dict[str, str]:
-    """Versions, processor cores and threads."""
-    return {
-        NAME: implicit_bregman.__version__,
-        "Python": platform.python_version(),
-        "PyTorch": str(torch.__version__),
-        "CUDA of PyTorch": torch.version.cuda or "none: this build is for the CPU",
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": str(os.cpu_count()),
-        "threads": f"{torch.get_num_threads()} (torch.set_num_threads; small layers are fastest with one)",
-    }
-
-
-def devices() -> dict[str, str]:
-    """PyTorch's names of the devices that the library runs on, and what people call them."""
-    found = {"cpu": platform.processor() or platform.machine()}
-    for number in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        about = torch.cuda.get_device_properties(number)
-        found[f"cuda:{number}"] = f"{about.name}, {about.total_memory / 2**30:.0f} GiB"
-    return found
 
 
 def _requirements(extra: str) -> Iterator[Requirement]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import torch
 
-from implicit_bregman.experiments.gpu.counts import Counts
-from implicit_bregman.experiments.gpu.paths import Path
-from implicit_bregman.experiments.gpu.timing import Times
+from implicit_bregman.experiments.benchmark.paths.counts import Counts
+from implicit_bregman.experiments.benchmark.paths.layers import Path
+from implicit_bregman.experiments.benchmark.paths.timing import Times
 
 START, END = "<!-- {} -->\n", "<!-- end of {} -->\n"
 
