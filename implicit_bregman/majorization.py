@@ -72,12 +72,35 @@ def inner_step(
         return torch.minimum(step, _OF_THE_WAY * longest)
 
 
-def automatic_step(curvature: Tensor | None, geometry: MirrorMap) -> Tensor | None:
-    """τ = min(1, σ/λ_max(∇²f)), detached; None (backtrack) where no bound or no σ > 0 is known."""
-    sigma = geometry.strong_convexity
-    if curvature is None or sigma <= 0:
-        return None
-    return (sigma / curvature.detach().clamp_min(torch.finfo(curvature.dtype).tiny)).clamp_max(1.0)
+def relative_curvature(
+    curvature: Tensor | None, geometry: MirrorMap, matrix: Float[Tensor, "d d"] | None = None
+) -> Tensor | None:
+    """L ≥ 0 with f below its linear part plus L·D_φ on C, detached; None where no bound or no σ > 0 is known.
+
+    L = λ_max(∇²f)/σ. On the simplex, where blocks have a given sum, L₁/σ₁ may be less: the same in ‖·‖₁.
+
+    Args:
+        curvature: λ_max(∇²f), if it is known.
+        geometry: φ.
+        matrix: ∇²f, where it is one symmetric matrix for all samples.
+    """
+    known = []
+    if curvature is not None and geometry.strong_convexity > 0:
+        known.append(curvature.detach() / geometry.strong_convexity)
+    if matrix is not None and geometry.coupling is not None and geometry.strong_convexity_in_sums > 0:
+        known.append(geometry.coupling.largest_curvature(matrix.detach()) / geometry.strong_convexity_in_sums)
+    return torch.stack(known).amin() if known else None
+
+
+def automatic_step(
+    curvature: Tensor | None, geometry: MirrorMap, matrix: Float[Tensor, "d d"] | None = None
+) -> Tensor | None:
+    """τ = min(1, 1/L), with which the surrogate majorizes; None (backtrack) where L is not known.
+
+    The arguments are those of `relative_curvature`.
+    """
+    relative = relative_curvature(curvature, geometry, matrix)
+    return None if relative is None else 1.0 / relative.clamp_min(1.0)
 
 
 @dataclass(frozen=True)
@@ -90,9 +113,11 @@ class Certificate:
             the reciprocal of its cocoercivity constant, or ‖W‖₂ if it is not monotone.
         curvature_least: λ_min(∇²f) (of the symmetric part); None if unknown.
         strong_convexity: σ = inf φ''.
+        relative_curvature: L with L·D_φ above what f curves: λ_max/σ, or less where φ is the entropy of a simplex;
+            None if unknown.
         has_objective: whether W is symmetric; without an objective nothing can descend.
-        majorizes: whether the MM surrogate lies above f everywhere on C: τ λ_max ≤ σ.
-        descends: whether every step is guaranteed not to raise F: τ λ_max ≤ 2σ.
+        majorizes: whether the MM surrogate lies above f everywhere on C: τL ≤ 1.
+        descends: whether every step is guaranteed not to raise F: τL ≤ 2.
         unique: whether there is at most one critical point.
         converges: whether the iterates are guaranteed to converge (C bounded or F coercive taken for granted).
         rate: factor by which D_φ(z*, z) is guaranteed to shrink per step; None if no rate is known beforehand.
@@ -103,6 +128,7 @@ class Certificate:
     curvature_bound: float | None
     curvature_least: float | None
     strong_convexity: float
+    relative_curvature: float | None
     has_objective: bool
     majorizes: bool
     descends: bool
@@ -116,7 +142,8 @@ class Certificate:
 
         return (
             f"step {'by backtracking' if self.step is None else shown(self.step)}, largest curvature "
-            f"{shown(self.curvature_bound)}, sigma {self.strong_convexity:.6g}: "
+            f"{shown(self.curvature_bound)}, sigma {self.strong_convexity:.6g}, relative curvature "
+            f"{shown(self.relative_curvature)}: "
             f"{'majorizes' if self.majorizes else 'no majorant'}, "
             f"{'descends' if self.descends else 'descent not guaranteed'}, rate {shown(self.rate)}"
         )
@@ -129,13 +156,14 @@ def certify(
 
     For symmetric W, f(z) − f(z⁺) = D(z, z⁺)/τ + D(z⁺, z)/τ + ½ dzᵀW dz ≥ (σ/τ − λ_max(−W)/2)‖dz‖², so the
     surrogate majorizes iff τ λ_max(−W) ≤ σ (for equal coordinates), and f still falls up to 2σ. This replaces
-    Proposition 4.1 and Theorem 5.1 of the paper, whose conditions are not sufficient as printed.
+    Proposition 4.1 and Theorem 5.1 of the paper, whose conditions are not sufficient as printed. On the simplex the
+    same holds in ‖·‖₁, with constants that often allow a longer step: see `relative_curvature`.
 
     Args:
         energy: f.
         geometry: φ, by name or instance.
         regularization: γ ≥ 0.
-        step: τ to be judged; default the automatic one, min(1, σ/λ_max).
+        step: τ to be judged; default the automatic one, min(1, 1/L).
 
     Raises:
         ValueError: if `regularization` is negative or `step` is not positive.
@@ -146,18 +174,20 @@ def certify(
         check_positive("step", step)
     lowest, curvature = energy.curvature_range()
     symmetric = energy.symmetric
+    matrix = energy.shared_hessian() if phi.coupling is not None and symmetric else None
+    known = None if curvature is None else torch.as_tensor(curvature)
+    relative = relative_curvature(known, phi, matrix)
     tau = step
     if tau is None:
-        automatic = automatic_step(None if curvature is None else torch.as_tensor(curvature), phi)
+        automatic = automatic_step(known, phi, matrix)
         tau = None if automatic is None else float(automatic)
         tau = 1.0 if tau is None and energy.is_field else tau
     bound = None if curvature is None else float(curvature)
     least = None if lowest is None else float(lowest)
-    sigma = phi.strong_convexity
-    slack = 1 + 1e-6  # τ = σ/λ_max was rounded
-    reach = tau * bound if tau is not None and bound is not None else math.inf
-    majorizes = symmetric and reach <= sigma * slack
-    descends = symmetric and (tau is None or reach <= 2 * sigma * slack)
+    slack = 1 + 1e-6  # τ = 1/L was rounded
+    reach = tau * float(relative) if tau is not None and relative is not None else math.inf
+    majorizes = symmetric and reach <= slack
+    descends = symmetric and (tau is None or reach <= 2 * slack)
     weak = _relative_weak_convexity(least, energy.convex, phi)
     # (without symmetry, `convex` stands for a promise that the field is monotone)
     monotone = symmetric or energy.convex or (least is not None and least > 0)
@@ -169,13 +199,14 @@ def certify(
     eps = torch.finfo(lowest.dtype).eps if lowest is not None else 0.0
     definite = least is not None and least > 16 * eps * max(abs(least), bound or 0.0)
     unique = definite or (weak is not None and monotone and weak < regularization)
-    strict = reach < 2 * sigma
+    strict = reach < 2
     converges = phi.is_legendre and (strict or tau is None) and (symmetric or (least is not None and least > 0))
     return Certificate(
         tau,
         bound,
         least,
-        sigma,
+        phi.strong_convexity,
+        None if relative is None else float(relative),
         symmetric,
         bool(majorizes),
         bool(descends),

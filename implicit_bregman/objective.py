@@ -130,7 +130,9 @@ class Objective:
         It takes the spectrum of W, and is computed for those who make MM steps alone.
         """
         if not self._found_step:
-            known = automatic_step(self.energy.curvature, self.geometry)
+            shared = self.energy.factored if self.energy.symmetric else None
+            matrix = None if shared is None else shared.operator.matrix
+            known = automatic_step(self.energy.curvature, self.geometry, matrix)
             one = known is None and self.energy.is_field
             self._found_step = (torch.ones((), dtype=self.energy.dtype) if one else known,)
         return self._found_step[0]

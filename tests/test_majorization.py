@@ -15,6 +15,7 @@ from implicit_bregman.experiments.reference.oracle import reference_solution
 from implicit_bregman.experiments.reference.problems import Problem, make_problem
 from implicit_bregman.legendre import separable_geometries
 from implicit_bregman.majorization import automatic_step, inner_step, mm_step
+from implicit_bregman.objective import Objective
 from tests.problems import dual_of
 
 BOX = ib.geometry("tanh").to_box(-2.0, 3.0)
@@ -371,9 +372,121 @@ def test_certificate_where_sigma_is_zero() -> None:
 
 def test_certificate_as_text() -> None:
     text = str(certify(QuadraticEnergy.from_matrices(-4 * torch.eye(2)), "tanh", regularization=1.0))
-    assert text == "step 0.25, largest curvature 4, sigma 1: majorizes, descends, rate 0.8"
+    assert text == "step 0.25, largest curvature 4, sigma 1, relative curvature 4: majorizes, descends, rate 0.8"
     assert "by backtracking" in str(certify(Bowl(), "exp"))
     assert "descent not guaranteed" in str(certify(QuadraticEnergy.from_matrices(-4 * torch.eye(2)), "tanh", step=1.0))
+
+
+# The simplex: constants in the norm of the sums ---------------------------------------------------------------------
+
+
+def shares(blocks: int, n: int, count: int, generator: torch.Generator, total: float = 1.0) -> Tensor:
+    """Points of `blocks` simplices, some next to a face, (count, blocks · n)."""
+    draw = 6 * torch.randn(count, blocks, n, generator=generator, dtype=torch.float64)
+    return total * torch.softmax(draw, -1).flatten(1)
+
+
+def in_sums(v: Tensor, blocks: int) -> Tensor:
+    """Σ‖v_k‖₁² over the blocks, (count,)."""
+    return v.unflatten(-1, (blocks, -1)).abs().sum(-1).square().sum(-1)
+
+
+BLOCKS = pytest.mark.parametrize(("blocks", "n"), [(1, 5), (3, 4), (1, 2)])
+SIGNS = pytest.mark.parametrize("convex", [True, False], ids=["convex", "indefinite"])
+
+
+@pytest.mark.parametrize("total", [1.0, 0.1, 30.0])
+@BLOCKS
+def test_the_entropy_is_strongly_convex_in_the_sums(
+    total: float, blocks: int, n: int, generator: torch.Generator
+) -> None:
+    phi = ib.geometry("simplex", total=total, size=n)
+    u, v = (shares(blocks, n, 500, generator, total) for _ in range(2))
+    least = 0.5 * phi.strong_convexity_in_sums * in_sums(u - v, blocks)
+    divergence = phi.divergence(u, v)
+    assert bool((divergence >= least * (1 - 1e-12)).all())
+
+
+def test_that_constant_is_the_best() -> None:
+    phi = ib.geometry("simplex", total=3.0)
+    middle = torch.tensor([[1.5, 1.5]], dtype=torch.float64)
+    near = middle + 1e-3 * torch.tensor([1.0, -1.0], dtype=torch.float64)
+    least = 0.5 * phi.strong_convexity_in_sums * in_sums(near - middle, 1)
+    torch.testing.assert_close(phi.divergence(near, middle), least, rtol=1e-5, atol=0.0)
+
+
+@SIGNS
+@BLOCKS
+def test_curvature_between_sums_is_a_bound(blocks: int, n: int, convex: bool, generator: torch.Generator) -> None:
+    draw = torch.randn(blocks * n, blocks * n, generator=generator, dtype=torch.float64)
+    matrix = draw @ draw.mT if convex else draw + draw.mT
+    coupling = ib.geometry("simplex", size=n).coupling
+    assert coupling is not None
+    bound = coupling.largest_curvature(matrix)
+    corners = torch.cat([shares(blocks, n, 2000, generator), torch.eye(n).double().repeat(1, blocks)])
+    ways = corners[:, None] - corners[None, torch.randperm(len(corners), generator=generator)[:50]]
+    ways = torch.cat([ways.flatten(0, 1), (corners[-n:, None] - corners[None, -n:]).flatten(0, 1)])
+    ways = ways[in_sums(ways, blocks) > 1e-6]
+    reached = (ways @ matrix * ways).sum(-1) / in_sums(ways, blocks)
+    assert bool((reached <= bound * (1 + 1e-12)).all())
+    if convex and blocks == 1:
+        torch.testing.assert_close(reached.max(), bound)
+        assert float(bound) <= 0.5 * float(torch.linalg.eigvalsh(matrix)[-1]) * (1 + 1e-12)
+
+
+@SIGNS
+@BLOCKS
+def test_the_step_on_the_simplex_majorizes_and_descends(
+    blocks: int, n: int, convex: bool, generator: torch.Generator
+) -> None:
+    draw = torch.randn(blocks * n, blocks * n, generator=generator, dtype=torch.float64)
+    weight = -(draw @ draw.mT) if convex else draw + draw.mT
+    c = torch.randn(blocks * n, generator=generator, dtype=torch.float64)
+    phi = ib.geometry("simplex", size=n)
+    found = certify(QuadraticEnergy.from_matrices(weight), phi)
+    assert found.majorizes
+    assert found.descends
+    assert found.step is not None
+    highest = float(torch.linalg.eigvalsh(-weight)[-1])
+    assert found.step >= min(1.0, 1 / highest) * (1 - 1e-12)
+    assert found.step >= min(1.0, 2 / highest) * (1 - 1e-12) or not convex or blocks > 1
+    z, u = (shares(blocks, n, 500, generator) for _ in range(2))
+    linear = value(weight, c, z) + (gradient(weight, c, z) * (u - z)).sum(-1)
+    surrogate = linear + phi.divergence(u, z) / found.step
+    assert bool((value(weight, c, u) <= surrogate + 1e-9).all())
+    after = phi.activation(
+        mm_step(phi, phi.inverse_activation(z), gradient(weight, c, z), torch.tensor([found.step]).double(), 0.0)
+    )
+    assert bool((value(weight, c, after) <= value(weight, c, z) + 1e-12).all())
+
+
+def test_a_constant_in_the_matrix_costs_no_steps(generator: torch.Generator) -> None:
+    """λ_max grows with the constant, which no difference of two points of C sees."""
+    plain, c = torch.eye(50, dtype=torch.float64), torch.randn(4, 50, generator=generator, dtype=torch.float64)
+    solver = ib.solvers.MM(tol=1e-10, max_iter=60, exact=False)
+    for matrix in (plain, plain + 3.0):
+        energy = QuadraticEnergy.from_matrices(-matrix)
+        found = ib.find_critical_point(energy, "simplex", c, regularization=1.0, solver=solver)
+        assert bool(found.converged.all())
+        assert certify(energy, "simplex", 1.0).step == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("operator", [False, True], ids=["matrix", "operator"])
+def test_the_certificate_has_the_solvers_step(operator: bool, generator: torch.Generator) -> None:
+    draw = torch.rand(6, 6, generator=generator, dtype=torch.float64)
+    H = 4 * draw @ draw.mT
+    dense = ib.operators.Dense(H)
+    energy = QuadraticEnergy.from_operator(dense) if operator else QuadraticEnergy.from_matrices(-H)
+    step = Objective(energy.bind(torch.zeros(1, 6).double()), ib.geometry("simplex", size=6), 0.0).step
+    assert certify(energy, "simplex").step == pytest.approx(float(step), rel=1e-14)
+    assert float(step) > 2 / float(torch.linalg.eigvalsh(H)[-1])
+
+
+def test_capped_and_sparse_simplices_keep_their_step() -> None:
+    for phi in (ib.geometry("simplex", hi=0.5), ib.geometry("simplex", order=1.5)):
+        assert phi.strong_convexity_in_sums == 0
+        found = certify(QuadraticEnergy.from_matrices(-8 * torch.eye(4)), phi)
+        assert found.step == pytest.approx(min(1.0, phi.strong_convexity / 8))
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,10 @@ class Energy(nn.Module):
         """Whether H is one matrix for all samples whatever x is, and x enters through an offset alone."""
         return False
 
+    def shared_hessian(self) -> Float[Tensor, "d d"] | None:
+        """∇²f, detached, where it is one matrix that the solvers know entry by entry; else None."""
+        return None
+
     @property
     def samples(self) -> int | None:
         """The number of samples that it is for, where each has an operator of its own; None: any."""

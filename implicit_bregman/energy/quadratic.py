@@ -303,6 +303,10 @@ class QuadraticEnergy(Energy):
         ends = self._spectrum()
         return ends.lowest, ends.curvature
 
+    def shared_hessian(self) -> Float[Tensor, "d d"] | None:
+        shared = None if self.low_rank else self._operator().shared
+        return None if shared is None else shared.matrix
+
     def _spectrum(self) -> Spectrum:
         known = self.weight_map.spectrum()
         return self._operator().factor.spectrum if known is None else known

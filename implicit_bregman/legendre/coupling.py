@@ -65,3 +65,20 @@ class Coupling:
         """The largest number of each block, in all its places."""
         blocks = self.split(scale)
         return blocks.amax(-1, keepdim=True).expand_as(blocks).flatten(-2)
+
+    def largest_curvature(self, matrix: Float[Tensor, "d d"]) -> Float[Tensor, ""]:
+        """L₁ ≥ 0 with vᵀHv ≤ L₁ Σ‖v_k‖₁² for every v whose blocks v_k sum to 0, and a symmetric H.
+
+        For one block and H ⪰ 0 it is the least such number, ¼ max(H_ii + H_jj − 2H_ij): a convex function is largest
+        at the corners (e_i − e_j)/2 of the set. L₁ is then at most half of the largest eigenvalue.
+        """
+        parts = self.split(self.split(matrix.mT).movedim(0, -1))  # (blocks, n, blocks, n)
+        most, least = parts.amax((1, 3)), parts.amin((1, 3))
+        # (a constant that is added to the entries of two blocks changes nothing)
+        pairs = 0.5 * (most - least)
+        own = torch.diagonal(parts, dim1=0, dim2=2).movedim(-1, 0)  # (blocks, n, n)
+        diagonal = torch.diagonal(own, dim1=1, dim2=2)
+        # vᵀHv = −½ Σ v_i v_j G_ij, of which the pairs of one sign count where G is negative.
+        gaps = diagonal[:, :, None] + diagonal[:, None, :] - 2 * own
+        pairs.diagonal().copy_(0.25 * (gaps.amax((1, 2)) - gaps.amin((1, 2))))
+        return torch.linalg.matrix_norm(pairs, 2) if len(pairs) > 1 else pairs[0, 0]

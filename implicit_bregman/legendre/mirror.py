@@ -116,6 +116,11 @@ class MirrorMap(ABC):
         """σ: φ is at least σ/2 ‖·‖² curved along C."""
 
     @property
+    def strong_convexity_in_sums(self) -> float:
+        """σ₁: φ is at least σ₁/2 Σ‖·‖₁² curved along C, with a term for each block of `coupling`; 0: not known."""
+        return 0.0
+
+    @property
     def is_steeper_somewhere(self) -> bool:
         """Whether φ'' > σ almost everywhere, in every coordinate."""
         return self.max_curvature > self.strong_convexity

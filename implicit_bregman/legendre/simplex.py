@@ -171,6 +171,11 @@ class Simplex(MirrorMap):
     def strong_convexity(self) -> float:
         return self.total ** (self._alpha - 2.0) if self.hi is None else self._base.strong_convexity
 
+    @property
+    def strong_convexity_in_sums(self) -> float:
+        """By Pinsker's inequality."""
+        return 1.0 / self.total if self._is_softmax else 0.0
+
     # Maps --------------------------------------------------------------------------------------------------------
 
     def activation(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
