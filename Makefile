@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 # One stamp per requirement: another TORCH, or a newer pyproject.toml, installs again; otherwise nothing is done.
 TORCH_TAG = $(shell printf '%s' '$(TORCH)' | tr -cs 'A-Za-z0-9.' '-')
 STAMP = $(VENV)/.installed-$(TORCH_TAG)
-# Of every test with many cases run one in so many: make test-oldest SHARE=1/4. What is marked `whole` runs all.
+# Of every test with many cases run one in so many: make test-oldest SHARE=1/16. What is marked `whole` runs all.
 SHARE ?= 1/1
 # How long `make fuzz` goes on, where it begins, and words that a case's description has to contain.
 MINUTES ?= 5

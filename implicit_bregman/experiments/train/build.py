@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ ADJOINTS = {
     "phantom": adjoints.Phantom,
     "shine": adjoints.Shine,
 }
+#: Seconds that the threads of a group of processes get to free what they have sent.
+_FREEING = 0.5
 _UNROLLED = re.compile(r"unrolled-([1-9]\d*)|truncated-([1-9]\d*)-of-([1-9]\d*)")
 
 
@@ -178,4 +181,8 @@ def _torchrun_processes() -> tuple[int | None, int]:
 def leave_processes() -> None:
     """Take this process out of its group, if it is in one: threads of the group that outlive Python's end abort it."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if torch.__version__ < "2.9":
+            # There the group waits for its threads and keeps Python's lock, which one that still frees the tensor of a
+            # barrier waits for. While this process sleeps, that thread has the lock.
+            time.sleep(_FREEING)
         torch.distributed.destroy_process_group()
