@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 
 import pytest
@@ -208,10 +209,18 @@ class Contract:
         off = (single.product(v.float()).double() - operator.product(v)).abs()
         assert (off <= single.rounding(v.float()).double() + 1e-12).all()
 
-    @pytest.mark.parametrize("gamma", [0.0, 0.05, 1.0])
     @pytest.mark.parametrize("geometry", ["tanh", "softplus"])
     @pytest.mark.parametrize(
-        "solver", ["auto", "newton", "anderson", *(pytest.param(s, marks=pytest.mark.slow) for s in ("mm", "broyden"))]
+        ("solver", "gamma"),
+        [
+            *itertools.product(["auto", "newton"], [0.0, 0.05, 1.0]),
+            *itertools.product(["anderson"], [0.0, 1.0]),
+            pytest.param("anderson", 0.05, marks=pytest.mark.slow),
+            *(
+                pytest.param(*of, marks=pytest.mark.slow)
+                for of in itertools.product(["mm", "broyden"], [0.0, 0.05, 1.0])
+            ),
+        ],
     )
     def test_the_solvers_find_what_they_find_for_the_matrix(self, solver: str, geometry: str, gamma: float) -> None:
         found, twin = [], []
