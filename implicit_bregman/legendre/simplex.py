@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -184,7 +184,12 @@ class Simplex(MirrorMap):
         if self._is_softmax:
             share = torch.softmax(self.coupling.split(y), -1).flatten(-2)
             return share if self.total == 1.0 else self.total * share
-        return self.followed(self._base.activation(self.gauged(y)).clamp_max(self.domain[1]), y)
+        if y.requires_grad and torch.is_grad_enabled() and not transformed() and not torch.compiler.is_compiling():
+            return self.followed(_Activation.apply(y, self), y)
+        return self.followed(self._activated(self.gauged(y)), y)
+
+    def _activated(self, gauged: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        return self._base.activation(gauged).clamp_max(self.domain[1])
 
     def project_dual(self, y: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """y less the level of each block, and, where φ is not Legendre, cut to the range of φ'."""
@@ -412,6 +417,25 @@ class Simplex(MirrorMap):
 
     def derivative(self, slope: Float[Tensor, "batch d"], v: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         return self.coupling.derivative(slope, v)
+
+
+class _Activation(torch.autograd.Function):
+    """ρ with its derivative in closed form: the graph of a level is several times as long. To any order."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, phi: Simplex) -> Tensor:
+        gauged = phi.gauged(y)
+        ctx.phi = phi
+        ctx.save_for_backward(y, gauged)
+        return phi._activated(gauged)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        y, gauged = ctx.saved_tensors
+        phi = ctx.phi
+        if torch.is_grad_enabled():  # (the derivative is to be differentiated)
+            gauged = phi.gauged(y)
+        return phi.derivative(phi._base.slope(gauged), grad), None
 
 
 def _level_of_projection(z: Float[Tensor, "*blocks n"], lo: float, hi: float, total: float) -> Tensor:

@@ -87,6 +87,8 @@ class TsallisEntropy(LegendreFunction):
         return (self.order - 2.0) * self._activation(y).clamp_min(torch.finfo(y.dtype).tiny).log()
 
     def _slope(self, y: Tensor) -> Tensor:
+        if self.order == 1.5:  # (the root of a square)
+            return 0.5 * self._project_dual(y)
         return torch.where(y > 0, self._activation(y).pow(2.0 - self.order), 0.0)
 
     def _log_curvature_slope(self, y: Tensor) -> Tensor:

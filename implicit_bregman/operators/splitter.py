@@ -279,9 +279,7 @@ class Splitter:
             floor: the least scale.
         """
         b = right.to(start.dtype)
-        return self._refine(
-            free, b, start, tol, lambda excess: torch.maximum((excess + b).abs_(), b.abs()).add_(floor)
-        )
+        return self._refine(free, b, start, tol, lambda excess: torch.maximum((excess + b).abs_(), b.abs()).add_(floor))
 
     def _refine(
         self, free: Tensor, b: Tensor, z: Tensor, tol: float, scale_of: Callable[[Tensor], Tensor]

@@ -110,6 +110,13 @@ def test_derivatives_of_every_kind(phi: ib.MirrorMap) -> None:
     for function in (phi.activation, phi.conjugate, phi.project_dual):
         assert torch.autograd.gradcheck(function, (y,))
         assert torch.autograd.gradgradcheck(function, (y,))
+    weight = torch.linspace(1.0, 2.0, 4, dtype=torch.float64)
+
+    def gradient(y: torch.Tensor) -> torch.Tensor:
+        (grad,) = torch.autograd.grad((phi.activation(y) * weight).square().sum(), y, create_graph=True)
+        return grad
+
+    assert torch.autograd.gradgradcheck(gradient, (y,))
     jacobian = torch.func.vmap(torch.func.jacrev(phi.activation))(y.detach())
     forward = torch.func.vmap(torch.func.jacfwd(phi.activation))(y.detach())
     torch.testing.assert_close(jacobian, forward)
