@@ -21,6 +21,7 @@ GEOMETRIES = {
     "capped": ib.geometry("simplex", hi=0.4),
     "entmax": ib.geometry("simplex", order=1.5),
 }
+SIMPLEX = GEOMETRIES["simplex"]
 D, B = 6, 4
 
 
@@ -399,3 +400,102 @@ def test_what_has_no_form_on_the_simplex() -> None:
         ib.BregmanGraphDEQ(4, 2, geometry="simplex")
     with pytest.raises(ValueError, match="with room to spare"):
         solve(weight, c, ib.geometry("simplex", hi=0.1), 1.0)
+
+
+MASK = torch.tensor([[0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 1], [0, 1, 1, 0, 1, 0], [0, 0, 0, 0, 0, 1]], dtype=torch.bool)
+
+
+@pytest.mark.parametrize("low", [-1e3, -1e9, -1e30, -torch.inf])
+@pytest.mark.parametrize("gamma", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("name", GEOMETRIES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_masked_coordinates_are_as_good_as_not_there(dtype: torch.dtype, name: str, gamma: float, low: float) -> None:
+    phi, (weight, c) = GEOMETRIES[name], drawn("convex", seed=5)
+    masked = torch.where(MASK, low, c).to(dtype)
+    z, by_weight, by_c = gradients(weight.to(dtype), masked, phi, gamma)
+    solution = solve(weight.to(dtype), masked, phi, gamma)
+    assert bool(solution.converged.all())
+    assert bool(torch.isfinite(solution.objective).all())
+    g = torch.linspace(-1, 1, z.numel(), dtype=torch.float64).reshape(z.shape).sin()
+    expected_by_weight = torch.zeros(D, D, dtype=torch.float64)
+    close = {"rtol": 0, "atol": 2e-5 if dtype == torch.float32 else 1e-9}
+    for row, mask in enumerate(MASK):
+        kept = (~mask).nonzero().squeeze(-1)
+        small = [weight[kept][:, kept].requires_grad_(), c[row, kept][None].requires_grad_()]
+        expected = solve(*small, phi, gamma).value
+        torch.testing.assert_close(z[row, kept].double(), expected[0].detach(), **close)
+        assert bool((z[row, mask] == 0).all())
+        parts = torch.autograd.grad(expected, small, g[row, kept][None])
+        expected_by_weight[kept[:, None], kept] += parts[0]
+        torch.testing.assert_close(by_c[row, kept].double(), parts[1][0], **close)
+        assert bool((by_c[row, mask] == 0).all())
+    torch.testing.assert_close(by_weight.double(), expected_by_weight, **close)
+
+
+@pytest.mark.parametrize("solver", ["newton", "mm", "anderson", "broyden", "splitting"])
+def test_every_solver_takes_masks(solver: str) -> None:
+    weight, c = drawn("convex", seed=5)
+    masked, gamma = torch.where(MASK, -torch.inf, c), 0.0 if solver == "splitting" else 0.1
+    method = ib.solvers.Splitting() if solver == "splitting" else solver
+    assert bool(solve(weight, masked, SIMPLEX, gamma, solver=method).converged.all())
+    expected = gradients(weight, masked, SIMPLEX, gamma)
+    for ours, theirs in zip(gradients(weight, masked, SIMPLEX, gamma, solver=method), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
+
+
+def test_unrolled_steps_take_masks() -> None:
+    weight, c = drawn("convex", seed=5)
+    masked = torch.where(MASK, -torch.inf, c)
+    unrolled = gradients(weight, masked, SIMPLEX, 0.1, adjoint=ib.adjoints.Unrolled(steps=300))
+    for ours, theirs in zip(unrolled, gradients(weight, masked, SIMPLEX, 0.1), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
+
+
+def test_masks_under_transforms_and_in_half_precision() -> None:
+    weight, c = drawn("convex", seed=5)
+    masked = torch.where(MASK, -torch.inf, c)
+    energy = ib.QuadraticEnergy.from_matrices(weight)
+
+    def map_of(c: Tensor) -> Tensor:
+        return ib.find_critical_point(energy, "simplex", c, regularization=0.5).value
+
+    jacobian = torch.func.jacrev(map_of)(masked)
+    by_backward = torch.autograd.functional.jacobian(map_of, masked)
+    torch.testing.assert_close(jacobian, by_backward)
+    assert bool(torch.isfinite(jacobian).all())
+    half = [tensor.bfloat16() for tensor in (weight, masked)]
+    expected = solve(*(tensor.double() for tensor in half), SIMPLEX, 0.5).value
+    torch.testing.assert_close(solve(*half, SIMPLEX, 0.5).value.double(), expected, rtol=0, atol=4e-3)
+
+
+def test_blocks_with_masks_of_their_own() -> None:
+    weight, c = drawn("convex", seed=5)
+    masked = torch.where(MASK, -torch.inf, c)
+    both = torch.block_diag(weight, weight)
+    phi = ib.geometry("simplex", size=D)
+    found = solve(both, torch.cat([masked, masked.flip(0)], -1), phi, 0.3).value
+    single = solve(weight, masked, SIMPLEX, 0.3).value
+    torch.testing.assert_close(found, torch.cat([single, single.flip(0)], -1), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["simplex", "capped"])
+def test_masks_that_leave_too_little_are_invalid_inputs(name: str) -> None:
+    weight, c = drawn("convex")
+    phi, few = GEOMETRIES[name], 1 if name == "simplex" else 3
+    c[0, few - 1 :] = -torch.inf
+    c[1, few:] = -torch.inf
+    c[2, 0], c[3, 0] = torch.inf, torch.nan
+    with pytest.warns(ib.ConvergenceWarning, match="INVALID_INPUT"):
+        found = solve(weight, c, phi, 0.1)
+    assert found.converged.tolist() == [False, True, False, False]
+    torch.testing.assert_close(found.value[1].sum(), torch.tensor(1.0, dtype=torch.float64))
+
+
+def test_infinite_inputs_stay_invalid_where_they_mask_nothing() -> None:
+    c = torch.tensor([[0.1, -torch.inf, 0.2]])
+    for energy, geometry in (
+        (ib.QuadraticEnergy.from_matrices(-torch.eye(3)), "tanh"),
+        (ib.QuadraticEnergy.from_matrices(-torch.eye(3), torch.eye(3)), "simplex"),
+    ):
+        with pytest.warns(ib.ConvergenceWarning, match="INVALID_INPUT"):
+            assert not bool(ib.find_critical_point(energy, geometry, c, regularization=0.1).converged)
