@@ -14,6 +14,7 @@ from implicit_bregman.batch import Batch, as_states, in_front, only_start
 from implicit_bregman.checks import check_energy, check_existence
 from implicit_bregman.compilation import uncompiled, without_autocast
 from implicit_bregman.energy.base import Energy
+from implicit_bregman.energy.bound import BoundAffine
 from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.energy.inputs import Inputs, tensors_of
 from implicit_bregman.legendre import MirrorMap
@@ -189,7 +190,8 @@ def _objective(energy: Energy, phi: MirrorMap, x: Inputs, gamma: float, limit: b
 
 def _bound(energy: Energy, phi: MirrorMap, x: Inputs, gamma: float, limit: bool) -> BoundEnergy:
     bound = energy.bind(x)
-    bound.clip_offset(phi, gamma, limit)
+    if isinstance(bound, BoundAffine):
+        bound.clip_offset(phi, gamma, limit)
     return bound
 
 

@@ -68,6 +68,7 @@ class BoundAffine(BoundEnergy):
         return Packed((*tensors, self.offset), rows, partial(_rebuild, self.remake(), rebuild))
 
     def clip_offset(self, geometry: MirrorMap, gamma: float, limit: bool) -> None:
+        """Make c what `MirrorMap.clipped` makes of it, before anything else is known of this energy."""
         if geometry.coupling is None:
             return
         with torch.no_grad():

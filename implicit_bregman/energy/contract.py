@@ -18,7 +18,6 @@ from implicit_bregman.operators.costs import DEFAULT_COSTS, Costs
 
 if TYPE_CHECKING:
     from implicit_bregman.energy.bound import BoundQuadratic
-    from implicit_bregman.legendre import MirrorMap
 
 PullBack = Callable[[Tensor, Tensor, tuple[bool, ...]], tuple[Tensor | None, ...]]
 """From v = dL/d(−∇f), z and what is needed to the gradients of an energy's `leaves`."""
@@ -150,10 +149,6 @@ class BoundEnergy(ABC):
     @abstractmethod
     def value_at(self, z: Float[Tensor, "batch d"]) -> Callable[[], Float[Tensor, " batch"]]:
         """f(z; x) up to a constant at a fixed z, differentiable (once) in x and θ as they are now, on demand."""
-
-    def clip_offset(self, geometry: MirrorMap, gamma: float, limit: bool) -> None:
-        """Make the linear term what `MirrorMap.clipped` makes of it, if it is known; before anything else is."""
-        return
 
     @abstractmethod
     def again(self) -> AbstractContextManager[object]:
