@@ -55,7 +55,6 @@ class Batch:
         initial: Tensor | Solution | None = None,
         initial_dual: Tensor | None = None,
         called: str = "initial_dual",
-        masks: bool = True,
     ) -> Batch:
         """Check, lift, flatten and clean an input and a start.
 
@@ -69,7 +68,6 @@ class Batch:
             initial: z⁰, or a `Solution`.
             initial_dual: y⁰.
             called: the name of `initial_dual` in messages.
-            masks: whether −∞ in x may mask a coordinate, see `Energy.input_is_offset`.
 
         Raises:
             TypeError: for what is no tensor, or not floating point where it has to be.
@@ -77,7 +75,7 @@ class Batch:
         """
         batch = cls.framed(energy, geometry, x)
         start = _start(batch.geometry, initial, initial_dual, called, (*batch.shape, *batch.event), batch.dual)
-        inputs, dual, clean = _cleaned(batch.x, start, batch.geometry, masks and energy.input_is_offset)
+        inputs, dual, clean = _cleaned(batch.x, start, geometry.middle)
         return replace(batch, x=inputs, dual=dual, clean=clean)
 
     @classmethod
@@ -308,19 +306,19 @@ def _start_rows(name: str, start: object, shape: tuple[int, ...], origin: Tensor
     return start.reshape(origin.shape)
 
 
-def _cleaned(x: Inputs, start: Start, geometry: MirrorMap, offset: bool) -> tuple[Inputs, Tensor, Tensor | None]:
-    """x with zeros, y⁰ in the middle for the samples in which one of them cannot be used, and the others; None: all."""
+def _cleaned(x: Inputs, start: Start, middle: float) -> tuple[Inputs, Tensor, Tensor | None]:
+    """x with zeros, y⁰ with `middle` for the samples in which one of them cannot be used, and the others; None: all."""
     dual, usable = start
     numbers = [tensor.detach() for tensor in tensors_of(x) if tensor.is_floating_point() or tensor.is_complex()]
     if usable is None and _are_surely_finite(numbers):
         return x, dual, None
     clean = torch.ones_like(dual[:, 0], dtype=torch.bool) if usable is None else usable
     for tensor in numbers:
-        rows = tensor.flatten(1) if tensor.dim() > 1 else tensor[:, None]
-        clean = clean & (geometry.is_offset(rows) if offset else torch.isfinite(rows).all(-1))
+        finite = torch.isfinite(tensor)
+        clean = clean & (finite.flatten(1).all(-1) if tensor.dim() > 1 else finite)
     if bool(clean.all()):
         return x, dual, None
-    return map_tensors(partial(_zeroed, clean), x), torch.where(clean[:, None], dual, geometry.middle), clean
+    return map_tensors(partial(_zeroed, clean), x), torch.where(clean[:, None], dual, middle), clean
 
 
 def _are_surely_finite(tensors: list[Tensor]) -> bool:

@@ -14,8 +14,6 @@ from implicit_bregman.batch import Batch, as_states, in_front, only_start
 from implicit_bregman.checks import check_energy, check_existence
 from implicit_bregman.compilation import uncompiled, without_autocast
 from implicit_bregman.energy.base import Energy
-from implicit_bregman.energy.bound import BoundAffine
-from implicit_bregman.energy.contract import BoundEnergy
 from implicit_bregman.energy.inputs import Inputs, tensors_of
 from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.legendre import geometry as lookup
@@ -86,7 +84,7 @@ def find_critical_point(
     batch = Batch.of(energy, phi, x, initial, initial_dual)
     phi = batch.geometry
     with without_autocast(batch.dual.device.type):
-        objective = _objective(energy, phi, batch.x, gamma, how.follows_limit)
+        objective = _objective(energy, phi, batch.x, gamma)
         own = objective.energy.own
         if own is not None and how.follows_limit:
             own.check(phi, gamma)
@@ -133,7 +131,7 @@ def attach_gradient(
     batch = Batch.of(energy, phi, x, initial_dual=dual, called="dual")
     phi = batch.geometry
     with without_autocast(dual.device.type):
-        objective = _objective(energy, phi, batch.x, gamma, limit=False)
+        objective = _objective(energy, phi, batch.x, gamma)
         how.accepts_iterate(objective)
         rows = batch.dual.detach()
         point = objective.evaluate(rows, objective.initial_step(rows))
@@ -166,7 +164,7 @@ def _inside_transforms(
 
     at = solve_numbers(energy, solve, batch.x, rows)
     batch = batch.kept(at.status != int(Status.INVALID_INPUT))
-    objective = Objective(_bound(energy, phi, batch.x, gamma, how.follows_limit), phi, gamma, unique=True)
+    objective = Objective(energy.bind(batch.x), phi, gamma, unique=True)
     value = how.replay(objective, at.record, batch.followed_dual(name, rows))
     shaped = partial(in_front, batch.shape)
     return Solution(
@@ -182,17 +180,10 @@ def _inside_transforms(
     )
 
 
-def _objective(energy: Energy, phi: MirrorMap, x: Inputs, gamma: float, limit: bool) -> Objective:
-    bound = _bound(energy, phi, x, gamma, limit)
+def _objective(energy: Energy, phi: MirrorMap, x: Inputs, gamma: float) -> Objective:
+    bound = energy.bind(x)
     check_existence(bound, phi, gamma)
     return Objective(bound, phi, gamma)
-
-
-def _bound(energy: Energy, phi: MirrorMap, x: Inputs, gamma: float, limit: bool) -> BoundEnergy:
-    bound = energy.bind(x)
-    if isinstance(bound, BoundAffine):
-        bound.clip_offset(phi, gamma, limit)
-    return bound
 
 
 def _solution(

@@ -120,7 +120,7 @@ def find_constrained_point(
             start = normal(initial) if isinstance(initial, Tensor) else initial
             return find_constrained_point(energy, phi, map_tensors(normal, x), plain, start, gamma, solver)
     method = adjoint_named("implicit").solver_for(solver)
-    batch = Batch.of(energy, phi, x, initial, masks=False)  # (a constraint may need what is masked)
+    batch = Batch.of(energy, phi, x, initial)
     with without_autocast(batch.dual.device.type):
         bound = energy.bind(batch.x)
         if not Objective(bound, batch.geometry, gamma).unique:

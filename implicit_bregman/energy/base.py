@@ -43,7 +43,6 @@ class Energy(nn.Module):
     Attributes:
         input_width: n, where x has to be one tensor of that width; None: whatever `value` takes.
         takes_half: whether half-precision parameters are lifted by the energy itself.
-        input_is_offset: whether f(z; x) is ⟨−x, z⟩ and what depends on z alone: −∞ in x then masks a coordinate.
 
     Raises:
         TypeError: for features of another kind.
@@ -63,10 +62,6 @@ class Energy(nn.Module):
     def input_width(self) -> int | None:
         """How wide an x that is one tensor has to be; None: x may be anything that `value` takes."""
         return None
-
-    @property
-    def input_is_offset(self) -> bool:
-        return False
 
     def event_shape(self, x: Inputs) -> int | tuple[int, ...] | None:
         """The shape of a state that goes with the input x; None: as wide as x. Here: `features`, whatever x is."""

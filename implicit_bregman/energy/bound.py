@@ -13,7 +13,6 @@ from torch import Tensor
 
 from implicit_bregman.energy.contract import BoundEnergy, Evaluation, Packed
 from implicit_bregman.energy.snapshot import Again
-from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.operators import Dense, LinearOperator, Rebuild
 from implicit_bregman.operators.factor import Factor
 
@@ -66,15 +65,6 @@ class BoundAffine(BoundEnergy):
         tensors, rebuild = self.operator.pack()
         rows = None if self.operator.batch is not None else (*(False for _ in tensors), True)
         return Packed((*tensors, self.offset), rows, partial(_rebuild, self.remake(), rebuild))
-
-    def clip_offset(self, geometry: MirrorMap, gamma: float, limit: bool) -> None:
-        """Make c what `MirrorMap.clipped` makes of it, before anything else is known of this energy."""
-        if geometry.coupling is None:
-            return
-        with torch.no_grad():
-            sums = self.operator.row_sizes()
-            most = self.operator.norm() * self.operator.size**0.5 if sums is None else sums.max()
-        self.offset = geometry.clipped(self.offset, most, gamma, limit)
 
     @abstractmethod
     def double(self) -> BoundAffine:

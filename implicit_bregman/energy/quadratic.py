@@ -220,10 +220,6 @@ class QuadraticEnergy(Energy):
     def input_width(self) -> int | None:
         return self.in_features
 
-    @property
-    def input_is_offset(self) -> bool:
-        return self.input_weight is None and not self.low_rank
-
     def _declare_convex(self) -> None:
         if not self.symmetric:
             raise ValueError("convex=True needs a symmetric W: without symmetry there is no objective to be convex")

@@ -70,10 +70,6 @@ class OperatorEnergy(QuadraticEnergy):
         return False
 
     @property
-    def input_is_offset(self) -> bool:
-        return self.offset is None
-
-    @property
     def samples(self) -> int | None:
         return self.operator.batch
 

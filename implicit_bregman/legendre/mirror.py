@@ -283,23 +283,6 @@ class MirrorMap(ABC):
         """∇F = `total` without the part that no direction along C sees, at ρ(`dual`)."""
         return total
 
-    def is_offset(self, c: Float[Tensor, "batch d"]) -> Bool[Tensor, " batch"]:
-        """Whether a minimiser of −⟨c, z⟩ and bounded terms can be found: all entries are finite, or only masked."""
-        return torch.isfinite(c).all(-1)
-
-    def clipped(
-        self, c: Float[Tensor, "batch d"], most: Tensor | float, gamma: float, limit: bool
-    ) -> Float[Tensor, "batch d"]:
-        """c without −∞: with the entries raised that are so low that z would be the same if they were lower.
-
-        Args:
-            c: the offset, (B, d).
-            most: a bound of |Hz| where no |z| exceeds 1.
-            gamma: γ.
-            limit: whether z is a limit; if it is what some steps make, finite entries stay as they are.
-        """
-        return c
-
     def common_scale(self, scale: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """The scales of coordinates that are measured together."""
         return scale

@@ -250,19 +250,15 @@ class Simplex(MirrorMap):
         """How many of n coordinates are at the upper bound if all but one are at a bound."""
         return 0 if self.hi is None else min(int((self.total - n * self.lo) / (self.hi - self.lo)), n - 1)
 
-    def _near_top(self, y: Float[Tensor, "*blocks n"]) -> tuple[Float[Tensor, "*blocks 1"], float]:
-        """The (k + 1)-th largest entry, of which k can be at the upper bound, and what the least of those shares is."""
-        n, whole = y.shape[-1], self._at_top(y.shape[-1])
-        return y.topk(whole + 1, dim=-1).values[..., -1:], (self.total - (n - whole - 1) * self.lo) / (whole + 1)
-
     def _bracket(self, y: Float[Tensor, "*blocks n"]) -> tuple[Tensor, Tensor]:
         """Ends between which the level lies, no farther from each other than duals that count.
 
         If all coordinates were at a bound but one, that would be the k-th largest. With a lower level than the least it
         and those above it alone have the sum; with a higher one than the most it and those below have too little of it.
         """
-        n, hi, whole = y.shape[-1], self.hi, self._at_top(y.shape[-1])
-        near, above = self._near_top(y)
+        n, lo, hi, whole = y.shape[-1], self.lo, self.hi, self._at_top(y.shape[-1])
+        near = y.topk(whole + 1, dim=-1).values[..., -1:]
+        above = (self.total - (n - whole - 1) * lo) / (whole + 1)
         below = self.total / n if hi is None else (self.total - whole * hi) / (n - whole)
         inner = self._base.inner_bounds(y.dtype)
         ends = self._base.inverse_activation(y.new_tensor([above, below]).clamp(*inner))
@@ -415,31 +411,6 @@ class Simplex(MirrorMap):
 
     def tangential(self, total: Float[Tensor, "batch d"], dual: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         return self.coupling.centred(total, self.slope(dual))
-
-    def is_offset(self, c: Float[Tensor, "batch d"]) -> Bool[Tensor, " batch"]:
-        blocks = self.coupling.split(c)
-        # (those that are not masked can have the sum)
-        enough = torch.isfinite(blocks).sum(-1) > self._at_top(blocks.shape[-1])
-        return (torch.isfinite(c) | torch.isneginf(c)).all(-1) & enough.all(-1)
-
-    def clipped(
-        self, c: Float[Tensor, "batch d"], most: Tensor | float, gamma: float, limit: bool
-    ) -> Float[Tensor, "batch d"]:
-        """c without −∞: with the entries raised that are so low that z would be the same if they were lower.
-
-        Their size must not count in the residual of the others: numbers as large as 1e9 are used for masks.
-        """
-        blocks, ends = self.coupling.split(c), torch.finfo(c.dtype)
-        with torch.no_grad():
-            # Of the coordinates with the highest c one has a dual of `high` at most, and ρ₀ underflows at `low`.
-            highest, above = self._near_top(blocks)
-            high = self._base.inverse_activation(c.new_tensor(above))
-            low = math.log(ends.tiny) + math.log(ends.eps) if self._alpha == 1.0 else 0.0
-            # So that the first step of MM, of about 1/most, makes these shares 0 as well.
-            weight = gamma + most + (0.0 if limit else 1.0)
-            floor = highest - (2.0 * max(map(abs, self.domain)) * most + weight * (high - low))
-            raised = blocks < floor if limit else torch.isneginf(blocks)
-        return torch.where(raised, floor, blocks).flatten(-2)
 
     def common_scale(self, scale: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         return self.coupling.largest(scale)
