@@ -26,7 +26,8 @@ class Coupling:
 
     def split(self, rows: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch blocks n"]:
         """The blocks."""
-        return rows.unflatten(-1, (-1, rows.shape[-1] if self.size is None else self.size))
+        n = rows.shape[-1] if self.size is None else self.size
+        return rows.reshape(*rows.shape[:-1], rows.shape[-1] // n, n)
 
     def centred(self, v: Float[Tensor, "*batch d"], weight: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """v without its mean in each block, that by `weight` ≥ 0; without the plain one where all weights are 0."""
@@ -35,7 +36,9 @@ class Coupling:
         largest = weights.amax(-1, keepdim=True)
         weights = torch.where(largest > 0, weights / torch.where(largest > 0, largest, 1.0), 1.0)
         mean = (weights * blocks).sum(-1, keepdim=True) / weights.sum(-1, keepdim=True)
-        return (blocks - mean).flatten(-2)
+        centred = blocks - mean
+        # (of `flatten` and `unflatten` there are no batched gradients)
+        return centred.reshape(*centred.shape[:-2], v.shape[-1])
 
     def derivative(self, slope: Float[Tensor, "*batch d"], v: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """D v."""

@@ -420,12 +420,13 @@ class Simplex(MirrorMap):
 
 
 class _Activation(torch.autograd.Function):
-    """ρ with its derivative in closed form: the graph of a level is several times as long. To any order."""
+    """ρ with its derivative in closed form: the graph of a level is several times as long."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, phi: Simplex) -> Tensor:
         gauged = phi.gauged(y)
-        ctx.phi = phi
+        # (an optimizer may change the order meanwhile)
+        ctx.phi = replace(phi, order=phi._alpha) if isinstance(phi.order, Tensor) else phi
         ctx.save_for_backward(y, gauged)
         return phi._activated(gauged)
 

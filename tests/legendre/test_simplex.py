@@ -117,6 +117,8 @@ def test_derivatives_of_every_kind(phi: ib.MirrorMap) -> None:
         return grad
 
     assert torch.autograd.gradgradcheck(gradient, (y,))
+    vectorized = torch.autograd.functional.jacobian(phi.activation, y.detach(), vectorize=True)
+    torch.testing.assert_close(vectorized, torch.autograd.functional.jacobian(phi.activation, y.detach()))
     jacobian = torch.func.vmap(torch.func.jacrev(phi.activation))(y.detach())
     forward = torch.func.vmap(torch.func.jacfwd(phi.activation))(y.detach())
     torch.testing.assert_close(jacobian, forward)
@@ -272,6 +274,16 @@ def test_the_derivative_in_the_order(order: float) -> None:
     (grad,) = torch.autograd.grad((weight * phi.inverse_activation(inside)).sum(), ours)
     ends = [(weight * ib.geometry("simplex", order=order + h).inverse_activation(inside)).sum() for h in (-1e-6, 0.0)]
     torch.testing.assert_close(grad, (ends[1] - ends[0]) / 1e-6, rtol=1e-4, atol=1e-5)
+
+
+def test_an_order_that_changes_before_the_backward_pass() -> None:
+    order = torch.nn.Parameter(torch.tensor(1.5, dtype=torch.float64))
+    y = torch.randn(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    weight = torch.linspace(0, 1, 6, dtype=torch.float64)
+    outputs = [(ib.geometry("simplex", order=o).activation(y) * weight).sum() for o in (order, 1.5)]
+    with torch.no_grad():
+        order.add_(0.3)
+    torch.testing.assert_close(*(torch.autograd.grad(output, y)[0] for output in outputs))
 
 
 def test_an_order_that_is_learned() -> None:
