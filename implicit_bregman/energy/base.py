@@ -86,7 +86,7 @@ class Energy(nn.Module):
         return False
 
     def shared_hessian(self) -> Float[Tensor, "d d"] | None:
-        """∇²f, detached, where it is one matrix that the solvers know entry by entry; else None."""
+        """∇²f, detached, (d, d), if it is one matrix for all samples that the solvers hold as such; else None."""
         return None
 
     @property

@@ -420,7 +420,7 @@ class Simplex(MirrorMap):
 
 
 class _Activation(torch.autograd.Function):
-    """ρ with its derivative in closed form: the graph of a level is several times as long."""
+    """ρ with its derivative in closed form, for `backward` alone: the graph of a level is several times as long."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, phi: Simplex) -> Tensor:

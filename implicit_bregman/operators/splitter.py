@@ -22,7 +22,7 @@ _OF_STRONG = 0.9
 _ROUND, _MARGIN = 1e-4, 0.3
 #: Residuals are computed in float64 for tolerances below so many rounding errors; no round is asked for less than so
 #: many.
-_FAR_ABOVE, _LEAST_ROUNDING = 100.0, 4.0
+FAR_ABOVE, _LEAST_ROUNDING = 100.0, 4.0
 #: Most iterations, relative to what is expected.
 _LONGER = 2
 #: Most rounds of refinement.
@@ -213,8 +213,7 @@ class Splitter:
         unit = _units(inside)
         mask = free.to(self.operator.dtype)
         target, count, _ = self._approximate(mask, None, inside / unit, max(_ROUND, _MARGIN * tol))
-        dtype = precision(self.operator.dtype, tol)
-        found = self._refine(free, inside.to(dtype), (unit * mask * target).to(dtype), tol, lambda _: unit)
+        found = self._refine(free, inside.double(), (unit * mask * target).double(), tol, lambda _: unit)
         return found._replace(iterations=found.iterations + count)
 
     def solve_scaled(
@@ -234,8 +233,9 @@ class Splitter:
             weight: w, of the equations, (B, d), at most 1.
             tol: bound on ‖w(b − (γ + HD)u)‖₂ relative to ‖wb‖₂.
         """
+        # (rounding in a residual matters where it comes near to what is asked for)
         narrow = self.operator.dtype
-        dtype = precision(narrow, tol)
+        dtype = torch.float64 if tol < FAR_ABOVE * torch.finfo(narrow).eps else narrow
         operator = self.operator if dtype == narrow else self.operator.to(dtype)
         # (at the size 1, where no square overflows)
         whole = _units(right)
@@ -274,18 +274,20 @@ class Splitter:
         Args:
             free: F, (B, d).
             right: b, (B, d).
-            start: an estimate of z, (B, d), in the precision of the residuals.
+            start: an estimate of z, (B, d).
             tol: bound on the entries of (H z − b)_F relative to max(|Hz|, |b|) + floor.
             floor: the least scale.
         """
-        b = right.to(start.dtype)
-        return self._refine(free, b, start, tol, lambda excess: torch.maximum((excess + b).abs_(), b.abs()).add_(floor))
+        b = right.double()
+        return self._refine(
+            free, b, start.double(), tol, lambda excess: torch.maximum((excess + b).abs_(), b.abs()).add_(floor)
+        )
 
     def _refine(
         self, free: Tensor, b: Tensor, z: Tensor, tol: float, scale_of: Callable[[Tensor], Tensor]
     ) -> FreeSetSolution:
-        """Rounds of refinement with residuals in the precision of z."""
-        wide, spent, before = self.operator.to(z.dtype), 0, math.inf
+        """Rounds of refinement with residuals in float64."""
+        wide, spent, before = self.operator.to(torch.float64), 0, math.inf
         scale: Tensor | None = None
         for products in range(1, _REFINEMENTS + 2):
             excess = wide.product(z, self.adjoint) - b
@@ -299,7 +301,7 @@ class Splitter:
             # Scaled to its own size, a residual can neither vanish nor overflow in float32.
             unit, mask = _units(error), free.to(self.operator.dtype)
             target, count, _ = self._approximate(mask, None, (error / unit).to(mask.dtype), level)
-            z = torch.addcmul(z, unit, (mask * target).to(z.dtype), value=-1)
+            z = torch.addcmul(z, unit, (mask * target).double(), value=-1)
             spent += count
         return FreeSetSolution(z, excess, left, products, spent)
 
@@ -342,11 +344,6 @@ class Splitter:
     def per_step(self) -> float:
         """By what the error at z may exceed the step Δ of 2x − u that follows it: it is (I + αH)Δ/2α."""
         return 0.5 * (1 / self.alpha + self.ends.largest + (self.ends.skew or 0.0))
-
-
-def precision(dtype: torch.dtype, tol: float) -> torch.dtype:
-    """That of residuals: float64 where the rounding of `dtype` comes near to what is asked for, else `dtype`."""
-    return torch.float64 if tol < _FAR_ABOVE * torch.finfo(dtype).eps else dtype
 
 
 def _units(rows: Float[Tensor, "batch d"]) -> Float[Tensor, "batch 1"]:

@@ -8,9 +8,7 @@ from tests.fuzz.issue import CASES
 
 SEED = 20260101
 CASES_PER_CHUNK = 20
-
-
-#: Of them, and of them with those marked slow.
+#: Chunks that every run has; so many there are with those marked slow.
 CHUNKS, ALL_CHUNKS = 12, 25
 
 

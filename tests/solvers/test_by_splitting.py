@@ -53,6 +53,20 @@ def test_the_points_are_those_of_float64(least: float, skew: float, geometry: st
     assert 0.2 < float(at_bound.double().mean()) < 0.9
 
 
+@pytest.mark.parametrize("geometry", ["softplus", "sigmoid"])
+@pytest.mark.parametrize("skew", [0.0, 1.0])
+@pytest.mark.parametrize("tol", [1e-1, 1e-2, 1e-3, 1e-4])
+def test_a_loose_solve_keeps_its_promise(tol: float, skew: float, geometry: str, dtype: torch.dtype) -> None:
+    """Also where other methods, in float64, solve the samples whose active set is not certain."""
+    hessian, c = layer(0.5, skew, dtype)
+    found = outcome(hessian, c, geometry, ib.solvers.Auto(tol=tol), ALWAYS)
+    assert bool((found.status <= int(ib.Status.DEGENERATE)).all())
+    assert float(found.point.residual.max()) <= tol
+    exact = outcome(hessian.double(), c.double(), geometry, ib.solvers.Splitting(tol=1e-12)).point.value
+    error = (found.point.value.double() - exact).abs().amax(-1) / exact.abs().amax(-1).clamp(max=1.0)
+    assert bool((error[found.status == int(ib.Status.CONVERGED)] <= 2 * tol).all())
+
+
 @pytest.mark.parametrize("skew", [0.0, 1.0])
 def test_the_gradient_is_that_of_the_active_set(skew: float, dtype: torch.dtype) -> None:
     hessian, c = layer(0.3, skew, dtype)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from implicit_bregman.energy.bound import BoundAffine
 from implicit_bregman.objective import Objective, RowsOfTensors
-from implicit_bregman.operators.splitter import Splitter, precision
+from implicit_bregman.operators.splitter import Splitter
 from implicit_bregman.solvers.exact.active_set import at_point, violation
 from implicit_bregman.solvers.exact.result import ExactResult
 from implicit_bregman.tensors import rows_where
@@ -113,13 +113,12 @@ def solve_by_splitting(steps: SplittingSteps, energy: BoundAffine, tol: float, m
     level = aim / splitter.condition
     reached = max(_ASK * level, _ROUNDED * torch.finfo(steps.target.dtype).eps)
     target, stopped = steps.advance_until(reached, max_iter)
-    free, z = objective.movable((target >= lo) & (target <= hi)), target.clamp(lo, hi)
-    if precision(target.dtype, level) != target.dtype:
-        energy, z = energy.double(), z.double()
-    at = _judged(objective, energy, splitter, z, energy.gradient(z), tol, aim, torch.ones_like(stopped))
+    wide = energy.double()
+    free, z = objective.movable((target >= lo) & (target <= hi)), target.clamp(lo, hi).double()
+    at = _judged(objective, wide, splitter, z, wide.gradient(z), tol, aim, torch.ones_like(stopped))
     rows = rows_where(~at.sure)
     if len(rows):
-        f, inside, before = energy.select(rows), free[rows], at.select(rows)
+        f, inside, before = wide.select(rows), free[rows], at.select(rows)
         size = float(before.z.abs().amax(-1).clamp(_TINY, 1.0).min())
         solved = splitter.refine_on(inside, f.offset, before.z, 0.5 * level * size, objective.floor)
         tries = before.tries + solved.products

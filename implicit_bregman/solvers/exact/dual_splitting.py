@@ -22,7 +22,7 @@ from implicit_bregman.energy.bound import BoundAffine
 from implicit_bregman.legendre import MirrorMap
 from implicit_bregman.legendre.prox import prox_dual
 from implicit_bregman.objective import Objective
-from implicit_bregman.operators.splitter import Splitter, precision
+from implicit_bregman.operators.splitter import FAR_ABOVE, Splitter
 from implicit_bregman.solvers.exact.dual_newton import dual_result
 from implicit_bregman.solvers.exact.dual_state import Iterate, evaluate
 from implicit_bregman.solvers.exact.result import ExactResult
@@ -58,9 +58,9 @@ def split_dual(
         max_iter: bound on the iterations.
     """
     near, steps = _iterated(objective, energy, splitter, dual, tol, max_iter)
-    wide = energy
-    if precision(near.dtype, tol) != near.dtype:
-        wide, near = energy.double(), near.double()
+    # (rounding in E matters where it comes near to what is asked for)
+    precise = tol < FAR_ABOVE * torch.finfo(near.dtype).eps
+    wide, near = (energy.double(), near.double()) if precise else (energy, near)
     at = evaluate(objective, wide, near, steps, torch.ones_like(steps))
     for _ in range(_CORRECTIONS):
         rows = rows_where(at.size > _ENOUGH * tol)
